@@ -1,0 +1,56 @@
+"""The ruler of design and papers: MACs that a decoder spends on visual rows.
+
+For n visual rows a layer of width d, key/value width d_kv and FFN width m costs 2nd^2 + 2nd*d_kv
+(projections) + 2n^2d (attention among visual rows) + 3ndm (gated FFN); with d_kv = d these are the
+papers' 4nd^2 + 2n^2d + 3ndm. Text rows and text-to-visual pairs are not counted here, but in
+`dpn.cost.prefill_flops`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class TextShape:
+    """The sizes of a decoder that its cost follows from.
+
+    Attributes:
+        num_layers: L.
+        hidden_size: d.
+        kv_size: d_kv, width of keys or values over all key/value heads.
+        ffn_size: m.
+    """
+
+    num_layers: int
+    hidden_size: int
+    kv_size: int
+    ffn_size: int
+
+    @classmethod
+    def of(cls, text_config: Any) -> "TextShape":
+        """Read the sizes from a Hugging Face text config."""
+        heads = text_config.num_attention_heads
+        head_dim = getattr(text_config, "head_dim", None) or text_config.hidden_size // heads
+        kv_heads = getattr(text_config, "num_key_value_heads", None) or heads
+        return cls(
+            text_config.num_hidden_layers,
+            text_config.hidden_size,
+            kv_heads * head_dim,
+            text_config.intermediate_size,
+        )
+
+    def layer_macs(self, rows: int) -> int:
+        """Visual MACs of one layer for `rows` visual rows."""
+        d, m = self.hidden_size, self.ffn_size
+        return rows * (2 * d * d + 2 * d * self.kv_size + 3 * d * m) + 2 * rows * rows * d
+
+    def visual_macs(self, rows_per_layer: Sequence[int]) -> int:
+        """Visual MACs of all layers, given the visual rows that enter each."""
+        return sum(map(self.layer_macs, rows_per_layer))
+
+    def visual_share(self, rows_per_layer: Sequence[int], base_rows: int) -> float:
+        """Visual MACs against those of `base_rows` in every layer (the vision tower's uncompressed
+        tokens).
+        """
+        return self.visual_macs(rows_per_layer) / (self.num_layers * self.layer_macs(base_rows))

@@ -1,0 +1,140 @@
+"""A key/value cache whose every layer holds as many rows of a sample as that layer saw."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from dpn.routers.base import Trace
+from dpn.tokens import PackedTokens
+
+#: Places added when a layer's buffer is full.
+ROOM = 64
+
+
+@dataclass
+class Stage:
+    """Layers that saw the same rows.
+
+    Attributes:
+        lengths: `[B]` rows held, on the host.
+        positions: `[B]` rotary position of the next row, on the host.
+    """
+
+    lengths: Tensor
+    positions: Tensor
+
+    def select(self, index: Tensor) -> None:
+        """Take samples by index, in place."""
+        self.lengths, self.positions = self.lengths[index], self.positions[index]
+
+
+class RaggedCache(Cache):
+    """Keys and values per layer and sample, padded to the layer's longest sample.
+
+    `get_seq_length` answers in columns of `input_ids`, as `generate` expects, not in rows.
+
+    Attributes:
+        trace: what the router decided at prefill.
+        columns: columns of `input_ids` seen, padding included.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+        self.keys: list[Tensor] = []  # [B, Hkv, room, Dh] per layer
+        self.values: list[Tensor] = []
+        self.stage_of: list[Stage] = []
+        self.trace: Trace | None = None
+        self.columns = 0
+
+    # Filling
+
+    def stage(self, tokens: PackedTokens) -> Stage:
+        """The stage of layers that see `tokens` at prefill."""
+        ends = torch.tensor(tokens.offsets[1:]) - 1
+        return Stage(torch.tensor(tokens.lengths), tokens.positions.cpu()[ends] + 1)
+
+    def write(self, stage: Stage, key: Tensor, value: Tensor) -> None:
+        """Add a layer with its rows at prefill, `[N, Hkv, Dh]`."""
+        self.keys.append(_pad(key, stage.lengths))
+        self.values.append(_pad(value, stage.lengths))
+        self.stage_of.append(stage)
+
+    def append(self, layer: int, places: tuple[Tensor, Tensor], key: Tensor, value: Tensor) -> None:
+        """Add new rows `[M, Hkv, Dh]` of a layer at (sample, place), each `[M]`."""
+        for store, new in ((self.keys, key), (self.values, value)):
+            store[layer][places[0], :, places[1]] = new
+
+    def make_room(self, rows: int) -> None:
+        """Let every layer hold `rows` more rows than its longest sample has."""
+        for layer, stage in enumerate(self.stage_of):
+            missing = int(stage.lengths.max()) + rows - self.keys[layer].shape[2]
+            if missing > 0:
+                grow = (0, 0, 0, max(missing, ROOM))
+                self.keys[layer] = torch.nn.functional.pad(self.keys[layer], grow)
+                self.values[layer] = torch.nn.functional.pad(self.values[layer], grow)
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The distinct stages, in the order of the layers."""
+        return list({id(stage): stage for stage in self.stage_of}.values())
+
+    # What Hugging Face asks
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Columns of `input_ids` seen."""
+        return self.columns
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def is_compileable(self) -> bool:
+        """Never: lengths differ."""
+        return False
+
+    @property
+    def is_initialized(self) -> bool:
+        """Whether prefill has happened."""
+        return bool(self.keys)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Take samples by index, for beam search."""
+        self._select(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Take samples by index."""
+        self._select(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every sample."""
+        batch = len(self.stage_of[0].lengths)
+        self._select(torch.arange(batch).repeat_interleave(repeats))
+
+    def _select(self, index: Tensor) -> None:
+        for store in (self.keys, self.values):
+            store[:] = [x.index_select(0, index.to(x.device)) for x in store]
+        for stage in self.stages:
+            stage.select(index.cpu())
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.__init__()  # type: ignore[misc]
+
+    def crop(self, *args: Any, **kwargs: Any) -> None:
+        """Refused: rows of a pyramid can not be taken back by columns."""
+        raise ValueError(
+            "A ragged cache can not be cropped, so assisted decoding is not supported; generate"
+            " without it."
+        )
+
+
+def _pad(rows: Tensor, lengths: Tensor) -> Tensor:
+    """`[N, Hkv, Dh]` to `[B, Hkv, longest + ROOM, Dh]`."""
+    batch, longest = len(lengths), int(lengths.max())
+    buffer = rows.new_zeros(batch, rows.shape[1], longest + ROOM, rows.shape[2])
+    for sample, part in enumerate(rows.split(lengths.tolist())):
+        buffer[sample, :, : len(part)] = part.transpose(0, 1)
+    return buffer

@@ -1,0 +1,164 @@
+"""The layer loop over a stock Hugging Face text model: prefill of a pack, and rows appended to a
+cache.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from dpn.decoder.attention import BackendName, PrefillAttention
+from dpn.decoder.cache import RaggedCache, Stage
+from dpn.routers.base import Router, RoutingContext
+from dpn.tokens import PackedTokens
+
+
+def prefill(
+    language: Any,
+    router: Router,
+    tokens: PackedTokens,
+    context: RoutingContext,
+    backend: BackendName = "auto",
+    cache: RaggedCache | None = None,
+    checkpoint_layers: bool = False,
+) -> PackedTokens:
+    """Run every layer over a pack, letting the router change the rows between them.
+
+    Args:
+        language: Hugging Face text model whose layers are `DecoderLayer`s.
+        router: what happens between layers.
+        tokens: the pack.
+        context: for the router; its trace records the rows of every layer.
+        backend: of attention.
+        cache: is filled if given.
+        checkpoint_layers: recompute layers in the backward pass (never the router).
+
+    Returns:
+        The pack after the last layer, before the final norm.
+    """
+    seen: PackedTokens | None = None
+    call: dict[str, Any] = {}
+    for index, layer in enumerate(language.layers):
+        if router.where == "pre":
+            tokens = router.between(index, tokens, context)
+        context.trace.visual_rows.append(tokens.visual_rows)
+        if seen is None or tokens.spans is not seen.spans:
+            seen = tokens
+            call = _stage_arguments(language, tokens, backend, cache)
+        run = partial(checkpoint, layer, use_reentrant=False) if checkpoint_layers else layer
+        tokens = tokens.with_hidden(run(tokens.hidden[None], **call)[0])
+        if router.where == "post":
+            tokens = router.between(index, tokens, context)
+    return tokens
+
+
+def _stage_arguments(
+    language: Any, tokens: PackedTokens, backend: BackendName, cache: RaggedCache | None
+) -> dict[str, Any]:
+    """What layers that see the same rows are called with.
+
+    Never `position_ids`: Hugging Face reads gapped ones as a sign of packed sequences, silently.
+    """
+    write = None
+    if cache is not None:
+        stage = cache.stage(tokens)
+        write = partial(_write, cache, stage)
+    rotary = language.rotary_emb(tokens.hidden[None], position_ids=tokens.positions[None])
+    return {
+        "position_embeddings": rotary,
+        "packing": PrefillAttention(tokens, backend, write),
+    }
+
+
+def _write(cache: RaggedCache, stage: Stage, layer: int, key: Tensor, value: Tensor) -> None:
+    cache.write(stage, key, value)
+
+
+@dataclass(frozen=True)
+class AppendAttention:
+    """Attention of new rows to a layer's cached rows and to the new rows before them.
+
+    Attributes:
+        cache: where the layer's rows are.
+        counts: new rows of each sample.
+        places: (sample, place in the buffer) of each new row, `[M]` each.
+        mask: bool `[B, 1, longest new, longest]`.
+        take: `[B, longest new]` new row at each place of the padded queries.
+    """
+
+    cache: RaggedCache
+    counts: tuple[int, ...]
+    places: tuple[Tensor, Tensor]
+    mask: Tensor
+    take: Tensor
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float
+    ) -> Tensor:
+        """See `dpn.decoder.attention.Attention`."""
+        self.cache.append(layer, self.places, key, value)
+        longest = self.mask.shape[-1]
+        out = F.scaled_dot_product_attention(
+            query[self.take].transpose(1, 2),  # [B, H, longest new, Dh]
+            self.cache.keys[layer][:, :, :longest],
+            self.cache.values[layer][:, :, :longest],
+            attn_mask=self.mask,
+            scale=scaling,
+            enable_gqa=query.shape[1] != key.shape[1],
+        ).transpose(1, 2)
+        if self.take.shape[1] == 1 and min(self.counts) == 1:
+            return out[:, 0]
+        return torch.cat([rows[:n] for rows, n in zip(out, self.counts, strict=True)])
+
+
+def append(language: Any, hidden: Tensor, counts: Sequence[int], cache: RaggedCache) -> Tensor:
+    """Run every layer over new text rows, after what the cache holds.
+
+    Args:
+        language: see `prefill`.
+        hidden: `[M, D]` embeddings, sample after sample.
+        counts: new rows of each sample; may be 0.
+        cache: is extended by the new rows.
+
+    Returns:
+        `[M, D]` after the last layer, before the final norm.
+    """
+    cache.make_room(max(counts))
+    arguments = {
+        id(stage): _append_arguments(language, hidden, counts, cache, stage)
+        for stage in cache.stages
+    }
+    hidden = hidden[None]
+    for index, layer in enumerate(language.layers):
+        hidden = layer(hidden, **arguments[id(cache.stage_of[index])])
+    for stage in cache.stages:
+        stage.lengths = stage.lengths + torch.tensor(counts)
+        stage.positions = stage.positions + torch.tensor(counts)
+    return hidden[0]
+
+
+def _append_arguments(
+    language: Any, hidden: Tensor, counts: Sequence[int], cache: RaggedCache, stage: Stage
+) -> dict[str, Any]:
+    new = torch.tensor(counts)
+    sample = torch.arange(len(counts)).repeat_interleave(new)
+    starts = new.cumsum(0) - new
+    step = torch.arange(len(sample)) - starts[sample]  # place among the sample's new rows
+    longest_new, longest = int(new.max()), int((stage.lengths + new).max())
+    steps = torch.arange(longest_new)
+    last_key = (stage.lengths[:, None] + steps)[:, None, :, None]  # [B, 1, longest new, 1]
+    mask = torch.arange(longest) <= last_key
+    take = (starts[:, None] + steps).clamp(max=max(len(sample) - 1, 0))
+    device = hidden.device
+    positions = (stage.positions[sample] + step).to(device)
+    places = (sample.to(device), (stage.lengths[sample] + step).to(device))
+    attention = AppendAttention(cache, tuple(counts), places, mask.to(device), take.to(device))
+    return {
+        "position_embeddings": language.rotary_emb(hidden[None], position_ids=positions[None]),
+        "packing": attention,
+    }

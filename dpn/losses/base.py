@@ -1,0 +1,52 @@
+"""What every routing loss is, and means over all processes."""
+
+from typing import ClassVar, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from dpn.routers.base import Router, Trace
+
+Reduction = Literal["global", "reference"]
+
+
+class RoutingLoss(nn.Module):
+    """A scalar from a trace, added to the language loss.
+
+    A constructor's annotated arguments are keys of the loss YAML; `router` is given by the model.
+
+    Args:
+        reduction: `global`: means are over the samples of all processes; `reference`: over this
+            process's own.
+        router: whose decisions are judged.
+    """
+
+    #: Whether it steers towards `router.keep`.
+    needs_keep: ClassVar[bool] = False
+
+    def __init__(self, reduction: Reduction = "global", *, router: Router):
+        super().__init__()
+        self.reduction = reduction
+        # In a tuple: the router's parameters are the model's, not this loss's.
+        self._router = (router,)
+
+    @property
+    def router(self) -> Router:
+        """Whose decisions are judged."""
+        return self._router[0]
+
+    def forward(self, trace: Trace) -> Tensor | float:
+        """The weighted loss; 0.0 if nothing was decided anywhere."""
+        raise TypeError(f"{type(self).__name__} has no loss")
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean of `[S]`, over all processes unless `reduction=reference`; 0 without any value."""
+        total = torch.stack([values.sum(), values.new_tensor(float(len(values)))])
+        if self.reduction == "global" and dist.is_available() and dist.is_initialized():
+            from torch.distributed.nn.functional import all_reduce
+
+            # Every process has the same loss of the same sum, and DDP averages gradients: N
+            # processes equal one.
+            total = all_reduce(total)
+        return total[0] / total[1].detach().clamp(min=1)

@@ -1,0 +1,77 @@
+"""Steers the expected share of visual work to `router.keep`."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from dpn.losses.base import Reduction, RoutingLoss
+from dpn.routers._pooling import Grids, PoolingRouter, count_rows
+from dpn.routers.base import Decision, Router, Trace
+
+
+class BudgetLoss(RoutingLoss):
+    """weight * (expected share of visual MACs - keep)^2, with a gradient for every expert of every
+    gate.
+
+    The expectation is over all routes a sample could take, with the probabilities its gates gave on
+    the route it took.
+
+    Args:
+        weight: of the loss.
+        reduction: see `RoutingLoss`.
+    """
+
+    needs_keep: ClassVar[bool] = True
+
+    def __init__(self, weight: float = 1.0, reduction: Reduction = "global", *, router: Router):
+        super().__init__(reduction, router=router)
+        if router.keep is None or not isinstance(router, PoolingRouter):
+            raise ValueError(
+                "loss=budget needs a pooling router with router.keep, e.g. router=dpe"
+                " router.keep=0.5."
+            )
+        self.weight, self.keep = weight, router.keep
+
+    def forward(self, trace: Trace) -> Tensor | float:
+        """See `RoutingLoss.forward`."""
+        if not trace.decisions:
+            return 0.0
+        shares = self.expected_shares(trace)
+        return self.weight * (self.mean(shares) - self.keep) ** 2
+
+    def expected_shares(self, trace: Trace) -> Tensor:
+        """Expected share of visual MACs of every sample with an image, `[S]`."""
+        router = self.router
+        assert isinstance(router, PoolingRouter)
+        by_layer = {d.layer: d for d in trace.decisions}
+        groups: dict[tuple[Grids, int], list[int]] = {}
+        for sample, grids in enumerate(trace.grids):
+            if count_rows(grids):
+                groups.setdefault((grids, trace.base_rows[sample]), []).append(sample)
+        shares = []
+        for (grids, base), samples in groups.items():
+            probs = [
+                self._probs(by_layer.get(layer), samples, len(kernels))
+                for layer, kernels in zip(router.plan.layers, router.plan.kernels, strict=True)
+            ]
+            macs = router.plan.expected_macs(probs, grids, router.text, router.where)
+            full = router.text.num_layers * router.text.layer_macs(base)
+            shares.append(torch.as_tensor(macs / full).expand(len(samples)))
+        return torch.cat(shares)
+
+    def _probs(self, decision: Decision | None, samples: Sequence[int], experts: int) -> Tensor:
+        """`[E, S]` probabilities at a gate.
+
+        A sample that took a route on which it was not routed here gets the mean of those that were;
+        it only enters through routes that it could have taken.
+        """
+        if decision is None:
+            return torch.full((experts, len(samples)), 1 / experts)
+        mean = decision.probs.detach().mean(0)
+        place = {b: i for i, b in enumerate(decision.samples)}
+        if len(place) == len(samples) and all(b in place for b in samples):
+            return decision.probs[[place[b] for b in samples]].T
+        rows = [decision.probs[place[b]] if b in place else mean for b in samples]
+        return torch.stack(rows, dim=1)

@@ -1,0 +1,51 @@
+"""DPN's routing loss (arXiv 2503.20322; the released `hack/loss.py`)."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dpn.losses.base import Reduction, RoutingLoss
+from dpn.routers.base import Router, Trace
+
+
+class HingeLoss(RoutingLoss):
+    """weight * mean over DPE layers of max(0, target - mean over samples of (s_a * p_a)), s = 0, 1,
+    2, ...
+
+    a is the most probable expert, not the sampled one, and s its place among the kernels. An argmax
+    of the identity gets no gradient (s = 0), an argmax of the second is raised although `target` =
+    1.5 is beyond it: the loss locks in what leads, which is what the paper's recipe does.
+
+    Args:
+        weight: of the loss.
+        target: of the mean.
+        hinge_mean: `per_layer`, or `reference`: one mean over all layers together, as the released
+            code's aliased list.
+        reduction: see `RoutingLoss`.
+    """
+
+    def __init__(
+        self,
+        weight: float = 0.001,
+        target: float = 1.5,
+        hinge_mean: Literal["per_layer", "reference"] = "per_layer",
+        reduction: Reduction = "global",
+        *,
+        router: Router,
+    ):
+        super().__init__(reduction, router=router)
+        self.weight, self.target, self.hinge_mean = weight, target, hinge_mean
+
+    def forward(self, trace: Trace) -> Tensor | float:
+        """See `RoutingLoss.forward`."""
+        if not trace.decisions:
+            return 0.0
+        layers = []
+        for decision in trace.decisions:
+            chance, expert = decision.probs.max(-1)
+            layers.append(expert * chance)
+        if self.hinge_mean == "reference":
+            layers = [torch.cat(layers)]
+        hinges = [(self.target - self.mean(values)).clamp(min=0) for values in layers]
+        return self.weight * torch.stack(hinges).mean()

@@ -1,0 +1,489 @@
+"""The Hugging Face classes: a stock text model whose visual tokens a router shrinks between its
+layers.
+"""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoConfig, GenerationMixin, PreTrainedModel
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.utils import ModelOutput
+
+from dpn import projectors, routers, vision
+from dpn.budget import TextShape
+from dpn.decoder.attention import BackendName
+from dpn.decoder.cache import RaggedCache
+from dpn.decoder.layer import build_language
+from dpn.decoder.loop import append, prefill
+from dpn.routers.base import RoutingContext, Trace
+from dpn.tokens import Grid, PackedTokens, pack
+
+IGNORE = -100
+#: Arguments of `forward` that belong to images and are read at prefill only.
+IMAGE_INPUTS = ("pixel_values", "image_sizes", "image_sample")
+
+
+class DPNConfig(PreTrainedConfig):
+    """Configuration of `DPNForConditionalGeneration`.
+
+    Attributes:
+        text_config: of any Llama-like Hugging Face text model.
+        vision_config: {"name": a file in dpn/vision, and its arguments}.
+        projector_config: {"name": a file in dpn/projectors, and its arguments}.
+        router_config: {"name": a file in dpn/routers, and its arguments}.
+        image_token_id: of `<image>`, one per image in `input_ids`.
+        router_token_id: of `<ROUTER>`, or None.
+    """
+
+    model_type = "dpn_llava"
+
+    text_config: dict | PreTrainedConfig | None = None
+    vision_config: dict | None = None
+    projector_config: dict | None = None
+    router_config: dict | None = None
+    image_token_id: int = 32000
+    router_token_id: int | None = None
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.text_config is None:
+            self.text_config = AutoConfig.for_model("llama")
+        elif isinstance(self.text_config, dict):
+            values = dict(self.text_config)
+            self.text_config = AutoConfig.for_model(values.pop("model_type", "llama"), **values)
+        self.vision_config = self.vision_config or {"name": "vit"}
+        self.projector_config = self.projector_config or {"name": "mlp"}
+        self.router_config = self.router_config or {"name": "none"}
+        text: Any = self.text_config
+        self.tie_word_embeddings = bool(text.tie_word_embeddings)
+        super().__post_init__(**kwargs)
+
+
+@dataclass
+class DPNOutput(ModelOutput):
+    """What `DPNForConditionalGeneration.forward` returns.
+
+    Attributes:
+        loss: language loss, if labels were given.
+        logits: `[B, K, vocabulary]` of the columns asked for, or None in training.
+        past_key_values: the ragged cache, if one was asked for.
+        trace: rows per layer and every routing decision.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: RaggedCache | None = None
+    trace: Trace | None = None
+
+
+class DPNForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """Vision tower, projector, and a stock text model with a router between its layers."""
+
+    config_class = DPNConfig
+    base_model_prefix = "language"
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = False  # Hugging Face's own; ours is `checkpoint_layers`
+    _supports_sdpa = True
+    _no_split_modules = ("DecoderLayer",)
+    _tied_weights_keys = {"lm_head.weight": "language.embed_tokens.weight"}  # noqa: RUF012
+    _skip_keys_device_placement = ("past_key_values",)
+
+    def __init__(self, config: DPNConfig):
+        super().__init__(config)
+        text: Any = config.text_config
+        self.vision = vision.build(**(config.vision_config or {}))
+        self.projector = projectors.build(
+            **(config.projector_config or {}),
+            input_size=self.vision.output_size,
+            output_size=text.hidden_size,
+            grid=self.vision.grid,
+        )
+        self.language = build_language(text)
+        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        self.router = routers.build(
+            **(config.router_config or {}),
+            text=TextShape.of(text),
+            grid=self.projector.grid_after(self.vision.grid),
+        )
+        #: Attention backend of prefill and training, see `dpn.decoder.attention`.
+        self.attention: BackendName = "auto"
+        #: Recompute decoder layers in the backward pass.
+        self.checkpoint_layers = False
+        self.post_init()
+        if self.generation_config is not None:  # an answer never holds an image
+            self.generation_config.suppress_tokens = [config.image_token_id]
+
+    def _init_weights(self, module: nn.Module) -> None:
+        # Called for what is not inside a Hugging Face submodel: projector and router keep PyTorch's
+        # initialisation.
+        if module is self.lm_head:
+            super()._init_weights(module)
+        elif (reset := getattr(module, "reset_parameters", None)) is not None:
+            reset()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The text model's embeddings."""
+        return self.language.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the text model's embeddings."""
+        self.language.embed_tokens = value
+
+    # Forward
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_sizes: Tensor | None = None,
+        image_sample: Tensor | None = None,
+        sample_ids: Tensor | None = None,
+        step: int = 0,
+        seed: int = 0,
+        instruction_end: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        past_key_values: RaggedCache | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        return_logits: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> DPNOutput:
+        """Run the model.
+
+        Args:
+            input_ids: `[B, T]` with one `<image>` id per image.
+            attention_mask: `[B, T]`, 0 for padding left or right; with a filled cache also over its
+                columns.
+            labels: `[B, T]`, -100 where not supervised.
+            pixel_values: `[I, 3, Hmax, Wmax]`, every image in the upper left corner.
+            image_sizes: `[I, 2]` height and width in pixels; default: all of `pixel_values`.
+            image_sample: `[I]` whose image it is, ascending; default: in the order of the `<image>`
+                ids.
+            sample_ids: `[B]` integers that key the sampling of routes; default: a hash of the
+                instruction.
+            step: optimizer step, keys the sampling of routes.
+            seed: of the run, keys the sampling of routes.
+            instruction_end: `[B]` column after the instruction, where no labels tell it; default:
+                the last column.
+            num_items_in_batch: the loss is the sum over tokens divided by this; default: their
+                number.
+            past_key_values: an empty cache to fill, or a filled one to append text to.
+            use_cache: whether to fill a new cache.
+            logits_to_keep: how many last columns get logits (0: all), or an index of columns.
+                Padding on the right is not counted; columns that are padding get zeros.
+            return_logits: default: unless in training with labels, which computes supervised rows
+                only.
+            return_dict: accepted for Hugging Face, always True.
+
+        Raises:
+            ValueError: if images and `<image>` ids do not match, or the attention mask has holes.
+        """
+        if past_key_values is not None and not isinstance(past_key_values, RaggedCache):
+            raise ValueError(
+                f"past_key_values is a {type(past_key_values).__name__}; this model needs a"
+                " dpn.decoder.cache.RaggedCache (leave it out and generate makes one)."
+            )
+        host = _HostBatch.of(input_ids, attention_mask, labels, instruction_end)
+        if past_key_values is not None and past_key_values.get_seq_length():
+            return self._append(input_ids, host, past_key_values, logits_to_keep)
+        cache = past_key_values
+        if cache is None and use_cache:
+            cache = RaggedCache()
+        tokens, trace = self._pack(input_ids, host, pixel_values, image_sizes, image_sample)
+        context = RoutingContext(
+            instruction=host.instruction,
+            router_columns=host.columns_with(self.config.router_token_id),
+            keys=host.keys(sample_ids),
+            training=self.training,
+            seed=seed,
+            step=int(step),
+            trace=trace,
+        )
+        tokens = prefill(
+            self.language,
+            self.router,
+            tokens,
+            context,
+            self.attention,
+            cache,
+            self.checkpoint_layers and self.training,
+        )
+        if cache is not None:
+            cache.columns, cache.trace = input_ids.shape[1], trace
+        loss = None
+        if host.labels is not None:
+            loss = self._loss(tokens, host, num_items_in_batch)
+        if return_logits is None:
+            return_logits = loss is None or not self.training
+        logits = self._logits(tokens, host, logits_to_keep) if return_logits else None
+        return DPNOutput(loss=loss, logits=logits, past_key_values=cache, trace=trace)
+
+    def _pack(
+        self,
+        input_ids: Tensor,
+        host: "_HostBatch",
+        pixel_values: Tensor | None,
+        image_sizes: Tensor | None,
+        image_sample: Tensor | None,
+    ) -> tuple[PackedTokens, Trace]:
+        """Embed text, encode images, and put both into one pack."""
+        batch = len(host.ids)
+        is_image = host.mask & (host.ids == self.config.image_token_id)
+        places = [(int(b), int(c)) for b, c in np.argwhere(is_image)]
+        images = 0 if pixel_values is None else len(pixel_values)
+        owners = [b for b, _ in places] if image_sample is None else image_sample.tolist()
+        marks = is_image.sum(1)
+        given = np.bincount(owners, minlength=batch) if owners else np.zeros(batch, dtype=int)
+        if len(owners) != images or sorted(owners) != owners or not np.array_equal(marks, given):
+            raise ValueError(
+                f"<image> tokens per sample are {marks.tolist()}, images per sample are"
+                f" {given.tolist()}"
+                f" ({images} in pixel_values); give one image per <image>, in the order of the"
+                " samples."
+            )
+        text_index = np.flatnonzero(host.mask & ~is_image)
+        ids = input_ids.flatten()
+        if len(text_index) < ids.numel():
+            ids = ids[torch.from_numpy(text_index).to(ids.device, non_blocking=True)]
+        text = self.get_input_embeddings()(ids)  # [n, D]
+        visual: Sequence[Tensor] = ()
+        grids: tuple[Grid, ...] = ()
+        tower_grids: tuple[Grid, ...] = ()
+        if pixel_values is not None and images:
+            if image_sizes is None:
+                sizes = [(pixel_values.shape[2], pixel_values.shape[3])] * images
+            else:
+                sizes = [(h, w) for h, w in image_sizes.tolist()]
+            features = self.vision(pixel_values.to(self.dtype), sizes)
+            tower_grids = features.grids
+            features = self.projector(features)
+            visual, grids = features.per_image(), features.grids
+            visual = [rows.to(text.dtype) for rows in visual]
+        tokens = pack(text, host.mask, places, visual, grids, self.router.positions)
+
+        def by_sample(every: Sequence[Grid]) -> tuple[tuple[Grid, ...], ...]:
+            mine = [
+                [g for g, owner in zip(every, owners, strict=True) if owner == b]
+                for b in range(batch)
+            ]
+            return tuple(map(tuple, mine))
+
+        return tokens, Trace(by_sample(tower_grids), by_sample(grids))
+
+    def _head(self, hidden: Tensor) -> Tensor:
+        """`[n, D]` rows after the last layer to logits."""
+        return self.lm_head(self.language.norm(hidden))
+
+    def _loss(
+        self, tokens: PackedTokens, host: "_HostBatch", num_items: Tensor | int | None
+    ) -> Tensor:
+        """Cross entropy of supervised tokens, each predicted by the column before it."""
+        assert host.labels is not None
+        supervised = host.mask[:, 1:] & host.mask[:, :-1] & (host.labels[:, 1:] != IGNORE)
+        samples, columns = np.nonzero(supervised)
+        targets = torch.from_numpy(host.labels[samples, columns + 1]).to(tokens.hidden.device)
+        hidden = tokens.hidden[tokens.rows_of_columns(samples, columns)]
+        total = F.cross_entropy(self._head(hidden).float(), targets, reduction="sum")
+        if num_items is None:
+            num_items = len(samples)
+        if not torch.is_tensor(num_items):
+            num_items = max(num_items, 1)  # a batch without supervised token has loss zero, not NaN
+        return total / num_items
+
+    def _logits(self, tokens: PackedTokens, host: "_HostBatch", keep: int | Tensor) -> Tensor:
+        """Logits of the columns asked for, `[B, K, vocabulary]`."""
+        columns, valid = host.wanted_columns(keep)
+        samples = np.broadcast_to(np.arange(len(columns))[:, None], columns.shape)[valid]
+        hidden = tokens.hidden[tokens.rows_of_columns(samples, columns[valid])]
+        return _spread(self._head(hidden), valid)
+
+    def _append(
+        self, input_ids: Tensor, host: "_HostBatch", cache: RaggedCache, keep: int | Tensor
+    ) -> DPNOutput:
+        """Add text columns to what the cache holds; routes stay as they are."""
+        new = host.last(input_ids.shape[1])
+        if (new.ids == self.config.image_token_id)[new.mask].any():
+            raise ValueError(
+                "An image can not be appended to a filled cache; start a new one with the whole"
+                " conversation."
+            )
+        flat = torch.from_numpy(np.flatnonzero(new.mask)).to(input_ids.device)
+        embeddings = self.language.embed_tokens(input_ids.flatten()[flat])
+        counts = new.mask.sum(1).tolist()
+        hidden = append(self.language, embeddings, counts, cache)
+        cache.columns += input_ids.shape[1]
+        columns, valid = new.wanted_columns(keep)
+        row_of = (new.mask.cumsum() - 1).reshape(new.mask.shape)
+        valid &= np.take_along_axis(new.mask, columns, axis=1)
+        rows = np.take_along_axis(row_of, columns, axis=1)[valid]
+        logits = _spread(self._head(hidden[torch.from_numpy(rows).to(hidden.device)]), valid)
+        return DPNOutput(logits=logits, past_key_values=cache, trace=cache.trace)
+
+    # Generation
+
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
+        if generation_config.use_cache is not False:
+            model_kwargs.setdefault("past_key_values", RaggedCache())
+            if model_kwargs["past_key_values"] is None:
+                model_kwargs["past_key_values"] = RaggedCache()
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, is_first_iteration: bool | None = False, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Images go in with the first call; without cache with every call."""
+        if "instruction_end" not in kwargs and is_first_iteration:
+            mask = kwargs.get("attention_mask")
+            kwargs["instruction_end"] = None if mask is None else _ends(mask)
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, is_first_iteration=is_first_iteration, **kwargs
+        )
+        inputs.pop("position_ids", None)
+        cache = inputs.get("past_key_values")
+        if cache is not None and cache.get_seq_length():
+            for name in (*IMAGE_INPUTS, "sample_ids", "instruction_end"):
+                inputs.pop(name, None)
+        return inputs
+
+    def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
+        """Hugging Face's `generate`; routes are read from the whole prompt."""
+        ids = kwargs.get("input_ids", inputs)
+        if ids is not None and kwargs.get("instruction_end") is None:
+            mask = kwargs.get("attention_mask")
+            kwargs["instruction_end"] = _ends(torch.ones_like(ids) if mask is None else mask)
+        return super().generate(inputs, **kwargs)
+
+    def _expand_inputs_for_generation(
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: Tensor | None = None,
+        **model_kwargs: Any,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Repeat samples for beams or several sequences; flat images stay with their samples."""
+        images = {name: model_kwargs.pop(name, None) for name in IMAGE_INPUTS}
+        if expand_size > 1 and images["pixel_values"] is not None:
+            owner = images["image_sample"]
+            if owner is None:
+                owner = (input_ids == self.config.image_token_id).nonzero()[:, 0]
+            # Copy r of sample b becomes sample b * expand_size + r.
+            owners = (
+                owner[:, None] * expand_size + torch.arange(expand_size, device=owner.device)
+            ).flatten()
+            images["image_sample"], order = owners.sort(stable=True)
+            index = torch.arange(len(owner), device=owner.device).repeat_interleave(expand_size)[
+                order
+            ]
+            for name in ("pixel_values", "image_sizes"):
+                if images[name] is not None:
+                    images[name] = images[name][index]
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(
+            expand_size, is_encoder_decoder, input_ids, **model_kwargs
+        )
+        return input_ids, {**model_kwargs, **images}
+
+
+@dataclass(frozen=True)
+class _HostBatch:
+    """What the host knows of a batch, copied from the device once.
+
+    Attributes:
+        ids: `[B, T]`.
+        mask: bool `[B, T]`; after a cache also over its columns.
+        labels: `[B, T]` or None.
+        instruction: first and end column of the text before the first supervised token, per sample.
+    """
+
+    ids: np.ndarray
+    mask: np.ndarray
+    labels: np.ndarray | None
+    instruction: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(
+        cls,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        labels: Tensor | None,
+        instruction_end: Tensor | None,
+    ) -> "_HostBatch":
+        ids = input_ids.cpu().numpy()
+        mask = (
+            np.ones(ids.shape, dtype=bool)
+            if attention_mask is None
+            else attention_mask.cpu().numpy().astype(bool)
+        )
+        host_labels = None if labels is None else labels.cpu().numpy()
+        begins = mask.argmax(1)
+        ends = mask.shape[1] - mask[:, ::-1].argmax(1)
+        if host_labels is not None:
+            supervised = mask & (host_labels != IGNORE)
+            ends = np.where(supervised.any(1), supervised.argmax(1), ends)
+        elif instruction_end is not None:
+            ends = instruction_end.cpu().numpy()
+        instruction = tuple(zip(begins.tolist(), ends.tolist(), strict=True))
+        return cls(ids, mask, host_labels, instruction)
+
+    def last(self, columns: int) -> "_HostBatch":
+        """Only the last columns."""
+        return _HostBatch(self.ids[:, -columns:], self.mask[:, -columns:], None, ())
+
+    def columns_with(self, token_id: int | None) -> tuple[tuple[int, ...], ...]:
+        """Columns of each sample that hold a token."""
+        if token_id is None:
+            return ((),) * len(self.ids)
+        found = self.mask & (self.ids == token_id)
+        return tuple(tuple(np.flatnonzero(row).tolist()) for row in found)
+
+    def keys(self, sample_ids: Tensor | None) -> np.ndarray:
+        """A uint64 key per sample: its id or a hash of its instruction, never its place in the
+        batch.
+        """
+        if sample_ids is not None:
+            return sample_ids.cpu().numpy().astype(np.uint64)
+        texts = [
+            self.ids[b, begin:end].tobytes() for b, (begin, end) in enumerate(self.instruction)
+        ]
+        return np.array([zlib.crc32(text) for text in texts], dtype=np.uint64)
+
+    def wanted_columns(self, keep: int | Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Columns that logits are asked for, `[B, K]`, and which of them are not padding."""
+        batch, width = self.mask.shape
+        if torch.is_tensor(keep):
+            columns = np.broadcast_to(keep.cpu().numpy(), (batch, keep.numel()))
+        elif keep == 0:
+            columns = np.broadcast_to(np.arange(width), (batch, width))
+        else:
+            ends = width - self.mask[:, ::-1].argmax(1)
+            columns = np.maximum(ends[:, None] - keep + np.arange(keep), 0)
+            return columns, (ends[:, None] - keep + np.arange(keep) >= 0) & (
+                np.take_along_axis(self.mask, columns, axis=1)
+            )
+        return columns, np.take_along_axis(self.mask, columns, axis=1)
+
+
+def _ends(attention_mask: Tensor) -> Tensor:
+    """`[B]` column after the last one that is not padding."""
+    return attention_mask.shape[1] - attention_mask.flip(1).argmax(1)
+
+
+def _spread(logits: Tensor, valid: np.ndarray) -> Tensor:
+    """`[n, vocabulary]` of the valid places to `[B, K, vocabulary]`, zeros elsewhere."""
+    if valid.all():
+        return logits.unflatten(0, valid.shape)
+    full = logits.new_zeros(*valid.shape, logits.shape[-1])
+    full[torch.from_numpy(valid).to(logits.device)] = logits
+    return full
+
+
+AutoConfig.register(DPNConfig.model_type, DPNConfig, exist_ok=True)

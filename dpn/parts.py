@@ -1,0 +1,68 @@
+"""Parts of a model chosen by name: a name is a file of its package, or an entry point of a third
+party.
+"""
+
+import inspect
+from importlib import import_module
+from importlib.metadata import entry_points
+from pkgutil import iter_modules
+from typing import Any
+
+from torch import nn
+
+
+class Family:
+    """All parts of one kind, e.g. all routers.
+
+    Args:
+        package: import path, also the entry point group of third parties; a file that starts with
+            an underscore and `base.py` are no parts.
+        base: class that a part's file defines exactly one public subclass of.
+    """
+
+    def __init__(self, package: str, base: type[nn.Module]):
+        self.package, self.base = package, base
+
+    @property
+    def kind(self) -> str:
+        """The word for one part in messages: `routers` gives `router`."""
+        return self.package.rpartition(".")[2].removesuffix("s")
+
+    def names(self) -> list[str]:
+        """All names that `resolve` knows, sorted."""
+        files = {m.name for m in iter_modules(import_module(self.package).__path__)}
+        own = {name for name in files if name != "base" and not name.startswith("_")}
+        return sorted(own | {point.name for point in entry_points(group=self.package)})
+
+    def resolve(self, name: str) -> type[Any]:
+        """The class of a name.
+
+        Raises:
+            ValueError: if there is no such part.
+        """
+        if name not in self.names():
+            raise ValueError(
+                f"There is no {self.kind} named {name!r}; there is {', '.join(self.names())}."
+            )
+        for point in entry_points(group=self.package):
+            if point.name == name:
+                return point.load()
+        module = import_module(f"{self.package}.{name}")
+        found = [
+            item
+            for item in vars(module).values()
+            if inspect.isclass(item)
+            and issubclass(item, self.base)
+            and item.__module__ == module.__name__
+            and not item.__name__.startswith("_")
+        ]
+        if len(found) != 1:
+            raise ValueError(
+                f"{module.__name__} must define exactly one public {self.base.__name__}, it"
+                f" defines {len(found)}."
+            )
+        return found[0]
+
+    def build(self, name: str, **arguments: Any) -> Any:
+        """An instance of a name."""
+        return self.resolve(name)(**arguments)

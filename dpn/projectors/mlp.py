@@ -1,0 +1,40 @@
+"""LLaVA-1.5's projector: two linear layers with a GELU between them (arXiv 2310.03744)."""
+
+from torch import nn
+
+from dpn.projectors.base import Projector
+from dpn.tokens import Grid
+from dpn.vision.base import VisualFeatures
+
+
+class MLPProjector(Projector):
+    """Linear, GELU, Linear on every token; PyTorch's default initialisation, as in LLaVA.
+
+    Args:
+        depth: number of linear layers (LLaVA's `mlp2x_gelu` has 2).
+    """
+
+    def __init__(self, depth: int = 2, *, input_size: int, output_size: int, grid: Grid):
+        super().__init__(input_size=input_size, output_size=output_size, grid=grid)
+        self.layers = mlp(input_size, output_size, depth)
+
+    def flops(self, grid: Grid) -> int:
+        """See `Projector.flops`."""
+        return mlp_flops(self.layers, grid[0] * grid[1])
+
+    def forward(self, features: VisualFeatures) -> VisualFeatures:
+        """See `Projector.forward`."""
+        return VisualFeatures(self.layers(features.tokens), features.grids)
+
+
+def mlp(input_size: int, output_size: int, depth: int) -> nn.Sequential:
+    """`depth` linear layers with GELUs between them."""
+    layers: list[nn.Module] = [nn.Linear(input_size, output_size)]
+    for _ in range(depth - 1):
+        layers += [nn.GELU(), nn.Linear(output_size, output_size)]
+    return nn.Sequential(*layers)
+
+
+def mlp_flops(layers: nn.Sequential, rows: int) -> int:
+    """FLOPs (FMA = 2) of the linear layers for so many rows."""
+    return sum(2 * rows * x.weight.numel() for x in layers if isinstance(x, nn.Linear))

@@ -1,0 +1,193 @@
+"""Dynamic pooling experts: the router of the Dynamic Pyramid Network (arXiv 2503.20322).
+
+At each of its layers a gate reads the sample's `<ROUTER>` rows, picks a pooling kernel for its
+visual rows and multiplies these rows by the probability of what it picked, which is how the
+language loss teaches the gate.
+"""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from dpn.budget import TextShape
+from dpn.routers._pooling import PAPER_KERNELS, PoolingRouter
+from dpn.routers.base import RoutingContext
+from dpn.routers.random import draw
+from dpn.tokens import Grid, PackedTokens, Positions
+
+
+class DPERouter(PoolingRouter):
+    """Pooling experts behind a learned gate; the defaults are those of the released training call.
+
+    Args:
+        layers: 0-based layers; default: those that end the first, second and third quarter.
+        kernels: the experts' kernels [h, w] for all layers, or one list per layer.
+        reduce: `max`, `avg` or `conv` (depthwise, learned, starts as the average).
+        where: `post` routes after the layer, `pre` before it.
+        positions: `renumber` or `keep`, see `dpn.tokens.PackedTokens`.
+        min_rows: an expert that would leave a sample fewer rows is not allowed; `reference`: 18 in
+            training, no bound in evaluation, and samples below 16 rows are never routed.
+        eligibility: `sample`: a sample is routed if it has at least as many rows as the largest
+            kernel; `reference`: none is unless all of the batch have.
+        gate: `mlp`: LayerNorm, Linear(D, D/4), GELU, Linear(D/4, E) without biases; `linear`:
+            Linear(D, E).
+        temperature: divides the gate's logits.
+        token: read the `<ROUTER>` tokens (`router`) or the last instruction token before the first
+            answer (`last`).
+        read: which `<ROUTER>` tokens of a conversation are averaged: `all`, or the `first`, which
+            no answer precedes.
+        detach: whether the gate's gradient stops at the rows it reads.
+        keep: share of visual MACs to meet in evaluation, by a price on rows found after training.
+    """
+
+    calibrated: ClassVar[bool] = True
+    price: Tensor
+
+    def __init__(
+        self,
+        layers: Sequence[int] | None = None,
+        kernels: Sequence[Any] = PAPER_KERNELS,
+        reduce: Literal["max", "avg", "conv"] = "max",
+        where: Literal["pre", "post"] = "post",
+        positions: Positions = "renumber",
+        min_rows: int | Literal["reference"] = 18,
+        eligibility: Literal["sample", "reference"] = "sample",
+        gate: Literal["mlp", "linear"] = "mlp",
+        temperature: float = 10.0,
+        token: Literal["router", "last"] = "router",
+        read: Literal["all", "first"] = "all",
+        detach: bool = False,
+        keep: float | None = None,
+        *,
+        text: TextShape,
+        grid: Grid,
+    ):
+        self.as_reference = min_rows == "reference"
+        super().__init__(
+            layers,
+            kernels,
+            reduce,
+            where,
+            positions,
+            18 if isinstance(min_rows, str) else min_rows,
+            keep,
+            text=text,
+            grid=grid,
+            min_pooled=16 if min_rows == "reference" else 1,
+        )
+        self.eligibility, self.temperature, self.token = eligibility, temperature, token
+        self.read, self.detach = read, detach
+        width = text.hidden_size
+        self.gates = nn.ModuleDict(
+            {
+                str(layer): build_gate(gate, width, len(experts))
+                for layer, experts in zip(self.plan.layers, self.plan.kernels, strict=False)
+            }
+        )
+        self.experts = nn.ModuleDict()
+        if reduce == "conv":
+            for layer, experts in zip(self.plan.layers, self.plan.kernels, strict=False):
+                shapes = [(width, 1, h, w) for h, w in experts]
+                self.experts[str(layer)] = nn.ParameterList([torch.empty(s) for s in shapes])
+        # Taken off the log-probabilities in evaluation, times the share of rows an expert keeps;
+        # see `dpn.calibration`.
+        self.register_buffer("price", torch.empty((), dtype=torch.float32))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Experts of `reduce=conv` start as averages, the price as zero."""
+        nn.init.zeros_(self.price)
+        for weight in self.experts.parameters():
+            nn.init.constant_(weight, 1 / (weight.shape[2] * weight.shape[3]))
+
+    def routed(self, gate: int, tokens: PackedTokens, context: RoutingContext) -> tuple[int, ...]:
+        """The samples that are large enough, or with `eligibility=reference` all or none."""
+        samples = super().routed(gate, tokens, context)
+        if self.eligibility == "reference":
+            with_image = sum(n > 0 for n in tokens.visual_rows)
+            return samples if len(samples) == with_image else ()
+        return samples
+
+    def read_rows(
+        self, tokens: PackedTokens, samples: Sequence[int], context: RoutingContext
+    ) -> Tensor:
+        """The mean of the rows that the gate reads, fp32 `[S, D]`.
+
+        A sample without `<ROUTER>` token, or `token=last`, reads its last instruction row.
+        """
+        rows, owners = [], []
+        for place, sample in enumerate(samples):
+            columns = context.router_columns[sample] if self.token == "router" else ()
+            if not columns:
+                columns = (context.instruction[sample][1] - 1,)
+            columns = columns[:1] if self.read == "first" else columns
+            rows += [tokens.row(sample, column) for column in columns]
+            owners += [place] * len(columns)
+        device = tokens.hidden.device
+        index = torch.tensor(rows, dtype=torch.long).to(device, non_blocking=True)
+        taken = tokens.hidden.index_select(0, index).float()
+        if len(rows) == len(samples):
+            mean = taken
+        else:
+            owner = torch.tensor(owners).to(device, non_blocking=True)
+            counts = torch.bincount(torch.tensor(owners), minlength=len(samples)).to(device)
+            total = taken.new_zeros(len(samples), taken.shape[1]).index_add(0, owner, taken)
+            mean = total / counts[:, None]
+        return mean.detach() if self.detach else mean
+
+    def choose(
+        self,
+        gate: int,
+        tokens: PackedTokens,
+        samples: Sequence[int],
+        allowed: Tensor,
+        context: RoutingContext,
+    ) -> tuple[Tensor, Tensor]:
+        """Sample from the gate's softmax in training, take the most probable in evaluation."""
+        layer = self.plan.layers[gate]
+        read = self.read_rows(tokens, samples, context)
+        with torch.autocast(read.device.type, enabled=False):
+            logits = run_in_fp32(self.gates[str(layer)], read) / self.temperature
+        probs = logits.softmax(-1)
+        allowed = allowed.to(probs.device, non_blocking=True)
+        if context.training:
+            uniform = context.uniform(layer, samples).to(probs.device, non_blocking=True)
+            return draw(probs.detach(), allowed, uniform), probs
+        if self.as_reference:  # the reference checks rows in training only
+            allowed = torch.ones_like(allowed)
+        shares = torch.tensor([1 / (h * w) for h, w in self.plan.kernels[gate]]).to(probs.device)
+        scores = (probs.log() - self.price * shares).masked_fill(~allowed, -torch.inf)
+        return scores.argmax(-1), probs
+
+    def scale(self, probs: Tensor, experts: Tensor) -> Tensor:
+        """The chosen expert's probability, the identity's included."""
+        return probs.gather(1, experts[:, None])[:, 0]
+
+    def weights(self, gate: int) -> list[Tensor | None] | None:
+        """The depthwise weights of `reduce=conv`."""
+        if self.reduce != "conv":
+            return None
+        return list(self.experts[str(self.plan.layers[gate])].parameters())
+
+
+def build_gate(kind: str, width: int, experts: int) -> nn.Module:
+    """A gate `[S, D] -> [S, E]` logits; Linear starts as in PyTorch, which is
+    kaiming_uniform(a=sqrt(5)).
+    """
+    if kind == "linear":
+        return nn.Linear(width, experts, bias=False)
+    hidden = max(1, width // 4)
+    return nn.Sequential(
+        nn.LayerNorm(width),
+        nn.Linear(width, hidden, bias=False),
+        nn.GELU(),
+        nn.Linear(hidden, experts, bias=False),
+    )
+
+
+def run_in_fp32(gate: nn.Module, read: Tensor) -> Tensor:
+    """The gate with fp32 copies of its weights, whatever precision they are stored in."""
+    weights = {name: p.float() for name, p in gate.named_parameters()}
+    return torch.func.functional_call(gate, weights, (read,))

@@ -1,0 +1,12 @@
+"""No compression: every visual row goes through every layer."""
+
+from dpn.budget import TextShape
+from dpn.routers.base import Router
+from dpn.tokens import Grid
+
+
+class NoRouter(Router):
+    """The same path as every other method, with no decisions; `keep` is accepted and ignored."""
+
+    def __init__(self, keep: float | None = None, *, text: TextShape, grid: Grid):
+        super().__init__(text=text, grid=grid)

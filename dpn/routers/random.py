@@ -1,0 +1,99 @@
+"""Random pooling: the control that any router has to beat at the same share."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from dpn.budget import TextShape
+from dpn.routers._pooling import PAPER_KERNELS, PoolingRouter, count_rows
+from dpn.routers.base import RoutingContext
+from dpn.tokens import Grid, PackedTokens, Positions
+
+
+class RandomRouter(PoolingRouter):
+    """Draw a kernel for each sample, in training and evaluation; DPN's `pooling_type: random`.
+
+    The draw is keyed by seed, step and sample, so an evaluation repeats itself.
+
+    Args:
+        layers: 0-based layers; default: those that end the first, second and third quarter.
+        kernels: kernels [h, w] to draw from, for all layers, or one list per layer.
+        reduce: `max` or `avg`.
+        where: `post` pools after the layer, `pre` before it.
+        positions: `renumber` or `keep`.
+        min_rows: a kernel that would leave a sample fewer rows is not drawn.
+        keep: expected share of visual MACs; default: every kernel is equally likely.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[int] | None = None,
+        kernels: Sequence[Any] = PAPER_KERNELS,
+        reduce: Literal["max", "avg"] = "max",
+        where: Literal["pre", "post"] = "post",
+        positions: Positions = "renumber",
+        min_rows: int = 18,
+        keep: float | None = None,
+        *,
+        text: TextShape,
+        grid: Grid,
+    ):
+        super().__init__(
+            layers, kernels, reduce, where, positions, min_rows, keep, text=text, grid=grid
+        )
+        self.chances = self._tilted(0.0) if keep is None else self._chances_for(keep)
+
+    def choose(
+        self,
+        gate: int,
+        tokens: PackedTokens,
+        samples: Sequence[int],
+        allowed: Tensor,
+        context: RoutingContext,
+    ) -> tuple[Tensor, Tensor]:
+        """Draw among the allowed kernels."""
+        probs = torch.tensor(self.chances[gate]).expand(len(samples), -1)
+        return draw(probs, allowed, context.uniform(self.plan.layers[gate], samples)), probs
+
+    def _tilted(self, tilt: float) -> list[list[float]]:
+        """Probabilities proportional to exp(tilt / kernel area): equal at 0, for small kernels
+        above it.
+        """
+        every = []
+        for kernels in self.plan.kernels:
+            logits = [tilt / (h * w) for h, w in kernels]
+            powers = [math.exp(x - max(logits)) for x in logits]
+            every.append([p / sum(powers) for p in powers])
+        return every
+
+    def _chances_for(self, keep: float) -> list[list[float]]:
+        full = self.text.num_layers * self.text.layer_macs(count_rows((self.grid,)))
+        low, high = -100.0, 100.0
+        for _ in range(60):  # the expected share grows with the tilt
+            middle = (low + high) / 2
+            macs = self.plan.expected_macs(
+                self._tilted(middle), (self.grid,), self.text, self.where
+            )
+            low, high = (middle, high) if macs / full < keep else (low, middle)
+        return self._tilted(high)
+
+
+def draw(probs: Tensor, allowed: Tensor, uniform: Tensor) -> Tensor:
+    """Sample an allowed expert for each row by the inverse of the cumulative probability.
+
+    Args:
+        probs: `[S, E]`.
+        allowed: bool `[S, E]`.
+        uniform: `[S]` in [0, 1).
+
+    Returns:
+        `[S]` experts.
+    """
+    cumulative = (probs.double() * allowed).cumsum(1)
+    threshold = uniform[:, None] * cumulative[:, -1:]
+    index = (cumulative <= threshold).sum(1)
+    last = allowed.shape[1] - 1 - allowed.flip(1).long().argmax(1)  # against rounding at the end
+    return torch.minimum(index, last)

@@ -1,0 +1,101 @@
+"""Fixed pooling: the same kernel for every sample at each layer."""
+
+from collections.abc import Sequence
+from itertools import product
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from dpn.budget import TextShape
+from dpn.routers._pooling import (
+    PAPER_KERNELS,
+    PoolingPlan,
+    PoolingRouter,
+    count_rows,
+    quarter_layers,
+)
+from dpn.routers.base import RoutingContext
+from dpn.tokens import Grid, Kernel, PackedTokens, Positions
+
+
+class StaticRouter(PoolingRouter):
+    """Pool every sample alike; DPN's `pooling_type: static`.
+
+    Args:
+        layers: 0-based layers; default: those that end the first, second and third quarter.
+        kernels: one kernel [h, w] per layer, or one for all; default 2 x 2.
+        reduce: `max` or `avg`.
+        where: `post` pools after the layer, `pre` before it.
+        positions: `renumber` or `keep`, see `dpn.tokens.PackedTokens`.
+        min_rows: a kernel that would leave a sample fewer rows is not applied to it.
+        keep: instead of kernels, the share of visual MACs to come closest to with 1x1, 1x2 and 2x2
+            kernels.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[int] | None = None,
+        kernels: Sequence[Any] = (2, 2),
+        reduce: Literal["max", "avg"] = "max",
+        where: Literal["pre", "post"] = "post",
+        positions: Positions = "renumber",
+        min_rows: int = 1,
+        keep: float | None = None,
+        *,
+        text: TextShape,
+        grid: Grid,
+    ):
+        layers = quarter_layers(text.num_layers) if layers is None else tuple(layers)
+        if keep is not None:
+            kernels = kernels_for_share(keep, layers, where, text, grid)
+        per_layer = [kernels] * len(layers) if isinstance(kernels[0], int) else kernels
+        # The identity stands second: what a sample gets that is too small for the kernel.
+        pairs = [[tuple(kernel), (1, 1)] for kernel in per_layer]
+        super().__init__(
+            layers, pairs, reduce, where, positions, min_rows, keep, text=text, grid=grid
+        )
+
+    def choose(
+        self,
+        gate: int,
+        tokens: PackedTokens,
+        samples: Sequence[int],
+        allowed: Tensor,
+        context: RoutingContext,
+    ) -> tuple[Tensor, Tensor]:
+        """The layer's kernel where it is allowed."""
+        experts = (~allowed[:, 0]).long()
+        return experts, torch.nn.functional.one_hot(experts, 2).float()
+
+    def reach(self) -> tuple[float, float]:
+        """From 2 x 2 pooling at every layer to none."""
+        shares = [
+            _share(
+                (kernel,) * len(self.plan.layers),
+                self.plan.layers,
+                self.where,
+                self.text,
+                self.grid,
+            )
+            for kernel in (PAPER_KERNELS[-1], PAPER_KERNELS[0])
+        ]
+        return shares[0], shares[1]
+
+
+def kernels_for_share(
+    keep: float, layers: tuple[int, ...], where: str, text: TextShape, grid: Grid
+) -> tuple[Kernel, ...]:
+    """The kernels out of 1x1, 1x2 and 2x2 whose share of visual MACs is closest to `keep`."""
+    return min(
+        product(PAPER_KERNELS, repeat=len(layers)),
+        key=lambda kernels: abs(_share(kernels, layers, where, text, grid) - keep),
+    )
+
+
+def _share(
+    kernels: Sequence[Kernel], layers: tuple[int, ...], where: str, text: TextShape, grid: Grid
+) -> float:
+    plan = PoolingPlan(layers, tuple((kernel,) for kernel in kernels))
+    macs = plan.expected_macs([[1.0]] * len(layers), (grid,), text, where)
+    return macs / (text.num_layers * text.layer_macs(count_rows((grid,))))

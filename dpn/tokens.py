@@ -1,0 +1,380 @@
+"""PackedTokens: the one thing that flows through the decoder.
+
+A batch without padding. Hidden states are the only tensor that is stored; row counts, positions,
+columns and source cells follow from the visual spans, which live on the host, so no operation can
+leave them out of step.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from itertools import accumulate
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Grid = tuple[int, int]
+Kernel = tuple[int, int]
+Positions = Literal["renumber", "keep"]
+Reduce = Literal["max", "avg"]
+
+
+def pooled_grid(grid: Grid, kernel: Kernel) -> Grid:
+    """The grid that is left after pooling with kernel = stride, smaller windows at the edges
+    included.
+    """
+    return -(-grid[0] // kernel[0]), -(-grid[1] // kernel[1])
+
+
+@lru_cache(maxsize=4096)
+def _window_of_row(grid: Grid, kernel: Kernel) -> np.ndarray:
+    """Which pooled row each row of a grid falls into, [h * w]."""
+    rows, columns = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
+    return rows // kernel[0] * pooled_grid(grid, kernel)[1] + columns // kernel[1]
+
+
+def pool_grid(hidden: Tensor, kernel: Kernel, reduce: Reduce = "max") -> Tensor:
+    """Pool `[S, h, w, D]` with kernel = stride; edge windows may be smaller, so no row is lost.
+
+    Returns:
+        `[S, ceil(h / kh), ceil(w / kw), D]`.
+    """
+    pool = F.max_pool2d if reduce == "max" else F.avg_pool2d
+    # The permuted view is channels_last memory, for which both kernels are native: nothing is
+    # copied.
+    return pool(hidden.permute(0, 3, 1, 2), kernel, ceil_mode=True).permute(0, 2, 3, 1)
+
+
+@dataclass(frozen=True)
+class Span:
+    """The visual rows of one image.
+
+    Attributes:
+        sample: whose image it is.
+        image: place among the batch's flat images.
+        column: the `<image>` column of `input_ids`.
+        grid: height and width of the rows that are left; 1 x n once they form no grid.
+        owner: `[cells]` which of these rows holds each of the vision tower's cells, -1 if none
+            does.
+        source: grid of those cells.
+    """
+
+    sample: int
+    image: int
+    column: int
+    grid: Grid
+    owner: np.ndarray
+    source: Grid
+
+    @classmethod
+    def start(cls, sample: int, image: int, column: int, grid: Grid) -> "Span":
+        """A span whose every cell has its own row."""
+        return cls(sample, image, column, grid, _window_of_row(grid, (1, 1)), grid)
+
+    @property
+    def rows(self) -> int:
+        """How many rows are left."""
+        return self.grid[0] * self.grid[1]
+
+    def first_cells(self) -> np.ndarray:
+        """The first source cell of each row, [rows]."""
+        first = np.zeros(self.rows, dtype=np.int64)
+        cells = np.flatnonzero(self.owner >= 0)[::-1]
+        first[self.owner[cells]] = cells  # written from the last to the first: the first one stays
+        return first
+
+    def regroup(self, grid: Grid, target: np.ndarray) -> "Span":
+        """The span after row i went into row `target[i]` of a new grid, -1 if it is gone."""
+        owner = np.where(self.owner >= 0, target[self.owner], -1) if self.rows else self.owner
+        return replace(self, grid=grid, owner=owner)
+
+
+@dataclass(frozen=True)
+class PackedTokens:
+    """A batch of text and visual rows, packed without padding.
+
+    Attributes:
+        hidden: `[N, D]`.
+        columns_of: number of `input_ids` columns of each sample that are not padding.
+        left: number of padding columns to the left of each sample.
+        spans: the visual spans, in the order of their rows.
+        numbering: rotary positions of rows after a reduction: `renumber` counts the rows that are
+            left, `keep` leaves every row the position it had at the start, a pooled row that of its
+            first cell.
+    """
+
+    hidden: Tensor
+    columns_of: tuple[int, ...]
+    left: tuple[int, ...]
+    spans: tuple[Span, ...]
+    numbering: Positions = "renumber"
+
+    # What follows from the spans (host)
+
+    @cached_property
+    def visual_rows(self) -> tuple[int, ...]:
+        """Visual rows of each sample."""
+        rows = [0] * len(self.columns_of)
+        for span in self.spans:
+            rows[span.sample] += span.rows
+        return tuple(rows)
+
+    @cached_property
+    def lengths(self) -> tuple[int, ...]:
+        """Rows of each sample: an `<image>` column stands for all rows of its span, every other
+        column for one.
+        """
+        lengths = list(self.columns_of)
+        for span in self.spans:
+            lengths[span.sample] += span.rows - 1
+        return tuple(lengths)
+
+    @cached_property
+    def offsets(self) -> tuple[int, ...]:
+        """First row of each sample and, last, the number of rows N."""
+        return tuple(accumulate(self.lengths, initial=0))
+
+    def row(self, sample: int, column: int) -> int:
+        """The row that stands for a column of `input_ids`; for `<image>` the last surviving visual
+        row.
+
+        If no visual row survives, it is the text row before it.
+        """
+        extra = sum(s.rows - 1 for s in self.spans if s.sample == sample and s.column <= column)
+        return self.offsets[sample] + column - self.left[sample] + extra
+
+    @cached_property
+    def _column_of_row(self) -> np.ndarray:
+        repeats = np.ones(sum(self.columns_of), dtype=np.int64)
+        starts = list(accumulate(self.columns_of, initial=0))
+        for span in self.spans:
+            repeats[starts[span.sample] + span.column - self.left[span.sample]] = span.rows
+        every = [np.arange(pad, pad + n) for pad, n in zip(self.left, self.columns_of, strict=True)]
+        return np.repeat(np.concatenate(every), repeats) if every else np.empty(0, np.int64)
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """Rotary positions, `[N]`."""
+        if self.numbering == "renumber":
+            position = np.concatenate([np.arange(n) for n in self.lengths])
+        else:
+            position = self._column_of_row - np.repeat(self.left, self.lengths)
+            # Every column after an image starts as many rows later as the tower gave the image.
+            for span in self.spans:
+                shift = span.source[0] * span.source[1] - 1
+                first, last = self.offsets[span.sample], self.offsets[span.sample + 1]
+                column = self._column_of_row[first:last]
+                position[first:last][column > span.column] += shift
+                position[first:last][column == span.column] += span.first_cells()
+        return torch.from_numpy(position).to(self.hidden.device, non_blocking=True)
+
+    @cached_property
+    def columns(self) -> Tensor:
+        """Which column of `input_ids` each row belongs to, `[N]`."""
+        return torch.from_numpy(self._column_of_row).to(self.hidden.device, non_blocking=True)
+
+    @cached_property
+    def cu_seqlens(self) -> Tensor:
+        """First row of each sample and N, int32 `[B + 1]`."""
+        return torch.tensor(self.offsets, dtype=torch.int32).to(
+            self.hidden.device, non_blocking=True
+        )
+
+    def rows_of_columns(self, samples: np.ndarray, columns: np.ndarray) -> Tensor:
+        """`row` for many columns at once.
+
+        Args:
+            samples: `[R]`.
+            columns: `[R]` columns of `input_ids`, none of them padding.
+
+        Returns:
+            `[R]` on the device of `hidden`.
+        """
+        width = max(n + pad for n, pad in zip(self.columns_of, self.left, strict=True))
+        sample_of_row = np.repeat(np.arange(len(self.lengths)), self.lengths)
+        keys = sample_of_row * width + self._column_of_row
+        rows = np.searchsorted(keys, samples * width + columns, side="right") - 1
+        return torch.from_numpy(rows).to(self.hidden.device, non_blocking=True)
+
+    # What changes the rows
+
+    @cached_property
+    def _piece_sizes(self) -> list[int]:
+        """Sizes of text, span, text, span, ..., text."""
+        sizes, done = [], 0
+        for span in self.spans:
+            begin = self.row(span.sample, span.column) - span.rows + 1
+            sizes += [begin - done, span.rows]
+            done = begin + span.rows
+        return [*sizes, self.offsets[-1] - done]
+
+    def _pieces(self) -> tuple[Tensor, ...]:
+        # One split and one cat: their backward passes are one cat and one split, whereas a slice
+        # per piece would allocate a gradient of the whole pack for each.
+        return self.hidden.split(self._piece_sizes)
+
+    def _with_visual(
+        self, pieces: Sequence[Tensor], visual: Sequence[Tensor], spans: Iterable[Span]
+    ):
+        mixed = list(pieces)
+        mixed[1::2] = visual
+        return replace(self, hidden=torch.cat(mixed), spans=tuple(spans))
+
+    def with_hidden(self, hidden: Tensor) -> "PackedTokens":
+        """The same rows with new hidden states `[N, D]`; what was derived from the spans stays
+        cached.
+        """
+        new = replace(self, hidden=hidden)
+        derived = {k: v for k, v in vars(self).items() if k not in self.__dataclass_fields__}
+        vars(new).update(derived)
+        return new
+
+    def pool(
+        self,
+        kernels: Sequence[Kernel],
+        reduce: Reduce = "max",
+        weights: Sequence[Tensor | None] | None = None,
+        scale: Tensor | None = None,
+    ) -> "PackedTokens":
+        """Pool the visual rows of every span; spans that share grid and kernel are pooled in one
+        call.
+
+        Args:
+            kernels: kernel (= stride) of each span; (1, 1) leaves its rows as they are.
+            reduce: `max` or `avg`.
+            weights: instead of `reduce`, depthwise convolution weights `[D, 1, kh, kw]` of each
+                span's kernel.
+            scale: `[spans]` factor of each span's rows, also of those that are not pooled.
+        """
+        groups: dict[tuple, list[int]] = {}
+        for i, (span, kernel) in enumerate(zip(self.spans, kernels, strict=True)):
+            groups.setdefault((span.grid, kernel), []).append(i)
+        pieces = self._pieces()
+        visual = list(pieces[1::2])
+        spans = list(self.spans)
+        for (grid, kernel), members in groups.items():
+            if grid[0] * grid[1] == 0 or (kernel == (1, 1) and scale is None and weights is None):
+                continue
+            rows = torch.stack([visual[i] for i in members]).unflatten(1, grid)  # [S, h, w, D]
+            weight = weights[members[0]] if weights is not None else None
+            if weight is not None:
+                rows = convolve_grid(rows, weight)
+            elif kernel != (1, 1):
+                rows = pool_grid(rows, kernel, reduce)
+            if scale is not None:
+                rows = rows * scale[members].to(rows.dtype)[:, None, None, None]
+            for i, pooled in zip(members, rows.flatten(1, 2).unbind(), strict=True):
+                visual[i] = pooled
+                spans[i] = spans[i].regroup(pooled_grid(grid, kernel), _window_of_row(grid, kernel))
+        return self._with_visual(pieces, visual, spans)
+
+    def merge(self, targets: Sequence[np.ndarray]) -> "PackedTokens":
+        """Average visual rows into fewer: row i of a span goes to its new row `targets[span][i]`,
+        -1 drops it.
+
+        New rows are numbered 0..n-1 in the order they stand in; the span becomes a 1 x n one.
+        """
+        pieces = self._pieces()
+        visual, spans = [], []
+        for span, rows, target in zip(self.spans, pieces[1::2], targets, strict=True):
+            kept = np.flatnonzero(target >= 0)
+            count = int(target.max(initial=-1)) + 1
+            if set(target[kept].tolist()) != set(range(count)):
+                raise ValueError(
+                    f"targets of image {span.image} must number the new rows 0..{count - 1}"
+                    " without a gap."
+                )
+            index = torch.from_numpy(target[kept]).to(rows.device)
+            share = torch.bincount(index, minlength=count).reciprocal().to(rows.dtype)
+            taken = rows[torch.from_numpy(kept).to(rows.device)] * share[index, None]
+            visual.append(rows.new_zeros(count, rows.shape[1]).index_add(0, index, taken))
+            spans.append(span.regroup((1, count), target))
+        return self._with_visual(pieces, visual, spans)
+
+    def keep(self, rows: Sequence[np.ndarray]) -> "PackedTokens":
+        """Keep only some visual rows: `rows[span]` are the ascending places to keep; an empty one
+        drops the span.
+        """
+        targets = []
+        for span, places in zip(self.spans, rows, strict=True):
+            target = np.full(span.rows, -1, dtype=np.int64)
+            target[places] = np.arange(len(places))
+            targets.append(target)
+        return self.merge(targets)
+
+    def drop(self) -> "PackedTokens":
+        """Drop every visual row."""
+        return self.keep([np.empty(0, dtype=np.int64)] * len(self.spans))
+
+
+def convolve_grid(hidden: Tensor, weight: Tensor) -> Tensor:
+    """Depthwise convolution of `[S, h, w, D]` with kernel = stride and weight `[D, 1, kh, kw]`.
+
+    A smaller window at the edge uses the weights of its real cells, scaled as if it were full: at
+    the initial weights 1 / (kh * kw) this is its average.
+    """
+    kernel = (weight.shape[2], weight.shape[3])
+    height, width = pooled_grid((hidden.shape[1], hidden.shape[2]), kernel)
+    missing = (0, width * kernel[1] - hidden.shape[2], 0, height * kernel[0] - hidden.shape[1])
+    x = hidden.permute(0, 3, 1, 2)
+    full = hidden.new_ones(1, 1, hidden.shape[1], hidden.shape[2])
+    if any(missing):
+        x, full = F.pad(x, missing), F.pad(full, missing)
+    share = F.avg_pool2d(full, kernel)  # [1, 1, h', w'] real cells / kernel area
+    return (F.conv2d(x, weight.to(x.dtype), stride=kernel, groups=x.shape[1]) / share).permute(
+        0, 2, 3, 1
+    )
+
+
+def pack(
+    text: Tensor,
+    attention_mask: np.ndarray,
+    image_columns: Sequence[tuple[int, int]],
+    visual: Sequence[Tensor],
+    grids: Sequence[Grid],
+    numbering: Positions = "renumber",
+) -> PackedTokens:
+    """Put text embeddings and visual tokens into one pack.
+
+    Args:
+        text: `[n, D]` embeddings of all columns of `input_ids` that are neither padding nor
+            `<image>`, row by row.
+        attention_mask: `[B, T]` bool, False for padding, which may stand left or right.
+        image_columns: (sample, column) of every image, ascending.
+        visual: `[h * w, D]` visual tokens of every image.
+        grids: height and width of every image's tokens.
+        numbering: see `PackedTokens`.
+
+    Raises:
+        ValueError: if a sample is all padding or has padding in its middle.
+    """
+    columns_of = tuple(attention_mask.sum(1).tolist())
+    left = tuple(attention_mask.argmax(1).tolist())
+    for b, (start, count) in enumerate(zip(left, columns_of, strict=True)):
+        if count == 0 or not attention_mask[b, start : start + count].all():
+            raise ValueError(
+                f"attention_mask of sample {b} must be one run of ones with padding left or right"
+                " of it."
+            )
+    # Text rows before each image: columns before it that are not padding, less the images among
+    # them.
+    seen = attention_mask.cumsum().reshape(attention_mask.shape)
+    before = [int(seen[b, c]) - 1 - i for i, (b, c) in enumerate(image_columns)]
+    runs = text.split(np.diff([0, *before, len(text)]).tolist())
+    mixed = [runs[0]]
+    for rows, run in zip(visual, runs[1:], strict=True):
+        mixed += [rows, run]
+    spans = tuple(
+        Span.start(sample, image, column, grid)
+        for image, ((sample, column), grid) in enumerate(zip(image_columns, grids, strict=True))
+    )
+    return PackedTokens(
+        hidden=torch.cat(mixed) if visual else text,
+        columns_of=columns_of,
+        left=left,
+        spans=spans,
+        numbering=numbering,
+    )

@@ -1,0 +1,89 @@
+"""What a vision tower hands on, and what every tower is."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dpn.tokens import Grid
+
+
+@dataclass(frozen=True)
+class VisualFeatures:
+    """The tokens of a flat list of images, which may differ in size.
+
+    Attributes:
+        tokens: `[sum of h * w, C]` image after image, in raster order.
+        grids: (h, w) of each image.
+    """
+
+    tokens: Tensor
+    grids: tuple[Grid, ...]
+
+    def per_image(self) -> tuple[Tensor, ...]:
+        """`[h * w, C]` of each image."""
+        return self.tokens.split([h * w for h, w in self.grids])
+
+
+class VisionTower(nn.Module):
+    """Pixels to visual tokens, one call for all images of a size.
+
+    Attributes:
+        image_size: native height and width in pixels.
+        patch_size: pixels of a token's side.
+        output_size: C, width of a token.
+    """
+
+    image_size: int
+    patch_size: int
+    output_size: int
+
+    @property
+    def grid(self) -> Grid:
+        """Tokens of an image of the native size."""
+        return self.grid_of(self.image_size, self.image_size)
+
+    def grid_of(self, height: int, width: int) -> Grid:
+        """Tokens of an image.
+
+        Raises:
+            ValueError: if the size is no multiple of the patch.
+        """
+        if height % self.patch_size or width % self.patch_size or not height * width:
+            raise ValueError(
+                f"An image of {height} x {width} pixels can not be cut into patches of"
+                f" {self.patch_size};"
+                " resize it to a multiple in the processor."
+            )
+        return height // self.patch_size, width // self.patch_size
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """`[I, 3, H, W]` of one size to `[I, h * w, C]`."""
+        raise TypeError(f"{type(self).__name__} does not encode")
+
+    def flops(self, grid: Grid) -> int:
+        """FLOPs (FMA = 2) of one image whose tokens form `grid`."""
+        raise TypeError(f"{type(self).__name__} does not count its FLOPs")
+
+    def forward(self, pixel_values: Tensor, sizes: list[tuple[int, int]]) -> VisualFeatures:
+        """Encode images that may differ in size.
+
+        Args:
+            pixel_values: `[I, 3, Hmax, Wmax]` with each image in the upper left corner.
+            sizes: (height, width) of each image in pixels.
+        """
+        grids = tuple(self.grid_of(*size) for size in sizes)
+        groups: dict[tuple[int, int], list[int]] = {}
+        for i, size in enumerate(sizes):
+            groups.setdefault(size, []).append(i)
+        if len(groups) == 1:
+            height, width = sizes[0]
+            tokens = self.encode(pixel_values[:, :, :height, :width]).flatten(0, 1)
+            return VisualFeatures(tokens, grids)
+        parts: list[Tensor] = [pixel_values.new_empty(0)] * len(sizes)
+        for (height, width), members in groups.items():
+            for i, tokens in zip(
+                members, self.encode(pixel_values[members, :, :height, :width]), strict=True
+            ):
+                parts[i] = tokens
+        return VisualFeatures(torch.cat(parts), grids)

@@ -1,0 +1,55 @@
+"""A small vision transformer with CLS, trained from scratch: the tower of the embedded default."""
+
+from torch import Tensor
+from transformers import ViTConfig, ViTModel
+
+from dpn.tokens import Grid
+from dpn.vision.base import VisionTower
+
+
+class ViT(VisionTower):
+    """Hugging Face's ViT (arXiv 2010.11929); its last hidden states without CLS are the tokens.
+
+    Args:
+        image_size: native size in pixels; others get interpolated position embeddings.
+        patch_size: pixels of a token's side.
+        width: C.
+        depth: layers.
+        heads: attention heads.
+        ffn_ratio: FFN width in units of C.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 64,
+        patch_size: int = 8,
+        width: int = 96,
+        depth: int = 2,
+        heads: int = 4,
+        ffn_ratio: int = 4,
+    ):
+        super().__init__()
+        self.image_size, self.patch_size, self.output_size = image_size, patch_size, width
+        config = ViTConfig(
+            hidden_size=width,
+            num_hidden_layers=depth,
+            num_attention_heads=heads,
+            intermediate_size=ffn_ratio * width,
+            image_size=image_size,
+            patch_size=patch_size,
+            attn_implementation="sdpa",
+        )
+        self.model = ViTModel(config, add_pooling_layer=False)
+
+    def flops(self, grid: Grid) -> int:
+        """Patch embedding and layers, CLS included; norms and activations are not counted."""
+        config, patches = self.model.config, grid[0] * grid[1]
+        d, m, n = config.hidden_size, config.intermediate_size, patches + 1
+        patch = 2 * patches * d * 3 * self.patch_size**2
+        return patch + config.num_hidden_layers * (2 * n * (4 * d * d + 2 * d * m) + 4 * n * n * d)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """See `VisionTower.encode`."""
+        native = pixels.shape[-2:] == (self.image_size, self.image_size)
+        out = self.model(pixel_values=pixels, interpolate_pos_encoding=not native)
+        return out.last_hidden_state[:, 1:]
