@@ -1,0 +1,82 @@
+"""The cost formulas against torch's FLOP counter and the papers' numbers."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaConfig
+
+from dpn import cost
+from dpn.budget import TextShape
+
+from .conftest import collate, make_model, make_samples, without
+
+LLAVA_7B = LlamaConfig(
+    hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32
+)
+
+
+def count(call):
+    """FLOPs that torch counts, attention as matrix products."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        result = call()
+    return result, counter.get_total_flops()
+
+
+def test_visual_macs_of_the_paper():
+    rows = [[576]] * 32
+    assert cost.visual_macs(rows, LLAVA_7B)[0] / 1e12 == pytest.approx(3.817, abs=5e-4)
+    path = [[576]] * 8 + [[144]] * 24  # DPN's headline: 56.6 % less
+    share = cost.visual_macs(path, LLAVA_7B)[0] / cost.visual_macs(rows, LLAVA_7B)[0]
+    assert 1 - share == pytest.approx(0.566, abs=5e-4)
+
+
+def test_decoder_flops_of_a_7b():
+    assert cost.decoder_flops([640] * 32, LLAVA_7B) / 1e12 == pytest.approx(8.504, abs=5e-4)
+    pyramid = [640] * 8 + [208] * 8 + [100] * 16
+    assert cost.decoder_flops(pyramid, LLAVA_7B) / 1e12 == pytest.approx(3.4554, abs=5e-4)
+
+
+def test_grouped_keys():
+    text = LlamaConfig(
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+    )
+    d, d_kv, m, n = 64, 16, 96, 10
+    by_hand = 2 * n * d * d + 2 * n * d * d_kv + 2 * n * n * d + 3 * n * d * m
+    assert TextShape.of(text).layer_macs(n) == by_hand
+
+
+@pytest.mark.parametrize("router", ["none", "static", "dpe"])
+@pytest.mark.parametrize("projector", [{"name": "mlp"}, {"name": "pooled", "kernel": [1, 2]}])
+@pytest.mark.parametrize("which", [0, 1])
+def test_prefill_flops_equal_the_counter(router, projector, which):
+    options = {} if router == "none" else {"layers": [0, 2]}
+    if router == "dpe":
+        options["min_rows"] = 1
+    model = make_model({"name": router, **options}, projector, seed=3)
+    model.attention = "segments"
+    ids, _, images = make_samples([which])[0]
+    batch = without(collate([(ids, ids, images)]), "labels")
+    out, counted = count(lambda: model(**batch, logits_to_keep=1))
+    if router == "dpe":  # the gates are no part of the formula
+        gates = [p.numel() for n, p in model.router.gates.named_parameters() if p.ndim == 2]
+        counted -= 2 * sum(gates) // 2 * len(out.trace.decisions)
+    text = len(ids) - len(images)
+    assert cost.prefill_flops(model, out.trace, [text]) == [counted]
+
+
+def test_ratio_is_against_the_uncompressed_tokens():
+    model = make_model({"name": "static", "layers": [0]}, {"name": "pooled", "kernel": [1, 2]})
+    samples = make_samples([0, 2])
+    out = model(**collate(samples))
+    assert [rows[0] for rows in out.trace.visual_rows] == [8, 2, 2, 2]
+    text = TextShape.of(model.config.text_config)
+    expected = text.visual_macs([8, 2, 2, 2]) / text.visual_macs([16] * 4)
+    ratio = cost.visual_macs_ratio(out.trace, model.config.text_config)
+    assert ratio[0] == pytest.approx(expected)
+    assert ratio[1] != ratio[1]
