@@ -8,8 +8,6 @@ from importlib.metadata import entry_points
 from pkgutil import iter_modules
 from typing import Any
 
-from torch import nn
-
 
 class Family:
     """All parts of one kind, e.g. all routers.
@@ -20,7 +18,7 @@ class Family:
         base: class that a part's file defines exactly one public subclass of.
     """
 
-    def __init__(self, package: str, base: type[nn.Module]):
+    def __init__(self, package: str, base: type[Any]):
         self.package, self.base = package, base
 
     @property

@@ -1,5 +1,6 @@
 """A small vision transformer with CLS, trained from scratch: the tower of the embedded default."""
 
+import torch
 from torch import Tensor
 from transformers import ViTConfig, ViTModel
 
@@ -40,6 +41,8 @@ class ViT(VisionTower):
             attn_implementation="sdpa",
         )
         self.model = ViTModel(config, add_pooling_layer=False)
+        with torch.no_grad():  # Hugging Face starts them near zero, which hides where a patch lies
+            self.model.embeddings.position_embeddings[0, 1:] = sincos_positions(self.grid, width)
 
     def flops(self, grid: Grid) -> int:
         """Patch embedding and layers, CLS included; norms and activations are not counted."""
@@ -53,3 +56,12 @@ class ViT(VisionTower):
         native = pixels.shape[-2:] == (self.image_size, self.image_size)
         out = self.model(pixel_values=pixels, interpolate_pos_encoding=not native)
         return out.last_hidden_state[:, 1:]
+
+
+def sincos_positions(grid: Grid, width: int) -> Tensor:
+    """2-D sine-cosine embeddings (MoCo v3, arXiv 2104.02057), half of the width per axis, `[h * w, C]`."""
+    frequency = 1000 ** (-torch.arange(width // 4) / (width // 4))
+    rows, columns = torch.meshgrid(*(torch.arange(n) for n in grid), indexing="ij")
+    angles = [place.flatten()[:, None] * frequency for place in (rows, columns)]
+    every = torch.cat([wave for a in angles for wave in (a.sin(), a.cos())], dim=1)
+    return torch.nn.functional.pad(every, (0, width - every.shape[1]))

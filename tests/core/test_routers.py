@@ -56,7 +56,7 @@ def test_temperature_divides_and_rows_are_scaled():
 
 @pytest.mark.parametrize("read", ["all", "first"])
 def test_answers_never_change_a_route(read):
-    """Training draws and evaluation's choice, when the last answers (read=all) or any (first) change."""
+    """In training and evaluation; the last answers change (read=all) or all of them (first)."""
     model = make_model({**DPE, "read": read}, seed=3)
     samples = make_samples()
     changed = []
@@ -156,7 +156,8 @@ def test_price_moves_evaluation_towards_fewer_rows():
     for price in (-50.0, 0.0, 50.0):
         model.router.price.fill_(price)
         rows.append(sum(map(sum, model(**batch).trace.visual_rows)))
-    assert rows[0] > rows[1] > rows[2]
+    assert rows[0] >= rows[1] >= rows[2]
+    assert rows[0] > 2 * rows[2]
 
 
 @pytest.mark.parametrize("keep", [0.4, 0.6, 0.8])
@@ -222,7 +223,7 @@ def test_reach_of_a_7b():
 
 
 def test_one_synchronisation_per_layer(monkeypatch):
-    """Only the chosen experts travel to the host; counted as Tensor.tolist and item calls on results."""
+    """Only the chosen experts travel to the host, counted as calls of tolist and item."""
     model = make_model(DPE, seed=3)
     calls = Counter()
     for name in ("tolist", "item"):

@@ -8,7 +8,7 @@ from dpn.tokens import pack, pool_grid
 
 
 def make(numbering="renumber"):
-    """Sample 0: text, 2x3 image, text; sample 1 (one column of padding left): text, 2x2 image; sample 2: text."""
+    """Text, 2x3 image, text; after one column of padding text, 2x2 image; text."""
     mask = np.array([[1, 1, 1], [0, 1, 1], [1, 0, 0]], dtype=bool)
     text = torch.tensor([[100.0], [102.0], [110.0], [120.0]])
     visual = [torch.arange(6.0)[:, None], torch.arange(10.0, 14.0)[:, None]]

@@ -1,0 +1,84 @@
+"""What every source of data is: where its rows are, and how they are loaded."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+OnError = Literal["raise", "skip"]
+SplitName = Literal["train", "val"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """One file of rows in LLaVA's format.
+
+    Attributes:
+        file: JSON array of conversations.
+        image_root: folder that image paths are relative to, and may not leave.
+        template: name of the conversation template; None for the processor's own.
+        rows: how many to use from the start of the file; None for all.
+    """
+
+    file: Path
+    image_root: Path
+    template: str | None = None
+    rows: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Settings that all sources share; a source adds its own and says where its splits are.
+
+    Args:
+        batch_size: samples per process and training step (before accumulation).
+        eval_batch_size: samples per process and evaluation step.
+        num_workers: processes that load samples; 0 loads in the main process.
+        max_length: most ids a sample may have, each image counted as one.
+        on_error: `raise` stops at a bad row, `skip` takes the next good row instead and counts it.
+        seed: of the order of training samples.
+        last_batch: `fill` completes an epoch's last accumulation window from the epoch's start,
+            `drop` leaves the incomplete window out.
+    """
+
+    batch_size: int = 16
+    eval_batch_size: int = 32
+    num_workers: int = 0
+    max_length: int = 2048
+    on_error: OnError = "raise"
+    seed: int = 0
+    last_batch: Literal["fill", "drop"] = "fill"
+
+    def check(self) -> list[str]:
+        """What is wrong with these settings, one sentence each; builds and writes nothing."""
+        return self._outside(
+            {
+                "batch_size": (1, None),
+                "eval_batch_size": (1, None),
+                "num_workers": (0, None),
+                "max_length": (2, None),
+                "seed": (0, None),
+            }
+        )
+
+    def _outside(self, limits: Mapping[str, tuple[int, int | None]]) -> list[str]:
+        """Sentences about the settings that are smaller or larger than allowed."""
+        problems = []
+        for name, (low, high) in limits.items():
+            value = getattr(self, name)
+            if value < low or (high is not None and value > high):
+                allowed = f"at least {low}" if high is None else f"{low} to {high}"
+                problems.append(f"`data.{name}={value}` is not possible; it can be {allowed}.")
+        return problems
+
+    def prepare(self) -> None:
+        """Write what has to be there first; safe in several processes at once."""
+
+    def split(self, name: SplitName) -> Split | None:
+        """The rows of a split, or None if there are none."""
+        raise TypeError(f"{type(self).__name__} does not say where its rows are.")
+
+    def corpus(self) -> list[Split]:
+        """All rows that a tokenizer should know, whichever of them this run trains on."""
+        train = self.split("train")
+        return [train] if train else []

@@ -1,0 +1,142 @@
+"""Sample and Batch: what data hands to a model, in plain tensors."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+IGNORE = -100
+PaddingSide = Literal["left", "right"]
+
+
+class DataError(ValueError):
+    """Something is wrong with the data itself, said in one sentence; `on_error` decides what
+    follows."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One conversation with its images.
+
+    Attributes:
+        input_ids: starts with BOS; one `<image>` id per image.
+        labels: one per id, -100 where nothing is to be learned.
+        images: `[3, H, W]` each, normalised; sizes may differ.
+        sample_id: row number in the file; keys the sampling of routes.
+        meta: id, family, difficulty and what else metrics group by.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    images: list[Tensor] = field(default_factory=list)
+    sample_id: int = 0
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B padded samples and their I images.
+
+    Attributes:
+        input_ids: `[B, T]`.
+        attention_mask: `[B, T]` 1 for ids, 0 for padding.
+        labels: `[B, T]`, -100 = not supervised.
+        sample_ids: `[B]`.
+        pixel_values: `[I, 3, Hmax, Wmax]`, zeros below and right of smaller images; None without
+            images.
+        image_sizes: `[I, 2]` height and width in pixels.
+        image_sample: `[I]` whose image it is, ascending.
+        meta: of each sample.
+        num_supervised: labels that the shifted loss sees, `labels[:, 1:] != -100`.
+        window_tokens: the same over the whole accumulation window of this rank.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+    sample_ids: Tensor
+    pixel_values: Tensor | None = None
+    image_sizes: Tensor | None = None
+    image_sample: Tensor | None = None
+    meta: list[dict[str, Any]] = field(default_factory=list)
+    num_supervised: int = 0
+    window_tokens: int = 0
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+    def model_inputs(self) -> dict[str, Tensor]:
+        """The tensors that a model's forward takes, those that are None left out."""
+        return self._tensors()
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
+        """A copy on another device.
+
+        Image sizes, image owners and sample ids stay on the host: they are read as plain numbers
+            (grids, spans, route
+        keys), and reading them back from a GPU would synchronise.
+        """
+        host = ("image_sizes", "image_sample", "sample_ids")
+        moved = {
+            name: tensor.to(device, non_blocking=non_blocking)
+            for name, tensor in self._tensors().items()
+            if name not in host
+        }
+        return replace(self, **moved)  # type: ignore[arg-type]
+
+    def pin_memory(self) -> "Batch":
+        """A copy in page-locked memory; the DataLoader calls this."""
+        pinned = {name: tensor.pin_memory() for name, tensor in self._tensors().items()}
+        return replace(self, **pinned)  # type: ignore[arg-type]
+
+
+def pad_ids(
+    rows: Sequence[Sequence[int]], fill: int, padding_side: PaddingSide = "right"
+) -> tuple[Tensor, Tensor]:
+    """Lists of ids to `[B, T]` and their mask `[B, T]`."""
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), fill, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        place = slice(width - len(row), width) if padding_side == "left" else slice(0, len(row))
+        ids[i, place] = torch.tensor(row, dtype=torch.long)
+        mask[i, place] = 1
+    return ids, mask
+
+
+def stack_images(images: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
+    """Each sample's images to the flat image tensors of a Batch; empty without images."""
+    flat = [image for own in images for image in own]
+    if not flat:
+        return {}
+    sizes = torch.tensor([image.shape[-2:] for image in flat])
+    height, width = sizes.amax(0).tolist()
+    pixels = flat[0].new_zeros(len(flat), 3, height, width)
+    for canvas, image in zip(pixels, flat, strict=True):
+        canvas[:, : image.shape[-2], : image.shape[-1]] = image
+    owner = [sample for sample, own in enumerate(images) for _ in own]
+    return {"pixel_values": pixels, "image_sizes": sizes, "image_sample": torch.tensor(owner)}
+
+
+def collate(
+    samples: Sequence[Sample], pad_token_id: int, padding_side: PaddingSide = "right"
+) -> Batch:
+    """Pad samples to the longest one and lay their images out flat."""
+    input_ids, attention_mask = pad_ids([s.input_ids for s in samples], pad_token_id, padding_side)
+    labels, _ = pad_ids([s.labels for s in samples], IGNORE, padding_side)
+    supervised = int((labels[:, 1:] != IGNORE).sum())
+    return Batch(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        labels=labels,
+        sample_ids=torch.tensor([s.sample_id for s in samples]),
+        **stack_images([s.images for s in samples]),
+        meta=[s.meta for s in samples],
+        num_supervised=supervised,
+        window_tokens=supervised,
+    )

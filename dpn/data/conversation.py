@@ -1,0 +1,269 @@
+"""Turns of a conversation to token ids and labels, by template.
+
+A template renders the whole conversation as text pieces that know whether they are supervised.
+Pieces are then tokenised together, chunk by chunk between `<image>` marks as LLaVA does, and the
+tokenizer's character offsets tell which ids are supervised: no length is guessed, and any Hugging
+Face fast tokenizer works.
+"""
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+from dpn.data.batch import IGNORE, DataError
+
+IMAGE = "<image>"
+ROUTER = "<ROUTER>"
+
+Role = Literal["human", "assistant"]
+ROLES: dict[str, Role] = {
+    "human": "human",
+    "user": "human",
+    "gpt": "assistant",
+    "assistant": "assistant",
+}
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one side said; the text may hold `<image>` marks."""
+
+    role: Role
+    text: str
+
+
+class Piece(NamedTuple):
+    """Rendered text; supervised pieces are what the model has to say."""
+
+    text: str
+    supervised: bool = False
+
+
+@dataclass(frozen=True)
+class Template:
+    """How turns become one text.
+
+    Attributes:
+        system: opens the text.
+        human: opens a human turn.
+        mark: stands for an image at the start of the turn that holds it.
+        instruction: whether the human turn's own words are kept.
+        cue: asks for an answer; a prompt for generation ends here.
+        answer: opens an answer, supervised with it.
+        end: closes an answer, supervised too; `{eos}` is the tokenizer's end token.
+    """
+
+    system: str
+    human: str
+    mark: str
+    instruction: bool
+    cue: str
+    answer: str
+    end: str
+
+
+TEMPLATES = {
+    # LLaVA's pretraining: the image, then its caption; no roles and no end token.
+    "plain": Template("", "", IMAGE, False, "", "", "\n"),
+    # LLaVA-1.5's finetuning and every evaluation.
+    "v1": Template(
+        "A chat between a curious user and an artificial intelligence assistant. "
+        "The assistant gives helpful, detailed, and polite answers to the user's questions. ",
+        "USER: ",
+        f"{IMAGE}\n",
+        True,
+        " ASSISTANT:",
+        " ",
+        "{eos}",
+    ),
+}
+# The same without the system text, for small models: there its columns are a third of the work.
+TEMPLATES["short"] = replace(TEMPLATES["v1"], system="")
+
+
+def template(name: str) -> Template:
+    """The template of a name.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if name not in TEMPLATES:
+        raise ValueError(f"there is no template {name!r}; there is {', '.join(TEMPLATES)}.")
+    return TEMPLATES[name]
+
+
+def read_turns(messages: Any) -> list[Turn]:
+    """Turns from LLaVA's `{"from", "value"}` or Hugging Face's `{"role", "content"}` messages.
+
+    A conversation that opens with an assistant's turn loses it, as in LLaVA.
+
+    Raises:
+        DataError: if there is no conversation, a role is unknown, roles do not alternate or an
+            answer is empty.
+    """
+    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+        raise DataError("there is no conversation; `conversations` must be a list of turns.")
+    turns = [_read_turn(number, message) for number, message in enumerate(messages, 1)]
+    if turns[0].role == "assistant":
+        turns = turns[1:]
+    if not turns:
+        raise DataError("the conversation has no human turn; it needs a question and an answer.")
+    for number, (turn, role) in enumerate(
+        zip(turns, itertools.cycle(("human", "assistant")), strict=False), 1
+    ):
+        if turn.role != role:
+            raise DataError(
+                f"two turns of the {turn.role} follow each other; roles must alternate."
+            )
+        if role == "assistant" and not turn.text.strip():
+            raise DataError(f"the answer in turn {number} is empty; fill it in or drop the row.")
+    return turns
+
+
+def _read_turn(number: int, message: Any) -> Turn:
+    if not isinstance(message, Mapping):
+        raise DataError(
+            f"turn {number} is {message!r}; it must be a mapping of `from` and `value`."
+        )
+    role = message.get("from", message.get("role"))
+    if role not in ROLES:
+        raise DataError(
+            f"turn {number} has the unknown role {role!r}; known are {', '.join(ROLES)}."
+        )
+    text = message.get("value", message.get("content"))
+    if isinstance(text, list):  # Hugging Face's list of typed parts
+        text = "".join(IMAGE if part["type"] == "image" else part["text"] for part in text)
+    if not isinstance(text, str):
+        raise DataError(f"turn {number} has no text (`value` is {text!r}); it must be a string.")
+    return Turn(ROLES[role], text)
+
+
+def check_words(turns: Sequence[Turn], eos: str) -> None:
+    """Refuse tokens inside of texts that would change how a conversation is cut or routed.
+
+    Raises:
+        DataError: naming turn and token.
+    """
+    for number, turn in enumerate(turns, 1):
+        for token in (eos, ROUTER, *([IMAGE] if turn.role == "assistant" else [])):
+            if token in turn.text:
+                raise DataError(
+                    f"turn {number} of the {turn.role} holds the reserved token {token};"
+                    " write it differently or drop the row."
+                )
+
+
+def place_images(turns: Sequence[Turn], images: int) -> list[tuple[int, str]]:
+    """Number of images and bare words of each turn.
+
+    Raises:
+        DataError: if the `<image>` marks and the images do not match.
+    """
+    marks = [turn.text.count(IMAGE) if turn.role == "human" else 0 for turn in turns]
+    if sum(marks) != images:
+        raise DataError(
+            f"the human turns hold {sum(marks)} {IMAGE} marks but the row has {images} images;"
+            " give each image exactly one mark."
+        )
+    return [
+        (count, turn.text.replace(IMAGE, "").strip() if count else turn.text)
+        for count, turn in zip(marks, turns, strict=True)
+    ]
+
+
+def render(
+    turns: Sequence[Turn], images: int, style: Template, eos: str, router: bool
+) -> list[Piece]:
+    """A conversation as text pieces; a last human turn is left open for the answer.
+
+    Args:
+        turns: alternate, starting with the human.
+        images: how many images the sample has.
+        style: the template.
+        eos: text of the tokenizer's end token.
+        router: whether `<ROUTER>` ends every human turn of a sample with images.
+
+    Raises:
+        DataError: if marks and images do not match.
+    """
+    pieces = [Piece(style.system)]
+    for turn, (marks, words) in zip(turns, place_images(turns, images), strict=True):
+        if turn.role == "human":
+            words = words if style.instruction else ""
+            tail = ROUTER if router and images else ""
+            pieces.append(Piece(style.human + style.mark * marks + words + tail + style.cue))
+        else:
+            pieces.append(Piece(style.answer + words + style.end.format(eos=eos), True))
+    return pieces
+
+
+def tokenize(pieces: Iterable[Piece], tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Ids, opened by BOS, and labels of rendered pieces.
+
+    An id is supervised if its first character is. Everything between two images is tokenised in one
+    go.
+    """
+    image_id = tokenizer.convert_tokens_to_ids(IMAGE)
+    ids, labels = [tokenizer.bos_token_id], [IGNORE]
+    for number, chunk in enumerate(_chunks(pieces)):
+        if number:
+            ids.append(image_id)
+            labels.append(IGNORE)
+        text = "".join(piece.text for piece in chunk)
+        if not text:
+            continue
+        supervised = [flag for piece in chunk for flag in [piece.supervised] * len(piece.text)]
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        for token, (start, _) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            ids.append(token)
+            labels.append(token if supervised[start] else IGNORE)
+    return ids, labels
+
+
+def encode(
+    turns: Sequence[Turn],
+    images: int,
+    tokenizer: Any,
+    style: Template,
+    router: bool,
+    max_length: int | None = None,
+) -> tuple[list[int], list[int]]:
+    """Ids and labels of a conversation.
+
+    Args:
+        turns: alternate, starting with the human; a last human turn is left open for the answer.
+        images: how many images the sample has.
+        tokenizer: a Hugging Face fast tokenizer with `<image>`.
+        style: the template.
+        router: whether `<ROUTER>` ends every human turn of a sample with images.
+        max_length: most ids that are allowed, each image counted as one.
+
+    Raises:
+        DataError: if marks and images do not match, a text holds a reserved token, or the sample is
+            too long.
+    """
+    check_words(turns, tokenizer.eos_token)
+    ids, labels = tokenize(render(turns, images, style, tokenizer.eos_token, router), tokenizer)
+    if max_length is not None and len(ids) > max_length:
+        raise DataError(
+            f"the sample has {len(ids)} ids, the maximum is {max_length};"
+            " raise `data.max_length` or drop the row."
+        )
+    return ids, labels
+
+
+def corpus_text(turns: Sequence[Turn], images: int, style: Template) -> list[str]:
+    """The rendered text between images, without special tokens: what a tokenizer is trained on."""
+    pieces = render(turns, images, style, eos="", router=False)
+    return ["".join(piece.text for piece in chunk) for chunk in _chunks(pieces)]
+
+
+def _chunks(pieces: Iterable[Piece]) -> list[list[Piece]]:
+    """Pieces cut at the `<image>` marks, which separate the chunks."""
+    chunks: list[list[Piece]] = [[]]
+    for text, supervised in pieces:
+        first, *others = text.split(IMAGE)
+        chunks[-1].append(Piece(first, supervised))
+        chunks.extend([Piece(other, supervised)] for other in others)
+    return chunks

@@ -1,0 +1,197 @@
+"""Loaders over a source's splits for Lightning."""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+from typing import Any, Literal
+
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+
+from dpn.data.base import Source, Split
+from dpn.data.batch import Batch, DataError, PaddingSide, collate
+from dpn.data.conversation import corpus_text, read_turns, template
+from dpn.data.rows import Conversations, Questions, image_names, read_rows
+from dpn.data.sampler import BatchSampler
+
+log = logging.getLogger(__name__)
+
+
+class DataModule(LightningDataModule):
+    """Batches of a source; build the trainer with `use_distributed_sampler=False`.
+
+    Rank, processes, accumulation and the optimizer step are the trainer's; without a trainer there
+    is one process.
+
+    Args:
+        source: which rows, and how they are loaded.
+        processor: a `DPNProcessor`; may be set later, before the first loader.
+
+    Attributes:
+        skipped: sentence for each bad row that was skipped so far, by file and row.
+    """
+
+    def __init__(self, source: Source, processor: Any = None):
+        super().__init__()
+        self.source, self.processor = source, processor
+        self.skipped: dict[tuple[str, int], str] = {}
+
+    def prepare_data(self) -> None:
+        """Write the source's files where they are missing."""
+        self.source.prepare()
+
+    def corpus(self) -> Iterator[str]:
+        """All training text as the model will see it, to train a tokenizer on."""
+        for split in self.source.corpus():
+            style = template(split.template or "v1")
+            for row in read_rows(split):
+                try:
+                    turns = read_turns(row.get("conversations"))
+                    yield from corpus_text(turns, len(image_names(row)), style)
+                except (DataError, AttributeError):
+                    continue  # bad rows are reported when they are loaded
+
+    def train_dataloader(self) -> "Loader":
+        """Shuffled conversations, from the trainer's optimizer step on."""
+        source, trainer = self.source, self.trainer
+        dataset = Conversations(
+            self._split("train"), self._processor, source.max_length, source.on_error
+        )
+        accumulate = trainer.accumulate_grad_batches if trainer else 1
+        overfit = bool(getattr(trainer, "overfit_batches", 0))
+        sampler = BatchSampler(
+            len(dataset),
+            source.batch_size,
+            shuffle=not overfit,
+            seed=source.seed,
+            accumulate=accumulate,
+            last=source.last_batch,
+            **self._place(),
+        )
+
+        def step() -> int:
+            return self.trainer.global_step if self.trainer and not overfit else 0
+
+        return self._loader(dataset, sampler, "right", step=step, accumulate=accumulate)
+
+    def val_dataloader(self) -> "Loader | list[Any]":
+        """Held-out conversations in the order of the file, with labels."""
+        return self._eval_loader(Conversations, "right")
+
+    def predict_dataloader(self) -> "Loader | list[Any]":
+        """Every held-out question as a left-padded prompt; `meta` holds the true answer."""
+        return self._eval_loader(Questions, "left")
+
+    def _eval_loader(
+        self, kind: type[Conversations], padding_side: PaddingSide
+    ) -> "Loader | list[Any]":
+        source, split = self.source, self.source.split("val")
+        if split is None:
+            return []
+        dataset = kind(split, self._processor, source.max_length, source.on_error)
+        sampler = BatchSampler(
+            len(dataset), source.eval_batch_size, shuffle=False, last="keep", **self._place()
+        )
+        return self._loader(dataset, sampler, padding_side)
+
+    def _loader(
+        self,
+        dataset: Conversations,
+        sampler: BatchSampler,
+        padding_side: PaddingSide,
+        step: Callable[[], int] = lambda: 0,
+        accumulate: int = 1,
+    ) -> "Loader":
+        batches = DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            num_workers=self.source.num_workers,
+            persistent_workers=self.source.num_workers > 0,
+            pin_memory=self._on_gpu,
+            collate_fn=partial(
+                collate,
+                pad_token_id=self._processor.pad_token_id,
+                padding_side=padding_side,
+            ),
+        )
+        return Loader(batches, sampler, self._note_skipped, step, accumulate)
+
+    def _note_skipped(self, batch: Batch) -> None:
+        for meta in batch.meta:
+            for key, message in meta.pop("skipped", {}).items():
+                if key not in self.skipped:
+                    self.skipped[key] = message
+                    log.warning("Skipped bad row number %d. %s", len(self.skipped), message)
+
+    def _split(self, name: Literal["train", "val"]) -> Split:
+        split = self.source.split(name)
+        if split is None:
+            raise DataError(f"The data source has no {name} rows; set its {name} file.")
+        return split
+
+    def _place(self) -> dict[str, int]:
+        trainer = self.trainer
+        return {"rank": trainer.global_rank, "world": trainer.world_size} if trainer else {}
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+
+    @property
+    def _processor(self) -> Any:
+        if self.processor is None:
+            raise ValueError("Set `processor` of the data module before asking for a loader.")
+        return self.processor
+
+
+class Loader:
+    """A DataLoader that starts at the optimizer step and knows the accumulation windows.
+
+    Args:
+        batches: the DataLoader.
+        sampler: its batch sampler.
+        note: called with every batch.
+        step: optimizer steps done, asked when the first batch of an epoch is.
+        accumulate: batches per window; each batch gets the supervised tokens of its whole window.
+    """
+
+    def __init__(
+        self,
+        batches: DataLoader,
+        sampler: BatchSampler,
+        note: Callable[[Batch], None],
+        step: Callable[[], int],
+        accumulate: int = 1,
+    ):
+        # Not `self.sampler`: with overfit_batches Lightning would want to exchange that.
+        self.batches, self.order, self.note = batches, sampler, note
+        self.step, self.accumulate = step, accumulate
+
+    @property
+    def dataset(self) -> Conversations:
+        """The samples."""
+        return self.batches.dataset  # type: ignore[return-value]
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[Batch]:
+        # Runs at the first `next`: Lightning may create the iterator before it restores the
+        # optimizer step.
+        self.order.set_position(self.step())
+        batches: Iterator[Batch] = iter(self.batches)
+        while window := list(islice(batches, self.accumulate)):
+            tokens = sum(batch.num_supervised for batch in window)
+            for batch in window:
+                self.note(batch)
+                yield replace(batch, window_tokens=tokens)
+
+    # Lightning warns about loaders without these; the optimizer step is all the state there is.
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the position follows from the optimizer step."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to load."""

@@ -1,0 +1,263 @@
+"""DPNProcessor: text and images to model inputs, and ids back to text.
+
+from dpn import DPNProcessor
+processor = DPNProcessor.from_pretrained("outputs/.../model")
+prompt = processor.prompt([{"role": "user", "content": "<image>\\nWhat is this?"}])
+inputs = processor(text=prompt, images=image)
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, Self
+
+from PIL import Image
+from torch import Tensor
+from transformers import AddedToken, AutoTokenizer, BatchFeature
+from transformers.utils import cached_file
+
+from dpn.data.batch import PaddingSide, pad_ids, stack_images
+from dpn.data.conversation import (
+    IMAGE,
+    ROUTER,
+    Piece,
+    Turn,
+    check_words,
+    encode,
+    read_turns,
+    render,
+    template,
+    tokenize,
+)
+from dpn.data.images import CLIP_MEAN, CLIP_STD, ImageMode, ImageTransform
+from dpn.files import write_json
+
+CONFIG_NAME = "processor_config.json"
+Message = Mapping[str, Any]
+
+
+class DPNProcessor:
+    """Holds the tokenizer, the conversation template and the image recipe.
+
+    Args:
+        tokenizer: a Hugging Face fast tokenizer with BOS and EOS; `<image>` and `<ROUTER>` are
+            added where missing, and as in LLaVA a missing padding token becomes the unknown token.
+        template: `v1`, `short` (v1 without its system text) or `plain`.
+        image_mode: `pad`, `square` or `none`, see `ImageTransform`.
+        image_size: height and width in pixels.
+        image_mean: of each channel, in [0, 1].
+        image_std: of each channel.
+        patch_size: of the vision tower, in pixels.
+        router_token: whether `<ROUTER>` ends every human turn of a sample with images.
+
+    Attributes:
+        transform: a PIL image to normalised pixels `[3, H, W]`.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        template: str = "v1",
+        image_mode: ImageMode = "pad",
+        image_size: int = 336,
+        image_mean: tuple[float, float, float] = CLIP_MEAN,
+        image_std: tuple[float, float, float] = CLIP_STD,
+        patch_size: int = 14,
+        router_token: bool = True,
+    ):
+        self.tokenizer = _ready(tokenizer, router_token)
+        self.template, self.router_token = template, router_token
+        self.style = _template(template)
+        self.transform = ImageTransform(
+            image_mode, image_size, _rgb(image_mean), _rgb(image_std), patch_size
+        )
+
+    @property
+    def image_token_id(self) -> int:
+        """Id that stands for an image in `input_ids`."""
+        return self.tokenizer.convert_tokens_to_ids(IMAGE)
+
+    @property
+    def router_token_id(self) -> int | None:
+        """Id of `<ROUTER>`, or None if it is not used."""
+        return self.tokenizer.convert_tokens_to_ids(ROUTER) if self.router_token else None
+
+    @property
+    def pad_token_id(self) -> int:
+        """Id that fills shorter samples."""
+        return self.tokenizer.pad_token_id
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows that the embedding needs."""
+        return len(self.tokenizer)
+
+    def encode(
+        self,
+        turns: Sequence[Turn],
+        images: int,
+        template: str | None = None,
+        max_length: int | None = None,
+    ) -> tuple[list[int], list[int]]:
+        """Ids and labels of a conversation, see `dpn.data.conversation.encode`."""
+        style = _template(template) if template else self.style
+        return encode(turns, images, self.tokenizer, style, self.router_token, max_length)
+
+    def prompt(self, messages: Sequence[Message]) -> str:
+        """The text that asks for the next answer, e.g. `... USER: <image>\\nWhat?<ROUTER>
+        ASSISTANT:`.
+
+        Args:
+            messages: `{"role": "user" | "assistant", "content": text or typed parts}`, or LLaVA's
+                `from` and `value`; the last one is the user's.
+
+        Raises:
+            DataError: see `read_turns`.
+        """
+        turns = read_turns(messages)
+        check_words(turns, self.tokenizer.eos_token)
+        images = sum(turn.text.count(IMAGE) for turn in turns)
+        pieces = render(turns, images, self.style, self.tokenizer.eos_token, self.router_token)
+        return "".join(piece.text for piece in pieces)
+
+    def __call__(
+        self,
+        text: str | Sequence[str] | None = None,
+        images: Any = None,
+        *,
+        messages: Sequence[Message] | Sequence[Sequence[Message]] | None = None,
+        padding_side: PaddingSide = "left",
+        return_tensors: str = "pt",
+    ) -> BatchFeature:
+        """Model inputs of prompts and their images.
+
+        Args:
+            text: one prompt or several, with one `<image>` mark per image.
+            images: PIL images: one, a flat list in the order of the marks, or a list for each
+                prompt.
+            messages: instead of text, one conversation or several; see `prompt`.
+            padding_side: `left` for generation.
+            return_tensors: only `pt`.
+
+        Returns:
+            `input_ids [B, T]`, `attention_mask [B, T]` and, with images, `pixel_values [I, 3, Hmax,
+            Wmax]`, `image_sizes [I, 2]`, `image_sample [I]`.
+
+        Raises:
+            ValueError: if marks and images do not match.
+        """
+        if return_tensors != "pt":
+            raise ValueError(f"return_tensors={return_tensors!r} is not supported; use 'pt'.")
+        if (text is None) == (messages is None):
+            raise ValueError("Give the processor either `text` or `messages`.")
+        texts = [text] if isinstance(text, str) else list(text or [])
+        if messages is not None:
+            conversations: Any = [messages] if isinstance(messages[0], Mapping) else messages
+            texts = [self.prompt(one) for one in conversations]
+        rows = [tokenize([Piece(one)], self.tokenizer)[0] for one in texts]
+        input_ids, attention_mask = pad_ids(rows, self.pad_token_id, padding_side)
+        pixels = [[self.transform(image) for image in own] for own in _share_out(images, texts)]
+        return BatchFeature(
+            {"input_ids": input_ids, "attention_mask": attention_mask, **stack_images(pixels)}
+        )
+
+    def batch_decode(self, ids: Tensor | Sequence[Sequence[int]], **options: Any) -> list[str]:
+        """Texts of `[B, T]` ids, without special tokens and outer blanks unless asked otherwise."""
+        return [self.decode(row, **options) for row in ids]
+
+    def decode(self, ids: Tensor | Sequence[int], **options: Any) -> str:
+        """Text of `[T]` ids, see `batch_decode`."""
+        return self.tokenizer.decode(ids, **{"skip_special_tokens": True, **options}).strip()
+
+    def save_pretrained(self, folder: str | Path, **_: Any) -> None:
+        """Write the tokenizer's files and `processor_config.json`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.tokenizer.save_pretrained(folder)
+        write_json(folder / CONFIG_NAME, {"processor_class": type(self).__name__, **self.to_dict()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The arguments besides the tokenizer."""
+        recipe = self.transform
+        return {
+            "template": self.template,
+            "image_mode": recipe.mode,
+            "image_size": recipe.size,
+            "image_mean": list(recipe.mean),
+            "image_std": list(recipe.std),
+            "patch_size": recipe.multiple,
+            "router_token": self.router_token,
+        }
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, **options: Any) -> Self:
+        """Read what `save_pretrained` wrote, from a folder or the Hub; no code is read or run.
+
+        Args:
+            folder: a folder, or a name on the Hub.
+            options: arguments of the processor to change, and `revision`, `cache_dir`, `token`,
+                `local_files_only`.
+
+        Raises:
+            OSError: if there is no such folder or file.
+            ValueError: if the file holds settings that a processor does not have.
+        """
+        hub = ("revision", "cache_dir", "token", "local_files_only")
+        where = {name: options[name] for name in hub if name in options}
+        file = cached_file(str(folder), CONFIG_NAME, **where)
+        settings = json.loads(Path(file).read_text(encoding="utf-8"))
+        settings.pop("processor_class", None)
+        known = set(cls.__init__.__annotations__) - {"tokenizer"}
+        if unknown := sorted(set(settings) - known):
+            raise ValueError(
+                f"{file} has unknown settings {', '.join(unknown)};"
+                f" known are {', '.join(sorted(known))}."
+            )
+        settings.update({name: value for name, value in options.items() if name in known})
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, **where)
+        return cls(tokenizer, **settings)
+
+
+def _rgb(values: Sequence[float]) -> tuple[float, float, float]:
+    red, green, blue = values
+    return red, green, blue
+
+
+_template = template  # the name of an argument of the public methods
+
+
+def _ready(tokenizer: Any, router_token: bool) -> Any:
+    """Check a tokenizer and add the tokens it lacks."""
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError("DPNProcessor needs a fast tokenizer (one with a tokenizer.json).")
+    if tokenizer.bos_token is None or tokenizer.eos_token is None:
+        raise ValueError(
+            "DPNProcessor needs a tokenizer with BOS and EOS tokens; set them, for example"
+            " tokenizer.bos_token = tokenizer.pad_token."
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    wanted = [IMAGE, *([ROUTER] if router_token else [])]
+    known = tokenizer.get_vocab()
+    missing = [AddedToken(t, special=True, normalized=False) for t in wanted if t not in known]
+    tokenizer.add_tokens(missing, special_tokens=True)
+    return tokenizer
+
+
+def _share_out(images: Any, texts: Sequence[str]) -> list[list[Image.Image]]:
+    """The images of each text."""
+    marks = [text.count(IMAGE) for text in texts]
+    images = [] if images is None else [images] if isinstance(images, Image.Image) else list(images)
+    if any(isinstance(own, Image.Image) for own in images):
+        flat = iter(images)
+        nested = [list(islice(flat, count)) for count in marks]
+        nested[-1].extend(flat)
+    else:
+        nested = [list(own) for own in images] or [[] for _ in texts]
+    if [len(own) for own in nested] != marks:
+        raise ValueError(
+            f"The prompts hold {marks} {IMAGE} marks but {[len(own) for own in nested]} images"
+            " were given; give each mark exactly one image."
+        )
+    return nested
