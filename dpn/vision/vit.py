@@ -59,7 +59,9 @@ class ViT(VisionTower):
 
 
 def sincos_positions(grid: Grid, width: int) -> Tensor:
-    """2-D sine-cosine embeddings (MoCo v3, arXiv 2104.02057), half of the width per axis, `[h * w, C]`."""
+    """2-D sine-cosine embeddings (MoCo v3, arXiv 2104.02057), half of the width per axis, `[h * w,
+    C]`.
+    """
     frequency = 1000 ** (-torch.arange(width // 4) / (width // 4))
     rows, columns = torch.meshgrid(*(torch.arange(n) for n in grid), indexing="ij")
     angles = [place.flatten()[:, None] * frequency for place in (rows, columns)]
