@@ -3,8 +3,9 @@ party.
 """
 
 import inspect
+from functools import cached_property
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pkgutil import iter_modules
 from typing import Any
 
@@ -30,7 +31,12 @@ class Family:
         """All names that `resolve` knows, sorted."""
         files = {m.name for m in iter_modules(import_module(self.package).__path__)}
         own = {name for name in files if name != "base" and not name.startswith("_")}
-        return sorted(own | {point.name for point in entry_points(group=self.package)})
+        return sorted(own | set(self._third_parties))
+
+    @cached_property
+    def _third_parties(self) -> dict[str, EntryPoint]:
+        # Looked up once: scanning all installed packages takes milliseconds.
+        return {point.name: point for point in entry_points(group=self.package)}
 
     def resolve(self, name: str) -> type[Any]:
         """The class of a name.
@@ -42,9 +48,8 @@ class Family:
             raise ValueError(
                 f"There is no {self.kind} named {name!r}; there is {', '.join(self.names())}."
             )
-        for point in entry_points(group=self.package):
-            if point.name == name:
-                return point.load()
+        if name in self._third_parties:
+            return self._third_parties[name].load()
         module = import_module(f"{self.package}.{name}")
         found = [
             item

@@ -59,16 +59,18 @@ class BudgetLoss(RoutingLoss):
             macs = router.plan.expected_macs(probs, grids, router.text, router.where)
             full = router.text.num_layers * router.text.layer_macs(base)
             shares.append(torch.as_tensor(macs / full).expand(len(samples)))
-        return torch.cat(shares)
+        return torch.cat(shares) if shares else trace.decisions[0].probs.new_zeros(0)
 
-    def _probs(self, decision: Decision | None, samples: Sequence[int], experts: int) -> Tensor:
+    def _probs(
+        self, decision: Decision | None, samples: Sequence[int], experts: int
+    ) -> Tensor | list[float]:
         """`[E, S]` probabilities at a gate.
 
         A sample that took a route on which it was not routed here gets the mean of those that were;
-        it only enters through routes that it could have taken.
+        it only enters through routes that it could have taken. Where none was, all are equal.
         """
-        if decision is None:
-            return torch.full((experts, len(samples)), 1 / experts)
+        if decision is None or not decision.samples:
+            return [1 / experts] * experts
         mean = decision.probs.detach().mean(0)
         place = {b: i for i, b in enumerate(decision.samples)}
         if len(place) == len(samples) and all(b in place for b in samples):

@@ -1,0 +1,280 @@
+"""The only place that turns config into objects."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from transformers import AutoConfig, AutoTokenizer
+
+import dpn.config
+from dpn import data, inference, losses, projectors, routers, vision
+from dpn.budget import TextShape
+from dpn.config import SCHEDULE_KEYS, Node, Parts, Request, Schedule
+from dpn.data.tokenizer import train_tokenizer
+from dpn.losses import RoutingLoss
+from dpn.model import DPNConfig, DPNForConditionalGeneration
+from dpn.processor import DPNProcessor
+from dpn.routers import Router
+from dpn.run_folder import RunFolder
+
+if TYPE_CHECKING:  # Lightning takes seconds to import, and a model needs none of it
+    from lightning.pytorch import Trainer
+
+    from dpn.callbacks import Clock
+    from dpn.data.module import DataModule
+    from dpn.module import DPNModule
+
+log = logging.getLogger(__name__)
+
+
+def check(request: Request) -> None:
+    """Pre-flight: raise one error with everything that is wrong; see `dpn.config.check`."""
+    dpn.config.check(request, PARTS)
+
+
+def check_evaluation(request: Request) -> None:
+    """The same for an evaluation."""
+    dpn.config.check_evaluation(request, PARTS)
+
+
+def check_bench(request: Request) -> None:
+    """The same for a benchmark."""
+    dpn.config.check_benchmark(request, PARTS)
+
+
+def source(node: DictConfig) -> "DataModule":
+    """The data module of a `data` section."""
+    return data.build(**plain(node))
+
+
+def processor(config: DictConfig, source: "DataModule") -> DPNProcessor:
+    """Tokenizer and image recipe; a model without tokenizer gets one trained on the data's text."""
+    model = config.model
+    if config.stage.init is not None:
+        tokenizer = DPNProcessor.from_pretrained(_start(config)).tokenizer
+    elif model.tokenizer is None:
+        source.prepare_data()
+        tokenizer = train_tokenizer(source.corpus(), model.vocab_size)
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(model.tokenizer, trust_remote_code=False)
+    return DPNProcessor(
+        tokenizer,
+        image_size=model.vision.image_size,
+        patch_size=model.vision.patch_size,
+        **plain(model.processor),
+    )
+
+
+def model(config: DictConfig, words: DPNProcessor) -> DPNForConditionalGeneration:
+    """A model with random weights, the same for the same seed, or with those of `stage.init`."""
+    torch.manual_seed(config.seed)
+    tokens = words.tokenizer
+    text = plain(config.model.text) | {
+        "vocab_size": words.vocab_size,
+        "bos_token_id": tokens.bos_token_id,
+        "eos_token_id": tokens.eos_token_id,
+        "pad_token_id": tokens.pad_token_id,
+    }
+    built = DPNForConditionalGeneration(
+        DPNConfig(
+            text_config=text,
+            vision_config=plain(config.model.vision),
+            projector_config=plain(config.projector),
+            router_config=plain(config.router),
+            image_token_id=words.image_token_id,
+            router_token_id=words.router_token_id,
+        )
+    )
+    if config.stage.init is not None:
+        start = DPNForConditionalGeneration.from_pretrained(
+            inference.model_folder(Path(config.stage.init))
+        )
+        _take_weights(built, start)
+    return built
+
+
+def bench_model(config: DictConfig, router: Any) -> DPNForConditionalGeneration:
+    """A model of random weights without tokenizer; its last ids are `<image>` and `<ROUTER>`."""
+    torch.manual_seed(config.seed)
+    text = {"vocab_size": config.model.vocab_size, **plain(config.model.text)}
+    size = text["vocab_size"]
+    return DPNForConditionalGeneration(
+        DPNConfig(
+            text_config=text,
+            vision_config=plain(config.model.vision),
+            projector_config=plain(config.projector),
+            router_config=plain(router) if OmegaConf.is_config(router) else router,
+            image_token_id=size - 2,
+            router_token_id=size - 1,
+        )
+    )
+
+
+def routing_loss(config: DictConfig, router: Router) -> RoutingLoss:
+    """The loss of the config; `auto` depends on the router and its keep."""
+    node = plain(config.loss)
+    name = node.pop("name")
+    if name == "auto":
+        name, node = AutoLoss(**node).choose(type(router), router.keep)
+    return losses.build(name, **node, router=router)
+
+
+def module(config: DictConfig, built: DPNForConditionalGeneration) -> "DPNModule":
+    """The LightningModule."""
+    from dpn.module import DPNModule
+
+    optim = plain(config.optim)
+    schedule = Schedule(**{k: optim.pop(k) for k in SCHEDULE_KEYS if k in optim})
+    return DPNModule(
+        built,
+        routing_loss(config, built.router),
+        optimizer=instantiate(optim | {"_partial_": True}, _convert_="all"),
+        schedule=schedule,
+        freeze=config.stage.freeze,
+        seed=config.seed,
+        settings=plain(config),
+    )
+
+
+def trainer(config: DictConfig, run: RunFolder, clock: "Clock") -> "Trainer":
+    """The Trainer with the config's loggers and callbacks, and those that every run has."""
+    from dpn.callbacks import CompleteCheckpointIO, StepSeed, StopAfterStep
+
+    own = [clock, StepSeed(config.seed), StopAfterStep(run.stop)]
+    chosen = [instantiate(node) for node in config.callbacks.values() if node]
+    loggers = [instantiate(node) for node in config.logger.values() if node]
+    make = instantiate(plain(config.trainer) | {"_partial_": True}, _convert_="all")
+    return make(
+        callbacks=own + chosen,
+        logger=loggers or False,
+        plugins=[CompleteCheckpointIO()],
+        default_root_dir=str(run.path),
+        use_distributed_sampler=False,  # the data module's sampler knows the ranks
+        enable_model_summary=False,
+    )
+
+
+def plain(node: Any) -> Any:
+    """Resolved Python values of a config node."""
+    return OmegaConf.to_container(node, resolve=True)
+
+
+def _start(config: DictConfig) -> Path:
+    return inference.model_folder(Path(config.stage.init))
+
+
+def _take_weights(target: torch.nn.Module, start: torch.nn.Module) -> None:
+    """Copy what fits by name and shape, and say what does not."""
+    mine, theirs = target.state_dict(), start.state_dict()
+    fits = {k: v for k, v in theirs.items() if k in mine and mine[k].shape == v.shape}
+    target.load_state_dict(fits, strict=False)
+    for title, keys in (("New", mine.keys() - fits), ("Unused", theirs.keys() - fits)):
+        if keys:
+            log.warning("%s weights: %s", title, ", ".join(sorted(keys)))
+
+
+# Pre-flight ---------------------------------------------------------------------------------------
+
+
+@dataclass
+class AutoLoss:
+    """Section `loss` of `loss=auto`: hinge for dpe, budget once it has a keep, else language.
+
+    Attributes:
+        hinge_weight: `weight` of hinge.
+        hinge_mean: `hinge_mean` of hinge.
+        budget_weight: `weight` of budget.
+        reduction: of either.
+    """
+
+    hinge_weight: float = 0.001
+    hinge_mean: Literal["per_layer", "reference"] = "per_layer"
+    budget_weight: float = 1.0
+    reduction: Literal["global", "reference"] = "global"
+
+    def choose(self, router: type[Router], keep: float | None) -> tuple[str, Node]:
+        """Name and arguments of the loss."""
+        node: Node = {"reduction": self.reduction}
+        if not router.calibrated:
+            return "language", node
+        if keep is None:
+            return "hinge", node | {"weight": self.hinge_weight, "hinge_mean": self.hinge_mean}
+        return "budget", node | {"weight": self.budget_weight}
+
+
+class _Losses:
+    """The files of `dpn/losses`, and `auto`."""
+
+    @staticmethod
+    def names() -> list[str]:
+        return ["auto", *losses.names()]
+
+    @staticmethod
+    def resolve(name: str) -> type[Any]:
+        return AutoLoss if name == "auto" else losses.resolve(name)
+
+
+def _fit(config: Node, sound: set[str]) -> list[str]:
+    """What is wrong between parts that are sound by themselves."""
+    problems = []
+    if {"model", "projector", "router"} <= sound:
+        problems += _fit_model(config)
+    if {"loss", "router"} <= sound:
+        problems += _fit_loss(config["loss"]["name"], config["router"].get("keep"))
+    if "data" in sound:
+        node = {k: v for k, v in config["data"].items() if k != "name"}
+        problems += data.resolve(config["data"]["name"])(**node).check()
+    return problems
+
+
+def _fit_model(config: Node) -> list[str]:
+    """Built on the meta device, which costs no memory."""
+    text = dict(config["model"]["text"])
+    try:
+        text_config = AutoConfig.for_model(text.pop("model_type"), **text)
+        with torch.device("meta"):
+            tower = vision.build(**config["model"]["vision"])
+            projector = projectors.build(
+                **config["projector"],
+                input_size=tower.output_size,
+                output_size=text_config.hidden_size,
+                grid=tower.grid,
+            )
+            if problems := projector.check():
+                return problems
+            router = routers.build(
+                **config["router"],
+                text=TextShape.of(text_config),
+                grid=projector.grid_after(tower.grid),
+            )
+            return router.check()
+    except Exception as error:
+        return [f"The model can not be built: {' '.join(str(error).split())}"]
+
+
+def _fit_loss(name: str, keep: float | None) -> list[str]:
+    if name == "hinge" and keep is not None:
+        return [
+            f"`loss=hinge` has its own target and can not meet router.keep={keep};"
+            " use loss=budget, or router.keep=null."
+        ]
+    if name == "budget" and keep is None:
+        return [
+            "`loss=budget` steers to router.keep, which is null; give it, e.g. router.keep=0.6."
+        ]
+    return []
+
+
+PARTS = Parts(
+    vision=vision,
+    projector=projectors,
+    router=routers,
+    loss=_Losses(),
+    data=data,
+    processor=DPNProcessor,
+    fit=_fit,
+)

@@ -1,0 +1,318 @@
+"""What happens around the training steps: progress, clock, seeds, checkpoints, stopping, guards."""
+
+import logging
+import statistics
+import sys
+import time
+import zipfile
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from dpn.files import atomic_path
+from dpn.run_folder import Interrupted, RunError, StopRequest
+
+log = logging.getLogger(__name__)
+progress_log = logging.getLogger("dpn.progress")
+"""Plain lines of progress; a terminal hides them behind its bar."""
+
+
+class Progress(ProgressBar):
+    """A bar over the run's steps on a terminal, plain lines in the log.
+
+    Args:
+        every_n_steps: between two lines.
+    """
+
+    def __init__(self, every_n_steps: int = 25) -> None:
+        super().__init__()
+        self.every_n_steps = every_n_steps
+        self._enabled = True
+        self._bar: Bar | None = None
+        self._started = (0, 0.0)
+
+    def disable(self) -> None:
+        """Called by Lightning on every process but the first."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Undo `disable`."""
+        self._enabled = True
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the bar, where there is a terminal."""
+        self._started = (trainer.global_step, time.perf_counter())
+        if self._enabled and sys.stderr.isatty():
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+            self._bar = Bar(*columns, TimeRemainingColumn(), transient=True)
+            self._bar.add_task("training", total=trainer.max_steps, completed=trainer.global_step)
+            self._bar.start()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move the bar; add a line where one is due."""
+        step = trainer.global_step
+        due = step % self.every_n_steps == 0 or step == trainer.max_steps
+        if not self._enabled or (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=step)
+        if due:
+            line = self._line(trainer)
+            progress_log.info("step %d/%d  %s", step, trainer.max_steps, line)
+            if self._bar is not None:
+                self._bar.update(self._bar.task_ids[0], description=line)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add a line with the validation loss."""
+        if self._enabled and not trainer.sanity_checking and "val/loss" in trainer.callback_metrics:
+            loss = float(trainer.callback_metrics["val/loss"])
+            log.info("step %d/%d  val/loss %.4f", trainer.global_step, trainer.max_steps, loss)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remove the bar."""
+        self._close()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Remove the bar."""
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _line(self, trainer: Trainer) -> str:
+        first, since = self._started
+        seconds = (time.perf_counter() - since) / max(1, trainer.global_step - first)
+        left = seconds * (trainer.max_steps - trainer.global_step)
+        names = {"loss/language": "loss", "cost/visual_macs_ratio": "visual MACs"}
+        shown = {names[k]: float(v) for k, v in trainer.callback_metrics.items() if k in names}
+        values = "  ".join(f"{name} {value:.3f}" for name, value in shown.items())
+        return f"{values}  {1e3 * seconds:.0f} ms/step  {left:.0f} s left"
+
+
+class Clock(Callback):
+    """Measures training time over all resumptions; its numbers travel with the checkpoints."""
+
+    def __init__(self) -> None:
+        self._before_s = 0.0
+        self._since: float | None = None
+        self._step_began = 0.0
+        self._steps_ms: deque[float] = deque(maxlen=1000)
+
+    @property
+    def train_s(self) -> float:
+        """Seconds of training, validation included, start-up excluded."""
+        running = 0.0 if self._since is None else time.perf_counter() - self._since
+        return self._before_s + running
+
+    @property
+    def step_ms(self) -> float:
+        """Median milliseconds of a training step, without loading its data."""
+        return statistics.median(self._steps_ms) if self._steps_ms else float("nan")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start."""
+        self._since = time.perf_counter()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop."""
+        self._before_s, self._since = self.train_s, None
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Begin a step, unless inside an accumulation window."""
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self._step_began = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """End a step."""
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            self._steps_ms.append(1e3 * (time.perf_counter() - self._step_began))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers."""
+        return {"train_s": self.train_s, "steps_ms": list(self._steps_ms)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        self._before_s = state_dict["train_s"]
+        self._steps_ms.extend(state_dict["steps_ms"])
+
+
+class StepSeed(Callback):
+    """Makes torch's random numbers a function of seed, process and step.
+
+    So a resumed run draws what an uninterrupted one draws, and no generator state is saved.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Seed the step."""
+        place = batch_idx % trainer.accumulate_grad_batches
+        words = (self.seed, trainer.global_rank, trainer.global_step, place)
+        torch.manual_seed(hash(words) % 2**63)  # hashes of integer tuples do not vary by process
+
+
+class Checkpoints(ModelCheckpoint):
+    """Keeps the newest checkpoints, each written completely or not at all.
+
+    Args:
+        dirpath: folder.
+        every_n_train_steps: optimizer steps between two; another follows the last step.
+        keep: how many stay on disk; the one before the newest is there in case that is damaged.
+    """
+
+    def __init__(self, dirpath: str, every_n_train_steps: int = 100, keep: int = 2) -> None:
+        super().__init__(
+            dirpath=dirpath,
+            filename="step-{step:07d}",
+            monitor="step",
+            mode="max",
+            save_top_k=keep,
+            every_n_train_steps=every_n_train_steps,
+            auto_insert_metric_name=False,
+            enable_version_counter=False,
+        )
+
+    def save_now(self, trainer: Trainer) -> None:
+        """Write a checkpoint of this step, unless there is one."""
+        if not self._should_skip_saving_checkpoint(trainer):
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write one where it is due; the base class would wait for a validation at epoch ends."""
+        window_ends = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if window_ends and trainer.global_step % self._every_n_train_steps == 0:
+            self.save_now(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the last one, so that an interrupted evaluation need not train again."""
+        self.save_now(trainer)
+
+
+class CompleteCheckpointIO(TorchCheckpointIO):
+    """Writes beside the file and renames, so a full disk costs no earlier one; reads data only.
+
+    Lightning's own goes through the temporary folder, from where a rename may be a copy.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
+    ) -> None:
+        """See the base class; the error for a full disk names the file."""
+        try:
+            with atomic_path(Path(path)) as temporary, temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+        except (OSError, RuntimeError) as error:
+            raise OSError(
+                f"Checkpoint {path} could not be written ({error}); earlier ones are untouched."
+                " Make room and run the same command again: it goes on from the last one."
+            ) from error
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Tensors and plain values; never unpickles code."""
+        return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint; damaged ones are named and passed over."""
+    for path in sorted(folder.glob("step-*.ckpt"), reverse=True):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+        except (zipfile.BadZipFile, OSError) as error:
+            damaged = str(error)
+        if damaged is None:
+            return path
+        log.warning("Checkpoint %s is damaged (%s); using the one before it.", path, damaged)
+    return None
+
+
+class StopAfterStep(Callback):
+    """Ends a run that was asked to stop after its step, with a checkpoint of that step."""
+
+    def __init__(self, stop: StopRequest) -> None:
+        self.stop = stop
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From here on, a signal waits for the end of a step."""
+        self.stop.patient = True
+        self.stop.install()  # Lightning's own answer to SIGTERM saves nothing
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From here on, a signal acts at once."""
+        self.stop.patient = False
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop all processes if any was asked to."""
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        asked = trainer.strategy.reduce_boolean_decision(self.stop.signal is not None, all=False)
+        if asked:
+            if isinstance(trainer.checkpoint_callback, Checkpoints):
+                trainer.checkpoint_callback.save_now(trainer)
+            raise Interrupted(self.stop.signal or "another process")
+
+
+class Diverged(RunError):
+    """The loss is no number any more."""
+
+
+class DivergenceGuard(Callback):
+    """Stops a run whose loss became NaN or infinite, before such weights reach a checkpoint.
+
+    Args:
+        every_n_steps: how often the flag is read from the device.
+    """
+
+    def __init__(self, every_n_steps: int = 10) -> None:
+        self.every_n_steps = every_n_steps
+        self._bad: torch.Tensor | None = None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Note the loss; read the note now and then only, as reading waits for the device."""
+        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
+        bad = ~torch.isfinite(loss.detach()).all()
+        self._bad = bad if self._bad is None else self._bad | bad
+        if trainer.global_step % self.every_n_steps == 0:
+            self._raise_if_bad(trainer)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Never save what has diverged."""
+        self._raise_if_bad(trainer)
+
+    def _raise_if_bad(self, trainer: Trainer) -> None:
+        if self._bad is not None and bool(self._bad):
+            raise Diverged(
+                f"The loss is not finite at step {trainer.global_step}; lower optim.lr, lengthen"
+                " optim.warmup or set trainer.gradient_clip_val. Checkpoints are from before."
+            )

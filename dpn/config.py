@@ -1,0 +1,371 @@
+"""Pre-flight: everything that is wrong with a composed config, in one error, before any weight.
+
+The schema of a part is its constructor's annotated signature, so there is no second list of keys.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, is_dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from dpn.schema import check_arguments, keyword_only, nearest
+
+Node = dict[str, Any]
+Part = Literal["vision", "projector", "language", "lm_head", "router"]
+
+
+class ConfigError(ValueError):
+    """All problems of a config, one sentence each."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        lines = [f"The configuration has {count}:", *(f"- {p}" for p in problems)]
+        super().__init__("\n".join(lines))
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a front door is asked to do.
+
+    Attributes:
+        config: the composed config.
+        overrides: the command's overrides, without Hydra's own.
+        experiment: choice of the experiment group, or `main`.
+        in_sweep: whether it is a job of a multirun.
+        launched: whether a launcher gave that job a process of its own.
+    """
+
+    config: DictConfig
+    overrides: tuple[str, ...] = ()
+    experiment: str = "main"
+    in_sweep: bool = False
+    launched: bool = False
+
+
+class Family(Protocol):
+    """Parts that are chosen by name, e.g. the package `dpn.routers`."""
+
+    def names(self) -> list[str]:
+        """All names."""
+
+    def resolve(self, name: str) -> type[Any]:
+        """The class of a name."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What configs can choose from; `dpn.build` fills it in, so that this file imports no part.
+
+    Attributes:
+        vision: families of parts that are chosen by name, and likewise the next four.
+        processor: class behind `model.processor`.
+        fit: says what is wrong between parts, given the config and the sections that are sound.
+    """
+
+    vision: Family
+    projector: Family
+    router: Family
+    loss: Family
+    data: Family
+    processor: type[Any]
+    fit: Callable[[Node, set[str]], list[str]]
+
+
+# Sections of train.yaml that are no parts and have no `_target_` ----------------------------------
+
+
+@dataclass
+class Paths:
+    """Section `paths`."""
+
+    output_root: str
+    data_root: str
+    run_dir: str | None = None
+
+
+@dataclass
+class Stage:
+    """Section `stage`: which weights training starts from, and which parts it leaves alone."""
+
+    init: str | None = None
+    freeze: list[Part] = field(default_factory=list)
+
+
+@dataclass
+class Generation:
+    """Section `model.generation`."""
+
+    max_new_tokens: int = 32
+
+
+@dataclass
+class Model:
+    """Section `model`.
+
+    Attributes:
+        text: a Hugging Face text config.
+        vision: name and arguments of the vision tower.
+        processor: arguments of `DPNProcessor`.
+        generation: see `Generation`.
+        tokenizer: folder or Hub name of a tokenizer; None trains one on the data's text.
+        vocab_size: upper limit for the trained one.
+        min_rows: fewest visual rows a router may leave a sample, where the router does not say.
+    """
+
+    text: dict[str, Any]
+    vision: dict[str, Any]
+    processor: dict[str, Any]
+    generation: dict[str, Any]
+    tokenizer: str | None = None
+    vocab_size: int = 1024
+    min_rows: int = 18
+
+
+@dataclass
+class Schedule:
+    """What section `optim` holds besides the optimizer's own arguments.
+
+    Attributes:
+        gate_lr: learning rate of the router; None: that of everything else.
+        schedule: course of the learning rates after the warm-up: down a half cosine, constant, or
+            constant with a linear descent at the end (`wsd`).
+        warmup: share of all steps in which the rates rise from zero.
+        final_lr: share of the rates that is left at the end.
+        decay: share of all steps that the descent of `wsd` takes.
+    """
+
+    gate_lr: float | None = None
+    schedule: Literal["cosine", "constant", "wsd"] = "cosine"
+    warmup: float = 0.05
+    final_lr: float = 0.0
+    decay: float = 0.2
+
+
+SCHEDULE_KEYS = tuple(Schedule.__dataclass_fields__)
+
+
+@dataclass
+class Train:
+    """The sections and values of train.yaml."""
+
+    model: dict[str, Any]
+    projector: dict[str, Any]
+    router: dict[str, Any]
+    loss: dict[str, Any]
+    data: dict[str, Any]
+    stage: dict[str, Any]
+    optim: dict[str, Any]
+    trainer: dict[str, Any]
+    logger: dict[str, Any]
+    callbacks: dict[str, Any]
+    paths: dict[str, Any]
+    seed: int = 0
+
+
+@dataclass
+class Evaluation:
+    """The sections and values of eval.yaml."""
+
+    run: str
+    paths: dict[str, Any]
+    data: dict[str, Any] | None = None
+    device: str = "auto"
+    max_new_tokens: int | None = None
+    seed: int = 0
+
+
+@dataclass
+class Benchmark:
+    """The sections and values of bench.yaml."""
+
+    model: dict[str, Any]
+    projector: dict[str, Any]
+    router: dict[str, Any]
+    paths: dict[str, Any]
+    batch_size: int = 8
+    text_columns: int = 64
+    pairs: int = 20
+    train: bool = True
+    attention: Literal["auto", "segments", "padded", "varlen"] = "auto"
+    device: str = "auto"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    seed: int = 0
+
+
+def check(request: Request, parts: Parts) -> None:
+    """Check a composed train config.
+
+    Raises:
+        ConfigError: with every problem.
+    """
+    config = _resolve(request)
+    problems = _check_sections(config, parts)
+    sound = {section for section, found in problems.items() if not found}
+    problems["fit"] = parts.fit(config, sound)
+    problems["run"] = _check_run(config, request)
+    every = [sentence for found in problems.values() for sentence in found]
+    if every:
+        raise ConfigError(every)
+
+
+def check_evaluation(request: Request, parts: Parts) -> None:
+    """Check a composed eval config.
+
+    Raises:
+        ConfigError: with every problem.
+    """
+    config = _resolve(request)
+    problems = check_arguments("", Evaluation, config)
+    problems += check_arguments("paths", Paths, config["paths"])
+    if config.get("data"):
+        problems += check_part("data", config["data"], parts.data)
+    run = Path(str(config["run"]))
+    if not run.is_dir():
+        problems.append(f"`run={run}` is no folder; give a run folder or a model folder.")
+    elif not (run / "config.yaml").exists() and not config.get("data"):
+        problems.append(f"`run={run}` is no run folder, so it names no data; add data=mosaic.")
+    if problems:
+        raise ConfigError(problems)
+
+
+def check_benchmark(request: Request, parts: Parts) -> None:
+    """Check a composed bench config.
+
+    Raises:
+        ConfigError: with every problem.
+    """
+    config = _resolve(request)
+    problems = {
+        "": check_arguments("", Benchmark, config),
+        "model": _check_model(config.get("model") or {}, parts),
+        "projector": check_part("projector", config.get("projector") or {}, parts.projector),
+        "router": check_part("router", config.get("router") or {}, parts.router),
+    }
+    sound = {section for section, found in problems.items() if not found}
+    every = [sentence for found in problems.values() for sentence in found]
+    every += parts.fit(config, sound)
+    for key in ("batch_size", "text_columns", "pairs"):
+        if isinstance(config.get(key), int) and config[key] < 2:
+            every.append(f"`{key}={config[key]}` is too small; it must be at least 2.")
+    if every:
+        raise ConfigError(every)
+
+
+def _resolve(request: Request) -> Node:
+    """Plain values of the whole config; the run's folder, not known yet, gets a stand-in."""
+    whole = request.config.copy()
+    if OmegaConf.select(whole, "paths.run_dir", default="") is None:
+        whole.paths.run_dir = "run_dir"
+    missing = sorted(OmegaConf.missing_keys(whole))
+    if missing:
+        raise ConfigError([f"`{key}` has no value yet; give one: {key}=..." for key in missing])
+    try:
+        config: Node = OmegaConf.to_container(whole, resolve=True)  # type: ignore[assignment]
+    except OmegaConfBaseException as error:
+        raise ConfigError([" ".join(str(error).split())]) from None
+    return config
+
+
+def _check_sections(config: Node, parts: Parts) -> dict[str, list[str]]:
+    """Names and types of every section; a section that is missing or no mapping is empty."""
+    sections = {k: v for k, v in config.items() if isinstance(v, dict)}
+    model, optim = sections.get("model", {}), sections.get("optim", {})
+    schedule = {k: v for k, v in optim.items() if k in SCHEDULE_KEYS}
+    own = {k: v for k, v in optim.items() if k not in SCHEDULE_KEYS}
+    problems = {
+        "": check_arguments("", Train, config),
+        "paths": check_arguments("paths", Paths, sections.get("paths", {})),
+        "stage": check_arguments("stage", Stage, sections.get("stage", {})),
+        "model": _check_model(model, parts),
+        "optim": check_arguments("optim", Schedule, schedule)
+        + check_target("optim", own, given=["params"], others=SCHEDULE_KEYS),
+        "trainer": check_target("trainer", sections.get("trainer", {})),
+    }
+    for key in ("projector", "router", "loss", "data"):
+        problems[key] = check_part(key, sections.get(key, {}), getattr(parts, key))
+    for group in ("logger", "callbacks"):
+        for name, node in sections.get(group, {}).items():
+            problems[f"{group}.{name}"] = check_target(f"{group}.{name}", node)
+    return problems
+
+
+def _check_model(model: Node, parts: Parts) -> list[str]:
+    given = ("tokenizer", "image_size", "patch_size")
+    return [
+        *check_arguments("model", Model, model),
+        *_check_text(model.get("text") or {}),
+        *check_part("model.vision", model.get("vision") or {}, parts.vision),
+        *check_arguments(
+            "model.processor", parts.processor, model.get("processor") or {}, given=given
+        ),
+        *check_arguments("model.generation", Generation, model.get("generation") or {}),
+    ]
+
+
+def check_part(key: str, node: Node, family: Family) -> list[str]:
+    """A part that is chosen by name; keyword-only arguments of a module come from the code."""
+    name = node.get("name")
+    if not isinstance(name, str) or name not in family.names():
+        return [f"`{key}.name={name}` is unknown; {nearest(str(name), family.names())}"]
+    part = family.resolve(name)
+    given = [] if is_dataclass(part) else keyword_only(part)
+    return check_arguments(key, part, node, given=given, also=["name"])
+
+
+def check_target(
+    key: str, node: Any, given: Sequence[str] = (), others: Sequence[str] = ()
+) -> list[str]:
+    """A part that is chosen by `_target_`, and what is nested in it.
+
+    Args:
+        key: where it stands.
+        node: what the config says.
+        given: arguments that the code passes.
+        others: keys beside the arguments, for suggestions.
+    """
+    if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
+        return [f"`{key}` needs a `_target_`, the dotted name of what to build."]
+    module, _, name = node["_target_"].rpartition(".")
+    try:
+        target: Callable[..., Any] = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        return [f"`{key}._target_={node['_target_']}` can not be imported: {error}."]
+    own = {k: v for k, v in node.items() if not (k.startswith("_") and k.endswith("_"))}
+    problems = check_arguments(key, target, own, given=given, suggest=others)
+    for name, value in own.items():
+        if isinstance(value, dict) and "_target_" in value:
+            problems += check_target(f"{key}.{name}", value)
+    return problems
+
+
+def _check_text(text: Node) -> list[str]:
+    kind = text.get("model_type")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        known = nearest(str(kind), CONFIG_MAPPING)
+        return [f"`model.text.model_type={kind}` is no Hugging Face text model; {known}"]
+    return check_arguments("model.text", CONFIG_MAPPING[kind], text, also=["model_type"])
+
+
+def _check_run(config: Node, request: Request) -> list[str]:
+    """Files, and how the run is started."""
+    problems = []
+    stage, trainer = config.get("stage") or {}, config.get("trainer") or {}
+    init = stage.get("init")
+    if init is not None and not Path(init).exists():
+        problems.append(f"`stage.init={init}` does not exist; give a run or model folder.")
+    devices = trainer.get("devices", 1)
+    several = len(devices) > 1 if isinstance(devices, list) else str(devices) not in ("1", "auto")
+    if several and request.in_sweep and not request.launched:
+        command = " ".join(["python -m dpn.train", *request.overrides])
+        problems.append(
+            f"`trainer.devices={devices}` inside a multirun would make Lightning start the wrong"
+            f" commands. Run each job by itself: {command}. Or give every job its own process with"
+            " a launcher, e.g. hydra/launcher=submitit_slurm."
+        )
+    return problems

@@ -1,0 +1,61 @@
+"""Ask a trained model about an image.
+
+    python -m dpn.generate run=outputs/main/default-0123abcd image=photo.png prompt="What is it?"
+
+Prints the answer, the route and the share of visual work.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from dpn import inference
+from dpn.launch import read_arguments, readable_errors
+
+
+def generate(
+    run: str,
+    prompt: str,
+    image: str | None = None,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    seed: int = 0,
+    device: str = "auto",
+) -> inference.Answer:
+    """Answer one question.
+
+    Args:
+        run: run folder or Hugging Face model folder.
+        prompt: the question; `<image>` marks may say where the images belong.
+        image: file, or several with commas between them; None: no image.
+        max_new_tokens: upper limit of the answer.
+        temperature: 0 takes the most probable token, more samples.
+        seed: of the sampling.
+        device: `auto`, `cpu` or `cuda`.
+    """
+    files = [Path(name) for name in image.split(",")] if image else []
+    for file in files:
+        if not file.is_file():
+            raise FileNotFoundError(f"image={file} does not exist; check the path.")
+    model, processor = inference.load(Path(run), device)
+    images = [Image.open(file).convert("RGB") for file in files]
+    options = {"do_sample": True, "temperature": temperature} if temperature else {}
+    torch.manual_seed(seed)
+    return inference.ask(model, processor, prompt, images, max_new_tokens, **options)
+
+
+def main() -> None:
+    """Command line of `python -m dpn.generate`."""
+    with readable_errors():
+        found = generate(**read_arguments(generate, sys.argv[1:]))
+        print(found["answer"])
+        route = ", ".join(f"layer {layer}: {expert}" for layer, expert in found["route"].items())
+        print(f"route: {route or 'none'}")
+        print(f"visual rows per layer: {' '.join(map(str, found['rows']))}")
+        print(f"share of visual MACs: {found['visual_macs_ratio']:.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,275 @@
+"""Hydra's command line with readable errors: composes a config for a front door.
+
+A mistake in an override costs one sentence with the nearest valid name, all mistakes at once.
+"""
+
+import functools
+import inspect
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import hydra
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+
+from dpn.config import ConfigError, Request
+from dpn.data.batch import DataError
+from dpn.run_folder import Interrupted, RunError
+from dpn.schema import check_arguments, matches, nearest
+
+_PACKAGE = Path(__file__).parent
+CONFIG_DIR = next(d for d in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if d.is_dir())
+"""Inside an installed package, beside it in a checkout."""
+# Warnings of Lightning about what is so on purpose.
+_NO_NEWS = (
+    "The number of training batches",
+    "The '.*dataloader' does not have many workers",
+    "Checkpoint directory .* exists and is not empty",
+    "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
+)
+
+
+def compose(config_name: str = "train", overrides: Sequence[str] = ()) -> Request:
+    """Compose a front door's config in Python, as its command line would."""
+    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        config = hydra.compose(config_name, list(overrides), return_hydra_config=True)
+    return _request(config)
+
+
+def front_door(
+    config_name: str, check: Callable[[Request], None]
+) -> Callable[[Callable[[Request], Any]], Callable[[], None]]:
+    """Make a `main()` without arguments out of a function that takes a request.
+
+    Args:
+        config_name: of the config to compose.
+        check: pre-flight, to find further problems of a command line that Hydra refused.
+    """
+
+    def decorate(run: Callable[[Request], Any]) -> Callable[[], None]:
+        failures: list[tuple[Request, Exception]] = []
+
+        @functools.wraps(run)
+        def task(config: DictConfig) -> None:
+            set_up_logging()
+            request = _request(HydraConfig.instance().cfg, config)
+            try:
+                run(request)
+            except Exception as error:
+                if request.launched:
+                    raise  # its launcher has to know
+                # Kept from Hydra, which would print its own text; the other jobs of a sweep go on.
+                failures.append((request, error))
+
+        def main() -> None:
+            set_up_logging()
+            os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here, not to its printer
+            door = hydra.main(str(CONFIG_DIR), config_name, version_base="1.3")
+            with readable_errors():
+                try:
+                    door(task)()
+                except HydraException as error:
+                    problems = diagnose(config_name, sys.argv[1:], check) or [str(error)]
+                    raise ConfigError(problems) from error
+                for request, failure in failures[:-1]:
+                    print(f"Failed: {' '.join(request.overrides)}\n{failure}\n", file=sys.stderr)
+                if failures:
+                    raise failures[-1][1]
+
+        main.__doc__ = run.__doc__
+        return main
+
+    return decorate
+
+
+@contextmanager
+def readable_errors() -> Iterator[None]:
+    """Errors whose sentence says it all end the program with that sentence, others as ever."""
+    try:
+        yield
+    except ConfigError as error:
+        _fail(str(error), 2)
+    except (RunError, DataError, OSError) as error:
+        _fail(str(error), 1)
+    except Interrupted as error:
+        _fail(f"Stopped by {error}; the same command goes on from the last checkpoint.", 130)
+
+
+def read_arguments(function: Callable[..., Any], arguments: Sequence[str]) -> dict[str, Any]:
+    """key=value arguments for an annotated function, for front doors without config.
+
+    Raises:
+        ConfigError: with everything that does not fit the function's signature.
+    """
+    pairs = [argument.partition("=") for argument in arguments]
+    problems = [f"`{key}` is not of the form key=value." for key, sign, _ in pairs if not sign]
+    hints = inspect.get_annotations(function, eval_str=True)
+    values = {
+        key: text if matches(text, hints.get(key, str)) else _value(text)
+        for key, sign, text in pairs
+        if sign
+    }
+    problems += check_arguments("", function, values)
+    if problems:
+        raise ConfigError(problems)
+    return values
+
+
+def _value(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def set_up_logging() -> None:
+    """Plain lines on the terminal; a progress bar there replaces lines of progress."""
+    console = _Console()
+    console.setFormatter(logging.Formatter("%(message)s"))
+    console.addFilter(lambda r: not (r.name == "dpn.progress" and sys.stderr.isatty()))
+    level = logging.INFO if is_first_process() else logging.WARNING
+    logging.basicConfig(level=level, handlers=[console], force=True)
+    for name in ("lightning.pytorch", "lightning.fabric", "httpx"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in _NO_NEWS:
+        warnings.filterwarnings("ignore", message)
+
+
+def is_first_process() -> bool:
+    """Whether this is the process of a distributed run that writes and speaks.
+
+    Known from the environment, since the Trainer does not exist yet.
+    """
+    ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
+    return all(os.environ.get(name, "0") == "0" for name in ranks)
+
+
+class _Console(logging.StreamHandler):
+    """Writes to what `sys.stderr` is at the time, so that lines go above a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
+def diagnose(
+    config_name: str, arguments: Sequence[str], check: Callable[[Request], None]
+) -> list[str]:
+    """Every problem of a command line that Hydra refused, one sentence each."""
+    overrides = [a for a in arguments if not a.startswith("-")]
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    except OverrideParseException as error:
+        return [
+            f"`{error.override}` can not be read as key=value; put quotes around a value with"
+            f" special characters: '{_quoted(error.override)}'."
+        ]
+    # A swept value is looked at by itself: `router=static,dpee` has one bad choice.
+    singles = [
+        [f"{p.get_key_element()}={v}" for v in p.sweep_string_iterator()]
+        if p.is_discrete_sweep()
+        else [str(p.input_line)]
+        for p in parsed
+    ]
+    base = [choices[0] for choices in singles]
+    jobs = [[*base[:i], c, *base[i + 1 :]] for i, choices in enumerate(singles) for c in choices]
+    found = [_diagnose_job(config_name, job, check) for job in jobs or [base]]
+    return list(dict.fromkeys(sentence for sentences in found for sentence in sentences))
+
+
+def _diagnose_job(
+    config_name: str, overrides: list[str], check: Callable[[Request], None]
+) -> list[str]:
+    problems: list[str] = []
+    unknown: list[str] = []
+    while True:
+        try:
+            request = compose(config_name, overrides)
+            break
+        except HydraException as error:
+            bad = _culprit(error, overrides)
+            if bad is None:
+                return [*problems, str(error)]
+            overrides = [o for o in overrides if o != bad]
+            if isinstance(error, MissingConfigException):
+                group, _, choice = bad.partition("=")
+                problems.append(
+                    f"`{bad}` is no choice of {group}; {nearest(choice, error.options or ())}"
+                )
+            elif str(error).startswith("Could not override"):
+                unknown.append(bad)
+            else:
+                reason = " ".join(str(error.__cause__ or error).split())
+                problems.append(f"`{bad}` does not fit: {reason}")
+    for override in unknown:
+        key = re.split(r"[=@]", override.lstrip("+~"))[0]
+        problems.append(f"`{key}` is no setting; {nearest(key, _keys(request.config))}")
+    try:
+        check(request)
+    except ConfigError as error:
+        problems.extend(error.problems)
+    return problems
+
+
+def _culprit(error: HydraException, overrides: Sequence[str]) -> str | None:
+    """The override that an error of Hydra is about."""
+    if isinstance(error, MissingConfigException):
+        group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        wanted = [o for o in overrides if o.lstrip("+") == f"{group}={choice}"]
+    else:
+        wanted = [
+            o
+            for o in overrides
+            if f"'{re.split('=', o.lstrip('+~'))[0]}'" in str(error) or o in str(error)
+        ]
+    return max(wanted, key=len, default=None)
+
+
+def _keys(config: DictConfig) -> list[str]:
+    """All dotted keys of a config, and its groups."""
+
+    def walk(node: Any, prefix: str) -> list[str]:
+        if not isinstance(node, dict):
+            return []
+        keys = [f"{prefix}{key}" for key in node]
+        return keys + [k for key in node for k in walk(node[key], f"{prefix}{key}.")]
+
+    groups = [path.name for path in CONFIG_DIR.iterdir() if path.is_dir()]
+    return sorted({*walk(OmegaConf.to_container(config, resolve=False), ""), *groups})
+
+
+def _quoted(override: str) -> str:
+    key, _, value = override.partition("=")
+    return f'{key}="{value}"'
+
+
+def _request(config: Any, task: DictConfig | None = None) -> Request:
+    """Split Hydra's config into the task's and what Hydra knows about the command."""
+    choices, node = config.hydra.runtime.choices, config.hydra
+    sweeping = "MULTIRUN" in str(node.mode)
+    basic = "BasicLauncher" in str(node.launcher.get("_target_"))
+    if task is None:
+        task = OmegaConf.create({k: v for k, v in config.items_ex(resolve=False) if k != "hydra"})
+        OmegaConf.set_struct(task, True)
+    return Request(
+        config=task,
+        overrides=tuple(node.overrides.task),
+        experiment=choices.get("experiment") or "main",
+        in_sweep=sweeping,
+        launched=sweeping and not basic,
+    )
+
+
+def _fail(message: str, code: int) -> None:
+    print(message, file=sys.stderr)
+    sys.exit(code)

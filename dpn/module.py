@@ -1,0 +1,158 @@
+"""The training step: both losses, optimizer groups, the schedule, and what is logged."""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric
+
+from dpn.config import Schedule
+from dpn.cost import visual_macs_ratio
+from dpn.data.batch import Batch
+from dpn.losses import RoutingLoss
+from dpn.model import DPNForConditionalGeneration
+from dpn.routers.base import Trace
+
+
+class DPNModule(LightningModule):
+    """Trains a model.
+
+    The language loss is the sum over supervised tokens divided by their number over all processes
+    and the whole accumulation window, so N processes equal one. With `reduction=reference` each
+    process and micro-batch takes its own mean.
+
+    Args:
+        model: what is trained.
+        routing_loss: what is added to the language loss.
+        optimizer: makes the optimizer from parameter groups.
+        schedule: course of the learning rates.
+        freeze: attributes of the model that are not trained.
+        seed: of the run; with the step it keys the sampling of routes.
+        settings: the run's config as plain values, for the loggers.
+    """
+
+    def __init__(
+        self,
+        model: DPNForConditionalGeneration,
+        routing_loss: RoutingLoss,
+        optimizer: Callable[[list[dict[str, Any]]], Optimizer],
+        schedule: Schedule,
+        freeze: Sequence[str] = (),
+        seed: int = 0,
+        settings: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.routing_loss = routing_loss
+        self.make_optimizer, self.schedule, self.seed = optimizer, schedule, seed
+        self.val_loss, self.val_share = MeanMetric(), MeanMetric()
+        for part in freeze:
+            getattr(model, part).requires_grad_(False)
+        self.save_hyperparameters(settings or {})  # plain values only: never the modules
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of a micro-batch; over processes and window they add up to the global mean."""
+        items, copies = self._count(batch)
+        out = self.model(
+            **batch.model_inputs(),
+            step=self.global_step,
+            seed=self.seed,
+            num_items_in_batch=items,
+        )
+        # Lightning divides by the window and DDP by the processes what `items` already has divided.
+        language = out.loss * copies
+        routing = self.routing_loss(out.trace)
+        if self.trainer._logger_connector.should_update_logs:
+            self._log_step(batch, language, routing, out.trace)
+        return language + routing
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Mean language loss per supervised token, and the share of visual work."""
+        if batch.num_supervised:
+            out = self.model(**batch.model_inputs(), seed=self.seed, return_logits=False)
+            self.val_loss.update(out.loss, weight=batch.num_supervised)
+            for share in visual_shares(out.trace, self.model.config.text_config):
+                self.val_share.update(share)
+        # Metric objects: Lightning's own mean over processes rounds the number of tokens.
+        self.log("val/loss", self.val_loss)
+        self.log("val/visual_macs_ratio", self.val_share)
+
+    def configure_optimizers(self) -> Any:
+        """Groups with and without weight decay, the router's with a learning rate of their own."""
+        optimizer = self.make_optimizer(parameter_groups(self.model, self.schedule.gate_lr))
+        steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = LambdaLR(optimizer, partial(learning_rate_factor, self.schedule, steps=steps))
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def _count(self, batch: Batch) -> tuple[Tensor | None, int]:
+        """Supervised tokens of the global window, and by how much Lightning will divide again."""
+        if self.routing_loss.reduction == "reference":
+            return None, 1
+        window = torch.tensor(float(batch.window_tokens), device=self.device)
+        total = self.trainer.strategy.reduce(window, reduce_op="sum")
+        assert isinstance(total, Tensor)
+        copies = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        return total.clamp(min=1), copies  # a window without supervised tokens has loss 0, not NaN
+
+    def _log_step(
+        self, batch: Batch, language: Tensor, routing: Tensor | float, trace: Trace
+    ) -> None:
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, Optimizer | LightningOptimizer)
+        values = {"loss/language": language, "lr": optimizer.param_groups[0]["lr"]}
+        if isinstance(routing, Tensor):
+            values[f"loss/{type(self.routing_loss).__module__.rpartition('.')[2]}"] = routing
+        shares = visual_shares(trace, self.model.config.text_config)
+        if shares:
+            values["cost/visual_macs_ratio"] = sum(shares) / len(shares)
+            values |= {f"router/kept/{n}": share for n, share in enumerate(kept_shares(trace))}
+        self.log_dict(values, batch_size=len(batch))
+
+
+def visual_shares(trace: Trace, text_config: Any) -> list[float]:
+    """Share of visual MACs of every sample with an image."""
+    ratios = visual_macs_ratio(trace, text_config)
+    return [ratio for ratio, rows in zip(ratios, trace.base_rows, strict=True) if rows]
+
+
+def kept_shares(trace: Trace) -> list[float]:
+    """Per layer, the visual rows that enter it as a share of the tower's uncompressed tokens."""
+    return [sum(rows) / sum(trace.base_rows) for rows in trace.visual_rows]
+
+
+def parameter_groups(model: nn.Module, gate_lr: float | None) -> list[dict[str, Any]]:
+    """Trained parameters as optimizer groups: weight decay for matrices, a rate for the router."""
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            key = (name.startswith("router."), parameter.ndim >= 2)
+            groups.setdefault(key, []).append(parameter)
+    return [
+        {"params": parameters}
+        | ({} if is_matrix else {"weight_decay": 0.0})
+        | ({"lr": gate_lr} if is_gate and gate_lr is not None else {})
+        for (is_gate, is_matrix), parameters in sorted(groups.items(), key=lambda item: item[0])
+    ]
+
+
+def learning_rate_factor(schedule: Schedule, step: int, steps: int) -> float:
+    """What every learning rate is multiplied by at a step out of all steps."""
+    warmup = schedule.warmup * steps
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if schedule.schedule == "constant":
+        return 1.0
+    start = warmup if schedule.schedule == "cosine" else max(warmup, (1 - schedule.decay) * steps)
+    done = min(1.0, max(0.0, (step - start) / max(1.0, steps - start)))
+    left = (1 + math.cos(math.pi * done)) / 2 if schedule.schedule == "cosine" else 1 - done
+    return schedule.final_lr + (1 - schedule.final_lr) * left

@@ -1,0 +1,58 @@
+"""report.md: what was run, what came out, and the figures."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from dpn.files import read_json, read_rows, write_text
+from dpn.reports.figures import draw
+from dpn.reports.tables import Table, tables
+
+
+def write_report(folder: Path) -> Path:
+    """Make report.md and the figures again from metrics.json and rows.jsonl.
+
+    Raises:
+        FileNotFoundError: if the folder holds no results.
+    """
+    metrics, rows = read_results(folder)
+    status: dict[str, Any] = read_json(folder / "status.json") or {}
+    figures = draw(rows, folder / "figures")
+    parts = [
+        f"# {folder.name}",
+        f"`{status['command']}`" if status.get("command") else "",
+        *(table.markdown() for table in tables(metrics, rows)),
+        *(f"![{figure.stem}](figures/{figure.name})" for figure in figures),
+    ]
+    page = folder / "report.md"
+    write_text(page, "\n\n".join(part.strip() for part in parts if part) + "\n")
+    return page
+
+
+def print_tables(folder: Path) -> None:
+    """Print the tables of a folder with results."""
+    console = Console()
+    for table in results_of(folder):
+        table.show(console)
+    console.print(f"Report: {folder / 'report.md'}", soft_wrap=True, highlight=False)
+
+
+def results_of(folder: Path) -> list[Table]:
+    """The tables of a folder with results."""
+    return tables(*read_results(folder))
+
+
+def read_results(folder: Path) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Metrics and rows of a folder.
+
+    Raises:
+        FileNotFoundError: if it holds none.
+    """
+    metrics = read_json(folder / "metrics.json")
+    if metrics is None or not (folder / "rows.jsonl").exists():
+        raise FileNotFoundError(
+            f"run={folder} holds no results: expected metrics.json and rows.jsonl in it; run"
+            " dpn.train to its end, or dpn.eval."
+        )
+    return metrics, read_rows(folder / "rows.jsonl")

@@ -1,0 +1,121 @@
+"""The tables of a run, as plain cells that a terminal and a page show alike."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from dpn.metrics import by, by_level, kept_shares, route_shares
+from dpn.metrics.answers import Row
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts.
+
+    Attributes:
+        title: what it shows.
+        head: of each column.
+        body: rows of cells.
+        note: how to read it.
+    """
+
+    title: str
+    head: tuple[str, ...]
+    body: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+    def markdown(self) -> str:
+        """As Markdown."""
+        lines = [self.head, tuple("---" for _ in self.head), *self.body]
+        table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        return f"## {self.title}\n\n{table}\n" + (f"\n{self.note}\n" if self.note else "")
+
+    def show(self, console: Console) -> None:
+        """On a terminal."""
+        table = RichTable(title=self.title, caption=self.note or None, title_justify="left")
+        for number, name in enumerate(self.head):
+            table.add_column(name, justify="right" if number else "left")
+        for line in self.body:
+            table.add_row(*line)
+        console.print(table)
+
+
+def tables(metrics: Mapping[str, float], rows: Sequence[Row]) -> list[Table]:
+    """All tables of a run; those about images only where prompts have some."""
+    shown = [results(metrics, rows)] if rows else []
+    seeing = [row for row in rows if row["base_rows"]]
+    if seeing:
+        shown.append(rows_per_layer(seeing))
+    if any(row["route"] for row in seeing):
+        shown.append(routes(seeing))
+    return [*shown, numbers(metrics)]
+
+
+def results(metrics: Mapping[str, float], rows: Sequence[Row]) -> Table:
+    """Accuracy and visual work by family."""
+    body = [
+        (str(name), str(len(group)), f"{_mean(group, 'score'):.3f}", _share(group))
+        for name, group in _families(rows).items()
+    ]
+    note = "Accuracy: right answers, or digits in place. Visual MACs: against no compression."
+    return Table("Answers", ("family", "answers", "accuracy", "visual MACs"), tuple(body), note)
+
+
+def rows_per_layer(rows: Sequence[Row]) -> Table:
+    """Mean visual rows that enter each layer, by family."""
+    layers = len(rows[0]["rows"])
+    body = [
+        (str(name), *(f"{fmean(row['rows'][n] for row in group):.1f}" for n in range(layers)))
+        for name, group in _families(rows).items()
+    ]
+    note = f"The vision tower gives {_mean(rows, 'base_rows'):.0f} tokens a prompt."
+    head = ("family", *map(str, range(layers)))
+    return Table("Visual rows that enter layer", head, tuple(body), note)
+
+
+def routes(rows: Sequence[Row]) -> Table:
+    """Which expert each family and difficulty was sent to at each routing layer."""
+    layers = list(route_shares(rows))
+    body = []
+    for family, group in _families(rows).items():
+        levels = by_level(group) if family != "all" else {}
+        named = {f"{family}, {level}": part for level, part in levels.items()}
+        for name, part in {family: group, **named}.items():
+            shares = route_shares(part)
+            cells = [
+                ", ".join(f"{e} {p:.2f}" for e, p in shares.get(layer, {}).items())
+                for layer in layers
+            ]
+            body.append((name, str(len(part)), f"{_last(part):.3f}", *cells))
+    head = ("family, difficulty", "answers", "kept", *(f"layer {n}" for n in layers))
+    note = "Share of the prompts sent to each kernel; kept: share of rows in the last layer."
+    return Table("Routes", head, tuple(body), note)
+
+
+def numbers(metrics: Mapping[str, float]) -> Table:
+    """Everything of metrics.json that no other table shows."""
+    shown = [(k, v) for k, v in metrics.items() if not k.startswith(("router/", "val/accuracy/"))]
+    body = tuple((key, "-" if value is None else f"{value:.4g}") for key, value in shown)
+    return Table("Numbers", ("metric", "value"), body)
+
+
+def _families(rows: Sequence[Row]) -> dict[Any, list[Row]]:
+    families = by(rows, "family")
+    return {**families, "all": list(rows)} if len(families) != 1 else families
+
+
+def _mean(rows: Sequence[Row], key: str) -> float:
+    return fmean(row[key] for row in rows)
+
+
+def _share(rows: Sequence[Row]) -> str:
+    seeing = [row for row in rows if row["base_rows"]]
+    return f"{_mean(seeing, 'visual_macs_ratio'):.3f}" if seeing else "-"
+
+
+def _last(rows: Sequence[Row]) -> float:
+    return kept_shares(rows)[-1]

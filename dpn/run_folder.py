@@ -1,0 +1,313 @@
+"""One folder per command: named by its settings, written by one process at a time, resumable.
+
+    outputs/<experiment>/<slug>/
+        config.yaml status.json metrics.json rows.jsonl checkpoints/ model/ report.md
+
+Two guards keep a live run from being written twice. An exclusive `flock` dies with its process,
+so a killed run never looks alive; the heartbeat in `status.json` speaks for runs on other
+machines, where locks may not reach.
+"""
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import re
+import shlex
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+from omegaconf import DictConfig, OmegaConf
+
+from dpn.config import Request
+from dpn.files import read_json, write_json, write_text
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_S = 10.0
+"""Seconds between two heartbeats."""
+DEAD_AFTER_S = 60.0
+"""A run whose last heartbeat is older than this is dead."""
+SLUG_BYTES = 100
+# Settings that change where or how fast a run happens, never what it computes.
+_NOT_IDENTITY = ("paths", "logger", "hydra", "experiment")
+_NOT_IDENTITY_LEAVES = ("num_workers",)
+
+
+class RunError(RuntimeError):
+    """An error whose sentence says all that its user needs: no traceback is shown."""
+
+
+class RunIsLive(RunError):
+    """Another process is writing the run folder."""
+
+
+class Interrupted(BaseException):
+    """Ctrl-C or SIGTERM; no `Exception`, so nothing that skips on errors can swallow it."""
+
+
+def config_hash(config: DictConfig) -> str:
+    """8 hex digits of the resolved config without paths, loggers, launcher and workers."""
+    bare = OmegaConf.create(OmegaConf.to_container(config, resolve=False))
+    assert isinstance(bare, DictConfig)
+    # Values that are built from paths keep the name of the path, not the place it points to.
+    bare.paths = {key: f"<{key}>" for key in bare.get("paths", {})}
+    for key in set(_NOT_IDENTITY) - {"paths"}:
+        bare.pop(key, None)
+    resolved = OmegaConf.to_container(bare, resolve=True)
+    text = json.dumps(_identity(resolved), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _identity(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _identity(v) for k, v in value.items() if k not in _NOT_IDENTITY_LEAVES}
+    return [_identity(item) for item in value] if isinstance(value, list) else value
+
+
+def slug(overrides: Sequence[str], config: DictConfig) -> str:
+    """Name of the run's folder: its overrides in `[A-Za-z0-9._-]` and its hash, at most 100 bytes.
+
+    Overrides that the hash leaves out are left out here too, and their order does not matter, so
+    the same run with another logger finds its folder again.
+    """
+    kept = []
+    for override in sorted(overrides, key=lambda o: ("." in o.partition("=")[0], o)):
+        key = re.split(r"[=@]", override.lstrip("+~"))[0]
+        parts = re.split(r"[./]", key)
+        if parts[0] not in _NOT_IDENTITY and parts[-1] not in _NOT_IDENTITY_LEAVES:
+            kept.append(re.sub(r"[^A-Za-z0-9._-]+", "-", override.lstrip("+")).strip("-."))
+    digits = config_hash(config)
+    return f"{('_'.join(kept) or 'default')[: SLUG_BYTES - 1 - len(digits)]}-{digits}"
+
+
+def run_path(request: Request) -> Path:
+    """Where a run lives: `paths.run_dir`, or the folder that its overrides and config name."""
+    paths, name = request.config.paths, slug(request.overrides, request.config)
+    return Path(paths.run_dir or Path(paths.output_root) / request.experiment / name)
+
+
+class StopRequest:
+    """SIGINT and SIGTERM become `Interrupted`: at once or, while `patient`, after the step.
+
+    A second signal never waits.
+    """
+
+    def __init__(self) -> None:
+        self.signal: str | None = None
+        self.patient = False
+        self._previous: dict[int, Any] = {}
+
+    def install(self) -> None:
+        """Take the two signals over, again if someone else did; only the main thread can."""
+        if threading.current_thread() is threading.main_thread():
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                self._previous.setdefault(signum, signal.getsignal(signum))
+                signal.signal(signum, self._handle)
+
+    def restore(self) -> None:
+        """Give the signals back."""
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+        self._previous = {}
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        again, self.signal = self.signal is not None, signal.Signals(signum).name
+        if again or not self.patient:
+            raise Interrupted(self.signal)
+        log.warning("%s: stopping after this step (once more to stop at once).", self.signal)
+
+
+class RunFolder:
+    """Holds a run folder while a run is going on.
+
+    Entering it as a context manager claims the folder, leaving it records how the run ended.
+
+    Args:
+        path: the folder.
+        identity: hash of the run's config; a folder that holds a run with another one is refused.
+        settings: what to write into config.yaml.
+        writer: False for every process of a distributed run but the first: they only read.
+    """
+
+    def __init__(
+        self, path: Path, identity: str = "", settings: str = "", writer: bool = True
+    ) -> None:
+        self.path = path
+        self.identity, self.settings = identity, settings
+        self.writer = writer
+        self.stop = StopRequest()
+        self._lock: int | None = None
+        self._status: dict[str, Any] = {}
+        self._ended = threading.Event()
+        self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._writing = threading.Lock()
+        self._log: logging.Handler = logging.NullHandler()
+
+    @classmethod
+    def of(cls, request: Request, path: Path | None = None, writer: bool = True) -> Self:
+        """The folder of a request; `paths.run_dir` of its config becomes the folder's path.
+
+        Args:
+            request: what is asked for.
+            path: instead of the one that follows from the request.
+            writer: see above.
+        """
+        config = request.config
+        path = path or run_path(request)
+        config.paths.run_dir = str(path)
+        return cls(path, config_hash(config), OmegaConf.to_yaml(config, resolve=True), writer)
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """What `status.json` says; empty for a new folder."""
+        return read_json(self.path / "status.json") or {}
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has nothing left to do."""
+        return self.status.get("status") == "finished"
+
+    def __enter__(self) -> Self:
+        if self.writer:
+            self._claim()
+            self._heart.start()
+            self._log = logging.FileHandler(self.path / "log.txt", delay=True)
+            self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+            logging.getLogger().addHandler(self._log)
+        self.stop.install()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop.restore()
+        if not self.writer:
+            return
+        self._ended.set()
+        self._heart.join()
+        self._close_log(error)
+        if error is None:
+            outcome: dict[str, Any] = {"status": "finished", "error": None}
+        elif isinstance(error, Interrupted | KeyboardInterrupt):
+            outcome = {"status": "interrupted", "error": str(error) or type(error).__name__}
+        else:
+            outcome = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+        try:
+            self.update(ended=time.time(), **outcome)
+        except OSError as problem:  # a full disk must not hide the error that brought us here
+            log.error("%s: could not record `%s`: %s", self.path, outcome["status"], problem)
+        finally:
+            self._unlock()
+
+    def update(self, **fields: Any) -> None:
+        """Add fields (a step, a note) to the status."""
+        if not self.writer:
+            return
+        with self._writing:
+            self._status |= fields | {"heartbeat": time.time()}
+            write_json(self.path / "status.json", self._status)
+
+    def _close_log(self, error: BaseException | None) -> None:
+        logging.getLogger().removeHandler(self._log)
+        if error is not None:
+            text = "".join(traceback.format_exception(error))
+            self._log.emit(logging.makeLogRecord({"levelname": "ERROR", "msg": text}))
+        self._log.close()
+
+    def _beat(self) -> None:
+        while not self._ended.wait(HEARTBEAT_S):
+            try:
+                self.update()
+            except OSError as problem:
+                log.warning("%s: no heartbeat: %s", self.path, problem)
+
+    def _claim(self) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._acquire_lock()
+        try:
+            before = self.status
+            self._refuse_live(before)
+            if before.get("identity", self.identity) != self.identity:
+                raise ValueError(
+                    f"{self.path} holds a run with other settings (hash {before['identity']}, this"
+                    f" one has {self.identity}); choose another paths.run_dir or remove the folder."
+                )
+            if before.get("status") == "running":
+                log.warning("Taking over %s: its process %s died.", self.path, before.get("pid"))
+            self.update(
+                status="running",
+                error=None,
+                host=socket.gethostname(),
+                pid=os.getpid(),
+                started=time.time(),
+                attempt=before.get("attempt", 0) + 1,
+                identity=self.identity,
+                command=_command(),
+            )
+            write_text(self.path / "config.yaml", self.settings)
+        except BaseException:
+            self._unlock()
+            raise
+
+    def _acquire_lock(self) -> None:
+        self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        # Forked data workers would keep the lock alive after their parent was killed.
+        os.register_at_fork(after_in_child=self._unlock)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._unlock()
+            raise RunIsLive(self._live_message(self.status)) from None
+        except OSError as problem:
+            log.warning("%s: no file locks (%s); the heartbeat has to do.", self.path, problem)
+
+    def _refuse_live(self, before: Mapping[str, Any]) -> None:
+        """Refuse a run that the lock can not speak for: on another machine, or without locks."""
+        silent_s = time.time() - before.get("heartbeat", 0.0)
+        if before.get("status") != "running" or silent_s > DEAD_AFTER_S:
+            return
+        here, pid = before.get("host") == socket.gethostname(), before.get("pid", os.getpid())
+        if not here or (pid != os.getpid() and _alive(pid)):
+            raise RunIsLive(self._live_message(before))
+
+    def _live_message(self, status: Mapping[str, Any]) -> str:
+        return (
+            f"{self.path} is being written by process {status.get('pid', '?')} on"
+            f" {status.get('host', '?')}; wait for it, stop it, or change a setting to get another"
+            " folder."
+        )
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def _command() -> str:
+    """What to type for this run again."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    program = f"python -m {spec.name}" if spec else Path(sys.argv[0]).name
+    return shlex.join([*program.split(), *sys.argv[1:]])
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

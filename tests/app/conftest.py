@@ -1,0 +1,73 @@
+"""A run of seconds: a tiny model on a handful of coloured squares in LLaVA's format."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+COLOURS = {"red": (200, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 200)}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def squares(tmp_path_factory) -> Path:
+    """A folder with train.json, val.json and their images; two families, one of two turns."""
+    folder = tmp_path_factory.mktemp("squares")
+    for split, count in (("train", 16), ("val", 4)):
+        rows = []
+        for number in range(count):
+            colour = list(COLOURS)[number % 3]
+            image = f"{split}-{number}.png"
+            Image.new("RGB", (32, 32), COLOURS[colour]).save(folder / image)
+            turns = [
+                {"from": "human", "value": "<image>\nWhich colour?"},
+                {"from": "gpt", "value": colour},
+            ]
+            if number % 2:
+                turns += [
+                    {"from": "human", "value": "How many letters?"},
+                    {"from": "gpt", "value": str(len(colour))},
+                ]
+            row = {"id": f"{split}-{number}", "image": image, "conversations": turns}
+            rows.append(row | {"family": ("plain", "long")[number % 2], "difficulty": number % 2})
+        (folder / f"{split}.json").write_text(json.dumps(rows))
+    return folder
+
+
+def tiny_run(squares: Path, outputs: Path) -> list[str]:
+    """Overrides of a run on the squares."""
+    return [
+        "data=llava_json",
+        f"data.train_file={squares / 'train.json'}",
+        f"data.val_file={squares / 'val.json'}",
+        f"data.image_root={squares}",
+        "data.batch_size=4",
+        "data.num_workers=0",
+        "model.text.hidden_size=16",
+        "model.text.intermediate_size=32",
+        "model.text.num_hidden_layers=4",
+        "model.text.num_attention_heads=2",
+        "model.vision.image_size=32",
+        "model.vision.width=16",
+        "model.vision.depth=1",
+        "model.vision.heads=2",
+        "model.min_rows=1",
+        "model.generation.max_new_tokens=4",
+        "trainer.max_steps=6",
+        "trainer.val_check_interval=3",
+        "callbacks.checkpoint.every_n_train_steps=2",
+        "logger=none",
+        f"paths.output_root={outputs}",
+    ]
+
+
+@pytest.fixture
+def tiny(squares, tmp_path) -> list[str]:
+    """The same with outputs in the test's own folder."""
+    return tiny_run(squares, tmp_path / "outputs")

@@ -1,0 +1,183 @@
+import subprocess
+import sys
+
+import pytest
+
+from dpn import build
+from dpn.config import ConfigError
+from dpn.launch import CONFIG_DIR, compose, diagnose, read_arguments
+from dpn.schema import check_arguments, matches
+
+GROUPS = sorted(p.name for p in CONFIG_DIR.iterdir() if p.is_dir() and p.name != "hydra")
+CHOICES = [(g, p.stem) for g in GROUPS for p in sorted((CONFIG_DIR / g).glob("*.yaml"))]
+
+
+def problems(*overrides: str, sweep: bool = False) -> list[str]:
+    request = compose("train", [*overrides, *(["hydra.mode=MULTIRUN"] if sweep else [])])
+    with pytest.raises(ConfigError) as caught:
+        build.check(request)
+    return list(caught.value.problems)
+
+
+def test_default_config_is_fine():
+    build.check(compose("train"))
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_choice_composes_and_passes(group, choice, squares):
+    overrides = [f"{group}={choice}"]
+    if choice == "llava_json":  # names files that the user has
+        overrides += [f"data.{k}={squares / v}" for k, v in FILES.items()]
+    if (group, choice) == ("loss", "budget"):
+        overrides.append("router.keep=0.6")
+    if group != "suite":
+        build.check(compose("train", overrides))
+
+
+FILES = {"train_file": "train.json", "val_file": "val.json", "image_root": "."}
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_yaml_opens_with_the_command_that_uses_it(group, choice):
+    lines = (CONFIG_DIR / group / f"{choice}.yaml").read_text().splitlines()
+    head = [line for line in lines[:4] if line.startswith("#") and "@package" not in line]
+    assert any("python -m dpn." in line for line in head)
+
+
+MISTAKES = {
+    "unknown keys": {
+        "+router.kep=0.5": "`router.kep` is no setting; did you mean `keep`?",
+        "+colour=1": "`colour` is no setting",
+        "+optim.weight_deca=0.1": "`optim.weight_deca` is no setting; did you mean `weight_decay`?",
+        "+optim.warmups=0.1": "`optim.warmups` is no setting; did you mean `warmup`?",
+        "+trainer.max_step=3": "`trainer.max_step` is no setting; did you mean `max_steps`?",
+        "+callbacks.checkpoint.kep=3": "`callbacks.checkpoint.kep` is no setting; did you mean",
+        "+model.text.num_layers=3": "`model.text.num_layers` is no setting",
+        "+model.vision.dept=3": "`model.vision.dept` is no setting; did you mean `depth`?",
+    },
+    "wrong types": {
+        "optim.lr=fast": "`optim.lr=fast` has the wrong type, it takes a number",
+        "trainer.max_steps=2.5": "`trainer.max_steps=2.5` has the wrong type, it takes a whole",
+        "router.reduce=mean": "`router.reduce=mean` has the wrong type, it takes one of",
+        "router.kernels=3": "`router.kernels=3` has the wrong type, it takes a list",
+        "seed=abc": "`seed=abc` has the wrong type",
+        "stage.freeze=[visoin]": "`stage.freeze=['visoin']` has the wrong type",
+    },
+    "unknown names and missing files": {
+        "router.name=dpee": "`router.name=dpee` is unknown; did you mean `dpe`?",
+        "trainer._target_=torch.No": "`trainer._target_=torch.No` can not be imported",
+        "stage.init=/no/where": "`stage.init=/no/where` does not exist",
+    },
+    "missing file of the data": {
+        "data=llava_json": "`data.train_file=data/llava_v1_5_mix665k.json` does not exist",
+    },
+    "layer beyond the depth": {
+        "router.layers=[8]": "names layer 8, the decoder has layers 0 to 7",
+    },
+    "kernel larger than the grid": {
+        "router.kernels=[[1,1],[9,9]]": "[9, 9] at layer 1, where the grid is at most 8 x 8",
+    },
+    "kernel larger than the tower's grid": {
+        "projector=pooled": "",
+        "projector.kernel=[9,1]": "projector.kernel=[9, 1] must lie between",
+    },
+    "keep of zero": {"router.keep=0": "router.keep=0 must be larger than 0 and at most 1"},
+    "keep above one": {"router.keep=1.2": "router.keep=1.2 must be larger than 0 and at most 1"},
+    "projector's keep above one": {
+        "projector=pooled": "",
+        "projector.keep=2.0": "projector.keep=2.0 must be",
+    },
+    "keep out of reach": {"router.keep=0.02": "router.keep=0.02 can not be reached by this router"},
+    "hinge with keep": {"loss=hinge": "`loss=hinge` has its own target", "router.keep=0.6": ""},
+    "budget without keep": {"loss=budget": "`loss=budget` steers to router.keep, which is null"},
+    "impossible text model": {"model.text.hidden_size=97": "The model can not be built"},
+    "no value": {"router.layers=???": "`router.layers` has no value yet"},
+}
+
+
+@pytest.mark.parametrize("kind", MISTAKES)
+def test_each_problem_gets_a_sentence(kind):
+    mistakes = MISTAKES[kind]
+    found = problems(*mistakes)
+    assert len(found) >= sum(map(bool, mistakes.values()))
+    for sentence in mistakes.values():
+        assert any(sentence in problem for problem in found), sentence
+
+
+def test_all_problems_come_in_one_error():
+    mistakes = ["+data.batchsize=3", "optim.lr=fast", "router.layers=[9]", "stage.init=/no/where"]
+    assert len(problems(*mistakes, "loss=budget", "model.vision.depth=deep")) == 5
+    assert len(problems(*mistakes, "loss=budget")) == 5  # now the layers can be checked too
+
+
+def test_several_devices_in_a_shared_process():
+    (found,) = problems("trainer.devices=2", "seed=3", sweep=True)
+    assert "Run each job by itself: python -m dpn.train trainer.devices=2 seed=3" in found
+    build.check(compose("train", ["trainer.devices=2"]))
+
+
+def test_hydra_errors_become_sentences_with_the_nearest_name():
+    line = ["router=dpee", "routr.keep=0.5", "trainer.max_step=3", "optim.lr=fast", "loss=hinge"]
+    found = diagnose("train", line, build.check)
+    for sentence in (
+        "`router=dpee` is no choice of router; did you mean `dpe`?",
+        "`routr.keep` is no setting; did you mean `router.keep`?",
+        "`trainer.max_step` is no setting; did you mean `trainer.max_steps`?",
+        "`optim.lr=fast` has the wrong type",
+    ):
+        assert any(sentence in problem for problem in found), sentence
+
+
+def test_every_swept_value_is_looked_at():
+    found = diagnose("train", ["-m", "router=static,dpee", "seed=1,x"], build.check)
+    assert any("`router=dpee`" in problem for problem in found)
+    assert any("`seed=x`" in problem for problem in found)
+
+
+def test_unreadable_override():
+    (found,) = diagnose("train", ["seed=[1,2"], build.check)
+    assert "can not be read as key=value" in found
+
+
+@pytest.mark.slow
+def test_command_line_prints_sentences_only():
+    command = [sys.executable, "-m", "dpn.train", "rooter=dpe", "optim.lr=fast"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "`rooter` is no setting; did you mean `router`?" in done.stderr
+    assert "`optim.lr=fast` has the wrong type" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_arguments_of_plain_doors():
+    def ask(run: str, tokens: int = 3, hot: float = 0.0):
+        """A front door."""
+
+    assert read_arguments(ask, ["run=1", "tokens=5"]) == {"run": "1", "tokens": 5}
+    with pytest.raises(ConfigError) as caught:
+        read_arguments(ask, ["tokns=5", "hot=very", "what"])
+    assert len(caught.value.problems) == 4  # no value, unknown, wrong type, missing run
+
+
+def test_types_of_signatures():
+    assert matches(1, float)
+    assert not matches(True, int)
+    assert not matches(1.0, int)
+    assert matches([1, 2], tuple[int, int])
+    assert not matches([1, 2, 3], tuple[int, int])
+    assert matches([1, 2, 3], tuple[int, ...])
+    assert not matches(["a"], list[int] | None)
+    assert matches(None, list[int] | None)
+    assert not matches("a", list[str])
+    assert matches({"a": 1}, dict[str, int])
+    assert not matches({"a": "b"}, dict[str, int])
+
+
+def test_what_the_code_gives_is_no_setting():
+    def part(width: int, *, grid: tuple[int, int]):
+        """A part that gets its grid from the code."""
+
+    arguments = {"width": 1, "grid": [8, 8]}
+    assert check_arguments("part", part, arguments) == []
+    (found,) = check_arguments("part", part, arguments, given=["grid"])
+    assert "`part.grid` is no setting" in found

@@ -1,0 +1,172 @@
+import multiprocessing
+import os
+import re
+import signal
+import time
+
+import pytest
+
+from dpn.files import atomic_path, read_json, write_json
+from dpn.launch import compose
+from dpn.run_folder import Interrupted, RunFolder, RunIsLive, config_hash, run_path, slug
+
+
+def name_of(*overrides: str) -> str:
+    request = compose("train", overrides)
+    return slug(request.overrides, request.config)
+
+
+def hash_of(*overrides: str) -> str:
+    return config_hash(compose("train", overrides).config)
+
+
+def test_slug_without_overrides_is_default_and_hash():
+    assert re.fullmatch(r"default-[0-9a-f]{8}", name_of())
+
+
+def test_slug_is_readable_bounded_and_safe():
+    long = name_of("model.text.hidden_size=192", *(f"+data.note{i}='a b/c,d'" for i in range(20)))
+    assert len(long.encode()) <= 100
+    assert re.fullmatch(r"[A-Za-z0-9._-]+", long)
+    assert name_of("router=static", "router.keep=0.6").startswith("router-static_router.keep-0.6-")
+
+
+def test_order_of_overrides_does_not_matter():
+    assert name_of("seed=1", "optim.lr=0.1") == name_of("optim.lr=0.1", "seed=1")
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["paths.output_root=/x", "paths.data_root=/x", "logger=none", "data.num_workers=3", "seed=0"],
+)
+def test_hash_ignores_what_computes_nothing(override):
+    assert hash_of(override) == hash_of()
+
+
+@pytest.mark.parametrize("override", ["seed=1", "router.keep=0.6", "data.batch_size=7"])
+def test_hash_sees_what_computes(override):
+    assert hash_of(override) != hash_of()
+
+
+def test_same_run_with_another_logger_finds_its_folder():
+    assert name_of("seed=1", "logger=none", "paths.output_root=x") == name_of("seed=1")
+
+
+def test_folder_is_below_the_experiment():
+    request = compose("train", ["experiment=budget", "paths.output_root=there"])
+    path = run_path(request)
+    assert path.parts[:2] == ("there", "budget")
+    assert path.name.startswith("default-")
+
+
+def held(path, action):
+    """Does something while holding a folder."""
+    with RunFolder(path) as run:
+        action(run)
+
+
+def test_status_tells_how_a_run_ended(tmp_path):
+    with RunFolder(tmp_path) as run:
+        assert run.status["status"] == "running"
+        assert run.status["pid"] == os.getpid()
+        assert abs(run.status["heartbeat"] - time.time()) < 5
+    assert RunFolder(tmp_path).finished
+
+    with pytest.raises(ZeroDivisionError):
+        held(tmp_path, lambda run: 1 / 0)
+    assert read_json(tmp_path / "status.json")["status"] == "failed"
+    assert read_json(tmp_path / "status.json")["error"] == "ZeroDivisionError: division by zero"
+    assert "Traceback" in (tmp_path / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_signals_interrupt(tmp_path, signum):
+    with pytest.raises(Interrupted):
+        held(tmp_path, lambda run: os.kill(os.getpid(), signum))
+    assert read_json(tmp_path / "status.json")["status"] == "interrupted"
+
+
+def test_patient_signal_waits_and_a_second_one_does_not(tmp_path):
+    def send_two(run):
+        run.stop.patient = True
+        os.kill(os.getpid(), signal.SIGINT)
+        waited.append(run.stop.signal)
+        os.kill(os.getpid(), signal.SIGINT)
+        waited.append("never")
+
+    waited = []
+    with pytest.raises(Interrupted):
+        held(tmp_path, send_two)
+    assert waited == ["SIGINT"]
+
+
+def hold(path, ready):
+    with RunFolder(path):
+        ready.set()
+        time.sleep(60)
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """A live process that runs in the folder."""
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    process = context.Process(target=hold, args=(tmp_path, ready))
+    process.start()
+    assert ready.wait(20)
+    yield process
+    process.kill()
+    process.join()
+
+
+def test_a_live_run_is_not_written_by_a_second_process(tmp_path, holder):
+    before = (tmp_path / "status.json").read_bytes()
+    with pytest.raises(RunIsLive, match=f"process {holder.pid}"), RunFolder(tmp_path):
+        pass
+    assert (tmp_path / "status.json").read_bytes() == before
+
+
+def test_a_killed_run_is_taken_over_at_once(tmp_path, holder):
+    holder.kill()
+    holder.join()
+    assert read_json(tmp_path / "status.json")["status"] == "running"
+    with RunFolder(tmp_path) as run:
+        assert run.status["pid"] == os.getpid()
+        assert run.status["attempt"] == 2
+
+
+@pytest.mark.parametrize(("age", "live"), [(1, True), (1000, False)])
+def test_heartbeat_speaks_for_another_machine(tmp_path, age, live):
+    beat = {"status": "running", "host": "elsewhere", "pid": 1, "heartbeat": time.time() - age}
+    write_json(tmp_path / "status.json", beat)
+    if live:
+        with pytest.raises(RunIsLive, match="elsewhere"):
+            RunFolder(tmp_path).__enter__()
+    else:
+        with RunFolder(tmp_path) as run:
+            assert run.status["host"] != "elsewhere"
+
+
+def test_a_folder_of_another_config_is_refused(tmp_path):
+    with RunFolder(tmp_path, identity="aaaaaaaa"):
+        pass
+    with pytest.raises(ValueError, match="other settings"), RunFolder(tmp_path, identity="bbbb"):
+        pass
+
+
+def test_reader_writes_nothing(tmp_path):
+    with RunFolder(tmp_path, writer=False):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_json_is_whole_or_not_there(tmp_path):
+    path = tmp_path / "metrics.json"
+    write_json(path, {"a": float("nan"), "b": 1.5})
+    assert read_json(path) == {"a": None, "b": 1.5}
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    with pytest.raises(FileNotFoundError), atomic_path(path) as temporary:
+        temporary.with_suffix("").read_text()
+    assert read_json(path) == {"a": None, "b": 1.5}
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.json"]
