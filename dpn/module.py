@@ -131,17 +131,24 @@ def kept_shares(trace: Trace) -> list[float]:
 
 
 def parameter_groups(model: nn.Module, gate_lr: float | None) -> list[dict[str, Any]]:
-    """Trained parameters as optimizer groups: weight decay for matrices, a rate for the router."""
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    """Trained parameters as optimizer groups.
+
+    Weight decay for matrices only, a rate for the router; `hidden` marks matrices inside layers.
+    """
+    groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            key = (name.startswith("router."), parameter.ndim >= 2)
+            is_gate = name.startswith("router.")
+            is_hidden = not is_gate and ".layers." in name and parameter.ndim == 2
+            key = (is_gate, parameter.ndim >= 2, is_hidden)
             groups.setdefault(key, []).append(parameter)
     return [
-        {"params": parameters}
+        {"params": parameters, "hidden": is_hidden}
         | ({} if is_matrix else {"weight_decay": 0.0})
         | ({"lr": gate_lr} if is_gate and gate_lr is not None else {})
-        for (is_gate, is_matrix), parameters in sorted(groups.items(), key=lambda item: item[0])
+        for (is_gate, is_matrix, is_hidden), parameters in sorted(
+            groups.items(), key=lambda g: g[0]
+        )
     ]
 
 

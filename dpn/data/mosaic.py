@@ -22,7 +22,7 @@ from PIL import Image
 
 from dpn.data.base import Source, Split, SplitName
 
-FORMAT = 1  # raise it when the same arguments give different files
+FORMAT = 2  # raise it when the same arguments give different files
 DIGIT = 8  # pixels of a digit's side in load_digits
 INKS = 16  # its grey levels
 VAL_DIGITS = 397  # digit images that only validation sees; training has the other 1,400
@@ -123,8 +123,7 @@ class Mosaic(Source):
         val_images: mosaics of each family that are held out.
         mix: relative number of training mosaics of each family.
         side: cells of a mosaic's side.
-        min_digits: fewest digits of a quadrant where they are scattered (`medium`).
-        max_digits: most of them.
+        counts: how many digits a quadrant can have where they are scattered (`medium`).
         turns: questions about quadrants in a conversation.
         reading_turns: turns over which `fine` spreads the rows.
         tint: brightness of the tints, from black 0 to 1.
@@ -133,15 +132,14 @@ class Mosaic(Source):
 
     root: str
     stage: Literal["captions", "questions"] = "questions"
-    train_images: int = 4000
+    train_images: int = 9000
     val_images: int = 100
     mix: dict[str, int] = field(default_factory=lambda: dict.fromkeys(FAMILIES, 1))
     side: int = 8
-    min_digits: int = 1
-    max_digits: int = 4
+    counts: list[int] = field(default_factory=lambda: [2, 6, 10, 14])
     turns: int = 4
     reading_turns: int = 1
-    tint: float = 0.35
+    tint: float = 0.7
     data_seed: int = 0
 
     def check(self) -> list[str]:
@@ -152,12 +150,15 @@ class Mosaic(Source):
                 "train_images": (1, 99_999),
                 "val_images": (1, 99_999),
                 "side": (2, 32),
-                "max_digits": (1, min(quadrant, len(NUMBERS) - 1)),
-                "min_digits": (0, self.max_digits),
                 "turns": (1, len(PLACES)),
                 "reading_turns": (1, self.side),
             }
         )
+        most = min(quadrant, len(NUMBERS) - 1)
+        if not self.counts or not all(0 <= count <= most for count in self.counts):
+            problems.append(
+                f"`data.counts={self.counts}` is not possible; it lists numbers from 0 to {most}."
+            )
         for divisor, name in ((2, "side"), (self.reading_turns, "reading_turns")):
             if divisor > 0 and self.side % divisor:
                 problems.append(
@@ -276,7 +277,7 @@ def draw(rng: np.random.Generator, pool: np.ndarray, mosaic: Mosaic, full: bool)
     if not full:
         for number in range(len(PLACES)):
             cells = scene.quadrant(number)
-            kept = int(rng.integers(mosaic.min_digits, mosaic.max_digits + 1))
+            kept = int(rng.choice(mosaic.counts))
             empty = rng.permutation(cells.size)[kept:]
             cells[np.unravel_index(empty, cells.shape)] = -1
     return scene

@@ -16,7 +16,7 @@ from dpn.data.tokenizer import train_tokenizer
 from dpn.processor import DPNProcessor
 
 SIZES = {"train_images": 12, "val_images": 4}
-WORDS = {"one": 1, "two": 2, "three": 3, "four": 4}
+WORDS = {"two": 2, "six": 6, "ten": 10, "fourteen": 14}
 CORNERS = {"top left": (0, 0), "top right": (0, 1), "bottom left": (1, 0), "bottom right": (1, 1)}
 COLOURS = {(1, 0, 0): "red", (0, 1, 0): "green", (0, 0, 1): "blue", (1, 1, 0): "yellow"}
 
@@ -235,10 +235,15 @@ def test_rows_take_the_path_of_any_llava_file(mosaic):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"max_digits": 17}, "`data.max_digits=17` is not possible; it can be 1 to 16."),
-        ({"side": 2}, "`data.max_digits=4` is not possible; it can be 1 to 1."),
-        ({"side": 7}, "`data.side=7` is not possible; 2 has to divide the side, which is 7."),
-        ({"min_digits": 5}, "`data.min_digits=5` is not possible; it can be 0 to 4."),
+        (
+            {"counts": [3, 17]},
+            "`data.counts=[3, 17]` is not possible; it lists numbers from 0 to 16.",
+        ),
+        (
+            {"side": 2},
+            "`data.counts=[2, 6, 10, 14]` is not possible; it lists numbers from 0 to 1.",
+        ),
+        ({"counts": []}, "`data.counts=[]` is not possible; it lists numbers from 0 to 16."),
         ({"turns": 5}, "`data.turns=5` is not possible; it can be 1 to 4."),
         (
             {"reading_turns": 3},

@@ -1,0 +1,136 @@
+"""The table of the README: every method on the embedded data, three seeds each.
+
+    python experiments/mosaic/run.py                   # all runs, about 5 minutes each on 2 cores
+    python experiments/mosaic/run.py none dpe-hinge    # some of them
+    python experiments/mosaic/run.py --table           # only write the table from results.jsonl
+
+Each finished run is appended to results.jsonl at once, with its command and commit. A run that
+stands there is not repeated; an interrupted one resumes.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from dpn.launch import compose
+from dpn.metrics import by, route_shares
+from dpn.run_folder import run_path
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results.jsonl"
+SEEDS = (0, 1, 2)
+FAMILIES = ("coarse", "medium", "fine")
+RUNS = {
+    "none": ["router=none"],
+    "static": ["router=static"],
+    "dpe": [],
+    "dpe-hinge": ["loss=hinge"],
+    "pooled-2x2": ["router=none", "projector=pooled"],
+    "pooled-same": ["router=none", "projector=pooled", "projector.keep={share}"],
+    "random-same": ["router=random", "router.keep={share}"],
+    "budget-0.45": ["loss=budget", "router.keep=0.45"],
+    "budget-0.6": ["loss=budget", "router.keep=0.6"],
+    "budget-0.8": ["loss=budget", "router.keep=0.8"],
+}
+#: The run whose share of visual MACs `{share}` stands for.
+REFERENCE = "dpe-hinge"
+
+
+def finished() -> list[dict[str, Any]]:
+    """All rows of results.jsonl."""
+    return (
+        [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    )
+
+
+def overrides(name: str, seed: int) -> list[str] | None:
+    """A run's overrides; None while the run whose share it takes is not there."""
+    reference = [r for r in finished() if (r["run"], r["seed"]) == (REFERENCE, seed)]
+    if any("{share}" in o for o in RUNS[name]) and not reference:
+        return None
+    share = f"{reference[0]['share']:.3f}" if reference else ""
+    return [*(o.format(share=share) for o in RUNS[name]), f"seed={seed}"]
+
+
+def run(name: str, seed: int) -> None:
+    """Train, evaluate and append a row."""
+    arguments = overrides(name, seed)
+    if arguments is None:
+        print(f"{name} seed={seed} needs {REFERENCE} of that seed first", flush=True)
+        return
+    command = ["-m", "dpn.train", *arguments]
+    print("python", *command, flush=True)
+    commit = _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain") else "")
+    subprocess.run([sys.executable, *command], check=True)
+    folder = run_path(compose("train", arguments))
+    metrics = json.loads((folder / "metrics.json").read_text())
+    answers = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    row = {
+        "run": name,
+        "seed": seed,
+        "command": " ".join(["python", *command]),
+        "commit": commit,
+        "accuracy": {f: metrics[f"val/accuracy/{f}"] for f in FAMILIES},
+        "share": metrics["cost/visual_macs_ratio"],
+        "share_by_family": {
+            str(f): fmean(a["visual_macs_ratio"] for a in group)
+            for f, group in by(answers, "family").items()
+        },
+        "routes": {str(f): route_shares(group) for f, group in by(answers, "family").items()},
+        "train_s": metrics["time/train_s"],
+    }
+    with RESULTS.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def table() -> str:
+    """Mean and spread over seeds, a line for each run."""
+    groups = defaultdict(list)
+    for row in finished():
+        groups[row["run"]].append(row)
+    head = ["run", "seeds", *FAMILIES, "visual MACs", *(f"MACs {f}" for f in FAMILIES), "train s"]
+    lines = [head, ["---"] * len(head)]
+    for name in RUNS:
+        rows = groups.get(name)
+        if not rows:
+            continue
+        cells = [[r["accuracy"][f] for r in rows] for f in FAMILIES]
+        cells += [[r["share"] for r in rows]]
+        cells += [[r["share_by_family"][f] for r in rows] for f in FAMILIES]
+        texts = [spread(values) for values in cells] + [f"{fmean(r['train_s'] for r in rows):.0f}"]
+        lines.append([f"`{name}`", str(len(rows)), *texts])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def spread(values: list[float]) -> str:
+    """Mean and standard deviation over seeds."""
+    return f"{fmean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
+
+
+def _git(*arguments: str) -> str:
+    out = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    return out.stdout.strip()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="*", choices=[[], *RUNS], help="default: all")
+    parser.add_argument("--table", action="store_true", help="only write table.md")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    options = parser.parse_args()
+    for seed in [] if options.table else options.seeds:
+        for name in options.runs or RUNS:
+            if not any((r["run"], r["seed"]) == (name, seed) for r in finished()):
+                run(name, seed)
+            (HERE / "table.md").write_text(table())
+    (HERE / "table.md").write_text(table())
+    print(table())
+
+
+if __name__ == "__main__":
+    main()
