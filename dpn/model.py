@@ -107,11 +107,12 @@ class DPNForConditionalGeneration(PreTrainedModel, GenerationMixin):
         )
         self.language = build_language(text)
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
-        self.router = routers.build(
-            **(config.router_config or {}),
-            text=TextShape.of(text),
-            grid=self.projector.grid_after(self.vision.grid),
-        )
+        with torch.random.fork_rng(devices=[]):  # one seed, the same other weights for any router
+            self.router = routers.build(
+                **(config.router_config or {}),
+                text=TextShape.of(text),
+                grid=self.projector.grid_after(self.vision.grid),
+            )
         #: Attention backend of prefill and training, see `dpn.decoder.attention`.
         self.attention: BackendName = "auto"
         #: Recompute decoder layers in the backward pass.

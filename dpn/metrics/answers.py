@@ -32,12 +32,17 @@ def accuracies(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def by(rows: Sequence[Row], key: str) -> dict[Any, list[Row]]:
-    """Rows grouped by their value of a key, in the order of the values; None is left out."""
+    """Rows grouped by their value of a key, the easiest group first; None is left out."""
     groups: dict[Any, list[Row]] = {}
     for row in rows:
         if row[key] is not None:
             groups.setdefault(row[key], []).append(row)
-    return dict(sorted(groups.items()))
+
+    def place(item: tuple[Any, list[Row]]) -> tuple[float, Any]:
+        value, group = item
+        return fmean(row.get("difficulty") or 0 for row in group), value
+
+    return dict(sorted(groups.items(), key=place))
 
 
 def by_level(rows: Sequence[Row], levels: int = 3) -> dict[str, list[Row]]:

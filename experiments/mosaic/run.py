@@ -28,7 +28,6 @@ FAMILIES = ("coarse", "medium", "fine")
 RUNS = {
     "none": ["router=none"],
     "static": ["router=static"],
-    "dpe": [],
     "dpe-hinge": ["loss=hinge"],
     "pooled-2x2": ["router=none", "projector=pooled"],
     "pooled-same": ["router=none", "projector=pooled", "projector.keep={share}"],

@@ -209,7 +209,8 @@ def test_saved_model_is_replaced_whole(finished, tmp_path):
 
 
 def test_next_stage_starts_from_a_run(finished, squares, tmp_path, caplog):
-    further = [f"stage.init={finished}", "trainer.max_steps=1", "router=none", "optim.lr=0.0"]
+    frozen = ["optim=adamw", "optim.lr=0.0", "trainer.max_steps=1"]
+    further = [f"stage.init={finished}", "router=none", *frozen]
     folder = train(compose("train", [*tiny_run(squares, tmp_path), *further]))
     assert "Unused weights: router.gates" in caplog.text
     before, after = (inference.load(f, "cpu")[0].state_dict() for f in (finished, folder))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM, MistralConfig, Qwen2Config
 
-from .conftest import ROUTER, collate, make_model, make_samples
+from .conftest import collate, make_model, make_samples
 from .naive import Naive, cross_entropy_sum
 
 DPE = {"name": "dpe", "layers": [0, 2], "min_rows": 1}
@@ -212,5 +212,6 @@ def test_batch_without_supervised_token_has_connected_zero_loss():
     assert all(g is not None and g.abs().max() == 0 for g in gradients)
 
 
-def test_router_token_is_the_constant_the_tests_use():
-    assert make_model(DPE).config.router_token_id == ROUTER
+def test_one_seed_gives_the_same_weights_with_any_router():
+    without_gates, with_gates = (make_model(router).state_dict() for router in (None, DPE))
+    assert all(torch.equal(value, with_gates[name]) for name, value in without_gates.items())
