@@ -1,5 +1,6 @@
 """DecoderLayer: a stock Hugging Face decoder layer as one unit to call, checkpoint and shard."""
 
+import copy
 from typing import Any
 
 from torch import Tensor, nn
@@ -38,6 +39,8 @@ class DecoderLayer(nn.Module):
 
 def build_language(text_config: Any) -> Any:
     """A stock Hugging Face text model without head, each of its layers in a `DecoderLayer`."""
+    # A copy: whoever builds another model from the same config would change our attention with it.
+    text_config = copy.deepcopy(text_config)
     language = AutoModel.from_config(text_config, attn_implementation=IMPLEMENTATION)
     language.layers = nn.ModuleList(DecoderLayer(layer) for layer in language.layers)
     return language

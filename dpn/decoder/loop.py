@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from dpn.decoder.attention import BackendName, PrefillAttention
+from dpn.decoder.attention import IMPLEMENTATION, BackendName, PrefillAttention
 from dpn.decoder.cache import RaggedCache, Stage
 from dpn.routers.base import Router, RoutingContext
 from dpn.tokens import PackedTokens
@@ -41,6 +41,11 @@ def prefill(
     Returns:
         The pack after the last layer, before the final norm.
     """
+    if language.config._attn_implementation != IMPLEMENTATION:
+        raise ValueError(
+            f"The text model's attention was set to {language.config._attn_implementation}, which"
+            f" would mix the samples of a pack; set it back to {IMPLEMENTATION}."
+        )
     seen: PackedTokens | None = None
     call: dict[str, Any] = {}
     for index, layer in enumerate(language.layers):

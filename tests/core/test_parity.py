@@ -179,6 +179,17 @@ def test_language_is_still_a_stock_model():
     torch.testing.assert_close(stock(ids).logits, model(ids).logits)
 
 
+def test_another_model_from_the_same_config_changes_nothing():
+    model = make_model()
+    batch = collate(make_samples())
+    before = model(**batch).logits
+    LlamaForCausalLM._from_config(model.config.text_config, attn_implementation="eager")
+    assert torch.equal(model(**batch).logits, before)
+    model.language.config._attn_implementation = "sdpa"
+    with pytest.raises(ValueError, match="mix the samples"):
+        model(**batch)
+
+
 def test_checkpointed_layers_give_the_same_gradients():
     model = make_model(DPE).train()
     batch = collate(make_samples())
