@@ -2,7 +2,6 @@
 layers.
 """
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,10 +20,10 @@ from dpn.decoder.attention import BackendName
 from dpn.decoder.cache import RaggedCache
 from dpn.decoder.layer import build_language
 from dpn.decoder.loop import append, prefill
+from dpn.host_batch import IGNORE, HostBatch, ends
 from dpn.routers.base import RoutingContext, Trace
 from dpn.tokens import Grid, PackedTokens, pack
 
-IGNORE = -100
 #: Arguments of `forward` that belong to images and are read at prefill only.
 IMAGE_INPUTS = ("pixel_values", "image_sizes", "image_sample")
 
@@ -193,7 +192,7 @@ class DPNForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 f"past_key_values is a {type(past_key_values).__name__}; this model needs a"
                 " dpn.decoder.cache.RaggedCache (leave it out and generate makes one)."
             )
-        host = _HostBatch.of(input_ids, attention_mask, labels, instruction_end)
+        host = HostBatch.of(input_ids, attention_mask, labels, instruction_end)
         if past_key_values is not None and past_key_values.get_seq_length():
             return self._append(input_ids, host, past_key_values, logits_to_keep)
         cache = past_key_values
@@ -231,7 +230,7 @@ class DPNForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def _pack(
         self,
         input_ids: Tensor,
-        host: "_HostBatch",
+        host: HostBatch,
         pixel_values: Tensor | None,
         image_sizes: Tensor | None,
         image_sample: Tensor | None,
@@ -285,7 +284,7 @@ class DPNForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return self.lm_head(self.language.norm(hidden))
 
     def _loss(
-        self, tokens: PackedTokens, host: "_HostBatch", num_items: Tensor | int | None
+        self, tokens: PackedTokens, host: HostBatch, num_items: Tensor | int | None
     ) -> Tensor:
         """Cross entropy of supervised tokens, each predicted by the column before it."""
         assert host.labels is not None
@@ -300,7 +299,7 @@ class DPNForConditionalGeneration(PreTrainedModel, GenerationMixin):
             num_items = max(num_items, 1)  # a batch without supervised token has loss zero, not NaN
         return total / num_items
 
-    def _logits(self, tokens: PackedTokens, host: "_HostBatch", keep: int | Tensor) -> Tensor:
+    def _logits(self, tokens: PackedTokens, host: HostBatch, keep: int | Tensor) -> Tensor:
         """Logits of the columns asked for, `[B, K, vocabulary]`."""
         columns, valid = host.wanted_columns(keep)
         samples = np.broadcast_to(np.arange(len(columns))[:, None], columns.shape)[valid]
@@ -308,7 +307,7 @@ class DPNForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return _spread(self._head(hidden), valid)
 
     def _append(
-        self, input_ids: Tensor, host: "_HostBatch", cache: RaggedCache, keep: int | Tensor
+        self, input_ids: Tensor, host: HostBatch, cache: RaggedCache, keep: int | Tensor
     ) -> DPNOutput:
         """Add text columns to what the cache holds; routes stay as they are."""
         new = host.last(input_ids.shape[1])
@@ -345,7 +344,7 @@ class DPNForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Images go in with the first call; without cache with every call."""
         if "instruction_end" not in kwargs and is_first_iteration:
             mask = kwargs.get("attention_mask")
-            kwargs["instruction_end"] = None if mask is None else _ends(mask)
+            kwargs["instruction_end"] = None if mask is None else ends(mask)
         inputs = super().prepare_inputs_for_generation(
             input_ids, is_first_iteration=is_first_iteration, **kwargs
         )
@@ -361,7 +360,7 @@ class DPNForConditionalGeneration(PreTrainedModel, GenerationMixin):
         ids = kwargs.get("input_ids", inputs)
         if ids is not None and kwargs.get("instruction_end") is None:
             mask = kwargs.get("attention_mask")
-            kwargs["instruction_end"] = _ends(torch.ones_like(ids) if mask is None else mask)
+            kwargs["instruction_end"] = ends(torch.ones_like(ids) if mask is None else mask)
         return super().generate(inputs, **kwargs)
 
     def _expand_inputs_for_generation(
@@ -392,90 +391,6 @@ class DPNForConditionalGeneration(PreTrainedModel, GenerationMixin):
             expand_size, is_encoder_decoder, input_ids, **model_kwargs
         )
         return input_ids, {**model_kwargs, **images}
-
-
-@dataclass(frozen=True)
-class _HostBatch:
-    """What the host knows of a batch, copied from the device once.
-
-    Attributes:
-        ids: `[B, T]`.
-        mask: bool `[B, T]`; after a cache also over its columns.
-        labels: `[B, T]` or None.
-        instruction: first and end column of the text before the first supervised token, per sample.
-    """
-
-    ids: np.ndarray
-    mask: np.ndarray
-    labels: np.ndarray | None
-    instruction: tuple[tuple[int, int], ...]
-
-    @classmethod
-    def of(
-        cls,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        labels: Tensor | None,
-        instruction_end: Tensor | None,
-    ) -> "_HostBatch":
-        ids = input_ids.cpu().numpy()
-        mask = (
-            np.ones(ids.shape, dtype=bool)
-            if attention_mask is None
-            else attention_mask.cpu().numpy().astype(bool)
-        )
-        host_labels = None if labels is None else labels.cpu().numpy()
-        begins = mask.argmax(1)
-        ends = mask.shape[1] - mask[:, ::-1].argmax(1)
-        if host_labels is not None:
-            supervised = mask & (host_labels != IGNORE)
-            ends = np.where(supervised.any(1), supervised.argmax(1), ends)
-        elif instruction_end is not None:
-            ends = instruction_end.cpu().numpy()
-        instruction = tuple(zip(begins.tolist(), ends.tolist(), strict=True))
-        return cls(ids, mask, host_labels, instruction)
-
-    def last(self, columns: int) -> "_HostBatch":
-        """Only the last columns."""
-        return _HostBatch(self.ids[:, -columns:], self.mask[:, -columns:], None, ())
-
-    def columns_with(self, token_id: int | None) -> tuple[tuple[int, ...], ...]:
-        """Columns of each sample that hold a token."""
-        if token_id is None:
-            return ((),) * len(self.ids)
-        found = self.mask & (self.ids == token_id)
-        return tuple(tuple(np.flatnonzero(row).tolist()) for row in found)
-
-    def keys(self, sample_ids: Tensor | None) -> np.ndarray:
-        """A uint64 key per sample: its id or a hash of its instruction, never its place in the
-        batch.
-        """
-        if sample_ids is not None:
-            return sample_ids.cpu().numpy().astype(np.uint64)
-        texts = [
-            self.ids[b, begin:end].tobytes() for b, (begin, end) in enumerate(self.instruction)
-        ]
-        return np.array([zlib.crc32(text) for text in texts], dtype=np.uint64)
-
-    def wanted_columns(self, keep: int | Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Columns that logits are asked for, `[B, K]`, and which of them are not padding."""
-        batch, width = self.mask.shape
-        if torch.is_tensor(keep):
-            columns = np.broadcast_to(keep.cpu().numpy(), (batch, keep.numel()))
-        elif keep == 0:
-            columns = np.broadcast_to(np.arange(width), (batch, width))
-        else:
-            ends = width - self.mask[:, ::-1].argmax(1)
-            columns = np.maximum(ends[:, None] - keep + np.arange(keep), 0)
-            return columns, (ends[:, None] - keep + np.arange(keep) >= 0) & (
-                np.take_along_axis(self.mask, columns, axis=1)
-            )
-        return columns, np.take_along_axis(self.mask, columns, axis=1)
-
-
-def _ends(attention_mask: Tensor) -> Tensor:
-    """`[B]` column after the last one that is not padding."""
-    return attention_mask.shape[1] - attention_mask.flip(1).argmax(1)
 
 
 def _spread(logits: Tensor, valid: np.ndarray) -> Tensor:

@@ -13,7 +13,17 @@ ROOT = PACKAGE.parent
 # design.md section 2, each importing only from those before it. `tokens` stands before `vision`
 # here: it holds the geometry of grids, which towers and projectors speak of too.
 ORDER = [
-    *("config", "data", "tokens", "vision", "projectors", "routers", "decoder", "model"),
+    *(
+        "config",
+        "data",
+        "tokens",
+        "vision",
+        "projectors",
+        "routers",
+        "decoder",
+        "host_batch",
+        "model",
+    ),
     *("cost", "losses", "module", "metrics", "reports"),
 ]
 

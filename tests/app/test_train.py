@@ -81,7 +81,8 @@ def test_a_run_leaves_what_it_promises(finished):
     assert rows[2]["prompt"] == "How many letters?"
     assert rows[2]["reference"] == "5"  # green
     assert rows[0]["rows"][0] == rows[0]["base_rows"] == 16
-    assert {"0"} <= set(rows[0]["route"]) <= {"0", "1", "2"}
+    # Routed wherever as many rows are left as the largest kernel, 2x2, has.
+    assert set(rows[0]["route"]) == {str(n) for n in (0, 1, 2) if rows[0]["rows"][n] >= 4}
     names = ("config.yaml", "log.txt", "model/config.json", "figures/routes.png")
     assert all((folder / name).stat().st_size for name in names)
     assert "figures/routes.png" in (folder / "report.md").read_text()

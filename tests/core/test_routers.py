@@ -152,12 +152,14 @@ def test_samples_without_image_are_never_routed():
 def test_price_moves_evaluation_towards_fewer_rows():
     model = make_model(DPE, seed=3)
     batch = collate(make_samples())
-    rows = []
+    rows = {}
     for price in (-50.0, 0.0, 50.0):
         model.router.price.fill_(price)
-        rows.append(sum(map(sum, model(**batch).trace.visual_rows)))
-    assert rows[0] >= rows[1] >= rows[2]
-    assert rows[0] > 2 * rows[2]
+        rows[price] = model(**batch).trace.visual_rows
+    assert rows[-50.0] == [(16, 23, 0, 16, 14)] * 4  # the identity everywhere
+    assert rows[50.0] == [(16, 23, 0, 16, 14), *[(4, 8, 0, 4, 5)] * 2, (1, 3, 0, 1, 2)]
+    totals = [sum(map(sum, layers)) for layers in rows.values()]
+    assert totals == sorted(totals, reverse=True)
 
 
 @pytest.mark.parametrize("keep", [0.4, 0.6, 0.8])
