@@ -22,7 +22,7 @@ from PIL import Image
 
 from dpn.data.base import Source, Split, SplitName
 
-FORMAT = 2  # raise it when the same arguments give different files
+FORMAT = 3  # raise it when the same arguments give different files
 DIGIT = 8  # pixels of a digit's side in load_digits
 INKS = 16  # its grey levels
 VAL_DIGITS = 397  # digit images that only validation sees; training has the other 1,400
@@ -96,9 +96,10 @@ def ask_numbers(scene: Scene, mosaic: "Mosaic", rng: np.random.Generator) -> lis
 
 
 def ask_digits(scene: Scene, mosaic: "Mosaic", rng: np.random.Generator) -> list[Exchange]:
-    """All digits in reading order, some rows in each turn."""
+    """Digits in reading order from the top, some rows in each turn, of the whole or a part of it."""
     turns = []
-    for number, rows in enumerate(np.split(scene.images, mosaic.reading_turns)):
+    parts = np.split(scene.images, mosaic.reading_turns)
+    for number, rows in enumerate(parts[: rng.integers(1, len(parts) + 1)]):
         first, last = number * len(rows) + 1, (number + 1) * len(rows)
         where = "" if mosaic.reading_turns == 1 else f" in rows {first} to {last}"
         turns.append(Exchange(f"Read the digits{where}.", read(rows), int((rows >= 0).sum())))
@@ -125,7 +126,7 @@ class Mosaic(Source):
         side: cells of a mosaic's side.
         counts: how many digits a quadrant can have where they are scattered (`medium`).
         turns: questions about quadrants in a conversation.
-        reading_turns: turns over which `fine` spreads the rows.
+        reading_turns: turns over which `fine` spreads the rows; a conversation asks for some or all.
         tint: brightness of the tints, from black 0 to 1.
         data_seed: of the mosaics.
     """
@@ -223,7 +224,7 @@ class Mosaic(Source):
                 turns = FAMILIES[family].ask(scene, self, rng)
                 rows["questions"].append(
                     row(f"{name}-{number}", image, turns)
-                    | {"family": family, "difficulty": max(turn.difficulty for turn in turns)}
+                    | {"family": family, "difficulty": sum(turn.difficulty for turn in turns)}
                 )
                 caption = Exchange("Read the whole mosaic.", read(scene.images), 0)
                 rows["captions"].append(row(f"{name}-{number}-caption", image, [caption]))

@@ -18,6 +18,8 @@ class ViT(VisionTower):
         depth: layers.
         heads: attention heads.
         ffn_ratio: FFN width in units of C.
+        init_std: of the initial weights. Hugging Face's 0.02 is for larger widths; in a narrow
+            tower it lets the position embeddings drown what a patch shows.
     """
 
     def __init__(
@@ -28,6 +30,7 @@ class ViT(VisionTower):
         depth: int = 2,
         heads: int = 4,
         ffn_ratio: int = 4,
+        init_std: float = 0.02,
     ):
         super().__init__()
         self.image_size, self.patch_size, self.output_size = image_size, patch_size, width
@@ -38,6 +41,7 @@ class ViT(VisionTower):
             intermediate_size=ffn_ratio * width,
             image_size=image_size,
             patch_size=patch_size,
+            initializer_range=init_std,
             attn_implementation="sdpa",
         )
         self.model = ViTModel(config, add_pooling_layer=False)
