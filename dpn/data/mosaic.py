@@ -96,7 +96,7 @@ def ask_numbers(scene: Scene, mosaic: "Mosaic", rng: np.random.Generator) -> lis
 
 
 def ask_digits(scene: Scene, mosaic: "Mosaic", rng: np.random.Generator) -> list[Exchange]:
-    """Digits in reading order from the top, some rows in each turn, of the whole or a part of it."""
+    """Digits in reading order, some rows in each turn, from the top until any of them."""
     turns = []
     parts = np.split(scene.images, mosaic.reading_turns)
     for number, rows in enumerate(parts[: rng.integers(1, len(parts) + 1)]):
@@ -126,7 +126,7 @@ class Mosaic(Source):
         side: cells of a mosaic's side.
         counts: how many digits a quadrant can have where they are scattered (`medium`).
         turns: questions about quadrants in a conversation.
-        reading_turns: turns over which `fine` spreads the rows; a conversation asks for some or all.
+        reading_turns: turns over which `fine` spreads the rows; some conversations ask for fewer.
         tint: brightness of the tints, from black 0 to 1.
         data_seed: of the mosaics.
     """

@@ -20,7 +20,6 @@ from dpn.run_folder import Interrupted
 from dpn.train import train
 from tests.app.conftest import tiny_run
 
-
 #: AdamW: Muon makes updates orthogonal, which blows up differences of rounding.
 ROUNDING = ["optim=adamw"]
 
@@ -236,7 +235,15 @@ def test_two_processes_equal_one(tiny):
         "two": ["data.batch_size=2", "trainer=ddp", "trainer.accelerator=cpu"],
     }.items():
         folder = outputs_of(tiny) / name
-        command = [sys.executable, "-m", "dpn.train", *tiny, *ROUNDING, *further, f"paths.run_dir={folder}"]
+        command = [
+            sys.executable,
+            "-m",
+            "dpn.train",
+            *tiny,
+            *ROUNDING,
+            *further,
+            f"paths.run_dir={folder}",
+        ]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         folders.append(folder)
     mine, theirs = (load_file(f / "model" / "model.safetensors") for f in folders)
