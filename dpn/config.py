@@ -116,6 +116,7 @@ class Model:
         tokenizer: folder or Hub name of a tokenizer; None trains one on the data's text.
         vocab_size: upper limit for the trained one.
         min_rows: fewest visual rows a router may leave a sample, where the router does not say.
+        projector_gain: factor of the projector's initial weights, where the projector does not say.
     """
 
     text: dict[str, Any]
@@ -125,6 +126,7 @@ class Model:
     tokenizer: str | None = None
     vocab_size: int = 1024
     min_rows: int = 18
+    projector_gain: float = 1.0
 
 
 @dataclass

@@ -27,7 +27,7 @@ class MuonAdamW(Optimizer):
         self,
         params: list[dict[str, Any]],
         lr: float = 0.02,
-        other_lr: float = 2e-3,
+        other_lr: float = 1e-3,
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.95),
         weight_decay: float = 0.01,

@@ -1,5 +1,6 @@
 """LLaVA-1.5's projector: two linear layers with a GELU between them (arXiv 2310.03744)."""
 
+import torch
 from torch import nn
 
 from dpn.projectors.base import Projector
@@ -8,15 +9,18 @@ from dpn.vision.base import VisualFeatures
 
 
 class MLPProjector(Projector):
-    """Linear, GELU, Linear on every token; PyTorch's default initialisation, as in LLaVA.
+    """Linear, GELU, Linear on every token.
 
     Args:
         depth: number of linear layers (LLaVA's `mlp2x_gelu` has 2).
+        gain: factor of PyTorch's default initial weights, which LLaVA takes as they are (1).
     """
 
-    def __init__(self, depth: int = 2, *, input_size: int, output_size: int, grid: Grid):
+    def __init__(
+        self, depth: int = 2, gain: float = 1.0, *, input_size: int, output_size: int, grid: Grid
+    ):
         super().__init__(input_size=input_size, output_size=output_size, grid=grid)
-        self.layers = mlp(input_size, output_size, depth)
+        self.layers = mlp(input_size, output_size, depth, gain)
 
     def flops(self, grid: Grid) -> int:
         """See `Projector.flops`."""
@@ -27,12 +31,16 @@ class MLPProjector(Projector):
         return VisualFeatures(self.layers(features.tokens), features.grids)
 
 
-def mlp(input_size: int, output_size: int, depth: int) -> nn.Sequential:
-    """`depth` linear layers with GELUs between them."""
+def mlp(input_size: int, output_size: int, depth: int, gain: float) -> nn.Sequential:
+    """`depth` linear layers with GELUs between them; see `MLPProjector`."""
     layers: list[nn.Module] = [nn.Linear(input_size, output_size)]
     for _ in range(depth - 1):
         layers += [nn.GELU(), nn.Linear(output_size, output_size)]
-    return nn.Sequential(*layers)
+    made = nn.Sequential(*layers)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.mul_(gain)
+    return made
 
 
 def mlp_flops(layers: nn.Sequential, rows: int) -> int:

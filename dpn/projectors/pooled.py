@@ -23,6 +23,7 @@ class PooledProjector(Projector):
             the same).
         reduce: `max` or `avg`.
         depth: linear layers of the MLP.
+        gain: of its initial weights, see `dpn.projectors.mlp`.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class PooledProjector(Projector):
         keep: float | None = None,
         reduce: Literal["max", "avg"] = "max",
         depth: int = 2,
+        gain: float = 1.0,
         *,
         input_size: int,
         output_size: int,
@@ -38,7 +40,7 @@ class PooledProjector(Projector):
     ):
         super().__init__(input_size=input_size, output_size=output_size, grid=grid)
         self.kernel, self.keep, self.reduce = (kernel[0], kernel[1]), keep, reduce
-        self.layers = mlp(input_size, output_size, depth)
+        self.layers = mlp(input_size, output_size, depth, gain)
 
     def grid_after(self, grid: Grid) -> Grid:
         """See `Projector.grid_after`."""

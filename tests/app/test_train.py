@@ -20,8 +20,8 @@ from dpn.run_folder import Interrupted
 from dpn.train import train
 from tests.app.conftest import tiny_run
 
-#: AdamW: Muon makes updates orthogonal, which blows up differences of rounding.
-ROUNDING = ["optim=adamw"]
+#: Where runs must agree: Muon makes updates orthogonal, which blows up differences of rounding.
+ADAMW = "optim=adamw"
 
 
 class AtStep(Callback):
@@ -220,7 +220,7 @@ def test_random_numbers_follow_from_the_step():
 
 def test_accumulated_batches_equal_one_batch(finished, tiny):
     """Halves of a window hold different numbers of tokens, so means of means would differ."""
-    plain = [*tiny, "loss=language", *ROUNDING]
+    plain = [*tiny, "loss=language", ADAMW]
     whole = run(plain)
     halves = run([*plain, "data.batch_size=2", "trainer.accumulate_grad_batches=2"])
     mine, theirs = (load_file(f / "model" / "model.safetensors") for f in (whole, halves))
@@ -240,7 +240,7 @@ def test_two_processes_equal_one(tiny):
             "-m",
             "dpn.train",
             *tiny,
-            *ROUNDING,
+            ADAMW,
             *further,
             f"paths.run_dir={folder}",
         ]
