@@ -96,14 +96,12 @@ def ask_numbers(scene: Scene, mosaic: "Mosaic", rng: np.random.Generator) -> lis
 
 
 def ask_digits(scene: Scene, mosaic: "Mosaic", rng: np.random.Generator) -> list[Exchange]:
-    """Digits in reading order, some rows in each turn, from the top until any of them."""
-    turns = []
-    parts = np.split(scene.images, mosaic.reading_turns)
-    for number, rows in enumerate(parts[: rng.integers(1, len(parts) + 1)]):
-        first, last = number * len(rows) + 1, (number + 1) * len(rows)
-        where = "" if mosaic.reading_turns == 1 else f" in rows {first} to {last}"
-        turns.append(Exchange(f"Read the digits{where}.", read(rows), int((rows >= 0).sum())))
-    return turns
+    """Some rows from the top, up to all, and in half of the conversations the rest after them."""
+    height = int(rng.integers(2, mosaic.side + 1))
+    asked = [(f"Read the first {height} rows.", scene.images[:height])]
+    if height < mosaic.side and rng.integers(2):
+        asked.append(("Read the rest.", scene.images[height:]))
+    return [Exchange(question, read(rows), rows.size) for question, rows in asked]
 
 
 FAMILIES = {
@@ -126,7 +124,6 @@ class Mosaic(Source):
         side: cells of a mosaic's side.
         counts: how many digits a quadrant can have where they are scattered (`medium`).
         turns: questions about quadrants in a conversation.
-        reading_turns: turns over which `fine` spreads the rows; some conversations ask for fewer.
         tint: brightness of the tints, from black 0 to 1.
         data_seed: of the mosaics.
     """
@@ -139,7 +136,6 @@ class Mosaic(Source):
     side: int = 8
     counts: list[int] = field(default_factory=lambda: [2, 6, 10, 14])
     turns: int = 4
-    reading_turns: int = 1
     tint: float = 0.7
     data_seed: int = 0
 
@@ -152,7 +148,6 @@ class Mosaic(Source):
                 "val_images": (1, 99_999),
                 "side": (2, 32),
                 "turns": (1, len(PLACES)),
-                "reading_turns": (1, self.side),
             }
         )
         most = min(quadrant, len(NUMBERS) - 1)
@@ -160,12 +155,8 @@ class Mosaic(Source):
             problems.append(
                 f"`data.counts={self.counts}` is not possible; it lists numbers from 0 to {most}."
             )
-        for divisor, name in ((2, "side"), (self.reading_turns, "reading_turns")):
-            if divisor > 0 and self.side % divisor:
-                problems.append(
-                    f"`data.{name}={getattr(self, name)}` is not possible;"
-                    f" {divisor} has to divide the side, which is {self.side}."
-                )
+        if self.side % 2:
+            problems.append(f"`data.side={self.side}` is not possible; it has to be even.")
         if not 0 < self.tint <= 1:
             problems.append(f"`data.tint={self.tint}` is not possible; it can be above 0, up to 1.")
         if unknown := sorted(set(self.mix) - set(FAMILIES)):
