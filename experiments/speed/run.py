@@ -44,7 +44,7 @@ def against_hugging_face(overrides: list[str]) -> tuple[Ratio, Ratio]:
     stock = AutoModelForCausalLM.from_config(ours.config.text_config, attn_implementation="sdpa")
     stock.model.load_state_dict(ours.language.state_dict())
     stock.lm_head.load_state_dict(ours.lm_head.state_dict())
-    ids = torch.randint(5, 900, (8, 640 if overrides else 128))
+    ids = torch.randint(5, 900, (2, 640) if overrides else (8, 128))
     labels = ids.clone()
     labels[:, :-32] = -100
 
