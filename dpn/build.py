@@ -135,6 +135,7 @@ def module(config: DictConfig, built: DPNForConditionalGeneration) -> "DPNModule
         optimizer=instantiate(optim | {"_partial_": True}, _convert_="all"),
         schedule=schedule,
         freeze=config.stage.freeze,
+        dense=config.stage.dense,
         seed=config.seed,
         settings=plain(config),
     )
@@ -185,12 +186,14 @@ class AutoLoss:
     """Section `loss` of `loss=auto`: hinge for dpe, budget once it has a keep, else language.
 
     Attributes:
+        keep: what `router.keep` of dpe is where it is not given; None leaves it at the hinge.
         hinge_weight: `weight` of hinge.
         hinge_mean: `hinge_mean` of hinge.
         budget_weight: `weight` of budget.
         reduction: of either.
     """
 
+    keep: float | None = None
     hinge_weight: float = 0.001
     hinge_mean: Literal["per_layer", "reference"] = "per_layer"
     budget_weight: float = 1.0

@@ -91,10 +91,17 @@ class Paths:
 
 @dataclass
 class Stage:
-    """Section `stage`: which weights training starts from, and which parts it leaves alone."""
+    """Section `stage`: which weights training starts from, and what it trains when.
+
+    Attributes:
+        init: run folder or model folder; None: random weights.
+        freeze: parts of the model that stay as they are.
+        dense: share of all training steps before the router acts, as if it were `router=none`.
+    """
 
     init: str | None = None
     freeze: list[Part] = field(default_factory=list)
+    dense: float = 0.0
 
 
 @dataclass
@@ -116,6 +123,8 @@ class Model:
         tokenizer: folder or Hub name of a tokenizer; None trains one on the data's text.
         vocab_size: upper limit for the trained one.
         min_rows: fewest visual rows a router may leave a sample, where the router does not say.
+        gate_temperature: divides the logits of a router's gates, where the router does not say.
+        keep: share of visual MACs that `loss=auto` steers `router=dpe` to; None: the paper's hinge.
         projector_gain: factor of the projector's initial weights, where the projector does not say.
     """
 
@@ -126,6 +135,8 @@ class Model:
     tokenizer: str | None = None
     vocab_size: int = 1024
     min_rows: int = 18
+    gate_temperature: float = 10.0
+    keep: float | None = None
     projector_gain: float = 1.0
 
 
@@ -361,6 +372,9 @@ def _check_run(config: Node, request: Request) -> list[str]:
     init = stage.get("init")
     if init is not None and not Path(init).exists():
         problems.append(f"`stage.init={init}` does not exist; give a run or model folder.")
+    dense = stage.get("dense", 0.0)
+    if isinstance(dense, int | float) and not 0 <= dense < 1:
+        problems.append(f"`stage.dense={dense}` is not possible; it can be from 0 to below 1.")
     devices = trainer.get("devices", 1)
     several = len(devices) > 1 if isinstance(devices, list) else str(devices) not in ("1", "auto")
     if several and request.in_sweep and not request.launched:

@@ -21,7 +21,7 @@ from dpn.decoder.cache import RaggedCache
 from dpn.decoder.layer import build_language
 from dpn.decoder.loop import append, prefill
 from dpn.host_batch import IGNORE, HostBatch, ends
-from dpn.routers.base import RoutingContext, Trace
+from dpn.routers.base import Router, RoutingContext, Trace
 from dpn.tokens import Grid, PackedTokens, pack
 
 #: Arguments of `forward` that belong to images and are read at prefill only.
@@ -155,6 +155,7 @@ class DPNForConditionalGeneration(PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         return_logits: bool | None = None,
+        compress: bool = True,
         return_dict: bool | None = None,
     ) -> DPNOutput:
         """Run the model.
@@ -182,6 +183,7 @@ class DPNForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 Padding on the right is not counted; columns that are padding get zeros.
             return_logits: default: unless in training with labels, which computes supervised rows
                 only.
+            compress: whether the router acts; False is what `router=none` computes.
             return_dict: accepted for Hugging Face, always True.
 
         Raises:
@@ -210,7 +212,7 @@ class DPNForConditionalGeneration(PreTrainedModel, GenerationMixin):
         )
         tokens = prefill(
             self.language,
-            self.router,
+            self.router if compress else Router(text=self.router.text, grid=self.router.grid),
             tokens,
             context,
             self.attention,

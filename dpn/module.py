@@ -34,6 +34,7 @@ class DPNModule(LightningModule):
         optimizer: makes the optimizer from parameter groups.
         schedule: course of the learning rates.
         freeze: attributes of the model that are not trained.
+        dense: share of all steps before the router acts.
         seed: of the run; with the step it keys the sampling of routes.
         settings: the run's config as plain values, for the loggers.
     """
@@ -45,6 +46,7 @@ class DPNModule(LightningModule):
         optimizer: Callable[[list[dict[str, Any]]], Optimizer],
         schedule: Schedule,
         freeze: Sequence[str] = (),
+        dense: float = 0.0,
         seed: int = 0,
         settings: dict[str, Any] | None = None,
     ) -> None:
@@ -52,10 +54,15 @@ class DPNModule(LightningModule):
         self.model = model
         self.routing_loss = routing_loss
         self.make_optimizer, self.schedule, self.seed = optimizer, schedule, seed
+        self.dense, self.dense_steps = dense, 0
         self.val_loss, self.val_share = MeanMetric(), MeanMetric()
         for part in freeze:
             getattr(model, part).requires_grad_(False)
         self.save_hyperparameters(settings or {})  # plain values only: never the modules
+
+    def on_train_start(self) -> None:
+        """Count the steps that `dense` is a share of."""
+        self.dense_steps = round(self.dense * int(self.trainer.estimated_stepping_batches))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of a micro-batch; over processes and window they add up to the global mean."""
@@ -65,6 +72,7 @@ class DPNModule(LightningModule):
             step=self.global_step,
             seed=self.seed,
             num_items_in_batch=items,
+            compress=self.global_step >= self.dense_steps,
         )
         # Lightning divides by the window and DDP by the processes what `items` already has divided.
         language = out.loss * copies

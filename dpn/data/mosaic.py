@@ -22,7 +22,7 @@ from PIL import Image
 
 from dpn.data.base import Source, Split, SplitName
 
-FORMAT = 3  # raise it when the same arguments give different files
+FORMAT = 4  # raise it when the same arguments give different files
 DIGIT = 8  # pixels of a digit's side in load_digits
 INKS = 16  # its grey levels
 VAL_DIGITS = 397  # digit images that only validation sees; training has the other 1,400
@@ -78,19 +78,19 @@ class Family:
 
 
 def ask_tints(scene: Scene, mosaic: "Mosaic", rng: np.random.Generator) -> list[Exchange]:
-    """Quadrants in any order, none of them twice."""
+    """The first quadrants in reading order."""
     return [
-        Exchange(f"What colour is the {PLACES[q]} quadrant?", scene.tints[q], 0)
-        for q in rng.permutation(len(PLACES))[: mosaic.turns]
+        Exchange(f"What colour is the {place} quadrant?", tint, 0)
+        for place, tint in islice(zip(PLACES, scene.tints, strict=True), mosaic.turns)
     ]
 
 
 def ask_numbers(scene: Scene, mosaic: "Mosaic", rng: np.random.Generator) -> list[Exchange]:
-    """Quadrants in any order, none of them twice."""
+    """The first quadrants in reading order."""
     turns = []
-    for q in rng.permutation(len(PLACES))[: mosaic.turns]:
-        count = int((scene.quadrant(q) >= 0).sum())
-        question = f"How many digits are in the {PLACES[q]} quadrant?"
+    for number, place in enumerate(PLACES[: mosaic.turns]):
+        count = int((scene.quadrant(number) >= 0).sum())
+        question = f"How many digits are in the {place} quadrant?"
         turns.append(Exchange(question, NUMBERS[count], count))
     return turns
 
@@ -123,7 +123,7 @@ class Mosaic(Source):
         mix: relative number of training mosaics of each family.
         side: cells of a mosaic's side.
         counts: how many digits a quadrant can have where they are scattered (`medium`).
-        turns: questions about quadrants in a conversation.
+        turns: questions about quadrants in a conversation, in reading order.
         tint: brightness of the tints, from black 0 to 1.
         data_seed: of the mosaics.
     """

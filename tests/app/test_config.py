@@ -68,6 +68,9 @@ MISTAKES = {
         "trainer._target_=torch.No": "`trainer._target_=torch.No` can not be imported",
         "stage.init=/no/where": "`stage.init=/no/where` does not exist",
     },
+    "values out of range": {
+        "stage.dense=1": "`stage.dense=1` is not possible",
+    },
     "missing file of the data": {
         "data=llava_json": "`data.train_file=data/llava_v1_5_mix665k.json` does not exist",
     },

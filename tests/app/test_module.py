@@ -129,6 +129,22 @@ def module_with_trainer(processor, world: int, accumulate: int, *overrides: str)
     return module
 
 
+def test_router_acts_after_the_dense_share_of_the_steps(processor, monkeypatch):
+    module = module_with_trainer(processor, 1, 1, "stage.dense=0.3")
+    module.trainer.estimated_stepping_batches = 10
+    module.on_train_start()
+    seen = []
+    forward = module.model.forward
+    monkeypatch.setattr(
+        module.model,
+        "forward",
+        lambda compress, **inputs: seen.append(compress) or forward(**inputs),
+    )
+    for module.trainer.global_step in range(5):
+        module.training_step(batch_of(3, processor), 0)
+    assert seen == [False, False, False, True, True]
+
+
 def batch_of(supervised: int, processor):
     ids = processor.tokenizer("What is it? A red square.")["input_ids"]
     labels = [-100] * (len(ids) - supervised) + ids[len(ids) - supervised :]

@@ -53,9 +53,9 @@ def test_same_run_with_another_logger_finds_its_folder():
 
 
 def test_folder_is_below_the_experiment():
-    request = compose("train", ["experiment=budget", "paths.output_root=there"])
+    request = compose("train", ["experiment=paper", "paths.output_root=there"])
     path = run_path(request)
-    assert path.parts[:2] == ("there", "budget")
+    assert path.parts[:2] == ("there", "paper")
     assert path.name.startswith("default-")
 
 

@@ -54,6 +54,16 @@ def test_temperature_divides_and_rows_are_scaled():
     torch.testing.assert_close((hot.log() / 7.0).softmax(-1), decision.probs)
 
 
+def test_without_compression_a_model_is_one_with_router_none():
+    model, none = make_model(DPE), make_model()
+    none.load_state_dict(model.state_dict(), strict=False)
+    batch = collate(make_samples())
+    out = model.train()(**batch, compress=False, return_logits=True)
+    assert not out.trace.decisions
+    assert torch.equal(out.logits, none(**batch).logits)
+    assert not torch.equal(out.logits, model(**batch, return_logits=True).logits)
+
+
 @pytest.mark.parametrize("read", ["all", "first"])
 def test_answers_never_change_a_route(read):
     """In training and evaluation; the last answers change (read=all) or all of them (first)."""
