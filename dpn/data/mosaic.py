@@ -1,114 +1,35 @@
 """The embedded data set: mosaics of handwritten digits, with questions at three levels of detail.
 
-A mosaic is a grid of small cells, each empty or with a handwritten digit (scikit-learn's
-`load_digits`; training and validation use disjoint digit images), under a tint for each quadrant.
 `coarse` questions ask for tints and survive any pooling, `medium` ones for the number of digits,
-`fine` ones for the digits themselves. It is written once, as PNG files and JSON in LLaVA's format.
+`fine` ones for the digits themselves. Training and validation use disjoint digit images. The data
+set is written once, as PNG files and JSON in LLaVA's format.
 """
 
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from filelock import FileLock
-from PIL import Image
 
+from dpn.data._scenes import (
+    FAMILIES,
+    NUMBERS,
+    PLACES,
+    Exchange,
+    draw,
+    paint,
+    read,
+    split_digits,
+)
 from dpn.data.base import Source, Split, SplitName
 
 FORMAT = 4  # raise it when the same arguments give different files
-DIGIT = 8  # pixels of a digit's side in load_digits
-INKS = 16  # its grey levels
-VAL_DIGITS = 397  # digit images that only validation sees; training has the other 1,400
-PLACES = ("top left", "top right", "bottom left", "bottom right")
-TINTS = {
-    "red": (1, 0.25, 0.25),
-    "green": (0.25, 1, 0.25),
-    "blue": (0.35, 0.35, 1),
-    "yellow": (1, 1, 0.2),
-}
-_NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
-NUMBERS = f"{_NUMBERS} fifteen sixteen".split()
-
-
-@dataclass(frozen=True)
-class Scene:
-    """What a mosaic shows.
-
-    Attributes:
-        tints: name of each quadrant's tint, in the order of `PLACES`.
-        images: `[side, side]` number of the digit image in each cell, -1 for none.
-    """
-
-    tints: tuple[str, ...]
-    images: np.ndarray
-
-    def quadrant(self, number: int) -> np.ndarray:
-        """`[side / 2, side / 2]` cells of a quadrant."""
-        half = len(self.images) // 2
-        top, left = (half * place for place in divmod(number, 2))
-        return self.images[top : top + half, left : left + half]
-
-
-class Exchange(NamedTuple):
-    """A question, its answer, and how many digits one has to look at."""
-
-    question: str
-    answer: str
-    difficulty: int
-
-
-@dataclass(frozen=True)
-class Family:
-    """Questions of one level of detail.
-
-    Attributes:
-        full: whether every cell has a digit, or only a few scattered ones.
-        ask: the turns that a scene allows, in the order of asking. No answer tells another one.
-    """
-
-    full: bool
-    ask: Callable[[Scene, "Mosaic", np.random.Generator], list[Exchange]]
-
-
-def ask_tints(scene: Scene, mosaic: "Mosaic", rng: np.random.Generator) -> list[Exchange]:
-    """The first quadrants in reading order."""
-    return [
-        Exchange(f"What colour is the {place} quadrant?", tint, 0)
-        for place, tint in islice(zip(PLACES, scene.tints, strict=True), mosaic.turns)
-    ]
-
-
-def ask_numbers(scene: Scene, mosaic: "Mosaic", rng: np.random.Generator) -> list[Exchange]:
-    """The first quadrants in reading order."""
-    turns = []
-    for number, place in enumerate(PLACES[: mosaic.turns]):
-        count = int((scene.quadrant(number) >= 0).sum())
-        question = f"How many digits are in the {place} quadrant?"
-        turns.append(Exchange(question, NUMBERS[count], count))
-    return turns
-
-
-def ask_digits(scene: Scene, mosaic: "Mosaic", rng: np.random.Generator) -> list[Exchange]:
-    """Some rows from the top, up to all, and in half of the conversations the rest after them."""
-    height = int(rng.integers(2, mosaic.side + 1))
-    asked = [(f"Read the first {height} rows.", scene.images[:height])]
-    if height < mosaic.side and rng.integers(2):
-        asked.append(("Read the rest.", scene.images[height:]))
-    return [Exchange(question, read(rows), rows.size) for question, rows in asked]
-
-
-FAMILIES = {
-    "coarse": Family(True, ask_tints),
-    "medium": Family(False, ask_numbers),
-    "fine": Family(True, ask_digits),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,10 +130,11 @@ class Mosaic(Source):
             rows: dict[str, list[Row]] = {"questions": [], "captions": []}
             for number, family in enumerate(islice(endless(mix), count)):
                 rng = np.random.default_rng([self.data_seed, split, number])
-                scene = draw(rng, pool, self, FAMILIES[family].full)
+                counts = None if FAMILIES[family].full else self.counts
+                scene = draw(rng, pool, self.side, counts)
                 image = f"{name}/{number:05d}.png"
                 paint(scene, self.tint).save(folder / image)
-                turns = FAMILIES[family].ask(scene, self, rng)
+                turns = FAMILIES[family].ask(scene, self.turns, rng)
                 rows["questions"].append(
                     row(f"{name}-{number}", image, turns)
                     | {"family": family, "difficulty": sum(turn.difficulty for turn in turns)}
@@ -237,60 +159,12 @@ class Mosaic(Source):
         return Split(file, self.folder, "plain" if stage == "captions" else None)
 
 
-# What is in a mosaic ------------------------------------------------------------------------------
-
 Row = dict[str, Any]
-
-
-@cache
-def load_digits() -> tuple[np.ndarray, np.ndarray]:
-    """Ink `[n, 8, 8]` in 0..16 and label `[n]` of all digit images."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    return digits.images.astype(np.uint8), digits.target
-
-
-def split_digits(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The digit images of training and of validation."""
-    order = np.random.default_rng(seed).permutation(len(load_digits()[1]))
-    return order[VAL_DIGITS:], order[:VAL_DIGITS]
 
 
 def endless(mix: Mapping[str, int]) -> Iterator[str]:
     """Families in turn, as often as the mix says."""
     return cycle([family for family, times in mix.items() for _ in range(times)])
-
-
-def draw(rng: np.random.Generator, pool: np.ndarray, mosaic: Mosaic, full: bool) -> Scene:
-    """A scene with digits of the pool: in every cell, or some scattered over each quadrant."""
-    tints = tuple(str(rng.choice(list(TINTS))) for _ in PLACES)
-    scene = Scene(tints, rng.choice(pool, (mosaic.side, mosaic.side)))
-    if not full:
-        for number in range(len(PLACES)):
-            cells = scene.quadrant(number)
-            kept = int(rng.choice(mosaic.counts))
-            empty = rng.permutation(cells.size)[kept:]
-            cells[np.unravel_index(empty, cells.shape)] = -1
-    return scene
-
-
-def paint(scene: Scene, tint: float) -> Image.Image:
-    """The picture: white ink on the quadrants' tints."""
-    inks, _ = load_digits()
-    side = len(scene.images)
-    ink = np.where((scene.images >= 0)[..., None, None], inks[scene.images], 0) / INKS
-    ink = ink.swapaxes(1, 2).reshape(side * DIGIT, side * DIGIT, 1)
-    colours = np.array([TINTS[name] for name in scene.tints]).reshape(2, 2, 3)
-    half = side * DIGIT // 2
-    ground = 255 * tint * colours.repeat(half, 0).repeat(half, 1)
-    return Image.fromarray((ground + ink * (255 - ground)).round().astype(np.uint8))
-
-
-def read(images: np.ndarray) -> str:
-    """The digits of some cells in reading order."""
-    _, labels = load_digits()
-    return "".join(map(str, labels[images[images >= 0]]))
 
 
 def row(name: str, image: str, turns: Sequence[Exchange]) -> Row:

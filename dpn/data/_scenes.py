@@ -1,0 +1,150 @@
+"""What a mosaic of handwritten digits shows, and the questions that can be asked about it.
+
+A mosaic is a grid of small cells, each empty or with a handwritten digit (scikit-learn's
+`load_digits`), under a tint for each quadrant.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+DIGIT = 8  # pixels of a digit's side in load_digits
+INKS = 16  # its grey levels
+VAL_DIGITS = 397  # digit images that only validation sees; training has the other 1,400
+PLACES = ("top left", "top right", "bottom left", "bottom right")
+TINTS = {
+    "red": (1, 0.25, 0.25),
+    "green": (0.25, 1, 0.25),
+    "blue": (0.35, 0.35, 1),
+    "yellow": (1, 1, 0.2),
+}
+_NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
+NUMBERS = f"{_NUMBERS} fifteen sixteen".split()
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a mosaic shows.
+
+    Attributes:
+        tints: name of each quadrant's tint, in the order of `PLACES`.
+        images: `[side, side]` number of the digit image in each cell, -1 for none.
+    """
+
+    tints: tuple[str, ...]
+    images: np.ndarray
+
+    def quadrant(self, number: int) -> np.ndarray:
+        """`[side / 2, side / 2]` cells of a quadrant."""
+        half = len(self.images) // 2
+        top, left = (half * place for place in divmod(number, 2))
+        return self.images[top : top + half, left : left + half]
+
+
+class Exchange(NamedTuple):
+    """A question, its answer, and how many digits one has to look at."""
+
+    question: str
+    answer: str
+    difficulty: int
+
+
+@dataclass(frozen=True)
+class Family:
+    """Questions of one level of detail.
+
+    Attributes:
+        full: whether every cell has a digit, or only a few scattered ones.
+        ask: the turns about a scene, as many as are wanted for quadrants. No answer tells another.
+    """
+
+    full: bool
+    ask: Callable[[Scene, int, np.random.Generator], list[Exchange]]
+
+
+def ask_tints(scene: Scene, turns: int, rng: np.random.Generator) -> list[Exchange]:
+    """The first quadrants in reading order."""
+    return [
+        Exchange(f"What colour is the {place} quadrant?", tint, 0)
+        for place, tint in islice(zip(PLACES, scene.tints, strict=True), turns)
+    ]
+
+
+def ask_numbers(scene: Scene, turns: int, rng: np.random.Generator) -> list[Exchange]:
+    """The first quadrants in reading order."""
+    exchanges = []
+    for number, place in enumerate(PLACES[:turns]):
+        count = int((scene.quadrant(number) >= 0).sum())
+        question = f"How many digits are in the {place} quadrant?"
+        exchanges.append(Exchange(question, NUMBERS[count], count))
+    return exchanges
+
+
+def ask_digits(scene: Scene, turns: int, rng: np.random.Generator) -> list[Exchange]:
+    """Some rows from the top, up to all, and in half of the conversations the rest after them."""
+    side = len(scene.images)
+    height = int(rng.integers(2, side + 1))
+    asked = [(f"Read the first {height} rows.", scene.images[:height])]
+    if height < side and rng.integers(2):
+        asked.append(("Read the rest.", scene.images[height:]))
+    return [Exchange(question, read(rows), rows.size) for question, rows in asked]
+
+
+FAMILIES = {
+    "coarse": Family(True, ask_tints),
+    "medium": Family(False, ask_numbers),
+    "fine": Family(True, ask_digits),
+}
+
+
+@cache
+def load_digits() -> tuple[np.ndarray, np.ndarray]:
+    """Ink `[n, 8, 8]` in 0..16 and label `[n]` of all digit images."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    return digits.images.astype(np.uint8), digits.target
+
+
+def split_digits(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The digit images of training and of validation."""
+    order = np.random.default_rng(seed).permutation(len(load_digits()[1]))
+    return order[VAL_DIGITS:], order[:VAL_DIGITS]
+
+
+def draw(
+    rng: np.random.Generator, pool: np.ndarray, side: int, counts: Sequence[int] | None
+) -> Scene:
+    """A scene with digits of the pool: in every cell, or so many scattered over each quadrant."""
+    tints = tuple(str(rng.choice(list(TINTS))) for _ in PLACES)
+    scene = Scene(tints, rng.choice(pool, (side, side)))
+    if counts is not None:
+        for number in range(len(PLACES)):
+            cells = scene.quadrant(number)
+            kept = int(rng.choice(counts))
+            empty = rng.permutation(cells.size)[kept:]
+            cells[np.unravel_index(empty, cells.shape)] = -1
+    return scene
+
+
+def paint(scene: Scene, tint: float) -> Image.Image:
+    """The picture: white ink on the quadrants' tints."""
+    inks, _ = load_digits()
+    side = len(scene.images)
+    ink = np.where((scene.images >= 0)[..., None, None], inks[scene.images], 0) / INKS
+    ink = ink.swapaxes(1, 2).reshape(side * DIGIT, side * DIGIT, 1)
+    colours = np.array([TINTS[name] for name in scene.tints]).reshape(2, 2, 3)
+    half = side * DIGIT // 2
+    ground = 255 * tint * colours.repeat(half, 0).repeat(half, 1)
+    return Image.fromarray((ground + ink * (255 - ground)).round().astype(np.uint8))
+
+
+def read(images: np.ndarray) -> str:
+    """The digits of some cells in reading order."""
+    _, labels = load_digits()
+    return "".join(map(str, labels[images[images >= 0]]))
