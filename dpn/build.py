@@ -183,30 +183,24 @@ def _take_weights(target: torch.nn.Module, start: torch.nn.Module) -> None:
 
 @dataclass
 class AutoLoss:
-    """Section `loss` of `loss=auto`: hinge for dpe, budget once it has a keep, else language.
+    """Section `loss` of `loss=auto`: policy for dpe if it has a keep, else hinge; language for
+    routers without gates; each with its defaults.
 
     Attributes:
         keep: what `router.keep` of dpe is where it is not given; None leaves it at the hinge.
-        hinge_weight: `weight` of hinge.
-        hinge_mean: `hinge_mean` of hinge.
-        budget_weight: `weight` of budget.
-        reduction: of either.
+        reduction: see `RoutingLoss`.
     """
 
     keep: float | None = None
-    hinge_weight: float = 0.001
-    hinge_mean: Literal["per_layer", "reference"] = "per_layer"
-    budget_weight: float = 1.0
     reduction: Literal["global", "reference"] = "global"
 
     def choose(self, router: type[Router], keep: float | None) -> tuple[str, Node]:
         """Name and arguments of the loss."""
-        node: Node = {"reduction": self.reduction}
         if not router.calibrated:
-            return "language", node
-        if keep is None:
-            return "hinge", node | {"weight": self.hinge_weight, "hinge_mean": self.hinge_mean}
-        return "budget", node | {"weight": self.budget_weight}
+            name = "language"
+        else:
+            name = "hinge" if keep is None else "policy"
+        return name, {"reduction": self.reduction}
 
 
 class _Losses:
@@ -227,7 +221,7 @@ def _fit(config: Node, sound: set[str]) -> list[str]:
     if {"model", "projector", "router"} <= sound:
         problems += _fit_model(config)
     if {"loss", "router"} <= sound:
-        problems += _fit_loss(config["loss"]["name"], config["router"].get("keep"))
+        problems += _fit_loss(config["loss"]["name"], config["router"])
     if "data" in sound:
         node = {k: v for k, v in config["data"].items() if k != "name"}
         problems += data.resolve(config["data"]["name"])(**node).check()
@@ -259,17 +253,26 @@ def _fit_model(config: Node) -> list[str]:
         return [f"The model can not be built: {' '.join(str(error).split())}"]
 
 
-def _fit_loss(name: str, keep: float | None) -> list[str]:
+def _fit_loss(name: str, router: Node) -> list[str]:
+    keep = router.get("keep")
     if name == "hinge" and keep is not None:
         return [
             f"`loss=hinge` has its own target and can not meet router.keep={keep};"
-            " use loss=budget, or router.keep=null."
+            " use loss=policy, or router.keep=null."
         ]
-    if name == "budget" and keep is None:
-        return [
-            "`loss=budget` steers to router.keep, which is null; give it, e.g. router.keep=0.6."
-        ]
-    return []
+    if name == "auto" or not losses.resolve(name).needs_keep:
+        return []
+    problems = []
+    if not routers.resolve(router["name"]).calibrated:
+        problems.append(
+            f"`loss={name}` trains gates, and router={router['name']} has none; use router=dpe, or"
+            " loss=auto."
+        )
+    if keep is None:
+        problems.append(
+            f"`loss={name}` steers to router.keep, which is null; give it, e.g. router.keep=0.6."
+        )
+    return problems
 
 
 PARTS = Parts(

@@ -223,7 +223,7 @@ class DPNForConditionalGeneration(PreTrainedModel, GenerationMixin):
             cache.columns, cache.trace = input_ids.shape[1], trace
         loss = None
         if host.labels is not None:
-            loss = self._loss(tokens, host, num_items_in_batch)
+            loss, trace.sample_loss = self._loss(tokens, host, num_items_in_batch)
         if return_logits is None:
             return_logits = loss is None or not self.training
         logits = self._logits(tokens, host, logits_to_keep) if return_logits else None
@@ -287,19 +287,24 @@ class DPNForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def _loss(
         self, tokens: PackedTokens, host: HostBatch, num_items: Tensor | int | None
-    ) -> Tensor:
-        """Cross entropy of supervised tokens, each predicted by the column before it."""
+    ) -> tuple[Tensor, Tensor]:
+        """Cross entropy of supervised tokens, each predicted by the column before it: of the batch,
+        and `[B]` of its samples.
+        """
         assert host.labels is not None
         supervised = host.mask[:, 1:] & host.mask[:, :-1] & (host.labels[:, 1:] != IGNORE)
         samples, columns = np.nonzero(supervised)
         targets = torch.from_numpy(host.labels[samples, columns + 1]).to(tokens.hidden.device)
         hidden = tokens.hidden[tokens.rows_of_columns(samples, columns)]
-        total = F.cross_entropy(self._head(hidden).float(), targets, reduction="sum")
+        losses = F.cross_entropy(self._head(hidden).float(), targets, reduction="none")
+        counts = torch.from_numpy(supervised.sum(1)).to(losses)
+        owners = torch.from_numpy(samples).to(losses.device)
+        of_samples = torch.zeros_like(counts).index_add(0, owners, losses.detach()) / counts
         if num_items is None:
             num_items = len(samples)
         if not torch.is_tensor(num_items):
             num_items = max(num_items, 1)  # a batch without supervised token has loss zero, not NaN
-        return total / num_items
+        return losses.sum() / num_items, of_samples
 
     def _logits(self, tokens: PackedTokens, host: HostBatch, keep: int | Tensor) -> Tensor:
         """Logits of the columns asked for, `[B, K, vocabulary]`."""

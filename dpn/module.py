@@ -94,7 +94,7 @@ class DPNModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Groups with and without weight decay, the router's with a learning rate of their own."""
-        optimizer = self.make_optimizer(parameter_groups(self.model, self.schedule.gate_lr))
+        optimizer = self.make_optimizer(parameter_groups(self, self.schedule.gate_lr))
         steps = int(self.trainer.estimated_stepping_batches)
         scheduler = LambdaLR(optimizer, partial(learning_rate_factor, self.schedule, steps=steps))
         return {
@@ -138,15 +138,15 @@ def kept_shares(trace: Trace) -> list[float]:
     return [sum(rows) / sum(trace.base_rows) for rows in trace.visual_rows]
 
 
-def parameter_groups(model: nn.Module, gate_lr: float | None) -> list[dict[str, Any]]:
-    """Trained parameters as optimizer groups.
+def parameter_groups(module: nn.Module, gate_lr: float | None) -> list[dict[str, Any]]:
+    """Trained parameters of a model, or of a `DPNModule`, as optimizer groups.
 
     Weight decay for matrices only, a rate for the router; `hidden` marks matrices inside layers.
     """
     groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            is_gate = name.startswith("router.")
+            is_gate = name.removeprefix("model.").startswith("router.")
             is_hidden = not is_gate and ".layers." in name and parameter.ndim == 2
             key = (is_gate, parameter.ndim >= 2, is_hidden)
             groups.setdefault(key, []).append(parameter)

@@ -86,9 +86,9 @@ def ask_numbers(scene: Scene, turns: int, rng: np.random.Generator) -> list[Exch
 
 
 def ask_digits(scene: Scene, turns: int, rng: np.random.Generator) -> list[Exchange]:
-    """Some rows from the top, up to all, and in half of the conversations the rest after them."""
+    """Two, four, six ... rows from the top; in half of the conversations the rest after them."""
     side = len(scene.images)
-    height = int(rng.integers(2, side + 1))
+    height = 2 * int(rng.integers(1, side // 2 + 1))
     asked = [(f"Read the first {height} rows.", scene.images[:height])]
     if height < side and rng.integers(2):
         asked.append(("Read the rest.", scene.images[height:]))

@@ -29,7 +29,7 @@ from dpn.data._scenes import (
 )
 from dpn.data.base import Source, Split, SplitName
 
-FORMAT = 4  # raise it when the same arguments give different files
+FORMAT = 5  # raise it when the same arguments give different files
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,7 @@ class BudgetLoss(RoutingLoss):
         super().__init__(reduction, router=router)
         if router.keep is None or not isinstance(router, PoolingRouter):
             raise ValueError(
-                "loss=budget needs a pooling router with router.keep, e.g. router=dpe"
+                "A loss with a budget needs a pooling router with router.keep, e.g. router=dpe"
                 " router.keep=0.5."
             )
         self.weight, self.keep = weight, router.keep

@@ -5,7 +5,7 @@ sample's visual rows.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -102,6 +102,20 @@ def _is_nested(item: Any) -> bool:
     return len(item) > 0 and not isinstance(item[0], int)
 
 
+class Choice(NamedTuple):
+    """What `choose` picks at a gate.
+
+    Attributes:
+        experts: `[S]`.
+        probs: `[S, E]`.
+        read: see `Decision`.
+    """
+
+    experts: Tensor
+    probs: Tensor
+    read: Tensor | None = None
+
+
 class PoolingRouter(Router):
     """At each layer of its plan, pools every sample's visual rows with the kernel that `choose`
     picks.
@@ -133,7 +147,7 @@ class PoolingRouter(Router):
         samples: Sequence[int],
         allowed: Tensor,
         context: RoutingContext,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Choice:
         """Pick an expert for each sample.
 
         Args:
@@ -142,9 +156,6 @@ class PoolingRouter(Router):
             samples: the S samples to decide about.
             allowed: bool `[S, E]` on the host.
             context: what else may be looked at.
-
-        Returns:
-            `[S]` experts and `[S, E]` probabilities.
         """
         raise TypeError(f"{type(self).__name__} does not say how it chooses")
 
@@ -171,13 +182,16 @@ class PoolingRouter(Router):
         options = [self.plan.options(gate, g) for g in grids]
         kernels = self.plan.kernels[gate]
         allowed = torch.tensor([[g is not None for g in o] for o in options], dtype=torch.bool)
-        experts, probs = self.choose(
+        choice = self.choose(
             gate, tokens, samples, allowed.view(len(samples), len(kernels)), context
         )
-        chosen = experts.tolist()  # the one synchronisation
-        pooled = self._pool(gate, tokens, samples, chosen, self.scale(probs, experts))
+        chosen = choice.experts.tolist()  # the one synchronisation
+        scale = self.scale(choice.probs, choice.experts)
+        pooled = self._pool(gate, tokens, samples, chosen, scale)
         kept = tuple(pooled.visual_rows[b] for b in samples)
-        context.trace.decisions.append(Decision(layer, samples, grids, experts, probs, kept))
+        context.trace.decisions.append(
+            Decision(layer, samples, grids, *choice[:2], kept, choice.read)
+        )
         return pooled
 
     def _pool(

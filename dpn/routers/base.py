@@ -23,6 +23,7 @@ class Decision:
         experts: `[S]` what was chosen, an index into the router's options at this layer.
         probs: `[S, E]` probabilities, with gradient where the router is trained.
         kept: visual rows of those samples afterwards.
+        read: `[S, D]` what each choice was made from, detached; None for routers that read nothing.
     """
 
     layer: int
@@ -31,6 +32,7 @@ class Decision:
     experts: Tensor
     probs: Tensor
     kept: tuple[int, ...]
+    read: Tensor | None = None
 
 
 @dataclass
@@ -42,12 +44,15 @@ class Trace:
         grids: the grids that entered the decoder, per sample one per image.
         visual_rows: per layer, the visual rows of each sample that enter it.
         decisions: in the order of the layers.
+        sample_loss: `[B]` mean language loss of each sample's supervised tokens, detached; nan for
+            samples without any, None without labels.
     """
 
     tower_grids: tuple[tuple[Grid, ...], ...]
     grids: tuple[tuple[Grid, ...], ...]
     visual_rows: list[tuple[int, ...]] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
+    sample_loss: Tensor | None = None
 
     @property
     def base_rows(self) -> tuple[int, ...]:

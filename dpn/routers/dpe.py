@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dpn.budget import TextShape
-from dpn.routers._pooling import PAPER_KERNELS, PoolingRouter
+from dpn.routers._pooling import PAPER_KERNELS, Choice, PoolingRouter
 from dpn.routers.base import RoutingContext
 from dpn.routers.random import draw
 from dpn.tokens import Grid, PackedTokens, Positions
@@ -144,7 +144,7 @@ class DPERouter(PoolingRouter):
         samples: Sequence[int],
         allowed: Tensor,
         context: RoutingContext,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Choice:
         """Sample from the gate's softmax in training, take the most probable in evaluation."""
         layer = self.plan.layers[gate]
         read = self.read_rows(tokens, samples, context)
@@ -154,12 +154,12 @@ class DPERouter(PoolingRouter):
         allowed = allowed.to(probs.device, non_blocking=True)
         if context.training:
             uniform = context.uniform(layer, samples).to(probs.device, non_blocking=True)
-            return draw(probs.detach(), allowed, uniform), probs
+            return Choice(draw(probs.detach(), allowed, uniform), probs, read.detach())
         if self.as_reference:  # the reference checks rows in training only
             allowed = torch.ones_like(allowed)
         shares = torch.tensor([1 / (h * w) for h, w in self.plan.kernels[gate]]).to(probs.device)
         scores = (probs.log() - self.price * shares).masked_fill(~allowed, -torch.inf)
-        return scores.argmax(-1), probs
+        return Choice(scores.argmax(-1), probs, read.detach())
 
     def scale(self, probs: Tensor, experts: Tensor) -> Tensor:
         """The chosen expert's probability, the identity's included."""

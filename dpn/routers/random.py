@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dpn.budget import TextShape
-from dpn.routers._pooling import PAPER_KERNELS, PoolingRouter, count_rows
+from dpn.routers._pooling import PAPER_KERNELS, Choice, PoolingRouter, count_rows
 from dpn.routers.base import RoutingContext
 from dpn.tokens import Grid, PackedTokens, Positions
 
@@ -53,10 +53,10 @@ class RandomRouter(PoolingRouter):
         samples: Sequence[int],
         allowed: Tensor,
         context: RoutingContext,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Choice:
         """Draw among the allowed kernels."""
         probs = torch.tensor(self.chances[gate]).expand(len(samples), -1)
-        return draw(probs, allowed, context.uniform(self.plan.layers[gate], samples)), probs
+        return Choice(draw(probs, allowed, context.uniform(self.plan.layers[gate], samples)), probs)
 
     def _tilted(self, tilt: float) -> list[list[float]]:
         """Probabilities proportional to exp(tilt / kernel area): equal at 0, for small kernels

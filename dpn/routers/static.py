@@ -10,6 +10,7 @@ from torch import Tensor
 from dpn.budget import TextShape
 from dpn.routers._pooling import (
     PAPER_KERNELS,
+    Choice,
     PoolingPlan,
     PoolingRouter,
     count_rows,
@@ -63,10 +64,10 @@ class StaticRouter(PoolingRouter):
         samples: Sequence[int],
         allowed: Tensor,
         context: RoutingContext,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Choice:
         """The layer's kernel where it is allowed."""
         experts = (~allowed[:, 0]).long()
-        return experts, torch.nn.functional.one_hot(experts, 2).float()
+        return Choice(experts, torch.nn.functional.one_hot(experts, 2).float())
 
     def reach(self) -> tuple[float, float]:
         """From 2 x 2 pooling at every layer to none."""

@@ -18,7 +18,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from dpn.launch import compose
-from dpn.metrics import by, route_shares
+from dpn.metrics import by, by_level, route_shares
 from dpn.run_folder import run_path
 
 HERE = Path(__file__).parent
@@ -26,7 +26,7 @@ RESULTS = HERE / "results.jsonl"
 SEEDS = (0, 1, 2)
 FAMILIES = ("coarse", "medium", "fine")
 RUNS = {
-    "budget-0.45": [],  # the default run
+    "default": [],
     "none": ["router=none"],
     "static": ["router=static"],
     "dpe-hinge": ["loss=hinge"],
@@ -34,8 +34,9 @@ RUNS = {
     "pooled-2x2": ["router=none", "projector=pooled"],
     "pooled-same": ["router=none", "projector=pooled", "projector.keep={share}"],
     "random-same": ["router=random", "router.keep={share}"],
-    "budget-0.6": ["router.keep=0.6"],
-    "budget-0.8": ["router.keep=0.8"],
+    "budget-0.45": ["loss=budget", "router.keep=0.45"],
+    "budget-0.6": ["loss=budget", "router.keep=0.6"],
+    "budget-0.8": ["loss=budget", "router.keep=0.8"],
 }
 #: The run whose share of visual MACs `{share}` stands for.
 REFERENCE = "dpe-hinge"
@@ -80,6 +81,13 @@ def run(name: str, seed: int) -> None:
         "share_by_family": {
             str(f): fmean(a["visual_macs_ratio"] for a in group)
             for f, group in by(answers, "family").items()
+        },
+        "share_by_level": {
+            str(family): {
+                level: fmean(a["visual_macs_ratio"] for a in part)
+                for level, part in by_level(group).items()
+            }
+            for family, group in by(answers, "family").items()
         },
         "routes": {str(f): route_shares(group) for f, group in by(answers, "family").items()},
         "train_s": metrics["time/train_s"],

@@ -28,7 +28,7 @@ def test_every_choice_composes_and_passes(group, choice, squares):
     overrides = [f"{group}={choice}"]
     if choice == "llava_json":  # names files that the user has
         overrides += [f"data.{k}={squares / v}" for k, v in FILES.items()]
-    if (group, choice) == ("loss", "budget"):
+    if (group, choice) in (("loss", "budget"), ("loss", "policy")):
         overrides.append("router.keep=0.6")
     if group != "suite":
         build.check(compose("train", overrides))
@@ -93,6 +93,11 @@ MISTAKES = {
     "keep out of reach": {"router.keep=0.02": "router.keep=0.02 can not be reached by this router"},
     "hinge with keep": {"loss=hinge": "`loss=hinge` has its own target", "router.keep=0.6": ""},
     "budget without keep": {"loss=budget": "`loss=budget` steers to router.keep, which is null"},
+    "budget without gates": {
+        "loss=policy": "`loss=policy` trains gates, and router=static has none",
+        "router=static": "",
+        "router.keep=0.6": "",
+    },
     "impossible text model": {"model.text.hidden_size=97": "The model can not be built"},
     "no value": {"router.layers=???": "`router.layers` has no value yet"},
 }

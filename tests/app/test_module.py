@@ -35,12 +35,12 @@ PARTS = [
 
 @pytest.mark.parametrize(("group", "choice"), PARTS)
 def test_every_choice_builds_a_module(group, choice, processor):
-    further = ["router.keep=0.6"] if choice == "budget" else []
+    further = ["router.keep=0.6"] if choice in ("budget", "policy") else []
     config = compose("train", [f"{group}={choice}", *further]).config
     module = build.module(config, build.model(config, processor))
     for part in config.stage.freeze:
         assert not any(p.requires_grad for p in getattr(module.model, part).parameters())
-    optimizer = module.make_optimizer(parameter_groups(module.model, None))
+    optimizer = module.make_optimizer(parameter_groups(module, None))
     trained = {p for p in module.parameters() if p.requires_grad}
     assert {p for g in optimizer.param_groups for p in g["params"]} == trained
     assert config.optim.lr in {g["lr"] for g in optimizer.param_groups}
@@ -63,7 +63,7 @@ def test_every_choice_builds_a_trainer(group, tmp_path):
     ("router", "keep", "loss"),
     [
         ("dpe", None, "HingeLoss"),
-        ("dpe", 0.6, "BudgetLoss"),
+        ("dpe", 0.6, "PolicyLoss"),
         ("none", None, "LanguageLoss"),
         ("static", 0.6, "LanguageLoss"),
         ("random", 0.6, "LanguageLoss"),
@@ -71,11 +71,10 @@ def test_every_choice_builds_a_trainer(group, tmp_path):
 )
 def test_auto_loss(router, keep, loss, processor):
     overrides = [f"router={router}", f"router.keep={'null' if keep is None else keep}"]
-    config = compose("train", [*overrides, "loss.hinge_weight=0.25"]).config
+    config = compose("train", [*overrides, "loss.reduction=reference"]).config
     made = build.routing_loss(config, build.model(config, processor).router)
     assert type(made).__name__ == loss
-    if loss == "HingeLoss":
-        assert made.weight == 0.25
+    assert made.reduction == "reference"
 
 
 def test_same_seed_same_weights(processor):
@@ -171,7 +170,9 @@ def test_batch_without_supervised_tokens_has_zero_loss_and_gradient(processor):
     assert all(p.grad is None or not p.grad.isnan().any() for p in module.parameters())
 
 
-@pytest.mark.parametrize("overrides", [["loss=hinge"], ["router.keep=0.6", "loss=budget"]])
+@pytest.mark.parametrize(
+    "overrides", [["loss=hinge"], ["router.keep=0.6", "loss=budget"], ["router.keep=0.6"]]
+)
 def test_batch_without_images_trains(overrides, processor):
     module = module_with_trainer(processor, 1, 1, *overrides)
     loss = module.training_step(batch_of(3, processor), 0)

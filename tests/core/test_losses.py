@@ -1,5 +1,7 @@
 """Routing losses by hand-computed figures."""
 
+import math
+
 import pytest
 import torch
 
@@ -72,6 +74,63 @@ def test_budget_moves_every_expert_towards_keep():
             assert (x.grad[:, 2] * sign < 0).all()
 
 
+READ = torch.arange(2 * 96.0).view(2, 96).sin()
+
+
+def chosen(probs, experts, sample_loss, layer=1, grid=GRID):
+    """A trace of one gate that drew the given experts."""
+    decision = Decision(layer, (0, 1), (grid, grid), torch.tensor(experts), probs, (1, 1), READ)
+    return Trace((GRID, GRID), (GRID, GRID), [], [decision], torch.tensor(sample_loss))
+
+
+def test_policy_by_hand():
+    loss = losses.build("policy", policy_weight=3.0, entropy_weight=2.0, router=router(keep=0.5))
+    budget = losses.build("budget", router=router(keep=0.5))
+    v = loss.values["1"](READ)[:, 0].detach()
+    got = loss(chosen(P1, [2, 1], [0.7, float("nan")]))
+    error = 0.7 - v[0]  # the second sample has no supervised token
+    entropy = -sum(p * math.log(p) for p in P1.flatten().tolist()) / 2
+    want = (error**2 + 3.0 * error * math.log(0.5)) / 2 - 2.0 * entropy
+    assert float(got - budget(trace(P1))) == pytest.approx(float(want), rel=1e-5)
+    # At a grid of 2 x 1 the 2 x 2 kernel leaves one row, which min_rows=2 does not allow.
+    few = routers.build("dpe", min_rows=2, keep=0.5, text=TEXT, grid=(8, 8))
+    assert torch.allclose(
+        losses.build("policy", router=few)._chances(
+            chosen(P1, [1, 0], [0, 0], 1, ((2, 2),)).decisions[0]
+        ),
+        torch.tensor([0.3 / 0.5, 0.6 / 0.9]),
+    )
+
+
+def test_policy_prefers_what_costs_less_than_expected():
+    logits = torch.zeros(2, 3, requires_grad=True)
+    loss = losses.build("policy", weight=0.0, entropy_weight=0.0, router=router(keep=0.5))
+    v = loss.values["1"](READ)[:, 0].detach()
+    loss(chosen(logits.softmax(-1), [0, 2], [v[0] - 1, v[1] + 1])).backward()
+    assert (
+        logits.grad.sign() == torch.tensor([[-1, 1, 1], [-1, -1, 1]])
+    ).all()  # descent adds -grad
+
+
+def test_value_heads_learn_what_to_expect():
+    loss = losses.build(
+        "policy", weight=0.0, policy_weight=0.0, entropy_weight=0.0, router=router(keep=0.5)
+    )
+    optimizer = torch.optim.Adam(loss.parameters(), lr=1e-2)
+    for _ in range(60):
+        value = loss(chosen(P1, [0, 0], [0.2, 1.5]))
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+    expected = loss.values["1"](READ)[:, 0]
+    torch.testing.assert_close(expected, torch.tensor([0.2, 1.5]), atol=0.05, rtol=0)
+
+
+def test_policy_needs_gates_that_read():
+    with pytest.raises(ValueError, match="gates that read rows"):
+        losses.build("policy", router=router(keep=0.5))(trace(P1))
+
+
 def test_budget_needs_keep():
     with pytest.raises(ValueError, match=r"router\.keep"):
         losses.build("budget", router=router())
@@ -81,4 +140,5 @@ def test_nothing_decided_is_no_loss():
     empty = Trace(((), ()), ((), ()))
     assert losses.build("hinge", router=router())(empty) == 0.0
     assert losses.build("budget", router=router(keep=0.5))(empty) == 0.0
+    assert losses.build("policy", router=router(keep=0.5))(empty) == 0.0
     assert losses.build("language", router=router())(trace(P1)) == 0.0

@@ -212,6 +212,15 @@ def test_training_computes_supervised_logits_only():
     assert model(**collate(make_samples()), return_logits=True).logits is not None
 
 
+def test_every_sample_knows_its_own_loss():
+    model, samples = make_model(DPE), make_samples()
+    samples[1] = (samples[1][0], torch.full_like(samples[1][1], -100), samples[1][2])
+    got = model(**collate(samples)).trace.sample_loss
+    alone = [model(**collate([sample])).loss.item() for sample in samples]
+    alone[1] = float("nan")
+    torch.testing.assert_close(got, torch.tensor(alone), equal_nan=True)
+
+
 def test_batch_without_supervised_token_has_connected_zero_loss():
     model = make_model(DPE).train()
     batch = collate(make_samples())

@@ -1,0 +1,81 @@
+"""Gates that learn what each kernel costs a sample in language loss, within a budget."""
+
+import torch
+from torch import Tensor, nn
+
+from dpn.losses.base import Reduction
+from dpn.losses.budget import BudgetLoss
+from dpn.routers._pooling import PoolingRouter
+from dpn.routers.base import Decision, Router, Trace
+from dpn.routers.dpe import build_gate, run_in_fp32
+
+
+class PolicyLoss(BudgetLoss):
+    """`budget`, and a policy gradient: a choice becomes less probable if the sample's language loss
+    was higher than expected of samples whose gate read such a row, more probable if it was lower.
+
+    REINFORCE with a learned baseline (Williams, 1992). The expectation comes from a value head per
+    gate, which only this loss trains and which no model keeps.
+
+    Args:
+        weight: of the budget.
+        policy_weight: of the policy gradient.
+        entropy_weight: of the gates' mean entropy in nats, which is raised: choices that are made
+            before the model has adapted to pooled rows stay open.
+        reduction: see `RoutingLoss`.
+    """
+
+    def __init__(
+        self,
+        weight: float = 1.0,
+        policy_weight: float = 1.0,
+        entropy_weight: float = 0.003,
+        reduction: Reduction = "global",
+        *,
+        router: Router,
+    ):
+        super().__init__(weight, reduction, router=router)
+        self.policy_weight, self.entropy_weight = policy_weight, entropy_weight
+        assert isinstance(router, PoolingRouter)
+        layers, width = router.plan.layers, router.text.hidden_size
+        self.values = nn.ModuleDict({str(n): build_gate("mlp", width, 1) for n in layers})
+
+    def forward(self, trace: Trace) -> Tensor | float:
+        """See `RoutingLoss.forward`.
+
+        Raises:
+            ValueError: if the gates read no rows, or the trace is of a pass without labels.
+        """
+        loss = super().forward(trace)
+        for decision in trace.decisions:
+            if decision.read is None or trace.sample_loss is None:
+                raise ValueError(
+                    "loss=policy needs gates that read rows, and labels; use router=dpe, or"
+                    " loss=language."
+                )
+            loss = loss + self._choices(decision, decision.read, trace.sample_loss)
+        return loss
+
+    def _choices(self, decision: Decision, read: Tensor, sample_loss: Tensor) -> Tensor:
+        """Squared error of the value head, policy gradient and entropy at one gate."""
+        device = read.device
+        actual = sample_loss[torch.tensor(decision.samples, dtype=torch.long).to(device)]
+        with torch.autocast(device.type, enabled=False):
+            expected = run_in_fp32(self.values[str(decision.layer)], read)[:, 0]
+        known = actual.isfinite()  # samples without supervised token say nothing
+        error = torch.where(known, actual - expected, 0.0)
+        reward = self.mean(error.detach() * self._chances(decision).log())
+        entropy = self.mean(torch.special.entr(decision.probs).sum(-1))
+        return self.mean(error**2) + self.policy_weight * reward - self.entropy_weight * entropy
+
+    def _chances(self, decision: Decision) -> Tensor:
+        """`[S]` probability with which each choice was drawn from the experts that were allowed."""
+        router = self.router
+        assert isinstance(router, PoolingRouter)
+        gate = router.plan.layers.index(decision.layer)
+        options = [router.plan.options(gate, grids) for grids in decision.grids]
+        allowed = torch.tensor([[g is not None for g in o] for o in options], dtype=torch.bool)
+        probs = decision.probs
+        drawn = probs * allowed.view(probs.shape).to(probs.device, non_blocking=True)
+        chosen = drawn.gather(1, decision.experts.to(probs.device)[:, None])[:, 0]
+        return chosen / drawn.sum(1)
