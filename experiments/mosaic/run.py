@@ -38,6 +38,8 @@ RUNS = {
     "budget-0.6": ["loss=budget", "router.keep=0.6"],
     "budget-0.8": ["loss=budget", "router.keep=0.8"],
 }
+#: The runs whose routes depend on the sample.
+GATED = ("default", "dpe-hinge", "paper", "budget-0.45", "budget-0.6", "budget-0.8")
 #: The run whose share of visual MACs `{share}` stands for.
 REFERENCE = "dpe-hinge"
 
@@ -66,7 +68,8 @@ def run(name: str, seed: int) -> None:
         return
     command = ["-m", "dpn.train", *arguments]
     print("python", *command, flush=True)
-    commit = _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain") else "")
+    changed = _git("status", "--porcelain", "--", "dpn", "configs")
+    commit = _git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
     subprocess.run([sys.executable, *command], check=True)
     folder = run_path(compose("train", arguments))
     metrics = json.loads((folder / "metrics.json").read_text())
@@ -101,8 +104,8 @@ def table() -> str:
     groups = defaultdict(list)
     for row in finished():
         groups[row["run"]].append(row)
-    head = ["run", "seeds", *FAMILIES, "visual MACs", *(f"MACs {f}" for f in FAMILIES), "train s"]
-    lines = [head, ["---"] * len(head)]
+    head = ["run", "seeds", *FAMILIES, "visual MACs", *(f"MACs {f}" for f in FAMILIES)]
+    lines = [head]
     for name in RUNS:
         rows = groups.get(name)
         if not rows:
@@ -110,8 +113,27 @@ def table() -> str:
         cells = [[r["accuracy"][f] for r in rows] for f in FAMILIES]
         cells += [[r["share"] for r in rows]]
         cells += [[r["share_by_family"][f] for r in rows] for f in FAMILIES]
-        texts = [spread(values) for values in cells] + [f"{fmean(r['train_s'] for r in rows):.0f}"]
-        lines.append([f"`{name}`", str(len(rows)), *texts])
+        lines.append([f"`{name}`", str(len(rows)), *map(spread, cells)])
+    return markdown(lines)
+
+
+def levels() -> str:
+    """Share of visual MACs by family and difficulty (digits to look at), for routers with gates."""
+    groups = defaultdict(lambda: defaultdict(list))
+    for row in finished():
+        for family, shares in row["share_by_level"].items():
+            for level, share in shares.items():
+                groups[row["run"]][f"{family} {level}"].append(share)
+    head = list(dict.fromkeys(name for group in groups.values() for name in group))
+    lines = [["run", *head]]
+    for run in (r for r in GATED if r in groups):
+        lines.append([f"`{run}`", *(spread(groups[run][name]) for name in head)])
+    return markdown(lines)
+
+
+def markdown(lines: list[list[str]]) -> str:
+    """A table whose first line is the head."""
+    lines = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
@@ -135,8 +157,7 @@ def main() -> None:
         for name in options.runs or RUNS:
             if not any((r["run"], r["seed"]) == (name, seed) for r in finished()):
                 run(name, seed)
-            (HERE / "table.md").write_text(table())
-    (HERE / "table.md").write_text(table())
+    (HERE / "table.md").write_text(table() + "\n" + levels())
     print(table())
 
 
