@@ -13,13 +13,14 @@ from transformers import AutoConfig, AutoTokenizer
 import dpn.config
 from dpn import data, inference, losses, projectors, routers, vision
 from dpn.budget import TextShape
-from dpn.config import SCHEDULE_KEYS, Node, Parts, Request, Schedule
+from dpn.config import Node, Parts, Request
 from dpn.data.tokenizer import train_tokenizer
 from dpn.losses import RoutingLoss
 from dpn.model import DPNConfig, DPNForConditionalGeneration
 from dpn.processor import DPNProcessor
 from dpn.routers import Router
 from dpn.run_folder import RunFolder
+from dpn.sections import SCHEDULE_KEYS, Schedule
 
 if TYPE_CHECKING:  # Lightning takes seconds to import, and a model needs none of it
     from lightning.pytorch import Trainer

@@ -13,12 +13,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
-from dpn.config import Schedule
 from dpn.cost import visual_macs_ratio
 from dpn.data.batch import Batch
 from dpn.losses import RoutingLoss
 from dpn.model import DPNForConditionalGeneration
 from dpn.routers.base import Trace
+from dpn.sections import Schedule
 
 
 class DPNModule(LightningModule):

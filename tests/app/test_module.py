@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from dpn import build
-from dpn.config import Schedule
 from dpn.data.batch import Sample, collate
 from dpn.data.tokenizer import train_tokenizer
 from dpn.launch import CONFIG_DIR, compose
@@ -14,6 +13,7 @@ from dpn.model import DPNForConditionalGeneration
 from dpn.module import learning_rate_factor, parameter_groups
 from dpn.processor import DPNProcessor
 from dpn.run_folder import RunFolder
+from dpn.sections import Schedule
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,137 @@
+"""What train.yaml, eval.yaml and bench.yaml hold besides parts and what has a `_target_`."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Part = Literal["vision", "projector", "language", "lm_head", "router"]
+
+
+@dataclass
+class Paths:
+    """Section `paths`."""
+
+    output_root: str
+    data_root: str
+    run_dir: str | None = None
+
+
+@dataclass
+class Stage:
+    """Section `stage`: which weights training starts from, and what it trains when.
+
+    Attributes:
+        init: run folder or model folder; None: random weights.
+        freeze: parts of the model that stay as they are.
+        dense: share of all training steps before the router acts, as if it were `router=none`.
+    """
+
+    init: str | None = None
+    freeze: list[Part] = field(default_factory=list)
+    dense: float = 0.0
+
+
+@dataclass
+class Generation:
+    """Section `model.generation`."""
+
+    max_new_tokens: int = 32
+
+
+@dataclass
+class Model:
+    """Section `model`.
+
+    Attributes:
+        text: a Hugging Face text config.
+        vision: name and arguments of the vision tower.
+        processor: arguments of `DPNProcessor`.
+        generation: see `Generation`.
+        tokenizer: folder or Hub name of a tokenizer; None trains one on the data's text.
+        vocab_size: upper limit for the trained one.
+        min_rows: fewest visual rows a router may leave a sample, where the router does not say.
+        gate_temperature: divides the logits of a router's gates, where the router does not say.
+        keep: share of visual MACs that `loss=auto` steers `router=dpe` to; None: the paper's hinge.
+        projector_gain: factor of the projector's initial weights, where the projector does not say.
+    """
+
+    text: dict[str, Any]
+    vision: dict[str, Any]
+    processor: dict[str, Any]
+    generation: dict[str, Any]
+    tokenizer: str | None = None
+    vocab_size: int = 1024
+    min_rows: int = 18
+    gate_temperature: float = 10.0
+    keep: float | None = None
+    projector_gain: float = 1.0
+
+
+@dataclass
+class Schedule:
+    """What section `optim` holds besides the optimizer's own arguments.
+
+    Attributes:
+        gate_lr: learning rate of the router; None: that of everything else.
+        schedule: course of the learning rates after the warm-up: down a half cosine, constant, or
+            constant with a linear descent at the end (`wsd`).
+        warmup: share of all steps in which the rates rise from zero.
+        final_lr: share of the rates that is left at the end.
+        decay: share of all steps that the descent of `wsd` takes.
+    """
+
+    gate_lr: float | None = None
+    schedule: Literal["cosine", "constant", "wsd"] = "cosine"
+    warmup: float = 0.05
+    final_lr: float = 0.0
+    decay: float = 0.2
+
+
+SCHEDULE_KEYS = tuple(Schedule.__dataclass_fields__)
+
+
+@dataclass
+class Train:
+    """The sections and values of train.yaml."""
+
+    model: dict[str, Any]
+    projector: dict[str, Any]
+    router: dict[str, Any]
+    loss: dict[str, Any]
+    data: dict[str, Any]
+    stage: dict[str, Any]
+    optim: dict[str, Any]
+    trainer: dict[str, Any]
+    logger: dict[str, Any]
+    callbacks: dict[str, Any]
+    paths: dict[str, Any]
+    seed: int = 0
+
+
+@dataclass
+class Evaluation:
+    """The sections and values of eval.yaml."""
+
+    run: str
+    paths: dict[str, Any]
+    data: dict[str, Any] | None = None
+    device: str = "auto"
+    max_new_tokens: int | None = None
+    seed: int = 0
+
+
+@dataclass
+class Benchmark:
+    """The sections and values of bench.yaml."""
+
+    model: dict[str, Any]
+    projector: dict[str, Any]
+    router: dict[str, Any]
+    paths: dict[str, Any]
+    batch_size: int = 8
+    text_columns: int = 64
+    pairs: int = 20
+    train: bool = True
+    attention: Literal["auto", "segments", "padded", "varlen"] = "auto"
+    device: str = "auto"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    seed: int = 0
