@@ -227,9 +227,8 @@ class PackedTokens:
         """The same rows with new hidden states `[N, D]`; what was derived from the spans stays
         cached.
         """
-        new = replace(self, hidden=hidden)
-        derived = {k: v for k, v in vars(self).items() if k not in self.__dataclass_fields__}
-        vars(new).update(derived)
+        new = object.__new__(PackedTokens)
+        vars(new).update(vars(self), hidden=hidden)
         return new
 
     def pool(

@@ -10,6 +10,7 @@ stands there is not repeated; an interrupted one resumes.
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from collections import defaultdict
@@ -40,6 +41,8 @@ RUNS = {
 }
 #: The runs whose routes depend on the sample.
 GATED = ("default", "dpe-hinge", "paper", "budget-0.45", "budget-0.6", "budget-0.8")
+#: The run whose figures stand in figures/.
+SHOWN = "default"
 #: The run whose share of visual MACs `{share}` stands for.
 REFERENCE = "dpe-hinge"
 
@@ -97,6 +100,9 @@ def run(name: str, seed: int) -> None:
     }
     with RESULTS.open("a") as file:
         file.write(json.dumps(row) + "\n")
+    if (name, seed) == (SHOWN, SEEDS[0]):
+        for figure in ("rows.png", "routes.png"):
+            shutil.copyfile(folder / "figures" / figure, HERE / "figures" / figure)
 
 
 def table() -> str:
