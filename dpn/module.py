@@ -1,5 +1,6 @@
 """The training step: both losses, optimizer groups, the schedule, and what is logged."""
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,6 +20,8 @@ from dpn.losses import RoutingLoss
 from dpn.model import DPNForConditionalGeneration
 from dpn.routers.base import Trace
 from dpn.sections import Schedule
+
+log = logging.getLogger(__name__)
 
 
 class DPNModule(LightningModule):
@@ -63,6 +66,8 @@ class DPNModule(LightningModule):
     def on_train_start(self) -> None:
         """Count the steps that `dense` is a share of."""
         self.dense_steps = round(self.dense * int(self.trainer.estimated_stepping_batches))
+        if self.global_step < self.dense_steps and self.model.router.reach() != (1.0, 1.0):
+            log.info("the router acts from step %d on (stage.dense)", self.dense_steps)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of a micro-batch; over processes and window they add up to the global mean."""

@@ -2,7 +2,7 @@
 
 At each of its layers a gate reads the sample's `<ROUTER>` rows, picks a pooling kernel for its
 visual rows and multiplies these rows by the probability of what it picked, which is how the
-language loss teaches the gate.
+language loss alone teaches the gate.
 """
 
 from collections.abc import Sequence

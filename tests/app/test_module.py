@@ -128,10 +128,12 @@ def module_with_trainer(processor, world: int, accumulate: int, *overrides: str)
     return module
 
 
-def test_router_acts_after_the_dense_share_of_the_steps(processor, monkeypatch):
+def test_router_acts_after_the_dense_share_of_the_steps(processor, monkeypatch, caplog):
+    caplog.set_level("INFO")
     module = module_with_trainer(processor, 1, 1, "stage.dense=0.3")
     module.trainer.estimated_stepping_batches = 10
     module.on_train_start()
+    assert "the router acts from step 3 on" in caplog.text
     seen = []
     forward = module.model.forward
     monkeypatch.setattr(
