@@ -50,24 +50,25 @@ def against_hugging_face(overrides: list[str]) -> tuple[Ratio, Ratio]:
 
     def forward(model):
         with torch.inference_mode():
-            model.eval()(input_ids=ids, logits_to_keep=1, use_cache=False)
+            model(input_ids=ids, logits_to_keep=1, use_cache=False)
 
     def step(model, **inputs):
-        model.train()(**inputs).loss.backward()
+        model(**inputs).loss.backward()
         model.zero_grad(set_to_none=True)
 
-    assert torch.allclose(ours.eval()(ids[:2]).logits, stock.eval()(ids[:2]).logits, atol=1e-3), (
+    ours.eval(), stock.eval()
+    assert torch.allclose(ours(ids[:2]).logits, stock(ids[:2]).logits, atol=1e-3), (
         "the two must compute the same"
     )
-    return (
-        compare(lambda: forward(ours), lambda: forward(stock), PAIRS),
-        compare(
-            lambda: step(ours, input_ids=ids, labels=labels),
-            # HF computes logits of every row; asking for the supervised ones only is fair to it.
-            lambda: step(stock, input_ids=ids, labels=labels[:, -33:], logits_to_keep=33),
-            PAIRS,
-        ),
+    forwards = compare(lambda: forward(ours), lambda: forward(stock), PAIRS)
+    ours.train(), stock.train()
+    steps = compare(
+        lambda: step(ours, input_ids=ids, labels=labels),
+        # HF computes logits of every row; asking for the supervised ones only is fair to it.
+        lambda: step(stock, input_ids=ids, labels=labels[:, -33:], logits_to_keep=33),
+        PAIRS,
     )
+    return forwards, steps
 
 
 def measure() -> Iterator[tuple[str, Ratio, float]]:
