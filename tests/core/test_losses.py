@@ -92,7 +92,7 @@ def test_policy_by_hand():
     entropy = -sum(p * math.log(p) for p in P1.flatten().tolist()) / 2
     want = (error**2 + 3.0 * error * math.log(0.5)) / 2 - 2.0 * entropy
     assert float(got - budget(trace(P1))) == pytest.approx(float(want), rel=1e-5)
-    # At a grid of 2 x 1 the 2 x 2 kernel leaves one row, which min_rows=2 does not allow.
+    # At a grid of 2 x 2 the 2 x 2 kernel leaves one row, which min_rows=2 does not allow.
     few = routers.build("dpe", min_rows=2, keep=0.5, text=TEXT, grid=(8, 8))
     assert torch.allclose(
         losses.build("policy", router=few)._chances(
