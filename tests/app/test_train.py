@@ -229,7 +229,10 @@ def test_accumulated_batches_equal_one_batch(finished, tiny):
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(tiny):
+@pytest.mark.parametrize(
+    "loss", [["loss=hinge"], ["loss=policy", "router.keep=0.6"]], ids=["hinge", "policy"]
+)
+def test_two_processes_equal_one(tiny, loss):
     folders = []
     for name, further in {
         "one": ["data.batch_size=4"],
@@ -241,6 +244,7 @@ def test_two_processes_equal_one(tiny):
             "-m",
             "dpn.train",
             *tiny,
+            *loss,
             ADAMW,
             *further,
             f"paths.run_dir={folder}",
