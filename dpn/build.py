@@ -1,6 +1,7 @@
 """The only place that turns config into objects."""
 
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import AutoConfig, AutoTokenizer
 
 import dpn.config
-from dpn import data, inference, losses, projectors, routers, vision
+from dpn import data, hub, inference, lora, losses, projectors, routers, vision
 from dpn.budget import TextShape
 from dpn.config import Node, Parts, Request
 from dpn.data.tokenizer import train_tokenizer
@@ -55,23 +56,26 @@ def source(node: DictConfig) -> "DataModule":
 def processor(config: DictConfig, source: "DataModule") -> DPNProcessor:
     """Tokenizer and image recipe; a model without tokenizer gets one trained on the data's text."""
     model = config.model
-    if config.stage.init is not None:
+    if config.init.model is not None:
         tokenizer = DPNProcessor.from_pretrained(_start(config)).tokenizer
     elif model.tokenizer is None:
         source.prepare_data()
         tokenizer = train_tokenizer(source.corpus(), model.vocab_size)
     else:
-        tokenizer = AutoTokenizer.from_pretrained(model.tokenizer, trust_remote_code=False)
+        place = hub.find(model.tokenizer)
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+    with torch.device("meta"):
+        tower = vision.build(**plain(model.vision))
     return DPNProcessor(
         tokenizer,
-        image_size=model.vision.image_size,
-        patch_size=model.vision.patch_size,
+        image_size=tower.image_size,
+        patch_size=tower.patch_size,
         **plain(model.processor),
     )
 
 
 def model(config: DictConfig, words: DPNProcessor) -> DPNForConditionalGeneration:
-    """A model with random weights, the same for the same seed, or with those of `stage.init`."""
+    """A model with random weights, the same for the same seed, or with those of `init`."""
     torch.manual_seed(config.seed)
     tokens = words.tokenizer
     text = plain(config.model.text) | {
@@ -90,12 +94,34 @@ def model(config: DictConfig, words: DPNProcessor) -> DPNForConditionalGeneratio
             router_token_id=words.router_token_id,
         )
     )
-    if config.stage.init is not None:
-        start = DPNForConditionalGeneration.from_pretrained(
-            inference.model_folder(Path(config.stage.init))
-        )
-        _take_weights(built, start)
+    built.checkpoint_layers = built.vision.checkpoint_layers = config.model.checkpoint_layers
+    if config.init.model is not None:
+        _take_weights(built, DPNForConditionalGeneration.from_pretrained(_start(config)))
+    if config.stage.lora is not None:
+        lora.add(built.language, **plain(config.stage.lora))
     return built
+
+
+def trained(
+    config: DictConfig, model: DPNForConditionalGeneration, words: DPNProcessor, run: RunFolder
+) -> DPNForConditionalGeneration:
+    """A whole model without LoRA from what was trained; a sharded one goes by way of the folder."""
+    from dpn.sharding import is_sharded, whole_state
+
+    if not is_sharded(model):
+        lora.merge(model.language)
+        return model
+    state, place = whole_state(model), run.path / "model"
+    if run.writer:
+        with torch.device("meta"):
+            whole = DPNForConditionalGeneration(model.config)
+        if config.stage.lora is not None:
+            lora.add(whole.language, **plain(config.stage.lora))
+        whole.load_state_dict(state, assign=True)
+        lora.merge(whole.language)
+        inference.save(whole, words, place)
+    torch.distributed.barrier()
+    return DPNForConditionalGeneration.from_pretrained(place)
 
 
 def bench_model(config: DictConfig, router: Any) -> DPNForConditionalGeneration:
@@ -149,7 +175,10 @@ def trainer(config: DictConfig, run: RunFolder, clock: "Clock") -> "Trainer":
     own = [clock, StepSeed(config.seed), StopAfterStep(run.stop)]
     chosen = [instantiate(node) for node in config.callbacks.values() if node]
     loggers = [instantiate(node) for node in config.logger.values() if node]
-    make = instantiate(plain(config.trainer) | {"_partial_": True}, _convert_="all")
+    node = plain(config.trainer) | {"_partial_": True}
+    if (whole := config.data.global_batch) is not None:
+        node["accumulate_grad_batches"] = whole // (config.data.batch_size * processes(node))
+    make = instantiate(node, _convert_="all")
     return make(
         callbacks=own + chosen,
         logger=loggers or False,
@@ -160,13 +189,28 @@ def trainer(config: DictConfig, run: RunFolder, clock: "Clock") -> "Trainer":
     )
 
 
+def processes(trainer: Node) -> int:
+    """How many processes a `trainer` section trains with, over all nodes."""
+    if "WORLD_SIZE" in os.environ and "LOCAL_RANK" in os.environ:  # torchrun knows
+        return int(os.environ["WORLD_SIZE"])
+    devices = trainer.get("devices", 1)
+    if isinstance(devices, list):
+        count = len(devices)
+    elif devices in ("auto", -1, "-1"):
+        on_gpu = trainer.get("accelerator") != "cpu" and torch.cuda.is_available()
+        count = torch.cuda.device_count() if on_gpu else 1
+    else:
+        count = int(devices)
+    return count * int(trainer.get("num_nodes", 1))
+
+
 def plain(node: Any) -> Any:
     """Resolved Python values of a config node."""
     return OmegaConf.to_container(node, resolve=True)
 
 
 def _start(config: DictConfig) -> Path:
-    return inference.model_folder(Path(config.stage.init))
+    return inference.model_folder(hub.find(config.init.model))
 
 
 def _take_weights(target: torch.nn.Module, start: torch.nn.Module) -> None:
@@ -226,7 +270,19 @@ def _fit(config: Node, sound: set[str]) -> list[str]:
     if "data" in sound:
         node = {k: v for k, v in config["data"].items() if k != "name"}
         problems += data.resolve(config["data"]["name"])(**node).check()
+        if "trainer" in sound:
+            problems += _fit_batch(config["data"], processes(config["trainer"]))
     return problems
+
+
+def _fit_batch(data: Node, count: int) -> list[str]:
+    whole, each = data["global_batch"], data["batch_size"]
+    if whole is None or not whole % (each * count):
+        return []
+    return [
+        f"`data.global_batch={whole}` is no multiple of data.batch_size={each} on"
+        f" {count} processes; change one of them, or set data.global_batch=null."
+    ]
 
 
 def _fit_model(config: Node) -> list[str]:

@@ -13,17 +13,21 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from dpn import hub
 from dpn.schema import check_arguments, keyword_only, nearest
 from dpn.sections import (
     SCHEDULE_KEYS,
     Benchmark,
     Evaluation,
     Generation,
+    Init,
+    LoRA,
     Model,
     Paths,
     Schedule,
     Stage,
     Train,
+    Weights,
 )
 
 Node = dict[str, Any]
@@ -151,10 +155,10 @@ def _resolve(request: Request) -> Node:
     whole = request.config.copy()
     if OmegaConf.select(whole, "paths.run_dir", default="") is None:
         whole.paths.run_dir = "run_dir"
-    missing = sorted(OmegaConf.missing_keys(whole))
-    if missing:
-        raise ConfigError([f"`{key}` has no value yet; give one: {key}=..." for key in missing])
     try:
+        missing = sorted(OmegaConf.missing_keys(whole))
+        if missing:
+            raise ConfigError([f"`{key}` has no value yet; give one: {key}=..." for key in missing])
         config: Node = OmegaConf.to_container(whole, resolve=True)  # type: ignore[assignment]
     except OmegaConfBaseException as error:
         raise ConfigError([" ".join(str(error).split())]) from None
@@ -170,7 +174,8 @@ def _check_sections(config: Node, parts: Parts) -> dict[str, list[str]]:
     problems = {
         "": check_arguments("", Train, config),
         "paths": check_arguments("paths", Paths, sections.get("paths", {})),
-        "stage": check_arguments("stage", Stage, sections.get("stage", {})),
+        "stage": _check_stage(sections.get("stage", {})),
+        "init": check_arguments("init", Init, sections.get("init", {})),
         "model": _check_model(model, parts),
         "optim": check_arguments("optim", Schedule, schedule)
         + check_target("optim", own, given=["params"], others=SCHEDULE_KEYS),
@@ -194,7 +199,18 @@ def _check_model(model: Node, parts: Parts) -> list[str]:
             "model.processor", parts.processor, model.get("processor") or {}, given=given
         ),
         *check_arguments("model.generation", Generation, model.get("generation") or {}),
+        *check_arguments("model.weights", Weights, model.get("weights") or {}),
     ]
+
+
+def _check_stage(stage: Node) -> list[str]:
+    problems = check_arguments("stage", Stage, stage)
+    if isinstance(stage.get("lora"), dict):
+        problems += check_arguments("stage.lora", LoRA, stage["lora"])
+    dense = stage.get("dense", 0.0)
+    if isinstance(dense, int | float) and not 0 <= dense < 1:
+        problems.append(f"`stage.dense={dense}` is not possible; it can be from 0 to below 1.")
+    return problems
 
 
 def check_part(key: str, node: Node, family: Family) -> list[str]:
@@ -242,15 +258,9 @@ def _check_text(text: Node) -> list[str]:
 
 
 def _check_run(config: Node, request: Request) -> list[str]:
-    """Files, and how the run is started."""
-    problems = []
-    stage, trainer = config.get("stage") or {}, config.get("trainer") or {}
-    init = stage.get("init")
-    if init is not None and not Path(init).exists():
-        problems.append(f"`stage.init={init}` does not exist; give a run or model folder.")
-    dense = stage.get("dense", 0.0)
-    if isinstance(dense, int | float) and not 0 <= dense < 1:
-        problems.append(f"`stage.dense={dense}` is not possible; it can be from 0 to below 1.")
+    """Weights, and how the run is started."""
+    trainer = config.get("trainer") or {}
+    problems = _check_weights(config)
     devices = trainer.get("devices", 1)
     several = len(devices) > 1 if isinstance(devices, list) else str(devices) not in ("1", "auto")
     if several and request.in_sweep and not request.launched:
@@ -261,3 +271,27 @@ def _check_run(config: Node, request: Request) -> list[str]:
             " a launcher, e.g. hydra/launcher=submitit_slurm."
         )
     return problems
+
+
+def _check_weights(config: Node) -> list[str]:
+    """Every place of weights, and of the tokenizer, that can not be found."""
+    model, init = config.get("model") or {}, config.get("init") or {}
+    wanted = {f"init.{part}": name for part, name in init.items()}
+    if init.get("model") is None and model.get("tokenizer") != init.get("language"):
+        wanted["model.tokenizer"] = model.get("tokenizer")
+    usual = {name: f"model.weights.{part}" for part, name in (model.get("weights") or {}).items()}
+    problems = []
+    for key, name in wanted.items():
+        if isinstance(name, str) and (problem := hub.why_missing(name)):
+            hint = f"{usual.get(name, key)}=FOLDER_OR_HUB_ID{_INSTEAD.get(key, '')}"
+            problems.append(f"`{key}={name}` {problem}; give {hint}.")
+    return problems
+
+
+#: What else a user may want where weights are missing.
+_INSTEAD = {
+    "init.language": ", or init=random",
+    "init.vision": ", or init=random",
+    "init.slow_vision": ", or init=random",
+    "init.projector": ", or train one with stage=pretrain, or set init.projector=null",
+}

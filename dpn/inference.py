@@ -19,6 +19,7 @@ from transformers.utils.logging import disable_progress_bar
 from dpn.cost import prefill_flops, visual_macs_ratio
 from dpn.data.batch import IGNORE, Batch, collate
 from dpn.data.rows import Questions
+from dpn.distributed import several_processes
 from dpn.metrics import accuracies, cost_metrics, score
 from dpn.model import DPNForConditionalGeneration
 from dpn.processor import DPNProcessor
@@ -200,7 +201,7 @@ def language_loss(model: DPNForConditionalGeneration, batches: Iterable[Batch]) 
             inputs = batch.to(model.device).model_inputs()
             loss = model(**inputs, return_logits=False).loss
             total += torch.tensor([float(loss) * batch.num_supervised, batch.num_supervised])
-    if _distributed():
+    if several_processes():
         total = total.to(model.device)
         dist.all_reduce(total)
     return float(total[0] / total[1]) if total[1] else float("nan")
@@ -233,10 +234,6 @@ def progress(batches: Any, title: str) -> Iterator[Batch]:
             log.info("%s %d/%d", title, number, total)
 
 
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
 def _gather(rows: list[Answer]) -> list[Answer]:
     """Rows of all processes, each question once, in the order of the file.
 
@@ -244,7 +241,7 @@ def _gather(rows: list[Answer]) -> list[Answer]:
     without questions of its own repeated the last one.
     """
     shares: list[Any] = [rows]
-    if _distributed():
+    if several_processes():
         shares = [None] * dist.get_world_size()
         dist.all_gather_object(shares, rows)
     unique = {(row["row"], row["turn"]): row for share in shares for row in share}

@@ -20,6 +20,7 @@ from dpn.decoder.attention import BackendName
 from dpn.decoder.cache import RaggedCache
 from dpn.decoder.layer import build_language
 from dpn.decoder.loop import append, prefill
+from dpn.distributed import connect, several_processes
 from dpn.host_batch import IGNORE, HostBatch, ends
 from dpn.routers.base import Router, RoutingContext, Trace
 from dpn.tokens import Grid, PackedTokens, pack
@@ -270,6 +271,10 @@ class DPNForConditionalGeneration(PreTrainedModel, GenerationMixin):
             features = self.projector(features)
             visual, grids = features.per_image(), features.grids
             visual = [rows.to(text.dtype) for rows in visual]
+        elif self.training and several_processes():  # others may have images: see `connect`
+            size = self.vision.image_size
+            blank = text.new_zeros(1, 3, size, size)
+            text = connect(text, [self.projector(self.vision(blank, [(size, size)])).tokens])
         tokens = pack(text, host.mask, places, visual, grids, self.router.positions)
 
         def by_sample(every: Sequence[Grid]) -> tuple[tuple[Grid, ...], ...]:

@@ -20,6 +20,7 @@ from dpn.losses import RoutingLoss
 from dpn.model import DPNForConditionalGeneration
 from dpn.routers.base import Trace
 from dpn.sections import Schedule
+from dpn.sharding import is_sharded, shard
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ class DPNModule(LightningModule):
         routing_loss: what is added to the language loss.
         optimizer: makes the optimizer from parameter groups.
         schedule: course of the learning rates.
-        freeze: attributes of the model that are not trained.
+        freeze: parts of the model that are not trained, see `part_of`.
         dense: share of all steps before the router acts.
         seed: of the run; with the step it keys the sampling of routes.
         settings: the run's config as plain values, for the loggers.
@@ -59,9 +60,17 @@ class DPNModule(LightningModule):
         self.make_optimizer, self.schedule, self.seed = optimizer, schedule, seed
         self.dense, self.dense_steps = dense, 0
         self.val_loss, self.val_share = MeanMetric(), MeanMetric()
-        for part in freeze:
-            getattr(model, part).requires_grad_(False)
+        for name, parameter in model.named_parameters():
+            if part_of(name, model.vision.aligned) in freeze and "lora_" not in name:
+                parameter.requires_grad_(False)
         self.save_hyperparameters(settings or {})  # plain values only: never the modules
+
+    def configure_model(self) -> None:
+        """Shard the model, where the strategy has a mesh to shard it over."""
+        mesh = self.device_mesh
+        if mesh is not None and not is_sharded(self.model):
+            half = torch.bfloat16 if str(self.trainer.precision).startswith("bf16") else None
+            shard(self.model, self.routing_loss.children(), mesh, half)
 
     def on_train_start(self) -> None:
         """Count the steps that `dense` is a share of."""
@@ -98,8 +107,8 @@ class DPNModule(LightningModule):
         self.log("val/visual_macs_ratio", self.val_share)
 
     def configure_optimizers(self) -> Any:
-        """Groups with and without weight decay, the router's with a learning rate of their own."""
-        optimizer = self.make_optimizer(parameter_groups(self, self.schedule.gate_lr))
+        """Groups with and without weight decay, parts with learning rates of their own."""
+        optimizer = self.make_optimizer(parameter_groups(self, self.schedule))
         steps = int(self.trainer.estimated_stepping_batches)
         scheduler = LambdaLR(optimizer, partial(learning_rate_factor, self.schedule, steps=steps))
         return {
@@ -143,25 +152,37 @@ def kept_shares(trace: Trace) -> list[float]:
     return [sum(rows) / sum(trace.base_rows) for rows in trace.visual_rows]
 
 
-def parameter_groups(module: nn.Module, gate_lr: float | None) -> list[dict[str, Any]]:
-    """Trained parameters of a model, or of a `DPNModule`, as optimizer groups.
+def part_of(name: str, aligned: Sequence[str] = ()) -> str:
+    """The part that a parameter of the model belongs to: the first word of its name.
 
-    Weight decay for matrices only, a rate for the router; `hidden` marks matrices inside layers.
+    Args:
+        name: of the parameter.
+        aligned: modules of the vision tower that belong to the projector, see `VisionTower`.
     """
-    groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}
+    part, _, rest = name.partition(".")
+    return "projector" if part == "vision" and rest.partition(".")[0] in aligned else part
+
+
+def parameter_groups(module: "DPNModule", schedule: Schedule) -> list[dict[str, Any]]:
+    """Trained parameters as optimizer groups.
+
+    Weight decay for matrices only, rates for the router and the projector; `hidden` marks matrices
+    inside layers.
+    """
+    rates = {"router": schedule.gate_lr, "projector": schedule.projector_lr}
+    aligned = module.model.vision.aligned
+    groups: dict[tuple[str, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            is_gate = name.removeprefix("model.").startswith("router.")
-            is_hidden = not is_gate and ".layers." in name and parameter.ndim == 2
-            key = (is_gate, parameter.ndim >= 2, is_hidden)
+            part = part_of(name.removeprefix("model."), aligned)
+            is_hidden = part != "router" and ".layers." in name and parameter.ndim == 2
+            key = (part if part in rates else "", parameter.ndim >= 2, is_hidden)
             groups.setdefault(key, []).append(parameter)
     return [
         {"params": parameters, "hidden": is_hidden}
         | ({} if is_matrix else {"weight_decay": 0.0})
-        | ({"lr": gate_lr} if is_gate and gate_lr is not None else {})
-        for (is_gate, is_matrix, is_hidden), parameters in sorted(
-            groups.items(), key=lambda g: g[0]
-        )
+        | ({} if rates.get(part) is None else {"lr": rates[part]})
+        for (part, is_matrix, is_hidden), parameters in sorted(groups.items(), key=lambda g: g[0])
     ]
 
 

@@ -12,22 +12,59 @@ class Paths:
 
     output_root: str
     data_root: str
+    weights_root: str
     run_dir: str | None = None
 
 
 @dataclass
 class Stage:
-    """Section `stage`: which weights training starts from, and what it trains when.
+    """Section `stage`: what is trained, when and how fast.
 
     Attributes:
-        init: run folder or model folder; None: random weights.
         freeze: parts of the model that stay as they are.
         dense: share of all training steps before the router acts, as if it were `router=none`.
+        lr: learning rate that `optim=llava` takes.
+        lora: low-rank updates instead of the language model's own weights; None: none.
     """
 
-    init: str | None = None
     freeze: list[Part] = field(default_factory=list)
     dense: float = 0.0
+    lr: float = 2e-5
+    lora: dict[str, Any] | None = None
+
+
+@dataclass
+class LoRA:
+    """Section `stage.lora` (arXiv 2106.09685).
+
+    Attributes:
+        rank: of the updates.
+        alpha: they are multiplied by alpha / rank.
+        dropout: of what they read.
+    """
+
+    rank: int = 128
+    alpha: float = 256.0
+    dropout: float = 0.05
+
+
+@dataclass
+class Init:
+    """Section `init`: folders, files or Hugging Face Hub ids whose weights training starts from.
+
+    Attributes:
+        language: of the text model and its head.
+        vision: of the vision tower; of the fast one where there are two.
+        slow_vision: of the second vision tower.
+        projector: file, or a run's folder.
+        model: of all parts, or a run's folder; the others, where given, replace theirs.
+    """
+
+    language: str | None = None
+    vision: str | None = None
+    slow_vision: str | None = None
+    projector: str | None = None
+    model: str | None = None
 
 
 @dataclass
@@ -35,6 +72,25 @@ class Generation:
     """Section `model.generation`."""
 
     max_new_tokens: int = 32
+
+
+@dataclass
+class Weights:
+    """Section `model.weights`: where `init=pretrained` finds the parts, see `Init`.
+
+    Attributes:
+        language: of the text model, and its tokenizer.
+        vision: of the vision tower.
+        slow_vision: of the second vision tower.
+        projector: after the first stage.
+        llava: a finished model, for `stage=gates`.
+    """
+
+    language: str | None = None
+    vision: str | None = None
+    slow_vision: str | None = None
+    projector: str | None = None
+    llava: str | None = None
 
 
 @dataclass
@@ -52,6 +108,12 @@ class Model:
         gate_temperature: divides the logits of a router's gates, where the router does not say.
         keep: share of visual MACs that `loss=auto` steers `router=dpe` to; None: the paper's hinge.
         projector_gain: factor of the projector's initial weights, where the projector does not say.
+        weights: see `Weights`.
+        freeze: parts that `stage=finetune` leaves as they are.
+        pretrain_image_size: in pixels, in `stage=pretrain`.
+        batch_size: samples per process in `stage=finetune`.
+        max_length: most ids of a sample in `stage=finetune`.
+        checkpoint_layers: whether layers are computed again in the backward pass, to save memory.
     """
 
     text: dict[str, Any]
@@ -64,6 +126,12 @@ class Model:
     gate_temperature: float = 10.0
     keep: float | None = None
     projector_gain: float = 1.0
+    weights: dict[str, Any] = field(default_factory=dict)
+    freeze: list[Part] = field(default_factory=list)
+    pretrain_image_size: int = 336
+    batch_size: int = 16
+    max_length: int = 2048
+    checkpoint_layers: bool = False
 
 
 @dataclass
@@ -72,6 +140,7 @@ class Schedule:
 
     Attributes:
         gate_lr: learning rate of the router; None: that of everything else.
+        projector_lr: the same of the projector.
         schedule: course of the learning rates after the warm-up: down a half cosine, constant, or
             constant with a linear descent at the end (`wsd`).
         warmup: share of all steps in which the rates rise from zero.
@@ -80,6 +149,7 @@ class Schedule:
     """
 
     gate_lr: float | None = None
+    projector_lr: float | None = None
     schedule: Literal["cosine", "constant", "wsd"] = "cosine"
     warmup: float = 0.05
     final_lr: float = 0.0
@@ -99,6 +169,7 @@ class Train:
     loss: dict[str, Any]
     data: dict[str, Any]
     stage: dict[str, Any]
+    init: dict[str, Any]
     optim: dict[str, Any]
     trainer: dict[str, Any]
     logger: dict[str, Any]

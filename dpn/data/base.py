@@ -32,6 +32,8 @@ class Source:
 
     Args:
         batch_size: samples per process and training step (before accumulation).
+        global_batch: samples per optimizer step over all processes, which gives the accumulation;
+            null: the trainer's accumulation stands.
         eval_batch_size: samples per process and evaluation step.
         num_workers: processes that load samples; 0 loads in the main process.
         max_length: most ids a sample may have, each image counted as one.
@@ -42,6 +44,7 @@ class Source:
     """
 
     batch_size: int = 16
+    global_batch: int | None = None
     eval_batch_size: int = 32
     num_workers: int = 0
     max_length: int = 2048

@@ -3,9 +3,9 @@
 from typing import ClassVar, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
+from dpn.distributed import several_processes
 from dpn.routers.base import Router, Trace
 
 Reduction = Literal["global", "reference"]
@@ -43,7 +43,7 @@ class RoutingLoss(nn.Module):
     def mean(self, values: Tensor) -> Tensor:
         """Mean of `[S]`, over all processes unless `reduction=reference`; 0 without any value."""
         total = torch.stack([values.sum(), values.new_tensor(float(len(values)))])
-        if self.reduction == "global" and dist.is_available() and dist.is_initialized():
+        if self.reduction == "global" and several_processes():
             from torch.distributed.nn.functional import all_reduce
 
             # Every process has the same loss of the same sum, and DDP averages gradients: N

@@ -7,7 +7,7 @@ from dpn.losses.base import Reduction
 from dpn.losses.budget import BudgetLoss
 from dpn.routers._pooling import PoolingRouter
 from dpn.routers.base import Decision, Router, Trace
-from dpn.routers.dpe import build_gate, run_in_fp32
+from dpn.routers.dpe import MLPGate
 
 
 class PolicyLoss(BudgetLoss):
@@ -38,7 +38,7 @@ class PolicyLoss(BudgetLoss):
         self.policy_weight, self.entropy_weight = policy_weight, entropy_weight
         assert isinstance(router, PoolingRouter)
         layers, width = router.plan.layers, router.text.hidden_size
-        self.values = nn.ModuleDict({str(n): build_gate("mlp", width, 1) for n in layers})
+        self.values = nn.ModuleDict({str(n): MLPGate(width, 1) for n in layers})
 
     def forward(self, trace: Trace) -> Tensor | float:
         """See `RoutingLoss.forward`.
@@ -60,8 +60,7 @@ class PolicyLoss(BudgetLoss):
         """Squared error of the value head, policy gradient and entropy at one gate."""
         device = read.device
         actual = sample_loss[torch.tensor(decision.samples, dtype=torch.long).to(device)]
-        with torch.autocast(device.type, enabled=False):
-            expected = run_in_fp32(self.values[str(decision.layer)], read)[:, 0]
+        expected = self.values[str(decision.layer)](read)[:, 0]
         known = actual.isfinite()  # samples without supervised token say nothing
         error = torch.where(known, actual - expected, 0.0)
         reward = self.mean(error.detach() * self._chances(decision).log())

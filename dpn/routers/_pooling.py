@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dpn.budget import TextShape
+from dpn.distributed import connect, several_processes
 from dpn.routers.base import Decision, Router, RoutingContext
 from dpn.tokens import Grid, Kernel, PackedTokens, Positions, pooled_grid
 
@@ -202,12 +203,15 @@ class PoolingRouter(Router):
         chosen: list[int],
         scale: Tensor | None,
     ) -> PackedTokens:
+        weights = self.weights(gate)
+        if several_processes() and torch.is_grad_enabled():
+            used = [x for x in (*(weights or ()), scale) if x is not None]
+            tokens = tokens.with_hidden(connect(tokens.hidden, used))
         if not samples:
             return tokens
         expert_of = dict(zip(samples, chosen, strict=True))
         experts = [expert_of.get(span.sample) for span in tokens.spans]
         kernels = [(1, 1) if e is None else self.plan.kernels[gate][e] for e in experts]
-        weights = self.weights(gate)
         place = {b: i for i, b in enumerate(samples)}
         if scale is not None:
             one = scale.new_ones(1)  # the factor of samples that are not routed

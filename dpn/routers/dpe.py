@@ -82,7 +82,7 @@ class DPERouter(PoolingRouter):
         width = text.hidden_size
         self.gates = nn.ModuleDict(
             {
-                str(layer): build_gate(gate, width, len(experts))
+                str(layer): GATES[gate](width, len(experts))
                 for layer, experts in zip(self.plan.layers, self.plan.kernels, strict=False)
             }
         )
@@ -148,8 +148,7 @@ class DPERouter(PoolingRouter):
         """Sample from the gate's softmax in training, take the most probable in evaluation."""
         layer = self.plan.layers[gate]
         read = self.read_rows(tokens, samples, context)
-        with torch.autocast(read.device.type, enabled=False):
-            logits = run_in_fp32(self.gates[str(layer)], read) / self.temperature
+        logits = self.gates[str(layer)](read) / self.temperature
         probs = logits.softmax(-1)
         allowed = allowed.to(probs.device, non_blocking=True)
         if context.training:
@@ -172,22 +171,42 @@ class DPERouter(PoolingRouter):
         return list(self.experts[str(self.plan.layers[gate])].parameters())
 
 
-def build_gate(kind: str, width: int, experts: int) -> nn.Module:
-    """A gate `[S, D] -> [S, E]` logits; Linear starts as in PyTorch, which is
-    kaiming_uniform(a=sqrt(5)).
+class MLPGate(nn.Sequential):
+    """LayerNorm, Linear(D, D/4), GELU, Linear(D/4, E) without biases: `[S, D] -> [S, E]` logits.
+
+    Computes in fp32, whatever precision its weights are stored in. Linear starts as in PyTorch,
+    which is kaiming_uniform(a=sqrt(5)).
     """
-    if kind == "linear":
-        return nn.Linear(width, experts, bias=False)
-    hidden = max(1, width // 4)
-    return nn.Sequential(
-        nn.LayerNorm(width),
-        nn.Linear(width, hidden, bias=False),
-        nn.GELU(),
-        nn.Linear(hidden, experts, bias=False),
-    )
+
+    def __init__(self, width: int, experts: int):
+        hidden = max(1, width // 4)
+        super().__init__(
+            nn.LayerNorm(width),
+            nn.Linear(width, hidden, bias=False),
+            nn.GELU(),
+            nn.Linear(hidden, experts, bias=False),
+        )
+
+    def forward(self, read: Tensor) -> Tensor:
+        """`[S, D]` rows to `[S, E]` logits."""
+        with torch.autocast(read.device.type, enabled=False):
+            out = read.float()
+            for step in self:
+                weights = {name: p.float() for name, p in step.named_parameters()}
+                out = torch.func.functional_call(step, weights, (out,))
+            return out
 
 
-def run_in_fp32(gate: nn.Module, read: Tensor) -> Tensor:
-    """The gate with fp32 copies of its weights, whatever precision they are stored in."""
-    weights = {name: p.float() for name, p in gate.named_parameters()}
-    return torch.func.functional_call(gate, weights, (read,))
+class LinearGate(nn.Linear):
+    """Linear(D, E) without bias, in fp32."""
+
+    def __init__(self, width: int, experts: int):
+        super().__init__(width, experts, bias=False)
+
+    def forward(self, read: Tensor) -> Tensor:
+        """`[S, D]` rows to `[S, E]` logits."""
+        with torch.autocast(read.device.type, enabled=False):
+            return nn.functional.linear(read.float(), self.weight.float())
+
+
+GATES: dict[str, type[nn.Module]] = {"mlp": MLPGate, "linear": LinearGate}

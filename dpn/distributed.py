@@ -1,0 +1,22 @@
+"""What keeps the processes of a distributed run on one path."""
+
+from collections.abc import Iterable
+
+import torch.distributed as dist
+from torch import Tensor
+
+
+def several_processes() -> bool:
+    """Whether this is one of several processes."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def connect(hidden: Tensor, used: Iterable[Tensor]) -> Tensor:
+    """`hidden` as it is, with a gradient of zero for everything in `used`.
+
+    Gradients are averaged parameter by parameter, so all processes have to have one for the same
+    parameters, whatever their samples were and whichever way these were routed.
+    """
+    for tensor in used:
+        hidden = hidden + tensor.flatten()[:0].sum().to(hidden.dtype)
+    return hidden

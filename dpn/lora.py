@@ -1,0 +1,34 @@
+"""Low-rank updates of the language model (LoRA, arXiv 2106.09685), through peft."""
+
+from typing import Any
+
+from torch import nn
+
+#: The linear layers that LLaVA's LoRA recipe updates: all of a decoder layer.
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def add(language: nn.Module, rank: int, alpha: float, dropout: float) -> None:
+    """Freeze the language model and put low-rank updates beside its linear layers, in place."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    language.requires_grad_(False)
+    settings = LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=TARGETS, bias="none"
+    )
+    inject_adapter_in_model(settings, language)
+
+
+def merge(language: nn.Module) -> None:
+    """Add the updates to the weights and remove them, in place; without any, do nothing."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    found: list[tuple[nn.Module, str, Any]] = [
+        (parent, name, child)
+        for parent in language.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, BaseTunerLayer)
+    ]
+    for parent, name, child in found:
+        child.merge()
+        setattr(parent, name, child.get_base_layer())
