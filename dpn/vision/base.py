@@ -1,9 +1,12 @@
 """What a vision tower hands on, and what every tower is."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dpn.tokens import Grid
 
@@ -30,13 +33,15 @@ class VisionTower(nn.Module):
 
     Attributes:
         image_size: native height and width in pixels.
-        patch_size: pixels of a token's side.
+        patch_size: pixels that height and width are multiples of.
         output_size: C, width of a token.
+        checkpoint_layers: recompute layers in the backward pass.
     """
 
     image_size: int
     patch_size: int
     output_size: int
+    checkpoint_layers: bool = False
 
     @property
     def grid(self) -> Grid:
@@ -64,6 +69,17 @@ class VisionTower(nn.Module):
     def flops(self, grid: Grid) -> int:
         """FLOPs (FMA = 2) of one image whose tokens form `grid`."""
         raise TypeError(f"{type(self).__name__} does not count its FLOPs")
+
+    def run(self, layers: Iterable[nn.Module], hidden: Tensor, *args: Any) -> Tensor:
+        """Layers one after the other, each called with `hidden` and `args`; see
+        `checkpoint_layers`.
+        """
+        for layer in layers:
+            if self.checkpoint_layers and self.training:
+                hidden = checkpoint(layer, hidden, *args, use_reentrant=False)
+            else:
+                hidden = layer(hidden, *args)
+        return hidden
 
     def forward(self, pixel_values: Tensor, sizes: list[tuple[int, int]]) -> VisualFeatures:
         """Encode images that may differ in size.

@@ -58,8 +58,8 @@ class ViT(VisionTower):
     def encode(self, pixels: Tensor) -> Tensor:
         """See `VisionTower.encode`."""
         native = pixels.shape[-2:] == (self.image_size, self.image_size)
-        out = self.model(pixel_values=pixels, interpolate_pos_encoding=not native)
-        return out.last_hidden_state[:, 1:]
+        hidden = self.model.embeddings(pixels, interpolate_pos_encoding=not native)
+        return self.model.layernorm(self.run(self.model.layers, hidden))[:, 1:]
 
 
 def sincos_positions(grid: Grid, width: int) -> Tensor:

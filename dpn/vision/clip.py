@@ -1,0 +1,111 @@
+"""CLIP's vision transformer, the tower of LLaVA-1.5 (arXiv 2103.00020, 2310.03744)."""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from dpn.tokens import Grid
+from dpn.vision.base import VisionTower
+
+
+class CLIP(VisionTower):
+    """Hugging Face's CLIP without CLS; layers after the selected one are kept but never run.
+
+    The defaults are those of ViT-L/14-336 as LLaVA-1.5 uses it.
+
+    Args:
+        image_size: native size in pixels; others get interpolated position embeddings.
+        patch_size: pixels of a token's side.
+        width: C.
+        depth: layers that the weights have.
+        heads: attention heads.
+        ffn_size: width of the FFN.
+        select_layer: which of Hugging Face's `hidden_states` are the tokens: 0 those before the
+            first layer, i those after i layers, -1 the last ones.
+
+    Raises:
+        ValueError: if there is no such layer.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 336,
+        patch_size: int = 14,
+        width: int = 1024,
+        depth: int = 24,
+        heads: int = 16,
+        ffn_size: int = 4096,
+        select_layer: int = -2,
+    ):
+        super().__init__()
+        if not -depth - 1 <= select_layer <= depth:
+            raise ValueError(
+                f"select_layer={select_layer} is none of the {depth + 1} hidden states of a CLIP of"
+                f" {depth} layers; choose one from {-depth - 1} to {depth}."
+            )
+        self.image_size, self.patch_size, self.output_size = image_size, patch_size, width
+        self.model = build_clip(image_size, patch_size, width, depth, heads, ffn_size)
+        self.layers_run = select_layer % (depth + 1)
+        for unused in (*self.model.encoder.layers[self.layers_run :], self.model.post_layernorm):
+            unused.requires_grad_(False)
+
+    def flops(self, grid: Grid) -> int:
+        """Patch embedding and the layers that run, CLS included."""
+        patches = grid[0] * grid[1]
+        return clip_flops(self.model.config, patches, patches + 1, self.layers_run)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """See `VisionTower.encode`."""
+        grid = self.grid_of(*pixels.shape[-2:])
+        patches = self.model.embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2)
+        cls = self.model.embeddings.class_embedding.expand(len(pixels), 1, -1)
+        hidden = torch.cat([cls, patches], 1) + position_embeddings(self.model, grid)
+        hidden = self.model.pre_layrnorm(hidden)  # [I, 1 + h * w, C]
+        layers = list(self.model.encoder.layers)[: self.layers_run]
+        return self.run(layers, hidden, None)[:, 1:]
+
+
+def build_clip(
+    image_size: int, patch_size: int, width: int, depth: int, heads: int, ffn_size: int
+) -> Any:
+    """Hugging Face's CLIP vision model of random weights; its parameter names have no
+    `vision_model` level in any release.
+    """
+    config = CLIPVisionConfig(
+        hidden_size=width,
+        intermediate_size=ffn_size,
+        num_hidden_layers=depth,
+        num_attention_heads=heads,
+        image_size=image_size,
+        patch_size=patch_size,
+        attn_implementation="sdpa",
+    )
+    clip = CLIPVisionModel(config)
+    return getattr(clip, "vision_model", clip)
+
+
+def position_embeddings(clip: Any, grid: Grid, antialias: bool = False) -> Tensor:
+    """Position embeddings of CLS and of the patches of a grid, `[1 + h * w, C]`.
+
+    Other grids than the native one are resized in fp32, whatever the weights are.
+    """
+    table = clip.embeddings.position_embedding.weight
+    side = math.isqrt(len(table) - 1)
+    if grid == (side, side):
+        return table
+    native = table[1:].float().T.reshape(1, -1, side, side)
+    resized = F.interpolate(native, grid, mode="bicubic", antialias=antialias)
+    return torch.cat([table[:1], resized[0].flatten(1).T.to(table.dtype)])
+
+
+def clip_flops(config: CLIPVisionConfig, patches: int, rows: int, layers: int) -> int:
+    """FLOPs (FMA = 2) of the patch embedding and of layers that see `rows` tokens; norms and
+    activations are not counted.
+    """
+    d, m, n = config.hidden_size, config.intermediate_size, rows
+    patch = 2 * patches * d * 3 * config.patch_size**2
+    return patch + layers * (2 * n * (4 * d * d + 2 * d * m) + 4 * n * n * d)

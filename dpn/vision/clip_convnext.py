@@ -1,0 +1,253 @@
+"""LLaVA-HR's mixture of resolutions: CLIP at a low and ConvNeXt at a high resolution, joined by
+adapters (arXiv 2403.03003).
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import ConvNextConfig, ConvNextModel
+
+from dpn.tokens import Grid
+from dpn.vision.base import VisionTower
+from dpn.vision.clip import build_clip, clip_flops, position_embeddings
+
+#: Groups of CLIP layers; an adapter follows each but the last, which the merge follows.
+GROUPS = 4
+
+
+class CLIPConvNeXt(VisionTower):
+    """Slow path: ConvNeXt on the whole image. Fast path: CLIP on a smaller copy of it, of one patch
+    per cell of the slow map, but at least of CLIP's native size.
+
+    Every CLIP layer runs, in four equal groups, and CLS is left out. The slow map joins the tokens
+    after each group: through an adapter, and after the last one through the merge. Adapters start
+    as the identity and always run, so a tower that was trained without them is the same tower. The
+    defaults are those of LLaVA-HR-7B.
+
+    Args:
+        image_size: native size in pixels, which the slow path sees.
+        patch_size: pixels of a cell's side in the slow path's map, its stride.
+        width: C, of the fast path.
+        depth: layers of the fast path.
+        heads: attention heads of the fast path.
+        ffn_size: width of the fast path's FFN.
+        fast_image_size: native size of the fast path in pixels.
+        fast_patch_size: pixels of a token's side in the fast path.
+        slow_depths: blocks of each stage of the slow path.
+        slow_dims: width of each stage of the slow path.
+        slow_eps: of every norm of the slow path.
+
+    Raises:
+        ValueError: if the layers do not form four groups, or the stages do not fit together.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 1024,
+        patch_size: int = 32,
+        width: int = 1024,
+        depth: int = 24,
+        heads: int = 16,
+        ffn_size: int = 4096,
+        fast_image_size: int = 336,
+        fast_patch_size: int = 14,
+        slow_depths: Sequence[int] = (3, 3, 27, 3),
+        slow_dims: Sequence[int] = (192, 384, 768, 1536),
+        slow_eps: float = 1e-6,
+    ):
+        super().__init__()
+        if depth % GROUPS or not depth:
+            raise ValueError(
+                f"depth={depth} can not be cut into {GROUPS} equal groups of layers;"
+                f" choose a multiple of {GROUPS}."
+            )
+        self.image_size, self.patch_size, self.output_size = image_size, patch_size, width
+        self.fast = build_clip(fast_image_size, fast_patch_size, width, depth, heads, ffn_size)
+        self.slow = build_convnext(patch_size, slow_depths, slow_dims, slow_eps)
+        adapters = [Adapter(width, slow_dims[-1]) for _ in range(GROUPS - 1)]
+        self.adapters = nn.ModuleList(adapters)
+        self.merge = Merge(width, slow_dims[-1])
+        self.fast.embeddings.class_embedding.requires_grad_(False)
+        for unused in (self.fast.post_layernorm, self.slow.layernorm):
+            unused.requires_grad_(False)
+
+    def grid_of(self, height: int, width: int) -> Grid:
+        """Tokens of an image.
+
+        Raises:
+            ValueError: if the image is not square, or no whole number of slow cells, or one smaller
+                than the fast path's native grid that does not divide it.
+        """
+        config = self.fast.config
+        native, cells = config.image_size // config.patch_size, width // self.patch_size
+        fits = cells >= native or (cells and native % cells == 0)
+        if height != width or width % self.patch_size or not fits:
+            smaller = [n * self.patch_size for n in range(1, native + 1) if native % n == 0]
+            raise ValueError(
+                f"An image of {height} x {width} pixels can not be seen at both resolutions; resize"
+                f" it in the processor to a square of {', '.join(map(str, smaller))}, or a larger"
+                f" multiple of {self.patch_size}."
+            )
+        return (max(cells, native),) * 2
+
+    def flops(self, grid: Grid) -> int:
+        """Convolutions, linear layers and attention.
+
+        Several image sizes end in CLIP's native grid. The tower's own grid counts as an image of
+        the tower's native size, any other as the image whose slow map has that grid.
+        """
+        tokens = grid[0] * grid[1]
+        side = self.image_size // self.patch_size
+        cells = side * side if grid == self.grid else tokens
+        d, c = self.output_size, self.slow.config.hidden_sizes[-1]
+        gate = 2 * (2 * d + 1) * (d // 2)
+        adapter = 2 * cells * (c * c + c * d) + 2 * tokens * (49 * d + d * d) + gate
+        merge = 2 * cells * c * d + 2 * tokens * d * d
+        return (
+            clip_flops(self.fast.config, tokens, tokens, len(self.fast.encoder.layers))
+            + convnext_flops(self.slow.config, cells)
+            + len(self.adapters) * adapter
+            + merge
+        )
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """See `VisionTower.encode`."""
+        grid = self.grid_of(*pixels.shape[-2:])
+        slow = self._slow_map(pixels)
+        hidden = self._fast_patches(pixels, grid)
+        layers = list(self.fast.encoder.layers)
+        group = len(layers) // GROUPS
+        for i, join in enumerate([*self.adapters, self.merge]):
+            hidden = self.run(layers[i * group : (i + 1) * group], hidden, None)
+            hidden = join(hidden, slow, grid)
+        return hidden
+
+    def _slow_map(self, pixels: Tensor) -> Tensor:
+        """`[I, 3, H, W]` to `[I, c, H / 32, W / 32]`, without ConvNeXt's last norm."""
+        hidden = self.slow.embeddings(pixels)
+        for stage in self.slow.encoder.stages:
+            hidden = self.run([*stage.downsampling_layer, *stage.layers], hidden)
+        return hidden
+
+    def _fast_patches(self, pixels: Tensor, grid: Grid) -> Tensor:
+        """`[I, 3, H, W]` to `[I, h * w, C]` before CLIP's first layer."""
+        side = self.fast.config.patch_size
+        size = (grid[0] * side, grid[1] * side)
+        small = F.interpolate(pixels.float(), size, mode="bilinear", align_corners=True)
+        patches = self.fast.embeddings.patch_embedding(small.to(pixels.dtype))
+        positions = position_embeddings(self.fast, grid, antialias=True)[1:]
+        return self.fast.pre_layrnorm(patches.flatten(2).transpose(1, 2) + positions)
+
+
+class Adapter(nn.Module):
+    """MR-Adapter: adds what the slow path saw to the fast path's tokens, behind a gate per image.
+
+    Args:
+        width: d, of the fast path.
+        slow_width: c, of the slow path.
+    """
+
+    def __init__(self, width: int, slow_width: int):
+        super().__init__()
+        self.slow_conv = XavierConv(slow_width, slow_width, 1)
+        self.slow_proj = ZeroConv(slow_width, width, 1)
+        self.fast_conv = XavierConv(width, width, 7, padding=3, groups=width)
+        self.fast_proj = ZeroConv(width, width, 1)
+        self.gate = nn.Sequential(
+            nn.Linear(2 * width, width // 2), nn.GELU(), nn.Linear(width // 2, 1)
+        )
+
+    def forward(self, fast: Tensor, slow: Tensor, grid: Grid) -> Tensor:
+        """Tokens `[I, h * w, d]` and a map `[I, c, H, W]` to tokens."""
+        fast = fast.transpose(1, 2).unflatten(2, grid)  # [I, d, h, w]
+        fast = fast + self.fast_proj(F.gelu(self.fast_conv(fast)))
+        slow = resize(self.slow_proj(F.gelu(self.slow_conv(slow))), grid)
+        means = torch.cat([fast.mean((2, 3)), slow.mean((2, 3))], 1)  # [I, 2 * d]
+        gate = self.gate(means).tanh()[:, :, None, None]
+        return (fast + slow * gate).flatten(2).transpose(1, 2)
+
+
+class XavierConv(nn.Conv2d):
+    """A convolution that starts with Xavier-uniform weights and no bias."""
+
+    def reset_parameters(self) -> None:
+        """Called by PyTorch's constructor, and by Hugging Face for new weights."""
+        nn.init.xavier_uniform_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class ZeroConv(nn.Conv2d):
+    """A convolution that starts with zero weights and bias."""
+
+    def reset_parameters(self) -> None:
+        """See `XavierConv.reset_parameters`."""
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+
+
+class Merge(nn.Module):
+    """The sum of both paths after the last layer; arguments as of `Adapter`."""
+
+    def __init__(self, width: int, slow_width: int):
+        super().__init__()
+        self.fast_proj = nn.Linear(width, width)
+        self.slow_proj = nn.Linear(slow_width, width)
+
+    def forward(self, fast: Tensor, slow: Tensor, grid: Grid) -> Tensor:
+        """See `Adapter.forward`."""
+        slow = self.slow_proj(slow.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.fast_proj(fast) + resize(slow, grid).flatten(2).transpose(1, 2)
+
+
+def resize(slow: Tensor, grid: Grid) -> Tensor:
+    """A map `[I, d, H, W]` to the grid of the fast path, which is never coarser."""
+    if slow.shape[-2:] == grid:
+        return slow
+    return F.interpolate(slow, grid, mode="bilinear", align_corners=True)
+
+
+def build_convnext(
+    stride: int, depths: Sequence[int], dims: Sequence[int], eps: float
+) -> ConvNextModel:
+    """Hugging Face's ConvNeXt of random weights.
+
+    Args:
+        stride: pixels of a cell's side in the last stage's map.
+        depths: blocks of each stage.
+        dims: width of each stage.
+        eps: of every norm.
+    """
+    halvings = len(depths) - 1
+    if len(depths) != len(dims) or not depths or stride % 2**halvings:
+        raise ValueError(
+            f"ConvNeXt's stages do not fit together: {len(depths)} depths, {len(dims)} widths and"
+            f" patch_size={stride}; give one width per depth, and a patch_size that can be halved"
+            " once per further stage."
+        )
+    model = ConvNextModel(
+        ConvNextConfig(
+            patch_size=stride // 2**halvings,
+            num_stages=len(depths),
+            depths=list(depths),
+            hidden_sizes=list(dims),
+        )
+    )
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):  # Hugging Face fixes 1e-6, whatever its config says
+            module.eps = eps
+    return model
+
+
+def convnext_flops(config: ConvNextConfig, cells: int) -> int:
+    """FLOPs (FMA = 2) of one image whose last map has so many cells; norms and activations are not
+    counted.
+    """
+    stages = len(config.depths)
+    inputs = [3 * config.patch_size**2, *(4 * d for d in config.hidden_sizes)]
+    macs = 0
+    for i, (depth, d) in enumerate(zip(config.depths, config.hidden_sizes, strict=True)):
+        macs += cells * 4 ** (stages - 1 - i) * d * (inputs[i] + depth * (49 + 8 * d))
+    return 2 * macs
