@@ -6,6 +6,7 @@ The schema of a part is its constructor's annotated signature, so there is no se
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, is_dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -261,6 +262,9 @@ def _check_run(config: Node, request: Request) -> list[str]:
     """Weights, and how the run is started."""
     trainer = config.get("trainer") or {}
     problems = _check_weights(config)
+    strategy = trainer.get("strategy")
+    if "DeepSpeed" in str(strategy) and find_spec("deepspeed") is None:
+        problems.append("`trainer.strategy` needs DeepSpeed; install it: pip install 'dpn[deepspeed]'.")
     devices = trainer.get("devices", 1)
     several = len(devices) > 1 if isinstance(devices, list) else str(devices) not in ("1", "auto")
     if several and request.in_sweep and not request.launched:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -36,12 +36,14 @@ class VisionTower(nn.Module):
         patch_size: pixels that height and width are multiples of.
         output_size: C, width of a token.
         checkpoint_layers: recompute layers in the backward pass.
+        aligned: modules that are trained or frozen with the projector, not with the tower.
     """
 
     image_size: int
     patch_size: int
     output_size: int
     checkpoint_layers: bool = False
+    aligned: ClassVar[tuple[str, ...]] = ()
 
     @property
     def grid(self) -> Grid:

@@ -3,6 +3,7 @@ adapters (arXiv 2403.03003).
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +43,8 @@ class CLIPConvNeXt(VisionTower):
     Raises:
         ValueError: if the layers do not form four groups, or the stages do not fit together.
     """
+
+    aligned: ClassVar[tuple[str, ...]] = ("merge",)
 
     def __init__(
         self,

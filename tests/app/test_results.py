@@ -210,7 +210,7 @@ def test_saved_model_is_replaced_whole(finished, tmp_path):
 
 def test_next_stage_starts_from_a_run(finished, squares, tmp_path, caplog):
     frozen = ["optim=adamw", "optim.lr=0.0", "trainer.max_steps=1"]
-    further = [f"stage.init={finished}", "router=none", *frozen]
+    further = [f"init.model={finished}", "router=none", *frozen]
     folder = train(compose("train", [*tiny_run(squares, tmp_path), *further]))
     assert "Unused weights: router.gates" in caplog.text
     before, after = (inference.load(f, "cpu")[0].state_dict() for f in (finished, folder))
