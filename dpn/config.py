@@ -264,7 +264,9 @@ def _check_run(config: Node, request: Request) -> list[str]:
     problems = _check_weights(config)
     strategy = trainer.get("strategy")
     if "DeepSpeed" in str(strategy) and find_spec("deepspeed") is None:
-        problems.append("`trainer.strategy` needs DeepSpeed; install it: pip install 'dpn[deepspeed]'.")
+        problems.append(
+            "`trainer.strategy` needs DeepSpeed; install it: pip install 'dpn[deepspeed]'."
+        )
     devices = trainer.get("devices", 1)
     several = len(devices) > 1 if isinstance(devices, list) else str(devices) not in ("1", "auto")
     if several and request.in_sweep and not request.launched:

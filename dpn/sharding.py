@@ -28,7 +28,10 @@ class FSDP2(ModelParallelStrategy):
 
     def setup_environment(self) -> None:
         """Before the mesh is made, one axis over all processes."""
-        self._data_parallel_size, self._tensor_parallel_size = self.num_nodes * self.num_processes, 1
+        self._data_parallel_size, self._tensor_parallel_size = (
+            self.num_nodes * self.num_processes,
+            1,
+        )
         super().setup_environment()
 
     def save_checkpoint(

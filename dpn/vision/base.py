@@ -35,7 +35,7 @@ class VisionTower(nn.Module):
         image_size: native height and width in pixels.
         patch_size: pixels that height and width are multiples of.
         output_size: C, width of a token.
-        checkpoint_layers: recompute layers in the backward pass.
+        checkpoint_layers: recompute layers in the backward pass of training.
         aligned: modules that are trained or frozen with the projector, not with the tower.
     """
 
@@ -73,9 +73,7 @@ class VisionTower(nn.Module):
         raise TypeError(f"{type(self).__name__} does not count its FLOPs")
 
     def run(self, layers: Iterable[nn.Module], hidden: Tensor, *args: Any) -> Tensor:
-        """Layers one after the other, each called with `hidden` and `args`; see
-        `checkpoint_layers`.
-        """
+        """Layers one after the other, each called with `hidden` and `args`."""
         for layer in layers:
             if self.checkpoint_layers and self.training:
                 hidden = checkpoint(layer, hidden, *args, use_reentrant=False)

@@ -23,9 +23,9 @@ class CLIPConvNeXt(VisionTower):
     per cell of the slow map, but at least of CLIP's native size.
 
     Every CLIP layer runs, in four equal groups, and CLS is left out. The slow map joins the tokens
-    after each group: through an adapter, and after the last one through the merge. Adapters start
-    as the identity and always run, so a tower that was trained without them is the same tower. The
-    defaults are those of LLaVA-HR-7B.
+    after each group: through an adapter, and after the last one through the merge. Adapters always
+    run: they start as the identity, so a tower that was trained without them computes the same.
+    The defaults are those of LLaVA-HR-7B.
 
     Args:
         image_size: native size in pixels, which the slow path sees.
@@ -128,7 +128,7 @@ class CLIPConvNeXt(VisionTower):
         return hidden
 
     def _slow_map(self, pixels: Tensor) -> Tensor:
-        """`[I, 3, H, W]` to `[I, c, H / 32, W / 32]`, without ConvNeXt's last norm."""
+        """`[I, 3, H, W]` to `[I, c, H / patch, W / patch]`, without ConvNeXt's last norm."""
         hidden = self.slow.embeddings(pixels)
         for stage in self.slow.encoder.stages:
             hidden = self.run([*stage.downsampling_layer, *stage.layers], hidden)
@@ -163,7 +163,7 @@ class Adapter(nn.Module):
         )
 
     def forward(self, fast: Tensor, slow: Tensor, grid: Grid) -> Tensor:
-        """Tokens `[I, h * w, d]` and a map `[I, c, H, W]` to tokens."""
+        """Tokens `[I, h * w, d]` of a grid and the slow map `[I, c, H, W]` to tokens."""
         fast = fast.transpose(1, 2).unflatten(2, grid)  # [I, d, h, w]
         fast = fast + self.fast_proj(F.gelu(self.fast_conv(fast)))
         slow = resize(self.slow_proj(F.gelu(self.slow_conv(slow))), grid)

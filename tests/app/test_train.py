@@ -229,37 +229,6 @@ def test_accumulated_batches_equal_one_batch(finished, tiny):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "loss", [["loss=hinge"], ["loss=policy", "router.keep=0.6"]], ids=["hinge", "policy"]
-)
-def test_two_processes_equal_one(tiny, loss):
-    folders = []
-    for name, further in {
-        "one": ["data.batch_size=4"],
-        "two": ["data.batch_size=2", "trainer=ddp", "trainer.accelerator=cpu"],
-    }.items():
-        folder = outputs_of(tiny) / name
-        command = [
-            sys.executable,
-            "-m",
-            "dpn.train",
-            *tiny,
-            *loss,
-            ADAMW,
-            *further,
-            f"paths.run_dir={folder}",
-        ]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        folders.append(folder)
-    mine, theirs = (load_file(f / "model" / "model.safetensors") for f in folders)
-    assert all(torch.allclose(mine[k], theirs[k], atol=1e-5) for k in mine)
-    one, two = (read_rows(f / "rows.jsonl") for f in folders)
-    assert [(r["id"], r["turn"], r["rows"]) for r in one] == [
-        (r["id"], r["turn"], r["rows"]) for r in two
-    ]
-
-
-@pytest.mark.slow
 def test_killed_process_leaves_a_run_that_goes_on(tiny):
     """SIGKILL, so nothing gets to clean up; then SIGTERM."""
     command = [sys.executable, "-m", "dpn.train", *tiny, "trainer.max_steps=100000"]
