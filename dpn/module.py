@@ -70,7 +70,7 @@ class DPNModule(LightningModule):
         mesh = self.device_mesh
         if mesh is not None and not is_sharded(self.model):
             half = torch.bfloat16 if str(self.trainer.precision).startswith("bf16") else None
-            shard(self.model, self.routing_loss.children(), mesh, half)
+            shard(self.model, self.routing_loss, mesh, half)
 
     def on_train_start(self) -> None:
         """Count the steps that `dense` is a share of."""

@@ -6,7 +6,6 @@ of a step in the same order, whatever its samples and their routes are.
 
 import os
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from dpn.model import DPNForConditionalGeneration
+from dpn.routers.dpe import GATES
 
 
 class FSDP2(ModelParallelStrategy):
@@ -50,7 +50,7 @@ class FSDP2(ModelParallelStrategy):
 
 def shard(
     model: DPNForConditionalGeneration,
-    others: Iterable[nn.Module],
+    routing_loss: nn.Module,
     mesh: DeviceMesh,
     half: torch.dtype | None,
 ) -> None:
@@ -58,13 +58,14 @@ def shard(
 
     Args:
         model: as it was built.
-        others: modules outside of the model that are called by themselves, in fp32.
+        routing_loss: whose value heads are sharded too.
         mesh: of all processes.
         half: what to compute in; None: as the weights are.
     """
     policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32)
-    for gate in (*getattr(model.router, "gates", {}).values(), *others):
-        fully_shard(gate, mesh=mesh)
+    for module in (*model.router.modules(), *routing_loss.modules()):
+        if isinstance(module, tuple(GATES.values())):  # computes in fp32
+            fully_shard(module, mesh=mesh)
     language = model.language
     units = [*language.layers, language.embed_tokens, language.norm, model.lm_head]
     for unit in (*units, model.vision, model.projector):

@@ -20,7 +20,7 @@ ENGINES = {
 }
 ROWS, BATCH, STEPS = 16, 4, 6
 #: Trains as the command line does, but supervises no token of rows whose id says so.
-COMMAND = """
+SCRIPT = """
 import dpn.data.rows as rows
 from dpn.train import main
 sample = rows.Conversations.sample
@@ -30,7 +30,8 @@ def masked(self, row, *arguments, **meta):
         made.labels[:] = [-100] * len(made.labels)
     return made
 rows.Conversations.sample = masked
-main()
+if __name__ == "__main__":
+    main()
 """
 
 
@@ -52,7 +53,9 @@ def mixed(squares, tmp_path_factory):
 
 
 def train(overrides, folder):
-    command = [sys.executable, "-c", COMMAND, *overrides, f"paths.run_dir={folder}"]
+    script = folder.with_suffix(".py")
+    script.write_text(SCRIPT)
+    command = [sys.executable, script, *overrides, f"paths.run_dir={folder}"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=300)
     return load_file(folder / "model" / "model.safetensors")
 
@@ -61,7 +64,12 @@ def train(overrides, folder):
 @pytest.mark.parametrize("loss", LOSSES)
 def test_two_processes_equal_one(loss, mixed, tmp_path):
     # Plain AdamW: what Muon does with differences of rounding, see test_train.py.
-    common = [*tiny_run(mixed, tmp_path), *LOSSES[loss], "optim=adamw", f"trainer.max_steps={STEPS}"]
+    common = [
+        *tiny_run(mixed, tmp_path),
+        *LOSSES[loss],
+        "optim=adamw",
+        f"trainer.max_steps={STEPS}",
+    ]
     one = train([*common, f"data.batch_size={BATCH}"], tmp_path / "one")
     for engine, further in ENGINES.items():
         folder = tmp_path / engine
@@ -71,5 +79,7 @@ def test_two_processes_equal_one(loss, mixed, tmp_path):
         assert all(torch.allclose(one[k], two[k], atol=1e-5) for k in one)
         first, second = (read_rows(f / "rows.jsonl") for f in (tmp_path / "one", folder))
         for row, same in zip(first, second, strict=True):
-            assert [row[k] for k in ("id", "turn", "rows")] == [same[k] for k in ("id", "turn", "rows")]
+            assert [row[k] for k in ("id", "turn", "rows")] == [
+                same[k] for k in ("id", "turn", "rows")
+            ]
         assert read_json(folder / "status.json")["status"] == "finished"
