@@ -1,5 +1,6 @@
 """What happens around the training steps: progress, clock, seeds, checkpoints, stopping, guards."""
 
+import json
 import logging
 import statistics
 import sys
@@ -18,6 +19,7 @@ from rich.progress import Progress as Bar
 
 from dpn.files import atomic_path
 from dpn.run_folder import Interrupted, RunError, StopRequest
+from dpn.sharding import SIZES
 
 log = logging.getLogger(__name__)
 progress_log = logging.getLogger("dpn.progress")
@@ -240,15 +242,29 @@ class CompleteCheckpointIO(TorchCheckpointIO):
 def latest_checkpoint(folder: Path) -> Path | None:
     """The newest complete checkpoint; damaged ones are named and passed over."""
     for path in sorted(folder.glob("step-*.ckpt"), reverse=True):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()
-        except (zipfile.BadZipFile, OSError) as error:
-            damaged = str(error)
+        damaged = _folder_damage(path) if path.is_dir() else _file_damage(path)
         if damaged is None:
             return path
         log.warning("Checkpoint %s is damaged (%s); using the one before it.", path, damaged)
     return None
+
+
+def _file_damage(path: Path) -> str | None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip()
+    except (zipfile.BadZipFile, OSError) as error:
+        return str(error)
+
+
+def _folder_damage(path: Path) -> str | None:
+    """A sharded checkpoint, see `dpn.sharding`, knows how large its files are."""
+    try:
+        sizes = json.loads((path / SIZES).read_text())
+        wrong = [n for n, size in sizes.items() if (path / n).stat().st_size != size]
+    except (OSError, ValueError) as error:
+        return str(error)
+    return f"{wrong[0]} is cut short" if wrong else None
 
 
 class StopAfterStep(Callback):

@@ -102,7 +102,8 @@ def readable_errors() -> Iterator[None]:
     except (RunError, DataError, OSError) as error:
         _fail(str(error), 1)
     except Interrupted as error:
-        _fail(f"Stopped by {error}; the same command goes on from the last checkpoint.", 130)
+        message = f"Stopped by {error}; the same command goes on from the last checkpoint."
+        _fail(message, 130 if str(error) == "SIGINT" else os.EX_TEMPFAIL)  # 75: worth a requeue
 
 
 def read_arguments(function: Callable[..., Any], arguments: Sequence[str]) -> dict[str, Any]:

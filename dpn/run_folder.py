@@ -52,7 +52,7 @@ class RunIsLive(RunError):
 
 
 class Interrupted(BaseException):
-    """Ctrl-C or SIGTERM; no `Exception`, so nothing that skips on errors can swallow it."""
+    """Ctrl-C or a scheduler's signal; no `Exception`, so nothing that skips on errors can swallow it."""
 
 
 def config_hash(config: DictConfig) -> str:
@@ -97,9 +97,10 @@ def run_path(request: Request) -> Path:
 
 
 class StopRequest:
-    """SIGINT and SIGTERM become `Interrupted`: at once or, while `patient`, after the step.
+    """Signals that become `Interrupted`: at once or, while `patient`, after the step.
 
-    A second signal never waits.
+    Ctrl-C sends SIGINT; Slurm SIGTERM or SIGUSR1, before it takes a machine away. A second signal
+    never waits.
     """
 
     def __init__(self) -> None:
@@ -108,9 +109,9 @@ class StopRequest:
         self._previous: dict[int, Any] = {}
 
     def install(self) -> None:
-        """Take the two signals over, again if someone else did; only the main thread can."""
+        """Take the signals over, again if someone else did; only the main thread can."""
         if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGINT, signal.SIGTERM):
+            for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
                 self._previous.setdefault(signum, signal.getsignal(signum))
                 signal.signal(signum, self._handle)
 

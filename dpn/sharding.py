@@ -16,8 +16,12 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+from dpn.files import write_json
 from dpn.model import DPNForConditionalGeneration
 from dpn.routers.dpe import GATES
+
+#: File of a checkpoint folder that holds the size of each other file in bytes.
+SIZES = "sizes.json"
 
 
 class FSDP2(ModelParallelStrategy):
@@ -43,6 +47,7 @@ class FSDP2(ModelParallelStrategy):
         super().save_checkpoint(checkpoint, fresh, storage_options)
         self.barrier()
         if self.global_rank == 0:
+            write_json(fresh / SIZES, {file.name: file.stat().st_size for file in fresh.iterdir()})
             shutil.rmtree(path, ignore_errors=True)
             os.replace(fresh, path)
         self.barrier()

@@ -1,6 +1,6 @@
 import math
-from importlib.util import find_spec
 from dataclasses import replace
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest

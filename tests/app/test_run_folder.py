@@ -79,7 +79,7 @@ def test_status_tells_how_a_run_ended(tmp_path):
     assert "Traceback" in (tmp_path / "log.txt").read_text()
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_signals_interrupt(tmp_path, signum):
     with pytest.raises(Interrupted):
         held(tmp_path, lambda run: os.kill(os.getpid(), signum))

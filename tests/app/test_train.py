@@ -248,5 +248,5 @@ def test_killed_process_leaves_a_run_that_goes_on(tiny):
     while "step" not in again.stderr.readline():
         assert again.poll() is None
     again.terminate()
-    assert again.wait() == 130
+    assert again.wait() == os.EX_TEMPFAIL
     assert read_json(status)["status"] == "interrupted"
