@@ -52,7 +52,9 @@ class RunIsLive(RunError):
 
 
 class Interrupted(BaseException):
-    """Ctrl-C or a scheduler's signal; no `Exception`, so nothing that skips on errors can swallow it."""
+    """Ctrl-C or a scheduler's signal; no `Exception`, so that nothing swallows it that skips on
+    errors.
+    """
 
 
 def config_hash(config: DictConfig) -> str:
