@@ -8,6 +8,7 @@ Face fast tokenizer works.
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -104,7 +105,7 @@ def read_turns(messages: Any) -> list[Turn]:
     """
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise DataError("there is no conversation; `conversations` must be a list of turns.")
-    turns = [_read_turn(number, message) for number, message in enumerate(messages, 1)]
+    turns = [read_turn(number, message) for number, message in enumerate(messages, 1)]
     if turns[0].role == "assistant":
         turns = turns[1:]
     if not turns:
@@ -121,22 +122,56 @@ def read_turns(messages: Any) -> list[Turn]:
     return turns
 
 
-def _read_turn(number: int, message: Any) -> Turn:
+def read_turn(number: int, message: Any) -> Turn:
+    """One turn from a message; `number` is what a complaint calls it.
+
+    Raises:
+        DataError: if it has no known role or no text.
+    """
     if not isinstance(message, Mapping):
         raise DataError(
             f"turn {number} is {message!r}; it must be a mapping of `from` and `value`."
         )
     role = message.get("from", message.get("role"))
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise DataError(
             f"turn {number} has the unknown role {role!r}; known are {', '.join(ROLES)}."
         )
     text = message.get("value", message.get("content"))
-    if isinstance(text, list):  # Hugging Face's list of typed parts
-        text = "".join(IMAGE if part["type"] == "image" else part["text"] for part in text)
+    if isinstance(text, list):
+        text = _join_parts(text)
     if not isinstance(text, str):
         raise DataError(f"turn {number} has no text (`value` is {text!r}); it must be a string.")
     return Turn(ROLES[role], text)
+
+
+def _join_parts(parts: list[Any]) -> str | None:
+    """The text of Hugging Face's list of typed parts, or None if it is something else."""
+    try:
+        return "".join(IMAGE if part["type"] == "image" else part["text"] for part in parts)
+    except (KeyError, TypeError):
+        return None
+
+
+def image_names(row: Any) -> list[Any]:
+    """The images of a row: none, one path, or a list of paths."""
+    image = row.get("image") if isinstance(row, Mapping) else None
+    if image is None or image == "":
+        return []
+    return image if isinstance(image, list) else [image]
+
+
+def count_words(row: Any) -> int:
+    """Words of all turns of a row, cut at blanks, as LLaVA measures a sample's length.
+
+    A turn that can not be read counts nothing: it is reported when the row is loaded.
+    """
+    messages = row.get("conversations") if isinstance(row, Mapping) else None
+    words = 0
+    for number, message in enumerate(messages if isinstance(messages, list) else [], 1):
+        with suppress(DataError):
+            words += len(read_turn(number, message).text.split())
+    return words
 
 
 def check_words(turns: Sequence[Turn], eos: str) -> None:

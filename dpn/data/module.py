@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 
 from dpn.data.base import Source, Split
 from dpn.data.batch import Batch, DataError, PaddingSide, collate
-from dpn.data.conversation import corpus_text, read_turns, template
-from dpn.data.rows import Conversations, Questions, image_names, read_rows
+from dpn.data.conversation import corpus_text, image_names, read_turns, template
+from dpn.data.rows import Conversations, Questions, Rows
 from dpn.data.sampler import BatchSampler
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class DataModule(LightningDataModule):
         """All training text as the model will see it, to train a tokenizer on."""
         for split in self.source.corpus():
             style = template(split.template or "v1")
-            for row in read_rows(split):
+            for row in Rows(split):
                 try:
                     turns = read_turns(row.get("conversations"))
                     yield from corpus_text(turns, len(image_names(row)), style)

@@ -5,7 +5,7 @@ import pytest
 
 from dpn.data.base import Split
 from dpn.data.batch import DataError
-from dpn.data.rows import Conversations, Questions, read_rows
+from dpn.data.rows import Conversations, Questions, Rows
 from tests.data.conftest import gpt, human, row
 
 SEEN = human("<image>\nWhat colour is the cat?")
@@ -116,10 +116,10 @@ def test_bad_rows_of_questions_obey_on_error(write, processor):
 
 def test_files_that_are_no_rows(tmp_path, write):
     with pytest.raises(DataError, match="does not exist"):
-        read_rows(split_of(tmp_path / "none.json"))
+        Rows(split_of(tmp_path / "none.json"))
     for content in ("{", "{}", "[]", json.dumps("rows")):
         file = tmp_path / "bad.json"
         file.write_text(content)
         with pytest.raises(DataError, match=r"bad\.json (is no valid JSON|must hold a JSON array)"):
-            read_rows(split_of(file))
-    assert len(read_rows(split_of(write([row(0), row(1)]), rows=1))) == 1
+            Rows(split_of(file))
+    assert len(Rows(split_of(write([row(0), row(1)]), rows=1))) == 1
