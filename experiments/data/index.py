@@ -7,6 +7,7 @@ process of its own.
 """
 
 import json
+import multiprocessing
 import random
 import resource
 import subprocess
@@ -94,8 +95,6 @@ def open_rows(file: Path) -> dict[str, Any]:
 
 def work(file: Path, workers: int = 4, batches: int = 200) -> dict[str, Any]:
     """Memory that belongs to each worker alone, after it loaded shuffled batches for a while."""
-    import psutil
-
     import dpn.data
     from dpn.data.tokenizer import train_tokenizer
     from dpn.processor import DPNProcessor
@@ -114,9 +113,14 @@ def work(file: Path, workers: int = 4, batches: int = 200) -> dict[str, Any]:
     loader = iter(data.train_dataloader())
     for _ in range(batches):
         next(loader)
-    processes = psutil.Process().children()
-    own = [round(process.memory_full_info().uss / 2**20) for process in processes]
+    own = [unique_mb(process.pid) for process in multiprocessing.active_children()]
     return {"batches": batches, "worker_uss_mb": own}
+
+
+def unique_mb(process: int) -> int:
+    """USS: memory of a process that no other process shares (Linux)."""
+    lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) // 1024
 
 
 def main(folder: Path) -> None:
