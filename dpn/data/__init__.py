@@ -14,7 +14,10 @@ class _Sources(Family):
     """Sources share their folder with the steps that follow them."""
 
     steps = frozenset(
-        {"batch", "conversation", "images", "index", "module", "rows", "sampler", "tokenizer"}
+        {
+            *("batch", "conversation", "grouping", "images", "index", "module"),
+            *("rows", "sampler", "tokenizer"),
+        }
     )
 
     def names(self) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from dpn.data.batch import DataError
+from dpn.data.grouping import Group
 
 OnError = Literal["raise", "skip"]
 SplitName = Literal["train", "val"]
@@ -81,6 +82,10 @@ class Source:
         seed: of the order of training samples.
         last_batch: `fill` completes an epoch's last accumulation window from the epoch's start,
             `drop` leaves the incomplete window out.
+        group: `llava` (LLaVA-1.5's finetuning), `llava_hr` and `dpn` put training samples of one
+            kind together, with images or without, and make batches equally long in total, as those
+            recipes do, see `dpn.data.grouping`; `none` shuffles freely. A row that takes a bad
+            one's place may be of the other kind.
     """
 
     batch_size: int = 16
@@ -90,6 +95,7 @@ class Source:
     on_error: OnError = "raise"
     seed: int = 0
     last_batch: Literal["fill", "drop"] = "fill"
+    group: Group = "none"
 
     def check(self) -> list[str]:
         """What is wrong with these settings, one sentence each; builds and writes nothing."""

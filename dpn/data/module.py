@@ -68,6 +68,8 @@ class DataModule(LightningDataModule):
             seed=source.seed,
             accumulate=accumulate,
             last=source.last_batch,
+            group=source.group,
+            lengths=dataset.rows.lengths,
             **self._place(),
         )
 
@@ -131,7 +133,7 @@ class DataModule(LightningDataModule):
             raise DataError(f"The data source has no {name} rows; set its {name} file.")
         return split
 
-    def _place(self) -> dict[str, int]:
+    def _place(self) -> dict[str, Any]:
         trainer = self.trainer
         return {"rank": trainer.global_rank, "world": trainer.world_size} if trainer else {}
 
