@@ -100,8 +100,8 @@ def read_turns(messages: Any) -> list[Turn]:
     A conversation that opens with an assistant's turn loses it, as in LLaVA.
 
     Raises:
-        DataError: if there is no conversation, a role is unknown, roles do not alternate or an
-            answer is empty.
+        DataError: if there is no conversation, a role is unknown, roles do not alternate or a turn
+            is empty.
     """
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise DataError("there is no conversation; `conversations` must be a list of turns.")
@@ -117,8 +117,9 @@ def read_turns(messages: Any) -> list[Turn]:
             raise DataError(
                 f"two turns of the {turn.role} follow each other; roles must alternate."
             )
-        if role == "assistant" and not turn.text.strip():
-            raise DataError(f"the answer in turn {number} is empty; fill it in or drop the row.")
+        if not turn.text or (role == "assistant" and not turn.text.strip()):
+            kind = "answer" if role == "assistant" else "question"
+            raise DataError(f"the {kind} in turn {number} is empty; fill it in or drop the row.")
     return turns
 
 
@@ -142,6 +143,8 @@ def read_turn(number: int, message: Any) -> Turn:
         text = _join_parts(text)
     if not isinstance(text, str):
         raise DataError(f"turn {number} has no text (`value` is {text!r}); it must be a string.")
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise DataError(f"turn {number} holds half a letter (a lone surrogate); remove it.")
     return Turn(ROLES[role], text)
 
 
@@ -187,6 +190,27 @@ def check_words(turns: Sequence[Turn], eos: str) -> None:
                     f"turn {number} of the {turn.role} holds the reserved token {token};"
                     " write it differently or drop the row."
                 )
+
+
+def check_cues(pieces: Sequence[Piece], style: Template) -> None:
+    """Refuse rounds in which the words that open an answer stand elsewhere, too.
+
+    LLaVA would learn nothing of such a sample, or the wrong words.
+
+    Raises:
+        DataError: naming the round.
+    """
+    opening = style.cue + style.answer
+    for number, (question, answer) in enumerate(
+        zip(pieces[1::2], pieces[2::2], strict=False) if opening else (), 1
+    ):
+        place = len(question.text) - len(style.cue)
+        text = question.text + answer.text
+        if text.find(opening) != place or opening in text[place + len(opening) :]:
+            raise DataError(
+                f"round {number} holds {opening!r} within a text, where no answer begins;"
+                " write it differently or drop the row."
+            )
 
 
 def place_images(turns: Sequence[Turn], images: int) -> list[tuple[int, str]]:
@@ -279,7 +303,9 @@ def encode(
             too long.
     """
     check_words(turns, tokenizer.eos_token)
-    ids, labels = tokenize(render(turns, images, style, tokenizer.eos_token, router), tokenizer)
+    pieces = render(turns, images, style, tokenizer.eos_token, router)
+    check_cues(pieces, style)
+    ids, labels = tokenize(pieces, tokenizer)
     if max_length is not None and len(ids) > max_length:
         raise DataError(
             f"the sample has {len(ids)} ids, the maximum is {max_length};"
