@@ -11,6 +11,7 @@ from dpn.data.batch import DataError
 from dpn.data.grouping import Group
 
 OnError = Literal["raise", "skip"]
+TooLong = Literal["refuse", "cut"]
 SplitName = Literal["train", "val"]
 
 
@@ -78,6 +79,8 @@ class Source:
         eval_batch_size: samples per process and evaluation step.
         num_workers: processes that load samples; 0 loads in the main process.
         max_length: most ids a sample may have, each image counted as one.
+        too_long: `refuse` takes a longer sample for a bad row, `cut` trains on its first ids, as in
+            LLaVA. A question that is to be answered is never cut.
         on_error: `raise` stops at a bad row, `skip` takes the next good row instead and counts it.
         seed: of the order of training samples.
         last_batch: `fill` completes an epoch's last accumulation window from the epoch's start,
@@ -92,6 +95,7 @@ class Source:
     eval_batch_size: int = 32
     num_workers: int = 0
     max_length: int = 2048
+    too_long: TooLong = "refuse"
     on_error: OnError = "raise"
     seed: int = 0
     last_batch: Literal["fill", "drop"] = "fill"

@@ -257,6 +257,21 @@ def render(
     return pieces
 
 
+def checked_pieces(
+    turns: Sequence[Turn], images: int, style: Template, eos: str, router: bool = False
+) -> list[Piece]:
+    """`render`, and all that can be wrong with a conversation that is to be learned.
+
+    Raises:
+        DataError: if marks and images do not match, or a text holds a reserved token or the words
+            that open an answer.
+    """
+    check_words(turns, eos)
+    pieces = render(turns, images, style, eos, router)
+    check_cues(pieces, style)
+    return pieces
+
+
 def tokenize(pieces: Iterable[Piece], tokenizer: Any) -> tuple[list[int], list[int]]:
     """Ids, opened by BOS, and labels of rendered pieces.
 
@@ -299,19 +314,34 @@ def encode(
         max_length: most ids that are allowed, each image counted as one.
 
     Raises:
-        DataError: if marks and images do not match, a text holds a reserved token, or the sample is
-            too long.
+        DataError: if the conversation can not be learned, see `checked_pieces`, or is too long.
     """
-    check_words(turns, tokenizer.eos_token)
-    pieces = render(turns, images, style, tokenizer.eos_token, router)
-    check_cues(pieces, style)
+    pieces = checked_pieces(turns, images, style, tokenizer.eos_token, router)
     ids, labels = tokenize(pieces, tokenizer)
     if max_length is not None and len(ids) > max_length:
         raise DataError(
             f"the sample has {len(ids)} ids, the maximum is {max_length};"
-            " raise `data.max_length` or drop the row."
+            " raise `data.max_length`, set data.too_long=cut or drop the row."
         )
     return ids, labels
+
+
+def cut(
+    ids: list[int], labels: list[int], max_length: int, image_id: int
+) -> tuple[list[int], list[int]]:
+    """The first ids and labels of a sample.
+
+    Raises:
+        DataError: if an image or all answers would be lost.
+    """
+    kept, supervised = ids[:max_length], labels[:max_length]
+    if image_id in ids[max_length:]:
+        lost = "an image comes after"
+    elif supervised.count(IGNORE) == len(supervised):
+        lost = "no answer begins within"
+    else:
+        return kept, supervised
+    raise DataError(f"{lost} the first {max_length} ids; raise `data.max_length` or drop the row.")
 
 
 def corpus_text(turns: Sequence[Turn], images: int, style: Template) -> list[str]:

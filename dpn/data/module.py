@@ -56,9 +56,7 @@ class DataModule(LightningDataModule):
     def train_dataloader(self) -> "Loader":
         """Shuffled conversations, from the trainer's optimizer step on."""
         source, trainer = self.source, self.trainer
-        dataset = Conversations(
-            self._split("train"), self._processor, source.max_length, source.on_error
-        )
+        dataset = self._conversations(self._split("train"))
         accumulate = trainer.accumulate_grad_batches if trainer else 1
         overfit = bool(getattr(trainer, "overfit_batches", 0))
         sampler = BatchSampler(
@@ -80,22 +78,26 @@ class DataModule(LightningDataModule):
 
     def val_dataloader(self) -> "Loader | list[Any]":
         """Held-out conversations in the order of the file, with labels."""
-        return self._eval_loader(Conversations, "right")
+        split = self.source.split("val")
+        return self._eval_loader(self._conversations(split), "right") if split else []
 
     def predict_dataloader(self) -> "Loader | list[Any]":
         """Every held-out question as a left-padded prompt; `meta` holds the true answer."""
-        return self._eval_loader(Questions, "left")
-
-    def _eval_loader(
-        self, kind: type[Conversations], padding_side: PaddingSide
-    ) -> "Loader | list[Any]":
         source, split = self.source, self.source.split("val")
         if split is None:
             return []
-        dataset = kind(split, self._processor, source.max_length, source.on_error)
-        sampler = BatchSampler(
-            len(dataset), source.eval_batch_size, shuffle=False, last="keep", **self._place()
+        questions = Questions(split, self._processor, source.max_length, source.on_error)
+        return self._eval_loader(questions, "left")
+
+    def _conversations(self, split: Split) -> Conversations:
+        source = self.source
+        return Conversations(
+            split, self._processor, source.max_length, source.on_error, source.too_long
         )
+
+    def _eval_loader(self, dataset: Conversations, padding_side: PaddingSide) -> "Loader":
+        size = self.source.eval_batch_size
+        sampler = BatchSampler(len(dataset), size, shuffle=False, last="keep", **self._place())
         return self._loader(dataset, sampler, padding_side)
 
     def _loader(

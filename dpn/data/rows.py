@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from dpn.data.base import OnError, Split
+from dpn.data.base import OnError, Split, TooLong
 from dpn.data.batch import IGNORE, DataError, Sample
-from dpn.data.conversation import IMAGE, Turn, image_names, place_images, read_turns
+from dpn.data.conversation import IMAGE, Turn, cut, image_names, place_images, read_turns
 from dpn.data.images import open_image
 from dpn.data.index import open_index
 
@@ -71,15 +71,21 @@ class Conversations(Dataset[Sample]):
         split: which rows.
         processor: turns text and images into ids and pixels.
         max_length: most ids a sample may have.
+        too_long: what becomes of longer ones, `refuse` or `cut`.
         on_error: `raise`, or `skip`: a bad row's place is taken by the next good one, whatever
             process loads it; the sample's `meta["skipped"]` says which rows were bad and why.
     """
 
     def __init__(
-        self, split: Split, processor: Any, max_length: int = 2048, on_error: OnError = "raise"
+        self,
+        split: Split,
+        processor: Any,
+        max_length: int = 2048,
+        on_error: OnError = "raise",
+        too_long: TooLong = "refuse",
     ):
         self.split, self.processor = split, processor
-        self.max_length, self.on_error = max_length, on_error
+        self.max_length, self.on_error, self.too_long = max_length, on_error, too_long
         self.rows = Rows(split)
 
     def __len__(self) -> int:
@@ -120,9 +126,10 @@ class Conversations(Dataset[Sample]):
         self, index: int, row: Any, turns: Sequence[Turn], images: Sequence[str], **meta: Any
     ) -> Sample:
         """Ids, labels and pixels of turns and images of a row."""
-        ids, labels = self.processor.encode(
-            turns, len(images), self.split.template, self.max_length
-        )
+        most = self.max_length if self.too_long == "refuse" else None
+        ids, labels = self.processor.encode(turns, len(images), self.split.template, most)
+        if len(ids) > self.max_length:
+            ids, labels = cut(ids, labels, self.max_length, self.processor.image_token_id)
         root, number = self.split.image_root, self.number_of(index)
         return Sample(
             input_ids=ids,
