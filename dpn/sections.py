@@ -112,6 +112,7 @@ class Model:
         freeze: parts that `stage=finetune` leaves as they are.
         pretrain_image_size: in pixels, in `stage=pretrain`.
         batch_size: samples per process in `stage=finetune`.
+        group: how `data=llava_665k` puts batches together, see `dpn.data.grouping`.
         max_length: most ids of a sample in `stage=finetune`.
         checkpoint_layers: whether layers are computed again in the backward pass, to save memory.
     """
@@ -130,6 +131,7 @@ class Model:
     freeze: list[Part] = field(default_factory=list)
     pretrain_image_size: int = 336
     batch_size: int = 16
+    group: Literal["none", "llava", "llava_hr", "dpn"] = "none"
     max_length: int = 2048
     checkpoint_layers: bool = False
 

@@ -13,7 +13,12 @@ if TYPE_CHECKING:
 class _Sources(Family):
     """Sources share their folder with the steps that follow them."""
 
-    steps = frozenset({"batch", "conversation", "images", "module", "rows", "sampler", "tokenizer"})
+    steps = frozenset(
+        {
+            *("batch", "conversation", "grouping", "images", "index", "module"),
+            *("rows", "sampler", "tokenizer"),
+        }
+    )
 
     def names(self) -> list[str]:
         return [name for name in super().names() if name not in self.steps]

@@ -8,6 +8,7 @@ Face fast tokenizer works.
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -99,12 +100,12 @@ def read_turns(messages: Any) -> list[Turn]:
     A conversation that opens with an assistant's turn loses it, as in LLaVA.
 
     Raises:
-        DataError: if there is no conversation, a role is unknown, roles do not alternate or an
-            answer is empty.
+        DataError: if there is no conversation, a role is unknown, roles do not alternate or a turn
+            is empty.
     """
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise DataError("there is no conversation; `conversations` must be a list of turns.")
-    turns = [_read_turn(number, message) for number, message in enumerate(messages, 1)]
+    turns = [read_turn(number, message) for number, message in enumerate(messages, 1)]
     if turns[0].role == "assistant":
         turns = turns[1:]
     if not turns:
@@ -116,27 +117,64 @@ def read_turns(messages: Any) -> list[Turn]:
             raise DataError(
                 f"two turns of the {turn.role} follow each other; roles must alternate."
             )
-        if role == "assistant" and not turn.text.strip():
-            raise DataError(f"the answer in turn {number} is empty; fill it in or drop the row.")
+        if not turn.text or (role == "assistant" and not turn.text.strip()):
+            kind = "answer" if role == "assistant" else "question"
+            raise DataError(f"the {kind} in turn {number} is empty; fill it in or drop the row.")
     return turns
 
 
-def _read_turn(number: int, message: Any) -> Turn:
+def read_turn(number: int, message: Any) -> Turn:
+    """One turn from a message; `number` is what a complaint calls it.
+
+    Raises:
+        DataError: if it has no known role or no text.
+    """
     if not isinstance(message, Mapping):
         raise DataError(
             f"turn {number} is {message!r}; it must be a mapping of `from` and `value`."
         )
     role = message.get("from", message.get("role"))
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise DataError(
             f"turn {number} has the unknown role {role!r}; known are {', '.join(ROLES)}."
         )
     text = message.get("value", message.get("content"))
-    if isinstance(text, list):  # Hugging Face's list of typed parts
-        text = "".join(IMAGE if part["type"] == "image" else part["text"] for part in text)
+    if isinstance(text, list):
+        text = _join_parts(text)
     if not isinstance(text, str):
         raise DataError(f"turn {number} has no text (`value` is {text!r}); it must be a string.")
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise DataError(f"turn {number} holds half a letter (a lone surrogate); remove it.")
     return Turn(ROLES[role], text)
+
+
+def _join_parts(parts: list[Any]) -> str | None:
+    """The text of Hugging Face's list of typed parts, or None if it is something else."""
+    try:
+        return "".join(IMAGE if part["type"] == "image" else part["text"] for part in parts)
+    except (KeyError, TypeError):
+        return None
+
+
+def image_names(row: Any) -> list[Any]:
+    """The images of a row: none, one path, or a list of paths."""
+    image = row.get("image") if isinstance(row, Mapping) else None
+    if image is None or image == "":
+        return []
+    return image if isinstance(image, list) else [image]
+
+
+def count_words(row: Any) -> int:
+    """Words of all turns of a row, cut at blanks, as LLaVA measures a sample's length.
+
+    A turn that can not be read counts nothing: it is reported when the row is loaded.
+    """
+    messages = row.get("conversations") if isinstance(row, Mapping) else None
+    words = 0
+    for number, message in enumerate(messages if isinstance(messages, list) else [], 1):
+        with suppress(DataError):
+            words += len(read_turn(number, message).text.split())
+    return words
 
 
 def check_words(turns: Sequence[Turn], eos: str) -> None:
@@ -152,6 +190,27 @@ def check_words(turns: Sequence[Turn], eos: str) -> None:
                     f"turn {number} of the {turn.role} holds the reserved token {token};"
                     " write it differently or drop the row."
                 )
+
+
+def check_cues(pieces: Sequence[Piece], style: Template) -> None:
+    """Refuse rounds in which the words that open an answer stand elsewhere, too.
+
+    LLaVA would learn nothing of such a sample, or the wrong words.
+
+    Raises:
+        DataError: naming the round.
+    """
+    opening = style.cue + style.answer
+    for number, (question, answer) in enumerate(
+        zip(pieces[1::2], pieces[2::2], strict=False) if opening else (), 1
+    ):
+        place = len(question.text) - len(style.cue)
+        text = question.text + answer.text
+        if text.find(opening) != place or opening in text[place + len(opening) :]:
+            raise DataError(
+                f"round {number} holds {opening!r} within a text, where no answer begins;"
+                " write it differently or drop the row."
+            )
 
 
 def place_images(turns: Sequence[Turn], images: int) -> list[tuple[int, str]]:
@@ -198,6 +257,21 @@ def render(
     return pieces
 
 
+def checked_pieces(
+    turns: Sequence[Turn], images: int, style: Template, eos: str, router: bool = False
+) -> list[Piece]:
+    """`render`, and all that can be wrong with a conversation that is to be learned.
+
+    Raises:
+        DataError: if marks and images do not match, or a text holds a reserved token or the words
+            that open an answer.
+    """
+    check_words(turns, eos)
+    pieces = render(turns, images, style, eos, router)
+    check_cues(pieces, style)
+    return pieces
+
+
 def tokenize(pieces: Iterable[Piece], tokenizer: Any) -> tuple[list[int], list[int]]:
     """Ids, opened by BOS, and labels of rendered pieces.
 
@@ -240,17 +314,34 @@ def encode(
         max_length: most ids that are allowed, each image counted as one.
 
     Raises:
-        DataError: if marks and images do not match, a text holds a reserved token, or the sample is
-            too long.
+        DataError: if the conversation can not be learned, see `checked_pieces`, or is too long.
     """
-    check_words(turns, tokenizer.eos_token)
-    ids, labels = tokenize(render(turns, images, style, tokenizer.eos_token, router), tokenizer)
+    pieces = checked_pieces(turns, images, style, tokenizer.eos_token, router)
+    ids, labels = tokenize(pieces, tokenizer)
     if max_length is not None and len(ids) > max_length:
         raise DataError(
             f"the sample has {len(ids)} ids, the maximum is {max_length};"
-            " raise `data.max_length` or drop the row."
+            " raise `data.max_length`, set data.too_long=cut or drop the row."
         )
     return ids, labels
+
+
+def cut(
+    ids: list[int], labels: list[int], max_length: int, image_id: int
+) -> tuple[list[int], list[int]]:
+    """The first ids and labels of a sample.
+
+    Raises:
+        DataError: if an image or all answers would be lost.
+    """
+    kept, supervised = ids[:max_length], labels[:max_length]
+    if image_id in ids[max_length:]:
+        lost = "an image comes after"
+    elif supervised.count(IGNORE) == len(supervised):
+        lost = "no answer begins within"
+    else:
+        return kept, supervised
+    raise DataError(f"{lost} the first {max_length} ids; raise `data.max_length` or drop the row.")
 
 
 def corpus_text(turns: Sequence[Turn], images: int, style: Template) -> list[str]:

@@ -3,7 +3,7 @@ torchvision)."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,12 +18,29 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 ImageMode = Literal["pad", "square", "none"]
 
 
+# Tried where a file is missing: OCR-VQA's rows all say .jpg, but some of its files are .gif.
+SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp")
+
+
+class OutsideImageError(DataError):
+    """An image's path leaves the image folder."""
+
+
+class MissingImageError(DataError):
+    """There is no such image file."""
+
+
+class CorruptImageError(DataError):
+    """An image file can not be decoded."""
+
+
 def open_image(root: Path | str, name: str) -> Image.Image:
-    """Read an image that lies inside a folder.
+    """Read an image that lies inside a folder, whatever its extension says about its format.
 
     Args:
         root: the image folder; data may not reach outside.
-        name: path of the image relative to it.
+        name: path of the image relative to it. If there is no such file, one with another extension
+            is taken.
 
     Returns:
         The decoded RGB image.
@@ -32,23 +49,34 @@ def open_image(root: Path | str, name: str) -> Image.Image:
         DataError: if the path leaves the folder (absolute, `..`, a link), or the file is missing,
             empty or broken.
     """
-    root = Path(root)
-    if not isinstance(name, str) or not name or "\0" in name:
-        raise DataError(f"an image is named {name!r}; it must be a path relative to {root}.")
-    path = root / name
-    if Path(name).is_absolute() or not path.resolve().is_relative_to(root.resolve()):
-        raise DataError(f"image {name!r} lies outside of the image folder {root}; move it inside.")
-    if not path.is_file():
-        raise DataError(f"image {path} does not exist; check the image folder and the row's path.")
+    path = _find(Path(root), name)
     if path.stat().st_size == 0:
-        raise DataError(f"image {path} is an empty file; download it again.")
+        raise CorruptImageError(f"image {path} is corrupt, an empty file; download it again.")
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
     except Exception as error:  # PIL's decoders raise about ten different types on broken files
-        raise DataError(
+        raise CorruptImageError(
             f"image {path} is corrupt or truncated ({error}); download it again."
         ) from error
+
+
+def _find(root: Path, name: Any) -> Path:
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise MissingImageError(
+            f"an image is named {name!r}; it must be a path relative to {root}."
+        )
+    path = root / name
+    for place in (path, *(path.with_suffix(suffix) for suffix in SUFFIXES)):
+        if Path(name).is_absolute() or not place.resolve().is_relative_to(root.resolve()):
+            raise OutsideImageError(
+                f"image {name!r} lies outside of the image folder {root}; move it inside."
+            )
+        if place.is_file():
+            return place
+    raise MissingImageError(
+        f"image {path} does not exist; check the image folder and the row's path."
+    )
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpn.data.base import Source, Split, SplitName
+from dpn.data.base import Draw, Source, Split, SplitName
 from dpn.data.conversation import TEMPLATES
 
 
@@ -20,6 +20,9 @@ class LlavaJson(Source):
             processor's.
         train_rows: how many rows to use from the start of the file; null for all.
         val_rows: the same for validation.
+        holdout: rows of `train_file` to validate on where there is no `val_file`, drawn by lot and
+            left out of training: how many, or below 1, which share; null for none.
+        holdout_seed: of the lot; the same for all runs that are to be compared.
     """
 
     train_file: str
@@ -28,10 +31,12 @@ class LlavaJson(Source):
     template: str | None = None
     train_rows: int | None = None
     val_rows: int | None = None
+    holdout: float | None = None
+    holdout_seed: int = 0
 
     def check(self) -> list[str]:
         """See `Source.check`."""
-        problems = super().check()
+        problems = super().check() + self._outside({"holdout_seed": (0, None)})
         for name in ("train_file", "val_file"):
             value = getattr(self, name)
             if value is not None and not Path(value).is_file():
@@ -41,14 +46,29 @@ class LlavaJson(Source):
         if self.template is not None and self.template not in TEMPLATES:
             known = ", ".join(TEMPLATES)
             problems.append(f"`data.template={self.template}` is unknown; there is {known}.")
+        if self.holdout is not None:
+            problems += self._check_holdout(self.holdout)
         return problems
+
+    def _check_holdout(self, amount: float) -> list[str]:
+        if amount <= 0 or (amount >= 1 and amount != int(amount)):
+            return [
+                f"`data.holdout={amount}` is not possible; it is a whole number of rows, or a share"
+                " below 1."
+            ]
+        return [
+            f"`data.{name}` and `data.holdout` both say what to validate on; set one to null."
+            for name in ("val_file", "val_rows")
+            if getattr(self, name) is not None
+        ]
 
     def split(self, name: SplitName) -> Split | None:
         """See `Source.split`."""
-        file, rows = {
-            "train": (self.train_file, self.train_rows),
-            "val": (self.val_file, self.val_rows),
-        }[name]
-        if file is None:
-            return None
-        return Split(Path(file), Path(self.image_root), self.template, rows)
+        file, rows, draw = self.train_file, self.train_rows, None
+        if self.holdout is not None:
+            draw = Draw(self.holdout, self.holdout_seed, drawn=name == "val")
+        elif name == "val":
+            if self.val_file is None:
+                return None
+            file, rows = self.val_file, self.val_rows
+        return Split(Path(file), Path(self.image_root), self.template, rows, draw)

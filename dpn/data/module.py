@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 
 from dpn.data.base import Source, Split
 from dpn.data.batch import Batch, DataError, PaddingSide, collate
-from dpn.data.conversation import corpus_text, read_turns, template
-from dpn.data.rows import Conversations, Questions, image_names, read_rows
+from dpn.data.conversation import corpus_text, image_names, read_turns, template
+from dpn.data.rows import Conversations, Questions, Rows
 from dpn.data.sampler import BatchSampler
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class DataModule(LightningDataModule):
         """All training text as the model will see it, to train a tokenizer on."""
         for split in self.source.corpus():
             style = template(split.template or "v1")
-            for row in read_rows(split):
+            for row in Rows(split):
                 try:
                     turns = read_turns(row.get("conversations"))
                     yield from corpus_text(turns, len(image_names(row)), style)
@@ -56,9 +56,7 @@ class DataModule(LightningDataModule):
     def train_dataloader(self) -> "Loader":
         """Shuffled conversations, from the trainer's optimizer step on."""
         source, trainer = self.source, self.trainer
-        dataset = Conversations(
-            self._split("train"), self._processor, source.max_length, source.on_error
-        )
+        dataset = self._conversations(self._split("train"))
         accumulate = trainer.accumulate_grad_batches if trainer else 1
         overfit = bool(getattr(trainer, "overfit_batches", 0))
         sampler = BatchSampler(
@@ -68,6 +66,8 @@ class DataModule(LightningDataModule):
             seed=source.seed,
             accumulate=accumulate,
             last=source.last_batch,
+            group=source.group,
+            lengths=dataset.rows.lengths,
             **self._place(),
         )
 
@@ -78,22 +78,26 @@ class DataModule(LightningDataModule):
 
     def val_dataloader(self) -> "Loader | list[Any]":
         """Held-out conversations in the order of the file, with labels."""
-        return self._eval_loader(Conversations, "right")
+        split = self.source.split("val")
+        return self._eval_loader(self._conversations(split), "right") if split else []
 
     def predict_dataloader(self) -> "Loader | list[Any]":
         """Every held-out question as a left-padded prompt; `meta` holds the true answer."""
-        return self._eval_loader(Questions, "left")
-
-    def _eval_loader(
-        self, kind: type[Conversations], padding_side: PaddingSide
-    ) -> "Loader | list[Any]":
         source, split = self.source, self.source.split("val")
         if split is None:
             return []
-        dataset = kind(split, self._processor, source.max_length, source.on_error)
-        sampler = BatchSampler(
-            len(dataset), source.eval_batch_size, shuffle=False, last="keep", **self._place()
+        questions = Questions(split, self._processor, source.max_length, source.on_error)
+        return self._eval_loader(questions, "left")
+
+    def _conversations(self, split: Split) -> Conversations:
+        source = self.source
+        return Conversations(
+            split, self._processor, source.max_length, source.on_error, source.too_long
         )
+
+    def _eval_loader(self, dataset: Conversations, padding_side: PaddingSide) -> "Loader":
+        size = self.source.eval_batch_size
+        sampler = BatchSampler(len(dataset), size, shuffle=False, last="keep", **self._place())
         return self._loader(dataset, sampler, padding_side)
 
     def _loader(
@@ -131,7 +135,7 @@ class DataModule(LightningDataModule):
             raise DataError(f"The data source has no {name} rows; set its {name} file.")
         return split
 
-    def _place(self) -> dict[str, int]:
+    def _place(self) -> dict[str, Any]:
         trainer = self.trainer
         return {"rank": trainer.global_rank, "world": trainer.world_size} if trainer else {}
 

@@ -2,41 +2,66 @@
 generation."""
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from torch.utils.data import Dataset
 
-from dpn.data.base import OnError, Split
+from dpn.data.base import OnError, Split, TooLong
 from dpn.data.batch import IGNORE, DataError, Sample
-from dpn.data.conversation import IMAGE, Turn, place_images, read_turns
+from dpn.data.conversation import IMAGE, Turn, cut, image_names, place_images, read_turns
 from dpn.data.images import open_image
+from dpn.data.index import open_index
 
 
-def read_rows(split: Split) -> list[Any]:
-    """The rows of a split's file.
+class Rows:
+    """The rows of a split, each read from its file when it is asked for.
+
+    Args:
+        split: which rows.
+
+    Attributes:
+        numbers: of each row in the file, from 0.
 
     Raises:
-        DataError: if the file is missing or holds no JSON array.
+        DataError: if the file is missing or holds no JSON array of at least one row.
     """
-    if not split.file.is_file():
-        raise DataError(f"The data file {split.file} does not exist; check the path in `data`.")
-    try:
-        rows = json.loads(split.file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"The data file {split.file} is no valid JSON: {error}.") from error
-    if not isinstance(rows, list) or not rows:
-        raise DataError(f"The data file {split.file} must hold a JSON array of at least one row.")
-    return rows[: split.rows]
 
+    def __init__(self, split: Split):
+        self.split, self.index = split, open_index(split.file)
+        self.numbers = split.numbers(len(self.index.start))
+        self._file = os.open(split.file, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
 
-def image_names(row: Mapping[str, Any]) -> list[str]:
-    """The images of a row: none, one path, or a list of paths."""
-    image = row.get("image")
-    if image is None or image == "":
-        return []
-    return list(image) if isinstance(image, list) else [image]
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, place: int) -> Any:
+        number = self.numbers[place]
+        size, start = int(self.index.size[number]), int(self.index.start[number])
+        # Unlike a mapping of the file, what is read so is never counted to a worker's own memory.
+        content = os.pread(self._file, size, start)
+        try:
+            return json.loads(content.decode())
+        except ValueError as error:
+            raise DataError("the file was changed since it was opened; start again.") from error
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[place] for place in range(len(self)))
+
+    def __reduce__(self) -> Any:
+        return Rows, (self.split,)  # a started, not forked, worker opens the file by itself
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """`[R]` words of each row, at least 1; negative for rows without image, as in LLaVA."""
+        numbers = np.asarray(self.numbers)
+        words = np.maximum(self.index.words[numbers], 1)
+        return np.where(self.index.image[numbers], words, -words)
 
 
 class Conversations(Dataset[Sample]):
@@ -46,16 +71,22 @@ class Conversations(Dataset[Sample]):
         split: which rows.
         processor: turns text and images into ids and pixels.
         max_length: most ids a sample may have.
+        too_long: what becomes of longer ones, `refuse` or `cut`.
         on_error: `raise`, or `skip`: a bad row's place is taken by the next good one, whatever
             process loads it; the sample's `meta["skipped"]` says which rows were bad and why.
     """
 
     def __init__(
-        self, split: Split, processor: Any, max_length: int = 2048, on_error: OnError = "raise"
+        self,
+        split: Split,
+        processor: Any,
+        max_length: int = 2048,
+        on_error: OnError = "raise",
+        too_long: TooLong = "refuse",
     ):
         self.split, self.processor = split, processor
-        self.max_length, self.on_error = max_length, on_error
-        self.rows = read_rows(split)
+        self.max_length, self.on_error, self.too_long = max_length, on_error, too_long
+        self.rows = Rows(split)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -69,54 +100,63 @@ class Conversations(Dataset[Sample]):
         skipped: dict[tuple[str, int], str] = {}
         for step in range(len(self)):
             place = (index + step) % len(self)
+            number = self.number_of(place)
             try:
                 sample = self.make(place)
             except DataError as error:
-                message = f"Row {self.row_of(place)} of {self.split.file}: {error}"
+                message = f"Row {number} of {self.split.file}: {error}"
                 if self.on_error == "raise":
                     raise DataError(message) from error
-                skipped[str(self.split.file), self.row_of(place)] = message
+                skipped[str(self.split.file), number] = message
             else:
                 sample.meta["skipped"] = skipped
                 return sample
         raise DataError(f"Every row of {self.split.file} is bad; the last one: {message}")
 
-    def row_of(self, index: int) -> int:
-        """Number of the row, from 0, that a place comes from."""
-        return index
+    def number_of(self, index: int) -> int:
+        """Number, from 0, of the file's row that a place comes from."""
+        return int(self.rows.numbers[index])
 
     def make(self, index: int) -> Sample:
         """The sample of one place, or a DataError."""
-        return self.sample(index, self.turns(index), image_names(self.rows[index]))
+        row = self.rows[index]
+        return self.sample(index, row, answered_turns(row), image_names(row))
 
-    def turns(self, row: int) -> list[Turn]:
-        """The conversation of a row, every question answered."""
-        if not isinstance(self.rows[row], Mapping):
-            raise DataError("it is no mapping with `image` and `conversations`.")
-        turns = read_turns(self.rows[row].get("conversations"))
-        if turns[-1].role != "assistant":
-            raise DataError("the last turn has no answer; add it or drop the turn.")
-        return turns
-
-    def sample(self, row: int, turns: Sequence[Turn], images: Sequence[str], **meta: Any) -> Sample:
+    def sample(
+        self, index: int, row: Any, turns: Sequence[Turn], images: Sequence[str], **meta: Any
+    ) -> Sample:
         """Ids, labels and pixels of turns and images of a row."""
-        content = self.rows[row]
-        ids, labels = self.processor.encode(
-            turns, len(images), self.split.template, self.max_length
-        )
-        root = self.split.image_root
+        most = self.max_length if self.too_long == "refuse" else None
+        ids, labels = self.processor.encode(turns, len(images), self.split.template, most)
+        if len(ids) > self.max_length:
+            ids, labels = cut(ids, labels, self.max_length, self.processor.image_token_id)
+        root, number = self.split.image_root, self.number_of(index)
         return Sample(
             input_ids=ids,
             labels=labels,
             images=[self.processor.transform(open_image(root, name)) for name in images],
-            sample_id=row,
+            sample_id=number,
             meta={
-                "id": str(content.get("id", row)),
-                "family": content.get("family"),
-                "difficulty": content.get("difficulty"),
+                "id": str(row.get("id", number)),
+                "family": row.get("family"),
+                "difficulty": row.get("difficulty"),
                 **meta,
             },
         )
+
+
+def answered_turns(row: Any) -> list[Turn]:
+    """The conversation of a row, every question answered.
+
+    Raises:
+        DataError: if it is none; see `read_turns`.
+    """
+    if not isinstance(row, Mapping):
+        raise DataError("it is no mapping with `image` and `conversations`.")
+    turns = read_turns(row.get("conversations"))
+    if turns[-1].role != "assistant":
+        raise DataError("the last turn has no answer; add it or drop the turn.")
+    return turns
 
 
 class Questions(Conversations):
@@ -128,32 +168,33 @@ class Questions(Conversations):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.places = [
-            (row, turn) for row in range(len(self.rows)) for turn in range(self._answers(row))
-        ]
+        answers = np.array([self._answers(row) for row in self.rows])
+        self.places = np.repeat(np.arange(len(answers)), answers)
+        self.first = np.cumsum(answers) - answers  # place of each row's first question
 
-    def _answers(self, row: int) -> int:
+    def _answers(self, row: Any) -> int:
         try:
-            return len(self.turns(row)) // 2
+            return len(answered_turns(row)) // 2
         except DataError:
             return 1  # one place at which `on_error` applies
 
     def __len__(self) -> int:
         return len(self.places)
 
-    def row_of(self, index: int) -> int:
-        """See `Conversations.row_of`."""
-        return self.places[index][0]
+    def number_of(self, index: int) -> int:
+        """See `Conversations.number_of`."""
+        return super().number_of(self.places[index])
 
     def make(self, index: int) -> Sample:
         """See `Conversations.make`."""
-        row, turn = self.places[index]
-        turns, images = self.turns(row), image_names(self.rows[row])
+        place = self.places[index]
+        turn, row = index - int(self.first[place]), self.rows[place]
+        turns, images = answered_turns(row), image_names(row)
         place_images(turns, len(images))
         question, answer = turns[2 * turn : 2 * turn + 2]
         shown = turns[: 2 * turn + 1]
         marks = sum(one.text.count(IMAGE) for one in shown)
         sample = self.sample(
-            row, shown, images[:marks], turn=turn, question=question.text, answer=answer.text
+            index, row, shown, images[:marks], turn=turn, question=question.text, answer=answer.text
         )
         return replace(sample, labels=[IGNORE] * len(sample.labels))

@@ -7,6 +7,8 @@ from typing import Literal
 import numpy as np
 from torch.utils.data import Sampler
 
+from dpn.data.grouping import Group, grouped_order
+
 
 class BatchSampler(Sampler[list[int]]):
     """Batches of one rank, from any optimizer step on.
@@ -29,6 +31,8 @@ class BatchSampler(Sampler[list[int]]):
                 (evaluation): a smaller last batch,
             shared by the ranks; a rank that would get nothing repeats the last sample, so that all
             have equally many batches.
+        group: how shuffled samples are put together, see `grouped_order`; `none`: at random.
+        lengths: `[size]` for `group`, see there.
     """
 
     def __init__(
@@ -42,11 +46,15 @@ class BatchSampler(Sampler[list[int]]):
         rank: int = 0,
         world: int = 1,
         last: Literal["fill", "drop", "keep"] = "fill",
+        group: Group = "none",
+        lengths: np.ndarray | None = None,
     ):
         self.size, self.batch_size, self.shuffle, self.seed = size, batch_size, shuffle, seed
         self.accumulate, self.rank, self.world, self.last = accumulate, rank, world, last
+        self.group, self.lengths = group, lengths
         self.position = 0
         everywhere = batch_size * world
+        size = len(self._samples(0))
         if last == "keep":
             self.batches = -(-size // everywhere)
         else:
@@ -58,6 +66,8 @@ class BatchSampler(Sampler[list[int]]):
             raise ValueError(
                 f"{size} samples do not fill one optimizer step of {everywhere * accumulate};"
                 " use a smaller `data.batch_size`, or `data.last_batch=fill`."
+                + " `data.group=dpn` leaves out the rest of either kind."
+                * (group == "dpn")
             )
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, int))
 
@@ -90,11 +100,19 @@ class BatchSampler(Sampler[list[int]]):
     def order(self, epoch: int) -> np.ndarray:
         """All samples of an epoch in order, as far as they make up batches."""
         if self._order[0] != epoch:
-            if self.shuffle:
-                order = np.random.default_rng([self.seed, epoch]).permutation(self.size)
-            else:
-                order = np.arange(self.size)
+            order = self._samples(epoch)
             if self.last != "keep":
                 order = np.resize(order, self.batches * self.batch_size * self.world)
             self._order = (epoch, order)
         return self._order[1]
+
+    def _samples(self, epoch: int) -> np.ndarray:
+        """The samples that take part in an epoch, in order; equally many in each."""
+        if not self.shuffle:
+            return np.arange(self.size)
+        rng = np.random.default_rng([self.seed, epoch])
+        if self.group == "none" or self.lengths is None:
+            return rng.permutation(self.size)
+        return grouped_order(
+            self.lengths, self.group, self.batch_size, self.world, self.accumulate, rng
+        )

@@ -50,7 +50,9 @@ def test_recipes_are_those_of_the_papers(name):
     assert trainer.strategy.config.zero_optimization.stage == stage
     assert (config.model.vision.image_size, config.model.processor.image_mode) == (pixels, mode)
     pretraining = name.endswith("pretrain")
-    assert config.data.template == ("plain" if pretraining else None)
+    assert config.data.template == ("plain" if pretraining else "v1")
+    family = "dpn" if name.startswith("dpn") else "llava_hr" if "hr" in name else "llava"
+    assert config.data.group == ("none" if pretraining else family)
     assert config.model.processor.template == "v1"
     assert (config.init.projector is None) == pretraining
     text = config.model.text

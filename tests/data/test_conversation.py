@@ -1,3 +1,8 @@
+import json
+import random
+import re
+from collections import Counter
+
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -26,17 +31,38 @@ CONVERSATIONS = {
 
 
 def llama_like():
-    """SentencePiece's habits: no bytes, blanks as a letter, a blank put before every piece."""
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=False))
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
-    tokenizer.decoder = decoders.Metaspace()
-    special = ["<unk>", "<s>", "</s>", IMAGE, ROUTER]
-    tokenizer.train_from_iterator(
-        CORPUS, trainers.BpeTrainer(special_tokens=special, show_progress=False)
+    """Llama's tokenizer in small: pieces of SentencePiece, bytes for what it has no piece for, a
+    blank put before every text between special tokens (`legacy=True`)."""
+    special = ["<unk>", "<s>", "</s>"]
+    letters = Tokenizer(models.BPE())
+    letters.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    letters.train_from_iterator(
+        [text.replace("\n", " ") for text in CORPUS],
+        trainers.BpeTrainer(special_tokens=special, show_progress=False),
+    )
+    learned = json.loads(letters.to_str())["model"]
+    pieces = [piece for piece in learned["vocab"] if piece not in special]
+    pieces = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), *pieces]
+    model = models.BPE(
+        {piece: number for number, piece in enumerate(pieces)},
+        [tuple(merge) for merge in learned["merges"]],
+        unk_token="<unk>",
+        fuse_unk=True,
+        byte_fallback=True,
+    )
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        extra_special_tokens=[IMAGE, ROUTER],
     )
 
 
@@ -69,10 +95,8 @@ def naive_llava(messages, tokenizer):
         value = message["value"]
         if IMAGE in value:
             value = IMAGE + "\n" + value.replace(IMAGE, "").strip()
-        if message["from"] == "human":
-            text += "USER: " + value + " "
-        else:
-            text += "ASSISTANT: " + value + "</s>"
+        role, end = ("USER", " ") if message["from"] == "human" else ("ASSISTANT", "</s>")
+        text += f"{role}: {value}{end}" if value else f"{role}:"
     ids = ids_of(text)
     labels = list(ids)
     labels[0] = -100
@@ -81,13 +105,13 @@ def naive_llava(messages, tokenizer):
         if text_round == "":
             break
         parts = text_round.split(" ASSISTANT: ")
-        assert len(parts) == 2
+        if len(parts) != 2:
+            break
         round_length = len(ids_of(text_round))
         instruction_length = len(ids_of(parts[0] + " ASSISTANT: ")) - 2
         labels[cur : cur + instruction_length] = [-100] * instruction_length
         cur += round_length
-    assert cur == len(ids)
-    return ids, labels
+    return ids, labels if cur == len(ids) else [-100] * len(ids)
 
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
@@ -95,6 +119,101 @@ def test_v1_equals_the_procedure_of_llava(name, tokenizer):
     messages, images = CONVERSATIONS[name]
     got = encode(read_turns(messages), images, tokenizer, TEMPLATES["v1"], router=False)
     assert got == naive_llava(messages, tokenizer)
+
+
+WORDS = [
+    *(
+        "hi",
+        "What colour is the cat?",
+        "12",
+        "birds,",
+        "I think.",
+        "Où",
+        "在哪里",
+        "🐈‍⬛",
+        "é",
+        "x" * 20,
+    ),
+    *(
+        " ",
+        "  ",
+        "\n",
+        "\t",
+        "\n\n",
+        " .",
+        "-",
+        "{eos}",
+        "USER: ",
+        "ASSISTANT",
+        "ASSISTANT:",
+        "<",
+        "▁",
+    ),
+]
+ODD = ["</s>", " ASSISTANT: ", " ASSISTANT:", "ASSISTANT: ", "</s>USER: ", "<s>", "<0x0A>", ""]
+
+
+def odd_conversation(rng):
+    """Turns of random words; about every second conversation has something odd in it."""
+    odd = rng.random() < 0.5
+
+    def text(least):
+        words = rng.choices(WORDS, k=rng.randint(least, 5))
+        if odd and rng.random() < 0.3:
+            words.insert(rng.randint(0, len(words)), rng.choice(ODD))
+        return rng.choice(["", " "]).join(words)
+
+    messages = [gpt(text(1))] if rng.random() < 0.1 else []
+    for _ in range(rng.randint(1, 4)):
+        question = text(0 if odd else 1)
+        if rng.random() < 0.3:
+            place = rng.randint(0, len(question))
+            question = question[:place] + IMAGE + question[place:]
+        messages += [human(question), gpt(text(0 if odd else 1))]
+    return messages
+
+
+# Refused although LLaVA would train: blank answers, and texts that it would take for other turns.
+STRICTER = r"turn \d+ is empty|holds the reserved token|within a text, where no answer"
+
+
+def test_v1_equals_the_procedure_of_llava_or_refuses_what_it_masks(tokenizer):
+    """Where LLaVA would mask the whole sample, the row is refused and says which turn is wrong."""
+
+    def try_to_encode(messages):
+        images = sum(IMAGE in m["value"] for m in messages if m["from"] == "human")
+        try:
+            return encode(read_turns(messages), images, tokenizer, TEMPLATES["v1"], router=False)
+        except DataError as error:
+            return str(error)
+
+    rng = random.Random(0)
+    outcomes = Counter()
+    for _ in range(1500):
+        messages = odd_conversation(rng)
+        expected, got = naive_llava(messages, tokenizer), try_to_encode(messages)
+        if set(expected[1]) == {-100}:
+            assert re.search(r"(turn|round) \d", got), messages
+            outcomes["masked"] += 1
+        elif isinstance(got, str):
+            assert re.search(STRICTER, got), messages
+            outcomes["stricter"] += 1
+        else:
+            assert got == expected, messages
+            outcomes["equal"] += 1
+    assert min(outcomes.values()) > 30
+    assert outcomes["equal"] > 600
+
+
+def test_text_after_an_image_gets_a_leading_piece_of_its_own():
+    tokenizer = llama_like()
+    turns = read_turns([human(f"{IMAGE}\nWhat?"), gpt("It is.")])
+    ids, labels = encode(turns, 1, tokenizer, TEMPLATES["v1"], router=False)
+    pieces = tokenizer.convert_ids_to_tokens(ids)
+    place = pieces.index(IMAGE)
+    assert pieces[place - 1 : place + 4] == ["▁", IMAGE, "▁", "<0x0A>", "What"]
+    answer = [piece for piece, label in zip(pieces, labels, strict=True) if label != -100]
+    assert answer == ["▁It", "▁is", ".", "</s>"]
 
 
 def test_plain_supervises_everything_after_the_image(tokenizer):
@@ -138,6 +257,12 @@ def test_ids_before_the_first_answer_do_not_change_when_answers_do(tokenizer):
         (["hello"], 0, "turn 1 is 'hello'; it must be a mapping"),
         ([{"from": "robot", "value": "hi"}], 0, "turn 1 has the unknown role 'robot'; known are"),
         ([human("hi"), {"from": "gpt"}], 0, "turn 2 has no text"),
+        ([human("hi"), {"from": "gpt", "value": [{"type": "audio"}]}], 0, "turn 2 has no text"),
+        ([{"from": ["human"], "value": "hi"}], 0, r"the unknown role \['human'\]"),
+        ([human("\ud83d"), gpt("ho")], 0, "turn 1 holds half a letter"),
+        ([human(""), gpt("ho")], 0, "the question in turn 1 is empty"),
+        ([human("the ASSISTANT: a"), gpt("ho")], 0, "round 1 holds ' ASSISTANT: ' within a text"),
+        ([*BIRDS, human("hi"), gpt("a ASSISTANT: b")], 0, "round 2 holds ' ASSISTANT: ' within"),
         ([human("hi"), gpt(" \n")], 0, "the answer in turn 2 is empty"),
         ([human("hi"), human("ho")], 0, "two turns of the human follow each other"),
         ([human("hi"), gpt("ho")], 1, "hold 0 <image> marks but the row has 1 images"),

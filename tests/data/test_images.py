@@ -97,7 +97,7 @@ def test_broken_images_are_named(tmp_path):
     (tmp_path / "flipped.png").write_bytes(flipped)
     problems = {
         "missing.png": "does not exist",
-        "empty.png": "is an empty file",
+        "empty.png": "corrupt, an empty file",
         **dict.fromkeys(["text.png", "cut.png", "cut.jpg", "flipped.png"], "corrupt or truncated"),
     }
     for name, problem in problems.items():
@@ -108,3 +108,21 @@ def test_broken_images_are_named(tmp_path):
     for name in (None, "", 3, "a\0b"):
         with pytest.raises(DataError, match="must be a path relative to"):
             open_image(tmp_path, name)
+
+
+def test_a_missing_file_is_looked_up_under_other_extensions_inside_the_folder(tmp_path):
+    root = tmp_path / "root"
+    root.mkdir()
+    picture(9, 8).save(root / "1.0.gif")
+    picture(7, 8).save(root / "renamed.gif")
+    (root / "renamed.gif").rename(root / "renamed.jpg")
+    assert open_image(root, "1.0.jpg").size == (9, 8)
+    assert open_image(root, "renamed.jpg").size == (7, 8)
+    picture(5, 5).save(root / "1.0.jpg")
+    assert open_image(root, "1.0.jpg").size == (5, 5)  # its own extension comes first
+    picture(9, 8).save(tmp_path / "out.gif")
+    (root / "link.gif").symlink_to(tmp_path / "out.gif")
+    with pytest.raises(DataError, match=r"'link.jpg' lies outside"):
+        open_image(root, "link.jpg")
+    with pytest.raises(DataError, match=r"gone\.jpg does not exist"):
+        open_image(root, "gone.jpg")

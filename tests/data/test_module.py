@@ -7,6 +7,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 import dpn.data
+from dpn.data.batch import DataError
 from tests.data.conftest import gpt, human, row
 
 
@@ -176,3 +177,41 @@ def test_missing_files_are_told_all_at_once(write, processor):
         "`data.image_root=none` is no folder; give the images'.",
         "`data.template=v2` is unknown; there is plain, v1, short.",
     ]
+
+
+@pytest.mark.parametrize(("holdout", "count"), [(3, 3), (0.25, 5), (0.26, 5)])
+def test_held_out_rows_are_the_same_for_all_seeds_and_never_trained_on(
+    holdout, count, write, processor
+):
+    file = write(answers_of(20))
+
+    def rows_of(seed, **options):
+        data = data_of(file, processor, batch_size=1, seed=seed, holdout=holdout, **options)
+        loaders = data.train_dataloader(), data.val_dataloader(), data.predict_dataloader()
+        train, val, prompts = (
+            [number for batch in loader for number in batch.sample_ids.tolist()]
+            for loader in loaders
+        )
+        assert prompts == val == sorted(val)
+        return train, val
+
+    (train, val), (shuffled, again) = rows_of(0), rows_of(1)
+    assert val == again
+    assert train != shuffled
+    assert len(val) == count
+    assert sorted(train + val) == sorted(shuffled + val) == list(range(20))
+    assert rows_of(0, holdout_seed=1)[1] != val
+    fewer, held = rows_of(0, train_rows=10 + count)
+    assert sorted(fewer + held) == list(range(10 + count))
+
+
+def test_impossible_held_out_splits_are_refused(write, processor):
+    file = write(answers_of(4))
+    whole = data_of(file, processor, holdout=4)
+    with pytest.raises(DataError, match=r"`data.holdout=4` of 4 rows leaves no row to train on"):
+        whole.train_dataloader()
+    for amount in (-1, 0, 1.5):
+        (found,) = data_of(file, processor, holdout=amount).source.check()
+        assert found.startswith(f"`data.holdout={amount}` is not possible")
+    (found,) = data_of(file, processor, holdout=1, val_file=str(file)).source.check()
+    assert found.startswith("`data.val_file` and `data.holdout` both say")

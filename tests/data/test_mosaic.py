@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 import dpn.data
 from dpn.data.base import Source
 from dpn.data.mosaic import Mosaic, is_complete
-from dpn.data.rows import Conversations, read_rows
+from dpn.data.rows import Conversations, Rows
 from dpn.data.tokenizer import train_tokenizer
 from dpn.processor import DPNProcessor
 
@@ -223,7 +223,7 @@ def test_rows_take_the_path_of_any_llava_file(mosaic):
     sample = captions[0]
     supervised = data.processor.decode([i for i in sample.labels if i >= 0])
     assert supervised == rows_of(mosaic, "val", "captions")[0]["conversations"][1]["value"]
-    assert read_rows(data.source.split("val")) == rows_of(mosaic, "val", "questions")
+    assert list(Rows(data.source.split("val"))) == rows_of(mosaic, "val", "questions")
     words = data.processor.tokenizer.tokenize(
         " How many digits are in the top left quadrant? 1234567"
     )

@@ -5,7 +5,7 @@ import pytest
 
 from dpn.data.base import Split
 from dpn.data.batch import DataError
-from dpn.data.rows import Conversations, Questions, read_rows
+from dpn.data.rows import Conversations, Questions, Rows
 from tests.data.conftest import gpt, human, row
 
 SEEN = human("<image>\nWhat colour is the cat?")
@@ -116,10 +116,30 @@ def test_bad_rows_of_questions_obey_on_error(write, processor):
 
 def test_files_that_are_no_rows(tmp_path, write):
     with pytest.raises(DataError, match="does not exist"):
-        read_rows(split_of(tmp_path / "none.json"))
+        Rows(split_of(tmp_path / "none.json"))
     for content in ("{", "{}", "[]", json.dumps("rows")):
         file = tmp_path / "bad.json"
         file.write_text(content)
         with pytest.raises(DataError, match=r"bad\.json (is no valid JSON|must hold a JSON array)"):
-            read_rows(split_of(file))
-    assert len(read_rows(split_of(write([row(0), row(1)]), rows=1))) == 1
+            Rows(split_of(file))
+    assert len(Rows(split_of(write([row(0), row(1)]), rows=1))) == 1
+
+
+def test_long_rows_are_cut_to_what_llava_trains_on(write, processor):
+    text = row(0, human("hi"), gpt("ho"), human("hi"), gpt("one two three four five six"))
+    rows = [
+        text,
+        row(1, human("hi " * 99), gpt("ho")),
+        row(2, human("hi " * 40), gpt("ho"), SEEN, gpt("red"), image="red.png"),
+    ]
+    file = write(rows)
+    whole = dataset(file, processor, max_length=9999)[0]
+    most = len(whole.input_ids) - 3
+    cut = dataset(file, processor, max_length=most, too_long="cut")
+    assert (cut[0].input_ids, cut[0].labels) == (whole.input_ids[:most], whole.labels[:most])
+    with pytest.raises(DataError, match=r"Row 1 .*: no answer begins within the first \d+ ids"):
+        cut[1]
+    with pytest.raises(DataError, match=r"Row 2 .*: an image comes after the first \d+ ids"):
+        cut[2]
+    with pytest.raises(DataError, match=r"Row 0 .*the maximum is \d+; raise `data.max_length`"):
+        dataset(file, processor, max_length=most)[0]
