@@ -25,6 +25,7 @@ from dpn.sections import SCHEDULE_KEYS, Schedule
 
 if TYPE_CHECKING:  # Lightning takes seconds to import, and a model needs none of it
     from lightning.pytorch import Trainer
+    from lightning.pytorch.strategies import Strategy
 
     from dpn.callbacks import Clock
     from dpn.data.module import DataModule
@@ -103,24 +104,27 @@ def model(config: DictConfig, words: DPNProcessor) -> DPNForConditionalGeneratio
 
 
 def trained(
-    config: DictConfig, model: DPNForConditionalGeneration, words: DPNProcessor, run: RunFolder
+    config: DictConfig,
+    model: DPNForConditionalGeneration,
+    words: DPNProcessor,
+    run: RunFolder,
+    strategy: "Strategy",
 ) -> DPNForConditionalGeneration:
     """A whole model without LoRA from what was trained; a sharded one goes by way of the folder."""
-    from dpn.sharding import is_sharded, whole_state
-
-    if not is_sharded(model):
+    if not hasattr(strategy, "whole_state"):
         lora.merge(model.language)
         return model
-    state, place = whole_state(model), run.path / "model"
+    state, place = strategy.whole_state(), run.path / "model"
     if run.writer:
         with torch.device("meta"):
             whole = DPNForConditionalGeneration(model.config)
         if config.stage.lora is not None:
             lora.add(whole.language, **plain(config.stage.lora))
-        whole.load_state_dict(state, assign=True)
+        own = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
+        whole.load_state_dict(own, assign=True)
         lora.merge(whole.language)
         inference.save(whole, words, place)
-    torch.distributed.barrier()
+    strategy.barrier()
     return DPNForConditionalGeneration.from_pretrained(place)
 
 

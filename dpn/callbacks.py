@@ -19,7 +19,7 @@ from rich.progress import Progress as Bar
 
 from dpn.files import atomic_path
 from dpn.run_folder import Interrupted, RunError, StopRequest
-from dpn.sharding import SIZES
+from dpn.strategies import SIZES
 
 log = logging.getLogger(__name__)
 progress_log = logging.getLogger("dpn.progress")
@@ -258,7 +258,7 @@ def _file_damage(path: Path) -> str | None:
 
 
 def _folder_damage(path: Path) -> str | None:
-    """A sharded checkpoint, see `dpn.sharding`, knows how large its files are."""
+    """A sharded checkpoint, see `dpn.strategies`, knows how large its files are."""
     try:
         sizes = json.loads((path / SIZES).read_text())
         wrong = [n for n, size in sizes.items() if (path / n).stat().st_size != size]

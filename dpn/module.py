@@ -20,7 +20,6 @@ from dpn.losses import RoutingLoss
 from dpn.model import DPNForConditionalGeneration
 from dpn.routers.base import Trace
 from dpn.sections import Schedule
-from dpn.sharding import is_sharded, shard
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +67,9 @@ class DPNModule(LightningModule):
     def configure_model(self) -> None:
         """Shard the model, where the strategy has a mesh to shard it over."""
         mesh = self.device_mesh
-        if mesh is not None and not is_sharded(self.model):
+        if mesh is not None:
+            from dpn.strategies import shard
+
             half = torch.bfloat16 if str(self.trainer.precision).startswith("bf16") else None
             shard(self.model, self.routing_loss, mesh, half)
 
@@ -123,7 +124,10 @@ class DPNModule(LightningModule):
         window = torch.tensor(float(batch.window_tokens), device=self.device)
         total = self.trainer.strategy.reduce(window, reduce_op="sum")
         assert isinstance(total, Tensor)
-        copies = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        accumulate = self.trainer.accumulate_grad_batches
+        copies = accumulate * self.trainer.world_size
+        if self.trainer.strategy.handles_gradient_accumulation:  # DeepSpeed divides once more
+            copies *= accumulate
         return total.clamp(min=1), copies  # a window without supervised tokens has loss 0, not NaN
 
     def _log_step(

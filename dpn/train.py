@@ -50,7 +50,7 @@ def _run(request: Request, folder: RunFolder) -> None:
     checkpoint = latest_checkpoint(folder.path / "checkpoints")
     trainer.fit(build.module(config, model), source, ckpt_path=checkpoint)
 
-    model = build.trained(config, model, processor, folder)
+    model = build.trained(config, model, processor, folder, trainer.strategy)
     model.to(trainer.strategy.root_device)  # Lightning leaves it on the CPU
     if model.router.calibrated and model.router.keep is not None:
         calibrate(model, inference.training_prompts(source, model.device))

@@ -28,7 +28,7 @@ def test_places(monkeypatch, tmp_path):
     assert hub.why_missing("meta/model") == (
         "does not exist here, and the Hugging Face Hub can not be reached"
     )
-    with pytest.raises(FileNotFoundError, match="meta/model does not exist here, .* a Hub id"):
+    with pytest.raises(FileNotFoundError, match=r"meta/model does not exist here, .* a Hub id"):
         hub.find("meta/model")
 
 

@@ -1,0 +1,132 @@
+"""Engines that share out weights, gradients and optimizer over the processes: FSDP2 and ZeRO.
+
+What is shared out as one unit is a decoder layer, a gate, or what else is called outside of the
+layers. Every process calls all units of a step in the same order, whatever its samples and their
+routes are.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy, Strategy
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from dpn.decoder.layer import DecoderLayer
+from dpn.files import write_json
+from dpn.model import DPNForConditionalGeneration
+from dpn.routers.dpe import GATES
+from dpn.vision.base import VisionTower
+
+#: File of a checkpoint folder that holds the size of each other file in bytes.
+SIZES = "sizes.json"
+_GATES = tuple(GATES.values())
+
+
+class FSDP2(ModelParallelStrategy):
+    """Lightning's ModelParallelStrategy with data parallelism alone, over all processes.
+
+    A checkpoint is a folder with a file of each process.
+    """
+
+    def setup_environment(self) -> None:
+        """Before the mesh is made: one axis over all processes."""
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        self._tensor_parallel_size = 1
+        super().setup_environment()
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None
+    ) -> None:
+        """See the base class; the folder gets its name once it is whole."""
+        with _whole_folder(self, filepath) as fresh:
+            super().save_checkpoint(checkpoint, fresh, storage_options)
+
+    def whole_state(self) -> dict[str, Any]:
+        """All weights of the module on the CPU of the first process; empty on the others."""
+        assert self.lightning_module is not None
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        return get_model_state_dict(self.lightning_module, options=options)
+
+
+class ZeRO(DeepSpeedStrategy):
+    """Lightning's DeepSpeedStrategy with our units, and complete checkpoint folders."""
+
+    def setup(self, trainer: Any) -> None:
+        """Before DeepSpeed sees the module: what it has to gather as a whole."""
+        from deepspeed.utils import set_z3_leaf_modules
+
+        assert self.model is not None
+        kinds = {type(module) for module in self.model.modules()}
+        units = [kind for kind in kinds if issubclass(kind, (DecoderLayer, VisionTower, *_GATES))]
+        set_z3_leaf_modules(self.model, units)
+        super().setup(trainer)
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None
+    ) -> None:
+        """See `FSDP2.save_checkpoint`."""
+        with _whole_folder(self, filepath) as fresh:
+            super().save_checkpoint(checkpoint, fresh, storage_options)
+
+    def whole_state(self) -> dict[str, Any]:
+        """See `FSDP2.whole_state`."""
+        import deepspeed
+
+        assert self.lightning_module is not None
+        state = {}
+        for name, tensor in self.lightning_module.state_dict(keep_vars=True).items():
+            with deepspeed.zero.GatheredParameters([tensor], enabled=self.zero_stage_3):
+                if self.is_global_zero:
+                    state[name] = tensor.detach().cpu().clone()
+        return state
+
+
+@contextmanager
+def _whole_folder(strategy: Strategy, filepath: Any) -> Iterator[Path]:
+    """A folder beside `filepath` for all processes to write to; takes its place at the end."""
+    path = Path(strategy.broadcast(filepath))
+    fresh = path.with_name(f".{path.name}.tmp")
+    yield fresh
+    strategy.barrier()
+    if strategy.is_global_zero:
+        files = [file for file in fresh.rglob("*") if file.is_file()]
+        sizes = {str(file.relative_to(fresh)): file.stat().st_size for file in files}
+        write_json(fresh / SIZES, sizes)
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(fresh, path)
+    strategy.barrier()
+
+
+def shard(
+    model: DPNForConditionalGeneration,
+    routing_loss: nn.Module,
+    mesh: DeviceMesh,
+    half: torch.dtype | None,
+) -> None:
+    """Shard a model with FSDP2, in place; a second time changes nothing.
+
+    Args:
+        model: as it was built.
+        routing_loss: whose value heads are sharded too.
+        mesh: of all processes.
+        half: what to compute in; None: as the weights are.
+    """
+    if any(isinstance(p, DTensor) for p in model.parameters()):
+        return
+    for module in (*model.router.modules(), *routing_loss.modules()):
+        if isinstance(module, _GATES):  # computes in fp32
+            fully_shard(module, mesh=mesh)
+    language = model.language
+    units = [*language.layers, language.embed_tokens, language.norm, model.lm_head]
+    policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32)
+    for unit in (*units, model.vision, model.projector, model):
+        fully_shard(unit, mesh=mesh, mp_policy=policy)
