@@ -68,11 +68,15 @@ def _find(root: Path, name: Any) -> Path:
         )
     path = root / name
     for place in (path, *(path.with_suffix(suffix) for suffix in SUFFIXES)):
-        if Path(name).is_absolute() or not place.resolve().is_relative_to(root.resolve()):
+        try:
+            inside, there = place.resolve().is_relative_to(root.resolve()), place.is_file()
+        except (OSError, UnicodeEncodeError) as error:  # too long, not allowed, half a letter
+            raise MissingImageError(f"image {name!r} can not be looked up ({error}).") from error
+        if Path(name).is_absolute() or not inside:
             raise OutsideImageError(
                 f"image {name!r} lies outside of the image folder {root}; move it inside."
             )
-        if place.is_file():
+        if there:
             return place
     raise MissingImageError(
         f"image {path} does not exist; check the image folder and the row's path."

@@ -183,10 +183,10 @@ MANIFEST = "manifest.json"
 
 
 def digest(folder: Path) -> str:
-    """Fingerprint of the names and bytes of all files but the manifest."""
+    """Fingerprint of the names and bytes of all files but the manifest and the rows' indices."""
     total = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != MANIFEST:
+        if path.is_file() and path.name != MANIFEST and not path.name.startswith("."):
             content = hashlib.sha256(path.read_bytes()).hexdigest()
             total.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())
     return total.hexdigest()

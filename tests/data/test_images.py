@@ -126,3 +126,6 @@ def test_a_missing_file_is_looked_up_under_other_extensions_inside_the_folder(tm
         open_image(root, "link.jpg")
     with pytest.raises(DataError, match=r"gone\.jpg does not exist"):
         open_image(root, "gone.jpg")
+    for name in ("x" * 300, "\ud83d.jpg"):
+        with pytest.raises(DataError, match="can not be looked up"):
+            open_image(root, name)

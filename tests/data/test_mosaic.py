@@ -10,6 +10,7 @@ from sklearn.datasets import load_digits
 
 import dpn.data
 from dpn.data.base import Source
+from dpn.data.index import open_index
 from dpn.data.mosaic import Mosaic, is_complete
 from dpn.data.rows import Conversations, Rows
 from dpn.data.tokenizer import train_tokenizer
@@ -171,18 +172,26 @@ def damage_half_written(folder):
     (folder / "manifest.json").unlink()
 
 
-@pytest.mark.parametrize(
-    "damage", [damage_nothing, damage_bytes, damage_missing, damage_half_written]
-)
+def keep_an_index(folder):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dpn.data.index, "SMALL", 0)
+        open_index(folder / "train-questions.json")
+    assert list(folder.glob(".*.arrow"))
+
+
+HARMLESS = [damage_nothing, keep_an_index]
+
+
+@pytest.mark.parametrize("damage", [*HARMLESS, damage_bytes, damage_missing, damage_half_written])
 def test_damaged_folders_are_written_again_and_whole_ones_left_alone(damage, mosaic, tmp_path):
     copy = Mosaic(root=str(tmp_path), **SIZES)
     shutil.copytree(mosaic.folder, copy.folder)
     (copy.folder / "marker").mkdir()
     damage(copy.folder)
-    assert is_complete(copy.folder) == (damage is damage_nothing)
+    assert is_complete(copy.folder) == (damage in HARMLESS)
     copy.prepare()
     assert is_complete(copy.folder)
-    assert (copy.folder / "marker").exists() == (damage is damage_nothing)
+    assert (copy.folder / "marker").exists() == (damage in HARMLESS)
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [copy.folder.name]
 
 

@@ -1,0 +1,229 @@
+"""Read a whole data set and say what is in it and what is wrong with it.
+
+    python tools/check_data.py data=llava_665k paths.data_root=/data
+    python tools/check_data.py data=llava_json data.train_file=FILE data.image_root=FOLDER
+
+Every row is read and every image decoded, by `data.num_workers` processes. Bad rows are listed at
+the end; then the command exits with 1.
+"""
+
+import heapq
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+from torch.utils.data import DataLoader, Dataset
+
+from dpn import build, data
+from dpn.config import ConfigError, Request, check_part
+from dpn.data.base import Source, Split
+from dpn.data.batch import DataError
+from dpn.data.conversation import checked_pieces, count_words, cut, image_names, template
+from dpn.data.images import CorruptImageError, MissingImageError, OutsideImageError, open_image
+from dpn.data.rows import Rows, answered_turns
+from dpn.data.tokenizer import EOS
+from dpn.inference import progress
+from dpn.launch import front_door
+from dpn.processor import DPNProcessor
+from dpn.schema import check_arguments
+
+KINDS = {
+    MissingImageError: "missing image",
+    CorruptImageError: "corrupt image",
+    OutsideImageError: "image outside of the folder",
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Schema of the config.
+
+    Attributes:
+        data: section `data`.
+        paths: section `paths`.
+        split: which rows.
+        tokenizer: folder or Hub name; None measures in words.
+        examples: bad rows of each kind, and longest rows, to show.
+        seed: of the data's order.
+    """
+
+    data: dict[str, Any]
+    paths: dict[str, Any]
+    split: Literal["train", "val"]
+    tokenizer: str | None
+    examples: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was seen of a row.
+
+    Attributes:
+        number: of the row in the file.
+        name: its id.
+        source: first part of the path of its first image, or `no image`.
+        length: ids, each image counted as one, or words.
+        problems: kind and sentence of each.
+    """
+
+    number: int
+    name: str
+    source: str
+    length: int
+    problems: list[tuple[str, str]]
+
+
+@dataclass
+class Report:
+    """Findings, counted.
+
+    Attributes:
+        examples: how many bad rows of each kind, and longest rows, to keep.
+    """
+
+    examples: int
+    rows: int = 0
+    bad: int = 0
+    sources: Counter[str] = field(default_factory=Counter)
+    problems: Counter[str] = field(default_factory=Counter)
+    shown: dict[str, list[str]] = field(default_factory=dict)
+    longest: list[tuple[int, int, str]] = field(default_factory=list)
+
+    def add(self, finding: Finding) -> None:
+        """Count one row."""
+        self.rows += 1
+        self.bad += bool(finding.problems)
+        self.sources[finding.source] += 1
+        for kind, sentence in finding.problems:
+            self.problems[kind] += 1
+            shown = self.shown.setdefault(kind, [])
+            if len(shown) < self.examples:
+                shown.append(f"row {finding.number}, id {finding.name}: {sentence}")
+        entry = (finding.length, -finding.number, finding.name)
+        self.longest = heapq.nlargest(self.examples, [*self.longest, entry])
+
+
+class Check(Dataset[Finding]):
+    """Every row as a finding; nothing is raised.
+
+    Args:
+        split: which rows.
+        source: limits on samples.
+        processor: measures in ids; None for words.
+    """
+
+    def __init__(self, split: Split, source: Source, processor: DPNProcessor | None):
+        self.split, self.source, self.processor = split, source, processor
+        self.rows = Rows(split)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: int) -> Finding:
+        number, row = int(self.rows.numbers[place]), self.rows[place]
+        names, problems, length = image_names(row), [], count_words(row)
+        for name in names:
+            try:
+                open_image(self.split.image_root, name)
+            except DataError as error:
+                problems.append((KINDS[type(error)], str(error)))
+        try:
+            length = self.measure(row, len(names), length)
+        except DataError as error:
+            problems.append(("bad conversation", str(error)))
+        return Finding(
+            number=number,
+            name=str(row.get("id", number)) if isinstance(row, dict) else str(number),
+            source=str(names[0]).partition("/")[0] if names else "no image",
+            length=length,
+            problems=problems,
+        )
+
+    def measure(self, row: Any, images: int, words: int) -> int:
+        """Length of a row, or a DataError if its conversation can not be learned."""
+        turns = answered_turns(row)
+        if self.processor is None:
+            checked_pieces(turns, images, template(self.split.template or "v1"), EOS)
+            return words
+        refuse, most = self.source.too_long == "refuse", self.source.max_length
+        ids, labels = self.processor.encode(
+            turns, images, self.split.template, most if refuse else None
+        )
+        cut(ids, labels, most, self.processor.image_token_id)
+        return len(ids)
+
+
+def check(request: Request) -> None:
+    """Pre-flight.
+
+    Raises:
+        ConfigError: with everything that is wrong with the config or missing.
+    """
+    config = build.plain(request.config)
+    problems = check_arguments("", Settings, config) + check_part("data", config["data"], data)
+    if not problems:
+        problems = build.source(request.config.data).source.check()
+    if problems:
+        raise ConfigError(problems)
+
+
+def findings(source: Source, split: Split, processor: DPNProcessor | None) -> Iterator[Finding]:
+    """What is seen of every row, in the order of the file."""
+    batches: Iterable[list[Finding]] = DataLoader(
+        Check(split, source, processor),
+        batch_size=64,
+        num_workers=source.num_workers,
+        collate_fn=list,
+    )
+    for batch in progress(batches, "reading rows"):
+        yield from batch
+
+
+def show(report: Report, unit: str) -> None:
+    """Print the report."""
+    console = Console(soft_wrap=True)
+    table = Table("source", "rows", title=f"{report.rows} rows")
+    for source, count in report.sources.most_common():
+        table.add_row(source, str(count))
+    console.print(table)
+    table = Table(unit, "row", "id", title="longest")
+    for length, number, name in report.longest:
+        table.add_row(str(length), str(-number), name)
+    console.print(table)
+    for kind, count in report.problems.most_common():
+        console.print(f"{kind}: {count}", style="bold")
+        for example in report.shown[kind]:
+            console.print(f"  {example}", markup=False, highlight=False)
+
+
+@front_door("check_data", check)
+def main(request: Request) -> None:
+    """Command line of `python tools/check_data.py`."""
+    check(request)
+    config = request.config
+    source = build.source(config.data).source
+    source.prepare()
+    split = source.split(config.split)
+    if split is None:
+        raise DataError(f"The data set has no split {config.split}; choose the other one.")
+    processor = None
+    if config.tokenizer is not None:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(config.tokenizer, trust_remote_code=False)
+        processor = DPNProcessor(tokenizer)
+    report = Report(config.examples)
+    for finding in findings(source, split, processor):
+        report.add(finding)
+    show(report, "words" if processor is None else "ids")
+    if report.bad:
+        raise DataError(f"{report.bad} of {report.rows} rows are bad.")
+    print("All rows are fine.")
+
+
+if __name__ == "__main__":
+    main()
