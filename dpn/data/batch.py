@@ -35,7 +35,7 @@ class Sample:
     meta: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: DeepSpeed's precision would refuse it
 class Batch:
     """B padded samples and their I images.
 
