@@ -1,7 +1,8 @@
 """Names of other formats and what they are called here: one table, read from top to bottom.
 
-A format is known by the names of its tensors, never by what its config claims. In our names `{clip}`
-stands for the place of CLIP in the target's tower, `{predictor}` for that of a gate's last layer.
+A format is known by the names of its tensors, never by what its config claims. In our names
+`{clip}` stands for the place of CLIP in the target's tower, `{predictor}` for that of a gate's last
+layer.
 """
 
 import re
@@ -67,8 +68,11 @@ LLAMA = (
 CLIP = (
     Rule(r".*\bembeddings\.position_ids", None),
     Rule(r"(?:text_model|visual_projection|text_projection)\..+|logit_scale", None),
-    Rule(r"(?:vision_model\.)?((?:embeddings|pre_layrnorm|encoder|post_layernorm)\..+)", r"{clip}.\1"),
-)  # fmt: skip
+    Rule(
+        r"(?:vision_model\.)?((?:embeddings|pre_layrnorm|encoder|post_layernorm)\..+)",
+        r"{clip}.\1",
+    ),
+)
 CONVNEXT = (
     Rule(r"(?:convnext\.)?((?:embeddings|encoder)\..+)", r"vision.slow.\1"),
     Rule(r"(?:convnext\.)?layernorm\..+|classifier\..+", None),

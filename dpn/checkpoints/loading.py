@@ -18,8 +18,8 @@ from dpn.model import DPNForConditionalGeneration
 
 log = logging.getLogger(__name__)
 POSITIONS = "embeddings.position_embedding.weight"
-#: Ours but never read: a source may lack them or have them in vain. CLIP's last norm, layers of CLIP
-#: above the selected one, ConvNeXt's last norm; the price of a gate is found by calibration.
+#: What no forward pass reads, the last norms of CLIP and ConvNeXt, and a router's price, which is
+#: found by calibration: a source may lack them, or have them in vain.
 OPTIONAL = ("post_layernorm.", "vision.slow.layernorm.", "router.price")
 
 
@@ -71,6 +71,10 @@ class Source:
     def __init__(self, path: Path, clip: str = "vision.model"):
         self.path = path
         self.containers: list[Container] = open_containers(path)
+        self.rename(clip)
+
+    def rename(self, clip: str) -> None:
+        """Put CLIP where a tower keeps it."""
         shapes = {n: shape for c in self.containers for n, shape in c.shapes.items()}
         self.names: Renamed = rename(shapes, clip)
         self.shapes = {ours: shapes[theirs] for theirs, ours in self.names.ours.items()}
@@ -80,14 +84,12 @@ class Source:
         """The vocabulary of the tokenizer beside the weights, if there is one."""
         return read_tokenizer(self.path).get_vocab() if has_tokenizer(self.path) else None
 
-    def read(self, wanted: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-        """Tensors by our names, file after file."""
-        wanted = set(wanted)
-        for container in self.containers:
-            with container.open() as read:
-                for theirs in container.shapes:
-                    if (ours := self.names.ours.get(theirs)) in wanted:
-                        yield str(ours), read(theirs)
+    def read(self, container: Container, wanted: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+        """Tensors of one file by our names."""
+        with container.open() as read:
+            for theirs in container.shapes:
+                if (ours := self.names.ours.get(theirs)) in wanted:
+                    yield str(ours), read(theirs)
 
 
 @dataclass(frozen=True)
@@ -106,13 +108,15 @@ class Plan:
     rows: Rows | None
     report: Report
 
-    def stream(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor with the name and shape it has here."""
-        for name, tensor in self.source.read(self.shapes):
+    def stream(self, container: Container) -> Iterator[tuple[str, Tensor]]:
+        """The tensors of one of the source's files, each with the name and shape it has here."""
+        for name, tensor in self.source.read(container, self.shapes):
             if name in TABLES and self.rows is not None:
                 tensor = self.rows.take(tensor)
             elif name.endswith(POSITIONS) and tuple(tensor.shape) != self.shapes[name]:
-                tensor = resize_positions(tensor, self.shapes[name][0])
+                # As the towers do for images of other sizes, see `dpn.vision`.
+                antialias = name.startswith("vision.fast.")
+                tensor = resize_positions(tensor, self.shapes[name][0], antialias)
             yield name, tensor
 
 
@@ -137,12 +141,12 @@ def plan(
     names = source.names
     report = Report(source.path, names.kind.title, dropped=list(names.dropped))
     fits = {name: shapes[name] for name in source.shapes if name in shapes}
-    missing = [n for n in shapes if n not in fits and not _optional(n)]
+    missing = [n for n in shapes if n not in fits and not is_optional(n)]
     report.missing = _grouped(missing)
     theirs = {ours: name for name, ours in names.ours.items()}
     strange = {n: theirs[n] for n in source.shapes if n not in shapes}
-    report.dropped += [name for ours, name in strange.items() if _optional(ours)]
-    report.unexpected = _grouped(n for n in strange if not _optional(n))
+    report.dropped += [name for ours, name in strange.items() if is_optional(ours)]
+    report.unexpected = _grouped(n for n in strange if not is_optional(n))
     if names.unknown:
         report.unexpected["no part"] = list(names.unknown)
     report.taken = list(fits)
@@ -185,8 +189,9 @@ def load(
     if model.config.tie_word_embeddings:
         del shapes["lm_head.weight"]
     made = plan(opened, shapes, tokenizer and tokenizer.get_vocab(), needs)
-    for name, tensor in made.stream():
-        state[name].copy_(tensor)
+    for container in opened.containers:
+        for name, tensor in made.stream(container):
+            state[name].copy_(tensor)
     log.info("%s", made.report)
     return made.report
 
@@ -196,14 +201,19 @@ def clip_place(vision_config: Mapping[str, Any]) -> str:
     return "vision.fast" if vision_config["name"] == "clip_convnext" else "vision.model"
 
 
-def resize_positions(table: Tensor, rows: int) -> Tensor:
+def resize_positions(table: Tensor, rows: int, antialias: bool = False) -> Tensor:
     """CLIP's position embeddings `[1 + side^2, D]` for another square grid: CLS stays, the grid is
     resized bicubically in fp32.
     """
     sides = [round((n - 1) ** 0.5) for n in (len(table), rows)]
     grid = table[1:].float().T.unflatten(1, (sides[0], sides[0]))[None]
-    grid = F.interpolate(grid, (sides[1], sides[1]), mode="bicubic", antialias=True)
+    grid = F.interpolate(grid, (sides[1], sides[1]), mode="bicubic", antialias=antialias)
     return torch.cat([table[:1], grid[0].flatten(1).T.to(table.dtype)])
+
+
+def is_optional(name: str) -> bool:
+    """Whether a model works without this weight of a source."""
+    return any(piece in name for piece in OPTIONAL)
 
 
 def shorten(names: Iterable[str], most: int = 6) -> str:
@@ -211,10 +221,6 @@ def shorten(names: Iterable[str], most: int = 6) -> str:
     names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
-
-
-def _optional(name: str) -> bool:
-    return any(piece in name for piece in OPTIONAL)
 
 
 def _grouped(names: Iterable[str]) -> dict[str, list[str]]:
