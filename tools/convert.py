@@ -29,9 +29,12 @@ def main() -> None:
         metavar="FOLDER",
         help="a folder of ours whose config and tokenizer belong to the source",
     )
+    parser.add_argument("--base", type=Path, metavar="FOLDER", help="what a LoRA run started from")
     arguments = parser.parse_args()
     try:
-        reports = convert(arguments.source, arguments.target, arguments.part, arguments.like)
+        reports = convert(
+            arguments.source, arguments.target, arguments.part, arguments.like, arguments.base
+        )
     except (OSError, ValueError) as error:
         sys.exit(f"convert.py: {error}")
     print(*reports, f"written to {arguments.target}", sep="\n")

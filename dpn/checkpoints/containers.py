@@ -121,19 +121,25 @@ def open_containers(source: Path) -> list[Container]:
         ValueError: if a file is damaged or refused.
     """
     if source.is_file():
-        return [_open(source)]
+        return [open_file(source)]
     if not source.is_dir():
         raise FileNotFoundError(f"There is no file or folder {source}; check its path.")
     for name in INDEXES:
         if (source / name).is_file():
-            return [_open(path) for path in _shards(source / name)]
+            return [open_file(path) for path in _shards(source / name)]
     for name in SINGLES:
         if (source / name).is_file():
-            return [_open(source / name)]
+            return [open_file(source / name)]
     raise FileNotFoundError(
         f"{source} holds no weights: looked for {', '.join((*INDEXES, *SINGLES))}; give the folder"
         " that holds one of them, or the file itself."
     )
+
+
+def open_file(path: Path) -> Container:
+    """One file of tensors; see `open_containers`."""
+    kind = SafetensorsFile if path.suffix == ".safetensors" else PickleFile
+    return kind.of(path)
 
 
 def _shards(index: Path) -> list[Path]:
@@ -147,11 +153,6 @@ def _shards(index: Path) -> list[Path]:
             f"{index} names shards that are missing: {', '.join(missing)}; copy them beside it."
         )
     return [index.parent / name for name in names]
-
-
-def _open(path: Path) -> Container:
-    kind = SafetensorsFile if path.suffix == ".safetensors" else PickleFile
-    return kind.of(path)
 
 
 def _state(path: Path) -> dict[str, Tensor]:

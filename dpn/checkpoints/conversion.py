@@ -42,6 +42,7 @@ def convert(
     target: str | Path,
     parts: Sequence[str | Path] = (),
     like: str | Path | None = None,
+    base: str | Path | None = None,
 ) -> list[Report]:
     """Write the weights of a source as a folder that `from_pretrained` reads.
 
@@ -55,6 +56,7 @@ def convert(
         parts: files or folders that give what the source leaves out, as a frozen CLIP; the folder
             that the source's config names is tried by itself.
         like: a folder of ours whose config and tokenizer belong to the source, if it has none.
+        base: what a LoRA run started from; default: the folder that its config names.
 
     Returns:
         What was taken from the source and from each part.
@@ -67,7 +69,7 @@ def convert(
     source, target = Path(source), Path(target)
     if target.exists():
         raise FileExistsError(f"{target} exists; give another target, or remove it first.")
-    opened = Source(source)
+    opened = Source(source, base=Path(base) if base else None)
     if not {"language", "projector"} <= opened.names.gives:
         plans = [plan(opened, opened.shapes, None, ())]
         with atomic_folder(target) as folder:
@@ -98,7 +100,7 @@ def _recipe(opened: Source, folder: Path, parts: Sequence[Path]) -> Recipe:
         config = DPNConfig.from_pretrained(folder)
         return Recipe(config, DPNProcessor.from_pretrained(folder))
     settings = read_settings(folder, opened.shapes, parts)
-    tokenizer = read_tokenizer(folder)
+    tokenizer = opened.tokenizer or read_tokenizer(folder)
     processor = DPNProcessor(tokenizer, **settings.processor)
     text = settings.text | {
         "vocab_size": processor.vocab_size,

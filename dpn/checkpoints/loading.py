@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dpn.checkpoints.containers import Container, Shape, open_containers
 from dpn.checkpoints.keys import Renamed, part_of, rename
+from dpn.checkpoints.lora import base_folder, is_lora, open_lora
 from dpn.checkpoints.tokenizers import has_tokenizer, read_tokenizer
 from dpn.checkpoints.vocabulary import TABLES, Rows, match_rows
 from dpn.model import DPNForConditionalGeneration
@@ -60,17 +61,22 @@ class Source:
     Args:
         path: of it.
         clip: where the target's tower keeps CLIP, see `keys.rename`.
+        base: what a LoRA run started from; default: the folder that its config names.
 
     Attributes:
+        base: the folder of a LoRA run's start, else None.
         shapes: by our names.
 
     Raises:
-        FileNotFoundError, ValueError: see `open_containers` and `keys.rename`.
+        FileNotFoundError, ValueError: see `open_containers`, `open_lora` and `keys.rename`.
     """
 
-    def __init__(self, path: Path, clip: str = "vision.model"):
+    def __init__(self, path: Path, clip: str = "vision.model", base: Path | None = None):
         self.path = path
-        self.containers: list[Container] = open_containers(path)
+        self.base = base_folder(path, base) if is_lora(path) else None
+        self.containers: list[Container] = (
+            open_lora(path, self.base) if self.base else open_containers(path)
+        )
         self.rename(clip)
 
     def rename(self, clip: str) -> None:
@@ -80,9 +86,10 @@ class Source:
         self.shapes = {ours: shapes[theirs] for theirs, ours in self.names.ours.items()}
 
     @property
-    def tokens(self) -> dict[str, int] | None:
-        """The vocabulary of the tokenizer beside the weights, if there is one."""
-        return read_tokenizer(self.path).get_vocab() if has_tokenizer(self.path) else None
+    def tokenizer(self) -> Any:
+        """The one beside the weights or a LoRA run's start; None if there is none."""
+        places = [place for place in (self.path, self.base) if place and has_tokenizer(place)]
+        return read_tokenizer(places[0]) if places else None
 
     def read(self, container: Container, wanted: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
         """Tensors of one file by our names."""
@@ -153,7 +160,9 @@ def plan(
     _check_missing(report, {*names.gives} if needs is None else {*needs}, shapes)
     rows = None
     if table := next((t for t in TABLES if t in fits), None):
-        rows = match_rows(source.shapes[table][0], shapes[table][0], source.tokens, tokens)
+        words = source.tokenizer
+        known = words and words.get_vocab()
+        rows = match_rows(source.shapes[table][0], shapes[table][0], known, tokens)
         report.notes += [note] if (note := rows.note()) else []
     _check_shapes(source, fits, report)
     return Plan(source, fits, rows, report)
@@ -165,6 +174,7 @@ def load(
     source: str | Path,
     tokenizer: Any = None,
     needs: Iterable[str] | None = None,
+    base: str | Path | None = None,
 ) -> Report:
     """Fill a model with what a source holds for it; the rest of the model stays as it is.
 
@@ -174,6 +184,7 @@ def load(
         tokenizer: the model's; needed where the source's vocabulary differs.
         needs: parts that must come whole, e.g. ("projector",); default: those that the source's
             format gives.
+        base: what a LoRA run started from; default: the folder that its config names.
 
     Returns:
         What was taken, what is missing or unexpected by part, and what was changed on the way.
@@ -184,7 +195,8 @@ def load(
             or vocabulary rows can not be told apart.
     """
     state = model.state_dict()
-    opened = Source(Path(source), clip_place(model.config.vision_config))
+    place = clip_place(model.config.vision_config)
+    opened = Source(Path(source), place, Path(base) if base else None)
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if model.config.tie_word_embeddings:
         del shapes["lm_head.weight"]
