@@ -3,6 +3,7 @@
 A pickle is read by torch's restricted unpickler: tensors and plain values, never code.
 """
 
+import io
 import json
 import pickle
 import zipfile
@@ -61,7 +62,7 @@ class SafetensorsFile(Container):
             with safe_open(path, "pt") as file:
                 return cls(path, {n: tuple(file.get_slice(n).get_shape()) for n in file.keys()})  # noqa: SIM118
         except SafetensorError as error:
-            raise _damaged(path, error) from error
+            raise damaged(path, error) from error
 
     @contextmanager
     def open(self) -> Iterator[Read]:
@@ -88,25 +89,28 @@ class PickleFile(Container):
         yield _state(self.path).__getitem__
 
 
-def read_pickle(path: Path) -> Any:
+def read_pickle(path: Path, piece: io.BytesIO | None = None) -> Any:
     """What `torch.save` wrote, with tensors mapped from the file where its format allows.
+
+    Args:
+        path: of the file.
+        piece: a part of it to read instead of the whole.
 
     Raises:
         ValueError: if the file is damaged, or holds anything but tensors and plain values.
     """
     try:
-        return torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
+        mapped = piece is None and zipfile.is_zipfile(path)
+        return torch.load(piece or path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         if "GLOBAL" not in str(error):  # no class or function was asked for
-            raise _damaged(path, "no file of torch.save") from error
+            raise damaged(path, "no file of torch.save") from error
         raise ValueError(
             f"{path} holds more than tensors and plain values, and reading it could run foreign"
             " code, so it is refused; save its tensors alone, best as safetensors."
         ) from error
     except (RuntimeError, EOFError, IndexError) as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
 
 
 def open_containers(source: Path) -> list[Container]:
@@ -167,6 +171,7 @@ def _state(path: Path) -> dict[str, Tensor]:
     return found
 
 
-def _damaged(path: Path, why: object) -> ValueError:
+def damaged(path: Path, why: object) -> ValueError:
+    """The error for a file that can not be read."""
     first = str(why).partition("\n")[0] or "it ends too early"
     return ValueError(f"{path} is damaged or incomplete ({first}); copy or write it again.")

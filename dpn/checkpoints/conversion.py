@@ -127,11 +127,12 @@ def _plans(
     opened.rename(place)
     tokens = recipe.processor.tokenizer.get_vocab()
     plans = [plan(opened, shapes, tokens)]
-    for path in map(Path, parts):
-        plans.append(plan(Source(path, place), _lacking(plans, shapes), tokens, ()))
-    for path in map(Path, recipe.towers):
-        lacking = _lacking(plans, shapes)
-        if path.exists() and any(name.startswith("vision.") for name in lacking):
+    for path in map(Path, [*parts, *recipe.towers]):
+        lacking = {n: shapes[n] for names in plans[-1].report.missing.values() for n in names}
+        given = path not in map(Path, recipe.towers)
+        if given and not lacking:
+            plans[-1].report.notes.append(f"{path} was not needed, nothing is missing")
+        elif given or (path.exists() and any(name.startswith("vision.") for name in lacking)):
             plans.append(plan(Source(path, place), lacking, tokens, ()))
     if missing := plans[-1].report.missing:
         names = "; ".join(f"{part}: {shorten(names)}" for part, names in missing.items())
@@ -141,10 +142,6 @@ def _plans(
             " part (tools/convert.py SRC DST --part PATH)."
         )
     return plans
-
-
-def _lacking(plans: Sequence[Plan], shapes: Mapping[str, Shape]) -> dict[str, Shape]:
-    return {n: shapes[n] for names in plans[-1].report.missing.values() for n in names}
 
 
 def _dtype(plans: Sequence[Plan]) -> torch.dtype:

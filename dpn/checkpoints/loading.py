@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dpn.checkpoints.containers import Container, Shape, open_containers
+from dpn.checkpoints.distributed import is_distributed, open_distributed
 from dpn.checkpoints.keys import Renamed, part_of, rename
 from dpn.checkpoints.lora import base_folder, is_lora, open_lora
 from dpn.checkpoints.tokenizers import has_tokenizer, read_tokenizer
@@ -74,9 +75,13 @@ class Source:
     def __init__(self, path: Path, clip: str = "vision.model", base: Path | None = None):
         self.path = path
         self.base = base_folder(path, base) if is_lora(path) else None
-        self.containers: list[Container] = (
-            open_lora(path, self.base) if self.base else open_containers(path)
-        )
+        self.containers: list[Container]
+        if self.base:
+            self.containers = open_lora(path, self.base)
+        elif is_distributed(path):
+            self.containers = open_distributed(path)
+        else:
+            self.containers = open_containers(path)
         self.rename(clip)
 
     def rename(self, clip: str) -> None:

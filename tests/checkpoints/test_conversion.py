@@ -157,6 +157,10 @@ def test_a_tower_that_nobody_gives(tmp_path):
     save_file(weights, tmp_path / "elsewhere.safetensors")
     convert(tmp_path / "llava", tmp_path / "ours", parts=[tmp_path / "elsewhere.safetensors"])
     reload(tmp_path / "ours")
+    write_llava(tmp_path / "whole")
+    parts = [tmp_path / "elsewhere.safetensors"]
+    (report,) = convert(tmp_path / "whole", tmp_path / "from_whole", parts=parts)
+    assert "elsewhere.safetensors was not needed" in str(report)
     (tmp_path / "llava" / "clip").rename(tmp_path / "moved")
     with pytest.raises(ValueError, match="whose sizes are unknown"):
         convert(tmp_path / "llava", tmp_path / "other")
