@@ -81,7 +81,10 @@ def read_settings(
     file = folder / "config.json"
     config = read_json(file)
     if config is None:
-        raise FileNotFoundError(f"{folder} holds no config.json, which tells the model's sizes.")
+        raise FileNotFoundError(
+            f"{folder} holds no config.json, which tells the model's sizes; put it there, or name a"
+            " folder of ours with the same sizes (tools/convert.py SRC DST --like FOLDER)."
+        )
     try:
         if "mm_vision_tower" in config:
             return _original(file, config, shapes, clip_folders)
