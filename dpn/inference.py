@@ -1,8 +1,6 @@
 """Answers of a trained model: the one path that train, eval and generate share."""
 
 import logging
-import os
-import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -20,6 +18,7 @@ from dpn.cost import prefill_flops, visual_macs_ratio
 from dpn.data.batch import IGNORE, Batch, collate
 from dpn.data.rows import Questions
 from dpn.distributed import several_processes
+from dpn.files import atomic_folder
 from dpn.metrics import accuracies, cost_metrics, score
 from dpn.model import DPNForConditionalGeneration
 from dpn.processor import DPNProcessor
@@ -58,15 +57,9 @@ def model_folder(folder: Path) -> Path:
 
 def save(model: DPNForConditionalGeneration, processor: DPNProcessor, folder: Path) -> None:
     """Write a Hugging Face folder; a folder of that name is replaced once the new one is whole."""
-    fresh = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    try:
+    with atomic_folder(folder) as fresh:
         model.save_pretrained(fresh)
         processor.save_pretrained(fresh)
-        if folder.exists():
-            shutil.rmtree(folder)
-        fresh.rename(folder)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
 
 
 @torch.inference_mode()

@@ -25,6 +25,7 @@ ORDER = [
         "decoder",
         "host_batch",
         "model",
+        "checkpoints",
     ),
     *("cost", "losses", "module", "metrics", "reports"),
 ]

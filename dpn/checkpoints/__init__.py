@@ -1,0 +1,7 @@
+"""Weights of other formats to ours: LLaVA, LLaVA-HR, DPN and Hugging Face, whole or in parts."""
+
+from dpn.checkpoints.conversion import convert
+from dpn.checkpoints.loading import Report, load
+from dpn.checkpoints.tokenizers import read_tokenizer
+
+__all__ = ["Report", "convert", "load", "read_tokenizer"]

@@ -1,0 +1,177 @@
+"""Tensors in files, read when asked for: safetensors, torch pickles, and both in shards.
+
+A pickle is read by torch's restricted unpickler: tensors and plain values, never code.
+"""
+
+import io
+import json
+import pickle
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+Shape = tuple[int, ...]
+Read = Callable[[str], Tensor]
+
+#: What a folder may hold, best first.
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+SINGLES = ("model.safetensors", "pytorch_model.bin", "mm_projector.bin")
+#: Where a dictionary that is no state dict itself keeps one: Lightning and timm, DeepSpeed.
+STATE_KEYS = ("state_dict", "module")
+
+
+@dataclass(frozen=True)
+class Container:
+    """One file of tensors.
+
+    Attributes:
+        path: of the file.
+        shapes: of its tensors by their names in the file.
+    """
+
+    path: Path
+    shapes: Mapping[str, Shape]
+
+    @contextmanager
+    def open(self) -> Iterator[Read]:
+        """A function from a name to its tensor; tensors are valid after closing, at the price of
+        keeping the file mapped.
+        """
+        raise TypeError(f"{type(self).__name__} does not open")
+        yield
+
+
+class SafetensorsFile(Container):
+    """A `.safetensors` file."""
+
+    @classmethod
+    def of(cls, path: Path) -> "SafetensorsFile":
+        """Read the names and shapes.
+
+        Raises:
+            ValueError: if the file is damaged.
+        """
+        try:
+            with safe_open(path, "pt") as file:
+                return cls(path, {n: tuple(file.get_slice(n).get_shape()) for n in file.keys()})  # noqa: SIM118
+        except SafetensorError as error:
+            raise damaged(path, error) from error
+
+    @contextmanager
+    def open(self) -> Iterator[Read]:
+        """See `Container.open`."""
+        with safe_open(self.path, "pt") as file:
+            yield file.get_tensor
+
+
+class PickleFile(Container):
+    """A file of `torch.save`: a state dict, or a checkpoint that holds one."""
+
+    @classmethod
+    def of(cls, path: Path) -> "PickleFile":
+        """Read the names and shapes.
+
+        Raises:
+            ValueError: if the file is damaged, or holds anything but tensors and plain values.
+        """
+        return cls(path, {name: tuple(tensor.shape) for name, tensor in _state(path).items()})
+
+    @contextmanager
+    def open(self) -> Iterator[Read]:
+        """See `Container.open`."""
+        yield _state(self.path).__getitem__
+
+
+def read_pickle(path: Path, piece: io.BytesIO | None = None) -> Any:
+    """What `torch.save` wrote, with tensors mapped from the file where its format allows.
+
+    Args:
+        path: of the file.
+        piece: a part of it to read instead of the whole.
+
+    Raises:
+        ValueError: if the file is damaged, or holds anything but tensors and plain values.
+    """
+    try:
+        mapped = piece is None and zipfile.is_zipfile(path)
+        return torch.load(piece or path, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        if "GLOBAL" not in str(error):  # no class or function was asked for
+            raise damaged(path, "no file of torch.save") from error
+        raise ValueError(
+            f"{path} holds more than tensors and plain values, and reading it could run foreign"
+            " code, so it is refused; save its tensors alone, best as safetensors."
+        ) from error
+    except (RuntimeError, EOFError, IndexError) as error:
+        raise damaged(path, error) from error
+
+
+def open_containers(source: Path) -> list[Container]:
+    """The files of a source, in the order of their names.
+
+    Args:
+        source: a file, or a folder in the layout of Hugging Face or LLaVA.
+
+    Raises:
+        FileNotFoundError: if there is no such source, no weights in it, or a shard that the index
+            names is missing.
+        ValueError: if a file is damaged or refused.
+    """
+    if source.is_file():
+        return [open_file(source)]
+    if not source.is_dir():
+        raise FileNotFoundError(f"There is no file or folder {source}; check its path.")
+    for name in INDEXES:
+        if (source / name).is_file():
+            return [open_file(path) for path in _shards(source / name)]
+    for name in SINGLES:
+        if (source / name).is_file():
+            return [open_file(source / name)]
+    raise FileNotFoundError(
+        f"{source} holds no weights: looked for {', '.join((*INDEXES, *SINGLES))}; give the folder"
+        " that holds one of them, or the file itself."
+    )
+
+
+def open_file(path: Path) -> Container:
+    """One file of tensors; see `open_containers`."""
+    kind = SafetensorsFile if path.suffix == ".safetensors" else PickleFile
+    return kind.of(path)
+
+
+def _shards(index: Path) -> list[Path]:
+    names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    outside = [name for name in names if Path(name).name != name]
+    if outside:
+        raise ValueError(f"{index} names files outside of its folder: {', '.join(outside)}.")
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{index} names shards that are missing: {', '.join(missing)}; copy them beside it."
+        )
+    return [index.parent / name for name in names]
+
+
+def _state(path: Path) -> dict[str, Tensor]:
+    value = read_pickle(path)
+    for key in STATE_KEYS:
+        if isinstance(value, dict) and isinstance(value.get(key), dict):
+            value = value[key]
+    tensors = value.items() if isinstance(value, dict) else ()
+    found = {name: item for name, item in tensors if isinstance(item, Tensor)}
+    if not found:
+        raise ValueError(f"{path} holds no tensors; give a file of weights.")
+    return found
+
+
+def damaged(path: Path, why: object) -> ValueError:
+    """The error for a file that can not be read."""
+    first = str(why).partition("\n")[0] or "it ends too early"
+    return ValueError(f"{path} is damaged or incomplete ({first}); copy or write it again.")

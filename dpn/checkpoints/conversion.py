@@ -1,0 +1,201 @@
+"""A folder of any known format to a Hugging Face folder of ours, one file at a time."""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dpn.checkpoints.containers import Container, Shape
+from dpn.checkpoints.keys import part_of
+from dpn.checkpoints.loading import Plan, Report, Source, clip_place, is_optional, plan, shorten
+from dpn.checkpoints.settings import read_settings
+from dpn.checkpoints.tokenizers import read_tokenizer
+from dpn.files import atomic_folder, read_json, write_json
+from dpn.model import DPNConfig, DPNForConditionalGeneration
+from dpn.processor import DPNProcessor
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a converted folder holds besides weights.
+
+    Attributes:
+        config: of the model.
+        processor: with its tokenizer.
+        towers: folders or names of the vision towers that the weights started from.
+    """
+
+    config: DPNConfig
+    processor: DPNProcessor
+    towers: tuple[str, ...] = ()
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    parts: Sequence[str | Path] = (),
+    like: str | Path | None = None,
+    base: str | Path | None = None,
+) -> list[Report]:
+    """Write the weights of a source as a folder that `from_pretrained` reads.
+
+    Every file of the source becomes one of the target, so never more than one is held. Weights keep
+    their dtype. A source that is a part of a model only, as a projector file, becomes a folder with
+    that part's weights.
+
+    Args:
+        source: a file or folder of any format in `keys.FORMATS`.
+        target: folder to write; it must not exist.
+        parts: files or folders that give what the source leaves out, as a frozen CLIP; the folder
+            that the source's config names is tried by itself.
+        like: a folder of ours whose config and tokenizer belong to the source, if it has none.
+        base: what a LoRA run started from; default: the folder that its config names.
+
+    Returns:
+        What was taken from the source and from each part.
+
+    Raises:
+        FileExistsError: if there is something at the target.
+        FileNotFoundError: if a file is missing.
+        ValueError: if a file is damaged or refused, or a weight is missing or of another shape.
+    """
+    source, target = Path(source), Path(target)
+    if target.exists():
+        raise FileExistsError(f"{target} exists; give another target, or remove it first.")
+    opened = Source(source, base=Path(base) if base else None)
+    if not {"language", "projector"} <= opened.names.gives:
+        plans = [plan(opened, opened.shapes, None, ())]
+        with atomic_folder(target) as folder:
+            _write_weights(folder, plans, {})
+        return [made.report for made in plans]
+    recipe = _recipe(opened, Path(like) if like else source, [Path(part) for part in parts])
+    config = recipe.config
+    with torch.device("meta"):
+        model = DPNForConditionalGeneration(config)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if config.tie_word_embeddings:
+        del shapes["lm_head.weight"]
+    plans = _plans(opened, shapes, recipe, parts)
+    config.architectures = [type(model).__name__]
+    config.dtype = _dtype(plans)
+    filled = {name for made in plans for name in made.shapes}
+    rest = {n: _default(n, shape, config.dtype) for n, shape in shapes.items() if n not in filled}
+    with atomic_folder(target) as folder:
+        _write_weights(folder, plans, rest)
+        config.save_pretrained(folder)
+        model.generation_config.save_pretrained(folder)
+        recipe.processor.save_pretrained(folder)
+    return [made.report for made in plans]
+
+
+def _recipe(opened: Source, folder: Path, parts: Sequence[Path]) -> Recipe:
+    if (read_json(folder / "config.json") or {}).get("model_type") == DPNConfig.model_type:
+        config = DPNConfig.from_pretrained(folder)
+        return Recipe(config, DPNProcessor.from_pretrained(folder))
+    settings = read_settings(folder, opened.shapes, parts)
+    tokenizer = opened.tokenizer or read_tokenizer(folder)
+    processor = DPNProcessor(tokenizer, **settings.processor)
+    text = settings.text | {
+        "vocab_size": processor.vocab_size,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": processor.pad_token_id,
+    }
+    config = DPNConfig(
+        text_config=text,
+        vision_config=settings.vision,
+        projector_config=settings.projector,
+        router_config=settings.router,
+        image_token_id=processor.image_token_id,
+        router_token_id=processor.router_token_id,
+    )
+    return Recipe(config, processor, settings.towers)
+
+
+def _plans(
+    opened: Source, shapes: Mapping[str, Shape], recipe: Recipe, parts: Sequence[str | Path]
+) -> list[Plan]:
+    """A plan for the source, and one for each part that has something the ones before lack."""
+    place = clip_place(recipe.config.vision_config or {})
+    opened.rename(place)
+    tokens = recipe.processor.tokenizer.get_vocab()
+    plans = [plan(opened, shapes, tokens)]
+    for path in map(Path, [*parts, *recipe.towers]):
+        lacking = {n: shapes[n] for names in plans[-1].report.missing.values() for n in names}
+        given = path not in map(Path, recipe.towers)
+        if given and not lacking:
+            plans[-1].report.notes.append(f"{path} was not needed, nothing is missing")
+        elif given or (path.exists() and any(name.startswith("vision.") for name in lacking)):
+            plans.append(plan(Source(path, place), lacking, tokens, ()))
+    if missing := plans[-1].report.missing:
+        names = "; ".join(f"{part}: {shorten(names)}" for part, names in missing.items())
+        towers = f" The model started from {' and '.join(recipe.towers)}." if recipe.towers else ""
+        raise ValueError(
+            f"{opened.path} leaves out {names}.{towers} Give the folder or file that has them as a"
+            " part (tools/convert.py SRC DST --part PATH)."
+        )
+    return plans
+
+
+def _dtype(plans: Sequence[Plan]) -> torch.dtype:
+    """That of the first matrix of the language model."""
+    made = plans[0]
+    for container in made.source.containers:
+        for name, tensor in made.source.read(container, made.shapes):
+            if part_of(name) == "language":
+                return tensor.dtype
+    raise ValueError(f"{made.source.path} has no language model.")
+
+
+def _default(name: str, shape: Shape, dtype: torch.dtype) -> Tensor:
+    """A weight that no source has: zero, or one for a norm."""
+    assert is_optional(name), name
+    return (torch.ones if name.endswith("norm.weight") else torch.zeros)(shape, dtype=dtype)
+
+
+def _write_weights(folder: Path, plans: Sequence[Plan], rest: Mapping[str, Tensor]) -> None:
+    """One safetensors file for each file read, and the index."""
+    files = [(made, c) for made in plans for c in made.source.containers if _has(made, c)]
+    names = [f"model-{i:05}-of-{len(files):05}.safetensors" for i in range(1, len(files) + 1)]
+    if len(files) == 1:
+        names = ["model.safetensors"]
+    places: dict[str, str] = {}
+    size = 0
+    for name, (made, container) in zip(names, _progress(files), strict=True):
+        tensors = {n: _plain(tensor) for n, tensor in made.stream(container)}
+        if name == names[-1]:
+            tensors |= rest
+        save_file(tensors, folder / name, metadata={"format": "pt"})
+        places |= dict.fromkeys(tensors, name)
+        size += sum(tensor.nbytes for tensor in tensors.values())
+        del tensors
+    if len(files) > 1:
+        index = {"metadata": {"total_size": size}, "weight_map": places}
+        write_json(folder / "model.safetensors.index.json", index)
+
+
+def _has(made: Plan, container: Container) -> bool:
+    return any(made.source.names.ours.get(name) in made.shapes for name in container.shapes)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """What safetensors writes: contiguous, and alone in its memory."""
+    alone = tensor.untyped_storage().nbytes() == tensor.nbytes
+    return tensor.contiguous() if alone else tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _progress(files: Sequence[Any]) -> Iterator[Any]:
+    """A bar on a terminal, plain lines elsewhere."""
+    if sys.stderr.isatty():
+        yield from track(files, "converting", console=Console(stderr=True))
+        return
+    for number, file in enumerate(files, 1):
+        print(f"converting file {number}/{len(files)}", file=sys.stderr, flush=True)
+        yield file

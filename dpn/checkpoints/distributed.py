@@ -1,0 +1,139 @@
+"""Folders of torch.distributed.checkpoint, as Lightning writes them for FSDP2: every process its
+shards.
+
+Their index is a pickle. It is read with the few classes that it is made of, and nothing else.
+"""
+
+import io
+import math
+import pickle
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint import filesystem, metadata
+
+from dpn.checkpoints.containers import Container, Read, damaged, read_pickle
+
+INDEX = ".metadata"
+#: Where Lightning's checkpoints keep the module.
+PREFIX = "state_dict."
+#: A folder is read in parts of so many bytes, each as one file.
+PART_BYTES = 4 * 2**30
+_CLASSES = {
+    *((metadata.__name__, name) for name in ("Metadata", "MetadataIndex", "StorageMeta")),
+    *((metadata.__name__, name) for name in ("TensorStorageMetadata", "ChunkStorageMetadata")),
+    *((metadata.__name__, name) for name in ("BytesStorageMetadata", "TensorProperties")),
+    (metadata.__name__, "_MEM_FORMAT_ENCODING"),
+    (filesystem.__name__, "_StorageInfo"),
+    ("torch.serialization", "_get_layout"),
+    ("torch", "Size"),
+}
+
+
+@dataclass(frozen=True)
+class Shards(Container):
+    """Some tensors of a distributed checkpoint.
+
+    Attributes:
+        pieces: name -> for each piece of it, where it starts, its file, offset and length there.
+    """
+
+    pieces: Mapping[str, tuple[tuple[tuple[int, ...], Path, int, int], ...]]
+
+    @contextmanager
+    def open(self) -> Iterator[Read]:
+        """See `Container.open`; a tensor is put together when it is asked for."""
+        yield self._read
+
+    def _read(self, name: str) -> Tensor:
+        whole = torch.empty(0)
+        for start, path, offset, length in self.pieces[name]:
+            with path.open("rb") as file:
+                file.seek(offset)
+                piece = read_pickle(path, io.BytesIO(file.read(length)))
+            if not whole.numel():
+                whole = torch.empty(self.shapes[name], dtype=piece.dtype)
+            whole[tuple(slice(s, s + n) for s, n in zip(start, piece.shape, strict=True))] = piece
+        return whole
+
+
+def is_distributed(folder: Path) -> bool:
+    """Whether a folder is a distributed checkpoint."""
+    return (folder / INDEX).is_file()
+
+
+def open_distributed(folder: Path) -> list[Container]:
+    """The module's tensors, in parts; the optimizer's are left where they are.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: if the index is damaged, holds anything but an index, or no module.
+    """
+    index = _read_index(folder / INDEX)
+    sizes = {
+        name: tuple(entry.size)
+        for name, entry in index.state_dict_metadata.items()
+        if name.startswith(PREFIX) and isinstance(entry, metadata.TensorStorageMetadata)
+    }
+    if not sizes:
+        raise ValueError(
+            f"{folder} holds no tensors below {PREFIX!r}; give a Lightning checkpoint."
+        )
+    pieces: dict[str, list[Any]] = {name: [] for name in sizes}
+    for place, info in index.storage_data.items():
+        if place.fqn in pieces:
+            path = folder / Path(info.relative_path).name
+            start = tuple(place.offset or (0,) * len(sizes[place.fqn]))
+            pieces[place.fqn].append((start, path, info.offset, info.length))
+    files = {path for every in pieces.values() for _, path, _, _ in every}
+    if missing := sorted(path.name for path in files if not path.is_file()):
+        raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}, which its index names.")
+    parts: list[dict[str, tuple[int, ...]]] = [{}]
+    room = PART_BYTES
+    for name, size in sizes.items():
+        dtype = index.state_dict_metadata[name].properties.dtype
+        room -= math.prod(size) * dtype.itemsize
+        if room < 0 and parts[-1]:
+            parts.append({})
+            room = PART_BYTES
+        parts[-1][name] = size
+    return [
+        Shards(
+            folder,
+            {name.removeprefix(PREFIX): size for name, size in part.items()},
+            {name.removeprefix(PREFIX): tuple(pieces[name]) for name in part},
+        )
+        for part in parts
+    ]
+
+
+class _IndexReader(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _CLASSES:
+            return super().find_class(module, name)
+        if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
+            return found
+        if module.startswith("pathlib") and name in ("PosixPath", "PurePosixPath"):
+            return PurePosixPath
+        raise pickle.UnpicklingError(f"{module}.{name}")
+
+
+def _read_index(path: Path) -> Any:
+    try:
+        with path.open("rb") as file:
+            index = _IndexReader(file).load()
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} asks for {error}, which no index of a checkpoint needs and which could run"
+            " foreign code, so it is refused."
+        ) from error
+    except (EOFError, IndexError, KeyError, AttributeError, ValueError) as error:
+        raise damaged(path, error) from error
+    if not isinstance(index, metadata.Metadata):
+        raise damaged(path, "no index of a distributed checkpoint")
+    return index

@@ -1,0 +1,242 @@
+"""Names of other formats and what they are called here: one table, read from top to bottom.
+
+A format is known by the names of its tensors, never by what its config claims. In our names
+`{clip}` stands for the place of CLIP in the target's tower, `{predictor}` for that of a gate's last
+layer.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+
+def part_of(name: str) -> str:
+    """The part of a model that one of our names belongs to: `language`, or of a vision tower with
+    several pieces one piece, e.g. `vision.slow`.
+    """
+    words = name.split(".")
+    return ".".join(words[: 2 if words[0] == "vision" else 1])
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One row of the table.
+
+    Attributes:
+        pattern: regular expression of the whole name in the file.
+        name: ours, with its groups; None for what is dropped.
+    """
+
+    pattern: str
+    name: str | None
+
+
+@dataclass(frozen=True)
+class Format:
+    """How one kind of file names its tensors.
+
+    Attributes:
+        title: in messages.
+        marks: regular expressions; each must match the start of some name.
+        gives: the parts that such a file always holds.
+        rules: the first that matches a name counts.
+    """
+
+    title: str
+    marks: tuple[str, ...]
+    gives: tuple[str, ...]
+    rules: tuple[Rule, ...]
+
+
+# Any prefix is tolerated before the projector, as `base_model.model.` of LoRA runs.
+PROJECTOR = (
+    Rule(r"(?:.*\.)?mm_projector\.(weight|bias)", r"projector.layers.0.\1"),  # `linear`
+    Rule(r"(?:.*\.)?mm_projector\.(\d+\..+)", r"projector.layers.\1"),
+    Rule(r"(?:.*\.)?vision_tower\.align_stages\.0\.(.+)", r"vision.merge.\1"),
+)
+LLAMA = (
+    Rule(r".*\.rotary_emb\.inv_freq", None),
+    Rule(r"model\.layers\.(\d+)\.pooling_router\.mlp1\.(.+)", r"router.gates.\1.\2"),
+    Rule(
+        r"model\.layers\.(\d+)\.pooling_router\.predictor\.(.+)", r"router.gates.\1.{predictor}\2"
+    ),
+    Rule(r"model\.layers\.(\d+)\.experts\.(\d+)\.weight", r"router.experts.\1.\2"),
+    Rule(r"model\.layers\.\d+\.experts\.expert_\d+\..+", None),  # DPN's unused class
+    Rule(r"model\.((?:embed_tokens|layers|norm)\..+)", r"language.\1"),
+    Rule(r"lm_head\.(.+)", r"lm_head.\1"),
+)
+CLIP = (
+    Rule(r".*\bembeddings\.position_ids", None),
+    Rule(r"(?:text_model|visual_projection|text_projection)\..+|logit_scale", None),
+    Rule(
+        r"(?:vision_model\.)?((?:embeddings|pre_layrnorm|encoder|post_layernorm)\..+)",
+        r"{clip}.\1",
+    ),
+)
+CONVNEXT = (
+    Rule(r"(?:convnext\.)?((?:embeddings|encoder)\..+)", r"vision.slow.\1"),
+    Rule(r"(?:convnext\.)?layernorm\..+|classifier\..+", None),
+)
+_BLOCK = r"stages\.(\d)\.blocks\.(\d+)"
+TIMM_CONVNEXT = (
+    Rule(r"stem\.0\.(.+)", r"vision.slow.embeddings.patch_embeddings.\1"),
+    Rule(r"stem\.1\.(.+)", r"vision.slow.embeddings.layernorm.\1"),
+    Rule(
+        r"stages\.(\d)\.downsample\.(.+)",
+        r"vision.slow.encoder.stages.\1.downsampling_layer.\2",
+    ),
+    Rule(rf"{_BLOCK}\.conv_dw\.(.+)", r"vision.slow.encoder.stages.\1.layers.\2.dwconv.\3"),
+    Rule(rf"{_BLOCK}\.norm\.(.+)", r"vision.slow.encoder.stages.\1.layers.\2.layernorm.\3"),
+    Rule(rf"{_BLOCK}\.mlp\.fc([12])\.(.+)", r"vision.slow.encoder.stages.\1.layers.\2.pwconv\3.\4"),
+    # LLaVA-HR calls the layer scale `weight`, since Hugging Face once rewrote every `gamma`.
+    Rule(
+        rf"{_BLOCK}\.(?:gamma|weight)",
+        r"vision.slow.encoder.stages.\1.layers.\2.layer_scale_parameter",
+    ),
+    Rule(r"(?:head|norm_pre)\..+", None),
+)
+
+
+def _below(prefix: str, rules: Iterable[Rule]) -> tuple[Rule, ...]:
+    """The rules for names that stand behind a prefix."""
+    return tuple(Rule(f"{prefix}(?:{rule.pattern})", rule.name) for rule in rules)
+
+
+_TOWER = r"model\.vision_tower\."
+LLAVA = (
+    *_below(rf"{_TOWER}(?:fast_vision_tower\.)?vision_tower\.", CLIP),
+    *_below(rf"{_TOWER}slow_vision_tower\.vision_tower\.", TIMM_CONVNEXT),
+    Rule(rf"{_TOWER}align_stages_latent\.(\d\..+)", r"vision.adapters.\1"),
+    *PROJECTOR,
+    *LLAMA,
+)
+# On disk the left form, in memory since transformers 4.52 the one with `model.`; see also the
+# `vision_model.` of CLIP.
+HF_LLAVA = (
+    Rule(r".*\.rotary_emb\.inv_freq", None),
+    Rule(
+        r"(?:model\.)?language_model\.(?:model\.)?((?:embed_tokens|layers|norm)\..+)",
+        r"language.\1",
+    ),
+    Rule(r"(?:language_model\.)?lm_head\.(.+)", r"lm_head.\1"),
+    Rule(r"(?:model\.)?multi_modal_projector\.linear_1\.(.+)", r"projector.layers.0.\1"),
+    Rule(r"(?:model\.)?multi_modal_projector\.linear_2\.(.+)", r"projector.layers.2.\1"),
+    *_below(r"(?:model\.)?vision_tower\.", CLIP),
+)
+_OURS = r"((?:language\.(?:embed_tokens|layers|norm)|projector|vision|router|lm_head)\..+)"
+
+LANGUAGE = ("language", "lm_head")
+FORMATS = (
+    Format(
+        "DPN",  # ours, also inside a Lightning checkpoint
+        (r"(?:model\.)?(?:language\.layers|projector\.layers|router\.gates|vision\.\w+\.)",),
+        (),
+        (Rule(rf"(?:model\.)?{_OURS}", r"\1"),),
+    ),
+    Format(
+        "Hugging Face LLaVA",
+        (r"(?:model\.)?language_model\.",),
+        ("projector", *LANGUAGE),
+        HF_LLAVA,
+    ),
+    Format(
+        "LLaVA-HR",
+        (r"model\.layers\.", r"model\.vision_tower\.slow_vision_tower\."),
+        ("projector", *LANGUAGE),
+        LLAVA,
+    ),
+    Format("LLaVA", (r"model\.layers\.", r".*mm_projector\."), ("projector", *LANGUAGE), LLAVA),
+    Format(
+        "LLaVA projector",
+        (r"(?:.*\.)?mm_projector\.",),
+        ("projector",),
+        (*PROJECTOR, Rule(r"(?:.*\.)?embed_tokens\.weight", None)),
+    ),
+    Format("Llama", (r"model\.layers\.",), LANGUAGE, LLAMA),
+    Format("CLIP", (r"(?:vision_model\.)?embeddings\.class_embedding",), (), CLIP),
+    Format(
+        "Hugging Face ConvNeXt", (r"(?:convnext\.)?embeddings\.patch_embeddings\.",), (), CONVNEXT
+    ),
+    Format("timm ConvNeXt", (r"stem\.0\.",), (), TIMM_CONVNEXT),
+)
+
+
+def detect(names: Iterable[str]) -> Format:
+    """The format of a file with tensors of these names.
+
+    Raises:
+        ValueError: if it is none of the table.
+    """
+    names = list(names)
+    for kind in FORMATS:
+        if all(any(re.match(mark, name) for name in names) for mark in kind.marks):
+            return kind
+    raise ValueError(
+        f"No known format has tensors named {', '.join(sorted(names)[:3])} ...; known are"
+        f" {', '.join(kind.title for kind in FORMATS)}."
+    )
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """What became of the names of a file.
+
+    Attributes:
+        kind: the format.
+        ours: name in the file -> name here.
+        dropped: names that the table drops.
+        unknown: names that no row of the table matches.
+    """
+
+    kind: Format
+    ours: Mapping[str, str]
+    dropped: tuple[str, ...]
+    unknown: tuple[str, ...]
+
+    @property
+    def gives(self) -> set[str]:
+        """The parts that must come whole: those of the format, and any that the file begins."""
+        return {*self.kind.gives, *map(part_of, self.ours.values())}
+
+
+def rename(names: Iterable[str], clip: str = "vision.model") -> Renamed:
+    """Find the format and our names.
+
+    Args:
+        names: of all tensors of a source.
+        clip: where the target's tower keeps CLIP.
+
+    Raises:
+        ValueError: if the format is unknown, or two names become one.
+    """
+    names = list(names)
+    kind = detect(names)
+    deep = any(".pooling_router.mlp1." in name for name in names)  # DPN's router_version v1
+    places = {"clip": clip, "predictor": "3." if deep else ""}
+    ours: dict[str, str] = {}
+    dropped, unknown = [], []
+    for name in names:
+        rule, match = _first(kind.rules, name)
+        if rule is None or match is None:
+            unknown.append(name)
+        elif rule.name is None:
+            dropped.append(name)
+        else:
+            ours[name] = _fill(match.expand(rule.name), places)
+    if len(set(ours.values())) < len(ours):
+        twice = sorted(name for name in ours if list(ours.values()).count(ours[name]) > 1)
+        raise ValueError(f"The source has two tensors for one place: {', '.join(twice[:4])}.")
+    return Renamed(kind, ours, tuple(dropped), tuple(unknown))
+
+
+def _first(rules: Iterable[Rule], name: str) -> tuple[Rule | None, re.Match[str] | None]:
+    for rule in rules:
+        if match := re.fullmatch(rule.pattern, name):
+            return rule, match
+    return None, None
+
+
+def _fill(name: str, places: Mapping[str, str]) -> str:
+    for place, value in places.items():
+        name = name.replace(f"{{{place}}}", value)
+    return name

@@ -1,0 +1,277 @@
+"""Weights of any known format into a built model, one file and one tensor at a time."""
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dpn.checkpoints.containers import Container, Shape, open_containers
+from dpn.checkpoints.distributed import is_distributed, open_distributed
+from dpn.checkpoints.keys import Renamed, part_of, rename
+from dpn.checkpoints.lora import base_folder, is_lora, open_lora
+from dpn.checkpoints.tokenizers import has_tokenizer, read_tokenizer
+from dpn.checkpoints.vocabulary import TABLES, Rows, match_rows
+from dpn.model import DPNForConditionalGeneration
+
+log = logging.getLogger(__name__)
+POSITIONS = "embeddings.position_embedding.weight"
+#: What no forward pass reads, the last norms of CLIP and ConvNeXt, and a router's price, which is
+#: found by calibration: a source may lack them, or have them in vain.
+OPTIONAL = ("post_layernorm.", "vision.slow.layernorm.", "router.price")
+
+
+@dataclass
+class Report:
+    """What became of a source's tensors and of the model's.
+
+    Attributes:
+        source: where they came from.
+        title: of its format.
+        taken: our names of what was loaded.
+        missing: by part, ours that the source does not have.
+        unexpected: by part, the source's that have no place here.
+        dropped: the source's that are known to be of no use.
+        notes: what was changed on the way, in words.
+    """
+
+    source: Path
+    title: str
+    taken: list[str] = field(default_factory=list)
+    missing: dict[str, list[str]] = field(default_factory=dict)
+    unexpected: dict[str, list[str]] = field(default_factory=dict)
+    dropped: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [f"{self.source} ({self.title}): {len(self.taken)} tensors taken"]
+        for title, groups in (("missing", self.missing), ("unexpected", self.unexpected)):
+            lines += [f"  {title} in {part}: {shorten(names)}" for part, names in groups.items()]
+        if self.dropped:
+            lines.append(f"  dropped: {shorten(self.dropped)}")
+        return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
+
+
+class Source:
+    """A file or folder of weights, opened.
+
+    Args:
+        path: of it.
+        clip: where the target's tower keeps CLIP, see `keys.rename`.
+        base: what a LoRA run started from; default: the folder that its config names.
+
+    Attributes:
+        base: the folder of a LoRA run's start, else None.
+        shapes: by our names.
+
+    Raises:
+        FileNotFoundError, ValueError: see `open_containers`, `open_lora` and `keys.rename`.
+    """
+
+    def __init__(self, path: Path, clip: str = "vision.model", base: Path | None = None):
+        self.path = path
+        self.base = base_folder(path, base) if is_lora(path) else None
+        self.containers: list[Container]
+        if self.base:
+            self.containers = open_lora(path, self.base)
+        elif is_distributed(path):
+            self.containers = open_distributed(path)
+        else:
+            self.containers = open_containers(path)
+        self.rename(clip)
+
+    def rename(self, clip: str) -> None:
+        """Put CLIP where a tower keeps it."""
+        shapes = {n: shape for c in self.containers for n, shape in c.shapes.items()}
+        self.names: Renamed = rename(shapes, clip)
+        self.shapes = {ours: shapes[theirs] for theirs, ours in self.names.ours.items()}
+
+    @property
+    def tokenizer(self) -> Any:
+        """The one beside the weights or a LoRA run's start; None if there is none."""
+        places = [place for place in (self.path, self.base) if place and has_tokenizer(place)]
+        return read_tokenizer(places[0]) if places else None
+
+    def read(self, container: Container, wanted: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+        """Tensors of one file by our names."""
+        with container.open() as read:
+            for theirs in container.shapes:
+                if (ours := self.names.ours.get(theirs)) in wanted:
+                    yield str(ours), read(theirs)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the tensors of a source become those of a model.
+
+    Attributes:
+        source: of the tensors.
+        shapes: of the model's tensors that it fills.
+        rows: of the vocabulary tables, if it has them.
+        report: what will have happened.
+    """
+
+    source: Source
+    shapes: Mapping[str, Shape]
+    rows: Rows | None
+    report: Report
+
+    def stream(self, container: Container) -> Iterator[tuple[str, Tensor]]:
+        """The tensors of one of the source's files, each with the name and shape it has here."""
+        for name, tensor in self.source.read(container, self.shapes):
+            if name in TABLES and self.rows is not None:
+                tensor = self.rows.take(tensor)
+            elif name.endswith(POSITIONS) and tuple(tensor.shape) != self.shapes[name]:
+                # As the towers do for images of other sizes, see `dpn.vision`.
+                antialias = name.startswith("vision.fast.")
+                tensor = resize_positions(tensor, self.shapes[name][0], antialias)
+            yield name, tensor
+
+
+def plan(
+    source: Source,
+    shapes: Mapping[str, Shape],
+    tokens: Mapping[str, int] | None,
+    needs: Iterable[str] | None = None,
+) -> Plan:
+    """Match a source with a model, before any tensor is read.
+
+    Args:
+        source: of the tensors.
+        shapes: of the model's tensors by their names.
+        tokens: the model's vocabulary, if known.
+        needs: parts that must come whole; default: those that the source's format gives.
+
+    Raises:
+        ValueError: if a needed tensor is missing, a shape does not fit, or vocabulary rows can not
+            be told apart.
+    """
+    names = source.names
+    report = Report(source.path, names.kind.title, dropped=list(names.dropped))
+    fits = {name: shapes[name] for name in source.shapes if name in shapes}
+    missing = [n for n in shapes if n not in fits and not is_optional(n)]
+    report.missing = _grouped(missing)
+    theirs = {ours: name for name, ours in names.ours.items()}
+    strange = {n: theirs[n] for n in source.shapes if n not in shapes}
+    report.dropped += [name for ours, name in strange.items() if is_optional(ours)]
+    report.unexpected = _grouped(n for n in strange if not is_optional(n))
+    if names.unknown:
+        report.unexpected["no part"] = list(names.unknown)
+    report.taken = list(fits)
+    _check_missing(report, {*names.gives} if needs is None else {*needs}, shapes)
+    rows = None
+    if table := next((t for t in TABLES if t in fits), None):
+        words = source.tokenizer
+        known = words and words.get_vocab()
+        rows = match_rows(source.shapes[table][0], shapes[table][0], known, tokens)
+        report.notes += [note] if (note := rows.note()) else []
+    _check_shapes(source, fits, report)
+    return Plan(source, fits, rows, report)
+
+
+@torch.no_grad()
+def load(
+    model: DPNForConditionalGeneration,
+    source: str | Path,
+    tokenizer: Any = None,
+    needs: Iterable[str] | None = None,
+    base: str | Path | None = None,
+) -> Report:
+    """Fill a model with what a source holds for it; the rest of the model stays as it is.
+
+    Args:
+        model: on a real device, of the source's sizes.
+        source: a file or folder of any format in `keys.FORMATS`.
+        tokenizer: the model's; needed where the source's vocabulary differs.
+        needs: parts that must come whole, e.g. ("projector",); default: those that the source's
+            format gives.
+        base: what a LoRA run started from; default: the folder that its config names.
+
+    Returns:
+        What was taken, what is missing or unexpected by part, and what was changed on the way.
+
+    Raises:
+        FileNotFoundError: if there is no such source or a file of it is missing.
+        ValueError: if a file is damaged or refused, a needed tensor is missing or of another shape,
+            or vocabulary rows can not be told apart.
+    """
+    state = model.state_dict()
+    place = clip_place(model.config.vision_config)
+    opened = Source(Path(source), place, Path(base) if base else None)
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if model.config.tie_word_embeddings:
+        del shapes["lm_head.weight"]
+    made = plan(opened, shapes, tokenizer and tokenizer.get_vocab(), needs)
+    for container in opened.containers:
+        for name, tensor in made.stream(container):
+            state[name].copy_(tensor)
+    log.info("%s", made.report)
+    return made.report
+
+
+def clip_place(vision_config: Mapping[str, Any]) -> str:
+    """Where a tower keeps CLIP."""
+    return "vision.fast" if vision_config["name"] == "clip_convnext" else "vision.model"
+
+
+def resize_positions(table: Tensor, rows: int, antialias: bool = False) -> Tensor:
+    """CLIP's position embeddings `[1 + side^2, D]` for another square grid: CLS stays, the grid is
+    resized bicubically in fp32.
+    """
+    sides = [round((n - 1) ** 0.5) for n in (len(table), rows)]
+    grid = table[1:].float().T.unflatten(1, (sides[0], sides[0]))[None]
+    grid = F.interpolate(grid, (sides[1], sides[1]), mode="bicubic", antialias=antialias)
+    return torch.cat([table[:1], grid[0].flatten(1).T.to(table.dtype)])
+
+
+def is_optional(name: str) -> bool:
+    """Whether a model works without this weight of a source."""
+    return any(piece in name for piece in OPTIONAL)
+
+
+def shorten(names: Iterable[str], most: int = 6) -> str:
+    """The names, the later ones only counted."""
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _grouped(names: Iterable[str]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(part_of(name), []).append(name)
+    return groups
+
+
+def _check_missing(report: Report, needs: set[str], shapes: Mapping[str, Shape]) -> None:
+    lacking = {part: names for part, names in report.missing.items() if part in needs}
+    if lacking:
+        parts = "; ".join(f"{part}: {shorten(names)}" for part, names in lacking.items())
+        raise ValueError(
+            f"{report.source} ({report.title}) lacks weights that it must give, {parts}. Was the"
+            " model built with other sizes, or is a file of the source missing?"
+        )
+    if not report.taken:
+        raise ValueError(
+            f"{report.source} ({report.title}) has nothing for this model, whose parts are"
+            f" {', '.join(_grouped(shapes))}."
+        )
+
+
+def _check_shapes(source: Source, fits: Mapping[str, Shape], report: Report) -> None:
+    wrong = []
+    for name, want in fits.items():
+        have = source.shapes[name]
+        if name.endswith(POSITIONS) and have != want and have[1] == want[1]:
+            report.notes.append(f"{name}: {have[0]} positions resized to {want[0]} (bicubic)")
+        elif have[name in TABLES :] != want[name in TABLES :]:
+            wrong.append(f"{name} is {list(have)}, here {list(want)}")
+    if wrong:
+        raise ValueError(
+            f"{source.path} does not fit the model: {shorten(wrong, 4)}. Build the model with the"
+            " sizes of the source."
+        )

@@ -1,0 +1,255 @@
+"""What a folder's `config.json` says, in our words.
+
+The original LLaVA and Hugging Face's LLaVA both call themselves `llava`; what they hold tells them
+apart. The file is read as plain JSON, and nothing that it names is imported.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import CLIPVisionConfig
+
+from dpn.checkpoints.containers import Shape
+from dpn.files import read_json
+
+Node = dict[str, Any]
+
+#: What an original config holds besides LLaVA's own keys: those of a Llama config.
+TEXT_KEYS = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim", "hidden_act", "max_position_embeddings", "rms_norm_eps"),
+    *("rope_theta", "rope_scaling", "rope_parameters", "initializer_range", "attention_bias"),
+    *("tie_word_embeddings", "vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"),
+)
+#: The defaults of `vision=clip` are this tower's.
+CLIP_L = "clip-vit-large-patch14-336"
+#: LLaVA-HR's slow towers: the depths, widths and eps of timm's ConvNeXt.
+SLOW_TOWERS: dict[str, Node] = {
+    "convnext_large_mlp": {
+        "slow_depths": [3, 3, 27, 3],
+        "slow_dims": [192, 384, 768, 1536],
+        "slow_eps": 1e-6,
+    },
+    "convnext_xxlarge": {
+        "slow_depths": [3, 4, 30, 3],
+        "slow_dims": [384, 768, 1536, 3072],
+        "slow_eps": 1e-5,
+    },
+}
+ROUTERS = {"static": "static", "adaptive": "dpe", "random": "random"}
+GATES = {"v1": "mlp", "v2": "linear"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Sections of a `DPNConfig`, and the arguments of a `DPNProcessor`.
+
+    Attributes:
+        text: of the language model.
+        vision: tower with its sizes.
+        projector: with its depth.
+        router: of DPN, or `none`.
+        processor: besides the tokenizer.
+        towers: names or folders of the vision towers that the weights started from.
+    """
+
+    text: Node
+    vision: Node
+    projector: Node
+    router: Node
+    processor: Node
+    towers: tuple[str, ...] = ()
+
+
+def read_settings(
+    folder: Path, shapes: Mapping[str, Shape], clip_folders: Sequence[Path] = ()
+) -> Settings:
+    """Read the config of an original or a Hugging Face LLaVA folder.
+
+    Args:
+        folder: with `config.json`.
+        shapes: of the weights by our names; they tell the sizes of a slow tower.
+        clip_folders: where CLIP's sizes may stand, if not in the folder that the config names.
+
+    Raises:
+        FileNotFoundError: if there is no config.
+        ValueError: if it is another model's, or asks for something that does not exist here.
+    """
+    file = folder / "config.json"
+    config = read_json(file)
+    if config is None:
+        raise FileNotFoundError(
+            f"{folder} holds no config.json, which tells the model's sizes; put it there, or name a"
+            " folder of ours with the same sizes (tools/convert.py SRC DST --like FOLDER)."
+        )
+    try:
+        if "mm_vision_tower" in config:
+            return _original(file, config, shapes, clip_folders)
+        if "text_config" in config and "vision_config" in config:
+            return _hugging_face(file, config)
+    except KeyError as error:
+        raise ValueError(f"{file} lacks {error}; take the config of the released model.") from error
+    raise ValueError(
+        f"{file} is no LLaVA's: it has neither mm_vision_tower, as the original, nor text_config"
+        " and vision_config, as Hugging Face's; give a LLaVA, LLaVA-HR or DPN folder."
+    )
+
+
+def _original(
+    file: Path, config: Node, shapes: Mapping[str, Shape], clip_folders: Sequence[Path]
+) -> Settings:
+    if config.get("mm_use_im_start_end") or config.get("mm_use_im_patch_token"):
+        raise ValueError(
+            f"{file} uses mm_use_im_start_end or mm_use_im_patch_token, which do not exist here;"
+            " every released LLaVA-1.5, LLaVA-HR and DPN has them off."
+        )
+    feature = config.get("mm_vision_select_feature", "patch")
+    _only(file, "mm_vision_select_feature", feature, ("patch",))
+    tower, slow = config["mm_vision_tower"], config.get("vision_tower_slow")
+    clip = _clip_sizes(file, [*clip_folders, Path(tower)], tower)
+    if config.get("is_multipath_encoder"):
+        vision = _multipath(file, config, clip, shapes)
+    else:
+        vision = {"name": "clip", **clip}
+        vision["select_layer"] = config.get("mm_vision_select_layer", -2)
+        if size := config.get("input_image_size"):
+            vision["image_size"] = size
+    router, router_token = _router(file, config.get("pooling"))
+    text = {"model_type": "llama", **{k: config[k] for k in TEXT_KEYS if k in config}}
+    mode = config.get("image_aspect_ratio") or "square"
+    _only(file, "image_aspect_ratio", mode, ("pad", "square"))
+    projector = _projector(file, config.get("mm_projector_type") or "linear")
+    processor = _processor(vision, mode, router_token)
+    towers = tuple(t for t in (tower, slow) if t)
+    return Settings(text, vision, projector, router, processor, towers)
+
+
+def _hugging_face(file: Path, config: Node) -> Settings:
+    wanted = {
+        "vision_feature_select_strategy": ("default",),
+        "projector_hidden_act": ("gelu",),
+        "multimodal_projector_bias": (True,),
+    }
+    for key, allowed in wanted.items():
+        _only(file, key, config.get(key, allowed[0]), allowed)
+    kind = config["vision_config"].get("model_type")
+    _only(file, "vision_config.model_type", kind, ("clip_vision_model",))
+    layer = config.get("vision_feature_layer", -2)
+    if not isinstance(layer, int):
+        raise ValueError(f"{file} has vision_feature_layer={layer}; only one layer can be taken.")
+    vision = {"name": "clip", **_clip_arguments(file, config["vision_config"])}
+    vision["select_layer"] = layer
+    text = {"model_type": "llama", **config["text_config"]}
+    # LLaVA was trained on padded images; that Hugging Face's processor crops them is its own.
+    return Settings(
+        text, vision, {"name": "mlp"}, {"name": "none"}, _processor(vision, "pad", False)
+    )
+
+
+def _clip_sizes(file: Path, folders: Sequence[Path], tower: str) -> Node:
+    """Of the first folder that has a config, else those of CLIP-L/336, which are the defaults."""
+    for folder in folders:
+        config = read_json(folder / "config.json") if folder.is_dir() else None
+        if config and "clip" in config.get("model_type", ""):
+            return _clip_arguments(folder / "config.json", config.get("vision_config") or config)
+    if Path(tower).name == CLIP_L:
+        return {}
+    raise ValueError(
+        f"{file} names the vision tower {tower}, whose sizes are unknown; give its folder, with"
+        f" config.json and weights. Without one only {CLIP_L} is known."
+    )
+
+
+def _clip_arguments(file: Path, config: Node) -> Node:
+    full = CLIPVisionConfig(**{k: v for k, v in config.items() if k != "model_type"})
+    _only(file, "vision_config.hidden_act", full.hidden_act, ("quick_gelu",))
+    return {
+        "image_size": full.image_size,
+        "patch_size": full.patch_size,
+        "width": full.hidden_size,
+        "depth": full.num_hidden_layers,
+        "heads": full.num_attention_heads,
+        "ffn_size": full.intermediate_size,
+    }
+
+
+def _multipath(file: Path, config: Node, clip: Node, shapes: Mapping[str, Shape]) -> Node:
+    vision = {"name": "clip_convnext", "image_size": config["input_image_size"]}
+    for name, value in clip.items():
+        vision[f"fast_{name}" if name in ("image_size", "patch_size") else name] = value
+    slow = Path(config["vision_tower_slow"]).name.partition(".")[0]
+    _only(file, "vision_tower_slow", slow, tuple(SLOW_TOWERS))
+    stages = "vision.slow.encoder.stages"
+    vision |= SLOW_TOWERS[slow]
+    if not any(name.startswith(stages) for name in shapes):
+        return vision
+    scale = "layer_scale_parameter"
+    blocks = [re.fullmatch(rf"{stages}\.(\d)\.layers\.(\d+)\.{scale}", n) for n in shapes]
+    places = sorted((int(m[1]), int(m[2])) for m in blocks if m)
+    vision["slow_depths"] = [1 + last for last in dict(places).values()]
+    vision["slow_dims"] = [shapes[f"{stages}.{s}.layers.0.{scale}"][0] for s in dict(places)]
+    return vision
+
+
+def _projector(file: Path, kind: str) -> Node:
+    if kind == "linear":
+        return {"name": "mlp", "depth": 1}
+    if match := re.fullmatch(r"mlp(\d+)x_gelu", kind):
+        return {"name": "mlp", "depth": int(match[1])}
+    raise ValueError(f"{file} has mm_projector_type={kind!r}; known are linear and mlpNx_gelu.")
+
+
+def _router(file: Path, pooling: Node | None) -> tuple[Node, bool]:
+    """The router, and whether `<ROUTER>` tokens are used; older files leave much out."""
+    if not pooling:
+        return {"name": "none"}, False
+    kind = pooling["pooling_type"]
+    _only(file, "pooling.pooling_type", kind, tuple(ROUTERS))
+    _only(file, "pooling.prepooling", bool(pooling.get("prepooling")), (False,))
+    places = sorted(pooling["pooling_layers"], key=lambda place: place["index"])
+    for place in places:
+        if place.get("stride", place["kernel_size"]) != place["kernel_size"]:
+            raise ValueError(
+                f"{file} pools at layer {place['index']} with stride {place['stride']} and kernel"
+                f" {place['kernel_size']}; only equal ones exist here."
+            )
+    router: Node = {
+        "name": ROUTERS[kind],
+        "layers": [place["index"] for place in places],
+        "kernels": [place["kernel_size"] for place in places],
+        "reduce": pooling.get("pooling_function", "max"),
+        "where": pooling.get("pooling_location", "post"),
+    }
+    known = ("max", "avg", "conv") if kind == "adaptive" else ("max", "avg")
+    _only(file, "pooling.pooling_function", router["reduce"], known)
+    token = bool(pooling.get("use_special_token"))
+    if kind == "adaptive":
+        version = pooling.get("router_version", "v1")
+        _only(file, "pooling.router_version", version, tuple(GATES))
+        router |= {
+            "gate": GATES[version],
+            "token": "router" if token else "last",
+            "detach": bool(pooling.get("detach_cls_token_to_predict")),
+        }
+    return router, token
+
+
+def _processor(vision: Node, mode: str, router_token: bool) -> Node:
+    multipath = vision["name"] == "clip_convnext"
+    return {
+        "template": "v1",
+        "image_mode": mode,
+        "image_size": vision.get("image_size", 336),
+        "patch_size": vision.get("patch_size", 32 if multipath else 14),
+        "router_token": router_token,
+    }
+
+
+def _only(file: Path, key: str, value: Any, allowed: Sequence[Any]) -> None:
+    if value not in allowed:
+        raise ValueError(
+            f"{file} has {key}={value!r}; known here: {', '.join(map(repr, allowed))}."
+        )

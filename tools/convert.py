@@ -1,0 +1,44 @@
+"""LLaVA, LLaVA-HR, DPN or Hugging Face weights to a folder that `run=` and `from_pretrained` read.
+
+python tools/convert.py llava-v1.5-7b llava-7b --part clip-vit-large-patch14-336
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from dpn.checkpoints import convert
+
+
+def main() -> None:
+    """Read the command line, convert, and say what was done."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("source", type=Path, help="file or folder to read")
+    parser.add_argument("target", type=Path, help="folder to write")
+    parser.add_argument(
+        "--part",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="gives what the source leaves out, as a frozen vision tower; may be repeated",
+    )
+    parser.add_argument(
+        "--like",
+        type=Path,
+        metavar="FOLDER",
+        help="a folder of ours whose config and tokenizer belong to the source",
+    )
+    parser.add_argument("--base", type=Path, metavar="FOLDER", help="what a LoRA run started from")
+    arguments = parser.parse_args()
+    try:
+        reports = convert(
+            arguments.source, arguments.target, arguments.part, arguments.like, arguments.base
+        )
+    except (OSError, ValueError) as error:
+        sys.exit(f"convert.py: {error}")
+    print(*reports, f"written to {arguments.target}", sep="\n")
+
+
+if __name__ == "__main__":
+    main()
