@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 
 import dpn.config
-from dpn import data, hub, inference, lora, losses, projectors, routers, vision
+from dpn import checkpoints, data, hub, inference, lora, losses, projectors, routers, vision
 from dpn.budget import TextShape
 from dpn.config import Node, Parts, Request
 from dpn.data.tokenizer import train_tokenizer
@@ -58,13 +58,12 @@ def processor(config: DictConfig, source: "DataModule") -> DPNProcessor:
     """Tokenizer and image recipe; a model without tokenizer gets one trained on the data's text."""
     model = config.model
     if config.init.model is not None:
-        tokenizer = DPNProcessor.from_pretrained(_start(config)).tokenizer
+        tokenizer = checkpoints.read_tokenizer(_weights(config.init.model))
     elif model.tokenizer is None:
         source.prepare_data()
         tokenizer = train_tokenizer(source.corpus(), model.vocab_size)
     else:
-        place = hub.find(model.tokenizer)
-        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+        tokenizer = checkpoints.read_tokenizer(hub.find(model.tokenizer))
     with torch.device("meta"):
         tower = vision.build(**plain(model.vision))
     return DPNProcessor(
@@ -96,11 +95,23 @@ def model(config: DictConfig, words: DPNProcessor) -> DPNForConditionalGeneratio
         )
     )
     built.checkpoint_layers = built.vision.checkpoint_layers = config.model.checkpoint_layers
-    if config.init.model is not None:
-        _take_weights(built, DPNForConditionalGeneration.from_pretrained(_start(config)))
+    for source, parts in INIT_PARTS.items():
+        if (name := config.init[source]) is not None:
+            log.info("Starting from init.%s=%s", source, name)
+            checkpoints.load(built, _weights(name), tokens, parts)
     if config.stage.lora is not None:
         lora.add(built.language, **plain(config.stage.lora))
     return built
+
+
+#: What each key of section `init` fills, in this order; None: all that its source has.
+INIT_PARTS: dict[str, tuple[str, ...] | None] = {
+    "model": None,
+    "language": ("language", "lm_head"),
+    "vision": ("vision.model", "vision.fast"),
+    "slow_vision": ("vision.slow",),
+    "projector": ("projector", "vision.merge"),
+}
 
 
 def trained(
@@ -213,18 +224,9 @@ def plain(node: Any) -> Any:
     return OmegaConf.to_container(node, resolve=True)
 
 
-def _start(config: DictConfig) -> Path:
-    return inference.model_folder(hub.find(config.init.model))
-
-
-def _take_weights(target: torch.nn.Module, start: torch.nn.Module) -> None:
-    """Copy what fits by name and shape, and say what does not."""
-    mine, theirs = target.state_dict(), start.state_dict()
-    fits = {k: v for k, v in theirs.items() if k in mine and mine[k].shape == v.shape}
-    target.load_state_dict(fits, strict=False)
-    for title, keys in (("New", mine.keys() - fits), ("Unused", theirs.keys() - fits)):
-        if keys:
-            log.warning("%s weights: %s", title, ", ".join(sorted(keys)))
+def _weights(name: str) -> Path:
+    """The file or folder of weights behind a value of section `init`."""
+    return inference.model_folder(hub.find(name))
 
 
 # Pre-flight ---------------------------------------------------------------------------------------

@@ -266,15 +266,15 @@ class DPNForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 sizes = [(pixel_values.shape[2], pixel_values.shape[3])] * images
             else:
                 sizes = [(h, w) for h, w in image_sizes.tolist()]
-            features = self.vision(pixel_values.to(self.dtype), sizes)
+            features = self.vision.features(pixel_values.to(self.dtype), sizes)
             tower_grids = features.grids
             features = self.projector(features)
             visual, grids = features.per_image(), features.grids
             visual = [rows.to(text.dtype) for rows in visual]
         elif self.training and several_processes():  # others may have images: see `connect`
             size = self.vision.image_size
-            blank = text.new_zeros(1, 3, size, size)
-            text = connect(text, [self.projector(self.vision(blank, [(size, size)])).tokens])
+            blank = self.vision.features(text.new_zeros(1, 3, size, size), [(size, size)])
+            text = connect(text, [self.projector(blank).tokens])
         tokens = pack(text, host.mask, places, visual, grids, self.router.positions)
 
         def by_sample(every: Sequence[Grid]) -> tuple[tuple[Grid, ...], ...]:

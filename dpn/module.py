@@ -130,13 +130,11 @@ class DPNModule(LightningModule):
             copies *= accumulate
         return total.clamp(min=1), copies  # a window without supervised tokens has loss 0, not NaN
 
-    def _log_step(
-        self, batch: Batch, language: Tensor, routing: Tensor | float, trace: Trace
-    ) -> None:
+    def _log_step(self, batch: Batch, language: Tensor, routing: Tensor, trace: Trace) -> None:
         optimizer = self.optimizers()
         assert isinstance(optimizer, Optimizer | LightningOptimizer)
         values = {"loss/language": language, "lr": optimizer.param_groups[0]["lr"]}
-        if isinstance(routing, Tensor):
+        if routing.requires_grad:
             values[f"loss/{type(self.routing_loss).__module__.rpartition('.')[2]}"] = routing
         shares = visual_shares(trace, self.model.config.text_config)
         if shares:

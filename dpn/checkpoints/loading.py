@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,12 @@ class Source:
         shapes = {n: shape for c in self.containers for n, shape in c.shapes.items()}
         self.names: Renamed = rename(shapes, clip)
         self.shapes = {ours: shapes[theirs] for theirs, ours in self.names.ours.items()}
+
+    def only(self, parts: Iterable[str]) -> None:
+        """Forget the tensors of all other parts."""
+        ours = {t: name for t, name in self.names.ours.items() if part_of(name) in parts}
+        self.names = replace(self.names, ours=ours)
+        self.shapes = {name: shape for name, shape in self.shapes.items() if part_of(name) in parts}
 
     @property
     def tokenizer(self) -> Any:
@@ -178,7 +184,7 @@ def load(
     model: DPNForConditionalGeneration,
     source: str | Path,
     tokenizer: Any = None,
-    needs: Iterable[str] | None = None,
+    parts: Iterable[str] | None = None,
     base: str | Path | None = None,
 ) -> Report:
     """Fill a model with what a source holds for it; the rest of the model stays as it is.
@@ -187,8 +193,8 @@ def load(
         model: on a real device, of the source's sizes.
         source: a file or folder of any format in `keys.FORMATS`.
         tokenizer: the model's; needed where the source's vocabulary differs.
-        needs: parts that must come whole, e.g. ("projector",); default: those that the source's
-            format gives.
+        parts: which to take, e.g. ("projector",), all of them whole; default: all that the source
+            has, of which those must be whole that its format gives.
         base: what a LoRA run started from; default: the folder that its config names.
 
     Returns:
@@ -205,11 +211,16 @@ def load(
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if model.config.tie_word_embeddings:
         del shapes["lm_head.weight"]
-    made = plan(opened, shapes, tokenizer and tokenizer.get_vocab(), needs)
+    if parts is not None:
+        parts = {*parts} & {part_of(name) for name in shapes}
+        shapes = {name: shape for name, shape in shapes.items() if part_of(name) in parts}
+        opened.only(parts)
+    made = plan(opened, shapes, tokenizer and tokenizer.get_vocab(), parts)
     for container in opened.containers:
         for name, tensor in made.stream(container):
             state[name].copy_(tensor)
-    log.info("%s", made.report)
+    odd = made.report.missing or made.report.unexpected
+    log.log(logging.WARNING if odd else logging.INFO, "%s", made.report)
     return made.report
 
 

@@ -36,8 +36,8 @@ class RoutingLoss(nn.Module):
         """Whose decisions are judged."""
         return self._router[0]
 
-    def forward(self, trace: Trace) -> Tensor | float:
-        """The weighted loss; 0.0 if nothing was decided anywhere."""
+    def forward(self, trace: Trace) -> Tensor:
+        """The weighted loss; 0 if nothing was decided anywhere."""
         raise TypeError(f"{type(self).__name__} has no loss")
 
     def mean(self, values: Tensor) -> Tensor:

@@ -34,10 +34,10 @@ class BudgetLoss(RoutingLoss):
             )
         self.weight, self.keep = weight, router.keep
 
-    def forward(self, trace: Trace) -> Tensor | float:
+    def forward(self, trace: Trace) -> Tensor:
         """See `RoutingLoss.forward`."""
         if not trace.decisions:
-            return 0.0
+            return torch.zeros(())
         shares = self.expected_shares(trace)
         return self.weight * (self.mean(shares) - self.keep) ** 2
 

@@ -37,10 +37,10 @@ class HingeLoss(RoutingLoss):
         super().__init__(reduction, router=router)
         self.weight, self.target, self.hinge_mean = weight, target, hinge_mean
 
-    def forward(self, trace: Trace) -> Tensor | float:
+    def forward(self, trace: Trace) -> Tensor:
         """See `RoutingLoss.forward`."""
         if not trace.decisions:
-            return 0.0
+            return torch.zeros(())
         layers = []
         for decision in trace.decisions:
             chance, expert = decision.probs.max(-1)

@@ -1,5 +1,6 @@
 """The language loss alone: no routing loss is added."""
 
+import torch
 from torch import Tensor
 
 from dpn.losses.base import Reduction, RoutingLoss
@@ -12,6 +13,6 @@ class LanguageLoss(RoutingLoss):
     def __init__(self, reduction: Reduction = "global", *, router: Router):
         super().__init__(reduction, router=router)
 
-    def forward(self, trace: Trace) -> Tensor | float:
-        """0.0."""
-        return 0.0
+    def forward(self, trace: Trace) -> Tensor:
+        """0."""
+        return torch.zeros(())

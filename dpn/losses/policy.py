@@ -40,7 +40,7 @@ class PolicyLoss(BudgetLoss):
         layers, width = router.plan.layers, router.text.hidden_size
         self.values = nn.ModuleDict({str(n): MLPGate(width, 1) for n in layers})
 
-    def forward(self, trace: Trace) -> Tensor | float:
+    def forward(self, trace: Trace) -> Tensor:
         """See `RoutingLoss.forward`.
 
         Raises:

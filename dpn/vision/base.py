@@ -64,8 +64,8 @@ class VisionTower(nn.Module):
             )
         return height // self.patch_size, width // self.patch_size
 
-    def encode(self, pixels: Tensor) -> Tensor:
-        """`[I, 3, H, W]` of one size to `[I, h * w, C]`."""
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Images of one size, `[I, 3, H, W]`, to tokens `[I, h * w, C]`."""
         raise TypeError(f"{type(self).__name__} does not encode")
 
     def flops(self, grid: Grid) -> int:
@@ -81,7 +81,7 @@ class VisionTower(nn.Module):
                 hidden = layer(hidden, *args)
         return hidden
 
-    def forward(self, pixel_values: Tensor, sizes: list[tuple[int, int]]) -> VisualFeatures:
+    def features(self, pixel_values: Tensor, sizes: list[tuple[int, int]]) -> VisualFeatures:
         """Encode images that may differ in size.
 
         Args:
@@ -94,12 +94,12 @@ class VisionTower(nn.Module):
             groups.setdefault(size, []).append(i)
         if len(groups) == 1:
             height, width = sizes[0]
-            tokens = self.encode(pixel_values[:, :, :height, :width]).flatten(0, 1)
+            tokens = self(pixel_values[:, :, :height, :width]).flatten(0, 1)
             return VisualFeatures(tokens, grids)
         parts: list[Tensor] = [pixel_values.new_empty(0)] * len(sizes)
         for (height, width), members in groups.items():
             for i, tokens in zip(
-                members, self.encode(pixel_values[members, :, :height, :width]), strict=True
+                members, self(pixel_values[members, :, :height, :width]), strict=True
             ):
                 parts[i] = tokens
         return VisualFeatures(torch.cat(parts), grids)

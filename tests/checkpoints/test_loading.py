@@ -111,7 +111,7 @@ def test_a_start_without_router_or_tower_says_so(tmp_path):
     with pytest.raises(
         ValueError, match=r"must give, router: router\.gates\.0\.0\.weight, .* more"
     ):
-        load(model, tmp_path, needs=("router",))
+        load(model, tmp_path, parts=("router",))
 
 
 @pytest.mark.parametrize("part", ["model.layers.1.mlp.up_proj.weight", "lm_head.weight"])
@@ -129,7 +129,7 @@ def test_a_projector_file_fills_the_projector_alone(tmp_path):
     torch.save({k: v.half() for k, v in state.items() if "mm_projector" in k}, file)
     model = our_model()
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    report = load(model, file, needs=("projector",))
+    report = load(model, file, parts=("projector",))
     assert len(report.taken) == 4
     for name, tensor in model.state_dict().items():
         kept = before[name]

@@ -115,7 +115,7 @@ class Naive:
         for column, token in enumerate(ids.tolist()):
             if token == self.config.image_token_id:
                 pixels = images.pop(0)
-                features = self.model.vision(pixels[None], [tuple(pixels.shape[1:])])
+                features = self.model.vision.features(pixels[None], [tuple(pixels.shape[1:])])
                 features = self.model.projector(features)
                 grids[column] = features.grids[0]
                 rows += [[v, column, None] for v in features.tokens]

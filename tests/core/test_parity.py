@@ -153,7 +153,7 @@ def test_none_equals_hugging_face(family):
         for token in ids.tolist():
             if token == model.config.image_token_id:
                 pixels = images.pop(0)
-                features = model.vision(pixels[None], [tuple(pixels.shape[1:])])
+                features = model.vision.features(pixels[None], [tuple(pixels.shape[1:])])
                 parts.append(model.projector(features).tokens)
             else:
                 parts.append(stock.model.embed_tokens.weight[token][None])
