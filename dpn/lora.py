@@ -8,7 +8,7 @@ from torch import nn
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-def add(language: nn.Module, rank: int, alpha: float, dropout: float) -> None:
+def add(language: nn.Module, rank: int, alpha: int, dropout: float) -> None:
     """Freeze the language model and put low-rank updates beside its linear layers, in place."""
     from peft import LoraConfig, inject_adapter_in_model
 

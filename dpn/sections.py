@@ -44,7 +44,7 @@ class LoRA:
     """
 
     rank: int = 128
-    alpha: float = 256.0
+    alpha: int = 256
     dropout: float = 0.05
 
 

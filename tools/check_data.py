@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
 
-from dpn import build, data
+from dpn import build, data, hub
+from dpn.checkpoints import read_tokenizer
 from dpn.config import ConfigError, Request, check_part
 from dpn.data.base import Source, Split
 from dpn.data.batch import DataError
@@ -212,10 +213,7 @@ def main(request: Request) -> None:
         raise DataError(f"The data set has no split {config.split}; choose the other one.")
     processor = None
     if config.tokenizer is not None:
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(config.tokenizer, trust_remote_code=False)
-        processor = DPNProcessor(tokenizer)
+        processor = DPNProcessor(read_tokenizer(hub.find(config.tokenizer)))
     report = Report(config.examples)
     for finding in findings(source, split, processor):
         report.add(finding)
