@@ -137,6 +137,10 @@ class DPNForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Replace the text model's embeddings."""
         self.language.embed_tokens = value
 
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+        """See Hugging Face; names stay ours, where it would write those of older towers."""
+        super().save_pretrained(save_directory, **{"save_original_format": False, **kwargs})
+
     # Forward
 
     def forward(

@@ -124,7 +124,9 @@ def module_with_trainer(processor, world: int, accumulate: int, *overrides: str)
     """A module whose trainer says what a distributed one would."""
     config = compose("train", overrides or ["router=none"]).config
     module = build.module(config, build.model(config, processor))
-    strategy = SimpleNamespace(reduce=lambda value, reduce_op: value * world)
+    strategy = SimpleNamespace(
+        reduce=lambda value, reduce_op: value * world, handles_gradient_accumulation=False
+    )
     module._trainer = SimpleNamespace(
         accumulate_grad_batches=accumulate,
         world_size=world,

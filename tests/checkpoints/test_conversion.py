@@ -142,7 +142,7 @@ def test_llava_hr(tmp_path):
     assert processor.transform.size == 128
     pixels = torch.randn(2, 3, 128, 128)
     with torch.no_grad():
-        want = tower(pixels, [(128, 128)] * 2)
+        want = tower.features(pixels, [(128, 128)] * 2)
         got = model.vision.features(pixels, [(128, 128)] * 2)
     assert got.grids == want.grids
     assert torch.equal(got.tokens, want.tokens)

@@ -19,7 +19,7 @@ def test_equals_hugging_face(select, size):
     pixels = torch.randn(2, 3, *size)
     out = stock(pixels, interpolate_pos_encoding=True, output_hidden_states=True)
     expected = out.hidden_states[select][:, 1:]
-    features = tower(pixels, [size] * 2)
+    features = tower.features(pixels, [size] * 2)
     assert features.grids == ((size[0] // 4, size[1] // 4),) * 2
     torch.testing.assert_close(features.tokens, expected.flatten(0, 1), atol=1e-5, rtol=1e-5)
 
@@ -47,7 +47,7 @@ def test_positions_are_resized_in_fp32():
 def test_size_of_llavas():
     with torch.device("meta"):
         tower = CLIP()
-        features = tower(torch.empty(1, 3, 336, 336), [(336, 336)])
+        features = tower.features(torch.empty(1, 3, 336, 336), [(336, 336)])
     assert features.tokens.shape == (576, 1024)
     assert features.grids == ((24, 24),)
     # 24 layers take 0.3819 TFLOPs (torch's counter); LLaVA needs 23 of them.
@@ -60,4 +60,4 @@ def test_errors():
     with pytest.raises(ValueError, match="select_layer=-26 is none of the 25 hidden states"):
         CLIP(select_layer=-26)
     with pytest.raises(ValueError, match="15 x 16 pixels can not be cut into patches of 4"):
-        make_tower("clip")(torch.zeros(1, 3, 16, 16), [(15, 16)])
+        make_tower("clip").features(torch.zeros(1, 3, 16, 16), [(15, 16)])

@@ -128,7 +128,7 @@ def test_token_counts(slow):
     with torch.device("meta"):
         tower = CLIPConvNeXt(**slow)
         for size, side in pixels.items():
-            features = tower(torch.empty(1, 3, size, size), [(size, size)])
+            features = tower.features(torch.empty(1, 3, size, size), [(size, size)])
             assert features.grids == ((side, side),)
             assert features.tokens.shape == (side * side, 1024)
     assert tower.grid == (32, 32)
@@ -181,7 +181,7 @@ def test_sizes_that_can_not_work(size):
         f"{size[0]} x {size[1]} pixels .* to a square of 32, 64, 128, or a larger multiple of 32"
     )
     with pytest.raises(ValueError, match=message):
-        tower(torch.zeros(1, 3, 128, 128), [size])
+        tower.features(torch.zeros(1, 3, 128, 128), [size])
 
 
 def test_errors():
