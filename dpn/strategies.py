@@ -68,6 +68,9 @@ class ZeRO(DeepSpeedStrategy):
         kinds = {type(module) for module in self.model.modules()}
         units = [kind for kind in kinds if issubclass(kind, (DecoderLayer, VisionTower, *_GATES))]
         set_z3_leaf_modules(self.model, units)
+        for module in self.model.modules():
+            if isinstance(module, (VisionTower, *_GATES)):
+                module.register_forward_pre_hook(_want_input_gradients)
         super().setup(trainer)
 
     def save_checkpoint(
@@ -88,6 +91,17 @@ class ZeRO(DeepSpeedStrategy):
                 if self.is_global_zero:
                     state[name] = tensor.detach().cpu().clone()
         return state
+
+
+def _want_input_gradients(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+    """DeepSpeed takes a module's weights away when the gradients of its inputs are there: at once,
+    in the middle of its backward pass, if no input wants one.
+    """
+    first = next(p for p in module.parameters() if p.ndim > 1)
+    if first.requires_grad and torch.is_grad_enabled():
+        for tensor in inputs:
+            if not tensor.requires_grad:
+                tensor.requires_grad_()
 
 
 @contextmanager
