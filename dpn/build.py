@@ -234,7 +234,7 @@ def _weights(name: str) -> Path:
 
 @dataclass
 class AutoLoss:
-    """Section `loss` of `loss=auto`: policy for dpe if it has a keep, else hinge; language for
+    """Section `loss` of `loss=auto`: budget for dpe if it has a keep, else hinge; language for
     routers without gates; each with its defaults.
 
     Attributes:
@@ -250,7 +250,7 @@ class AutoLoss:
         if not router.calibrated:
             name = "language"
         else:
-            name = "hinge" if keep is None else "policy"
+            name = "hinge" if keep is None else "budget"
         return name, {"reduction": self.reduction}
 
 

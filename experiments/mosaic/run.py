@@ -27,7 +27,6 @@ RESULTS = HERE / "results.jsonl"
 SEEDS = (0, 1, 2)
 FAMILIES = ("coarse", "medium", "fine")
 RUNS = {
-    "default": [],
     "none": ["router=none"],
     "static": ["router=static"],
     "dpe-hinge": ["loss=hinge"],
@@ -35,14 +34,15 @@ RUNS = {
     "pooled-2x2": ["router=none", "projector=pooled"],
     "pooled-same": ["router=none", "projector=pooled", "projector.keep={share}"],
     "random-same": ["router=random", "router.keep={share}"],
-    "budget-0.45": ["loss=budget", "router.keep=0.45"],
+    "budget-0.45": ["loss=budget", "router.keep=0.45"],  # the default, spelt out
     "budget-0.6": ["loss=budget", "router.keep=0.6"],
     "budget-0.8": ["loss=budget", "router.keep=0.8"],
+    "policy-0.45": ["loss=policy", "router.keep=0.45"],
 }
 #: The runs whose routes depend on the sample.
-GATED = ("default", "dpe-hinge", "paper", "budget-0.45", "budget-0.6", "budget-0.8")
+GATED = ("dpe-hinge", "paper", "budget-0.45", "budget-0.6", "budget-0.8", "policy-0.45")
 #: The run whose figures stand in figures/.
-SHOWN = "default"
+SHOWN = "budget-0.45"
 #: The run whose share of visual MACs `{share}` stands for.
 REFERENCE = "dpe-hinge"
 

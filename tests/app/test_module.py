@@ -69,7 +69,7 @@ def test_every_choice_builds_a_trainer(group, tmp_path):
     ("router", "keep", "loss"),
     [
         ("dpe", None, "HingeLoss"),
-        ("dpe", 0.6, "PolicyLoss"),
+        ("dpe", 0.6, "BudgetLoss"),
         ("none", None, "LanguageLoss"),
         ("static", 0.6, "LanguageLoss"),
         ("random", 0.6, "LanguageLoss"),

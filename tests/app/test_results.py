@@ -251,6 +251,6 @@ def test_loggers_write(logger, squares, tmp_path, monkeypatch):
     if logger == "csv":
         (table,) = (p for p in files if p.name == "metrics.csv")
         head = table.read_text().splitlines()[0].split(",")
-        logged = {"loss/language", "loss/policy", "router/kept/3", "cost/visual_macs_ratio"}
+        logged = {"loss/language", "loss/budget", "router/kept/3", "cost/visual_macs_ratio"}
         assert logged <= set(head)
         assert "val/loss" not in head  # validation comes after 3 steps
