@@ -59,7 +59,8 @@ class BudgetLoss(RoutingLoss):
             macs = router.plan.expected_macs(probs, grids, router.text, router.where)
             full = router.text.num_layers * router.text.layer_macs(base)
             shares.append(torch.as_tensor(macs / full).expand(len(samples)))
-        return torch.cat(shares) if shares else trace.decisions[0].probs.new_zeros(0)
+        # Without images no share, but a graph: all processes take part in its backward pass.
+        return torch.cat(shares) if shares else trace.decisions[0].probs.sum(1)[:0]
 
     def _probs(
         self, decision: Decision | None, samples: Sequence[int], experts: int
