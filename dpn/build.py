@@ -22,6 +22,7 @@ from dpn.processor import DPNProcessor
 from dpn.routers import Router
 from dpn.run_folder import RunFolder
 from dpn.sections import SCHEDULE_KEYS, Schedule
+from dpn.vision import VisionTower
 
 if TYPE_CHECKING:  # Lightning takes seconds to import, and a model needs none of it
     from lightning.pytorch import Trainer
@@ -95,7 +96,7 @@ def model(config: DictConfig, words: DPNProcessor) -> DPNForConditionalGeneratio
         )
     )
     built.checkpoint_layers = built.vision.checkpoint_layers = config.model.checkpoint_layers
-    for source, parts in INIT_PARTS.items():
+    for source, parts in init_parts(built.vision).items():
         if (name := config.init[source]) is not None:
             log.info("Starting from init.%s=%s", source, name)
             checkpoints.load(built, _weights(name), tokens, parts)
@@ -104,14 +105,15 @@ def model(config: DictConfig, words: DPNProcessor) -> DPNForConditionalGeneratio
     return built
 
 
-#: What each key of section `init` fills, in this order; None: all that its source has.
-INIT_PARTS: dict[str, tuple[str, ...] | None] = {
-    "model": None,
-    "language": ("language", "lm_head"),
-    "vision": ("vision.model", "vision.fast"),
-    "slow_vision": ("vision.slow",),
-    "projector": ("projector", "vision.merge"),
-}
+def init_parts(tower: VisionTower) -> dict[str, tuple[str, ...] | None]:
+    """What each key of section `init` fills, in this order; None: all that its source has."""
+    return {
+        "model": None,
+        "language": ("language", "lm_head"),
+        "vision": ("vision.model", "vision.fast"),
+        "slow_vision": ("vision.slow",),
+        "projector": ("projector", *(f"vision.{piece}" for piece in tower.aligned)),
+    }
 
 
 def trained(

@@ -36,7 +36,7 @@ class DPNModule(LightningModule):
         routing_loss: what is added to the language loss.
         optimizer: makes the optimizer from parameter groups.
         schedule: course of the learning rates.
-        freeze: parts of the model that are not trained, see `part_of`.
+        freeze: parts of the model that are not trained, see `trained_with`.
         dense: share of all steps before the router acts.
         seed: of the run; with the step it keys the sampling of routes.
         settings: the run's config as plain values, for the loggers.
@@ -60,7 +60,7 @@ class DPNModule(LightningModule):
         self.dense, self.dense_steps = dense, 0
         self.val_loss, self.val_share = MeanMetric(), MeanMetric()
         for name, parameter in model.named_parameters():
-            if part_of(name, model.vision.aligned) in freeze and "lora_" not in name:
+            if trained_with(name, model.vision.aligned) in freeze and "lora_" not in name:
                 parameter.requires_grad_(False)
         self.save_hyperparameters(settings or {})  # plain values only: never the modules
 
@@ -154,8 +154,8 @@ def kept_shares(trace: Trace) -> list[float]:
     return [sum(rows) / sum(trace.base_rows) for rows in trace.visual_rows]
 
 
-def part_of(name: str, aligned: Sequence[str] = ()) -> str:
-    """The part that a parameter of the model belongs to: the first word of its name.
+def trained_with(name: str, aligned: Sequence[str] = ()) -> str:
+    """The part that a parameter is trained or frozen with: the first word of its name.
 
     Args:
         name: of the parameter.
@@ -176,7 +176,7 @@ def parameter_groups(module: "DPNModule", schedule: Schedule) -> list[dict[str, 
     groups: dict[tuple[str, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            part = part_of(name.removeprefix("model."), aligned)
+            part = trained_with(name.removeprefix("model."), aligned)
             is_hidden = part != "router" and ".layers." in name and parameter.ndim == 2
             key = (part if part in rates else "", parameter.ndim >= 2, is_hidden)
             groups.setdefault(key, []).append(parameter)

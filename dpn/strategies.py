@@ -7,8 +7,6 @@ routes are.
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,24 +29,36 @@ SIZES = "sizes.json"
 _GATES = tuple(GATES.values())
 
 
-class FSDP2(ModelParallelStrategy):
-    """Lightning's ModelParallelStrategy with data parallelism alone, over all processes.
-
-    A checkpoint is a folder with a file of each process.
+class CompleteFolders(Strategy):
+    """A strategy whose checkpoints are folders that all processes write to; they get their names
+    once they are whole.
     """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None
+    ) -> None:
+        """See the base class."""
+        path = Path(self.broadcast(filepath))
+        fresh = path.with_name(f".{path.name}.tmp")
+        super().save_checkpoint(checkpoint, fresh, storage_options)
+        self.barrier()
+        if self.is_global_zero:
+            files = [file for file in fresh.rglob("*") if file.is_file()]
+            sizes = {str(file.relative_to(fresh)): file.stat().st_size for file in files}
+            write_json(fresh / SIZES, sizes)
+            shutil.rmtree(path, ignore_errors=True)
+            os.replace(fresh, path)
+        self.barrier()
+
+
+class FSDP2(CompleteFolders, ModelParallelStrategy):
+    """Lightning's ModelParallelStrategy with data parallelism alone, over all processes."""
 
     def setup_environment(self) -> None:
         """Before the mesh is made: one axis over all processes."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         self._tensor_parallel_size = 1
         super().setup_environment()
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None
-    ) -> None:
-        """See the base class; the folder gets its name once it is whole."""
-        with _whole_folder(self, filepath) as fresh:
-            super().save_checkpoint(checkpoint, fresh, storage_options)
 
     def whole_state(self) -> dict[str, Any]:
         """All weights of the module on the CPU of the first process; empty on the others."""
@@ -57,7 +67,7 @@ class FSDP2(ModelParallelStrategy):
         return get_model_state_dict(self.lightning_module, options=options)
 
 
-class ZeRO(DeepSpeedStrategy):
+class ZeRO(CompleteFolders, DeepSpeedStrategy):
     """Lightning's DeepSpeedStrategy with our units, and complete checkpoint folders."""
 
     def setup(self, trainer: Any) -> None:
@@ -72,13 +82,6 @@ class ZeRO(DeepSpeedStrategy):
             if isinstance(module, (VisionTower, *_GATES)):
                 module.register_forward_pre_hook(_want_input_gradients)
         super().setup(trainer)
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None
-    ) -> None:
-        """See `FSDP2.save_checkpoint`."""
-        with _whole_folder(self, filepath) as fresh:
-            super().save_checkpoint(checkpoint, fresh, storage_options)
 
     def whole_state(self) -> dict[str, Any]:
         """See `FSDP2.whole_state`."""
@@ -102,22 +105,6 @@ def _want_input_gradients(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -
         for tensor in inputs:
             if not tensor.requires_grad:
                 tensor.requires_grad_()
-
-
-@contextmanager
-def _whole_folder(strategy: Strategy, filepath: Any) -> Iterator[Path]:
-    """A folder beside `filepath` for all processes to write to; takes its place at the end."""
-    path = Path(strategy.broadcast(filepath))
-    fresh = path.with_name(f".{path.name}.tmp")
-    yield fresh
-    strategy.barrier()
-    if strategy.is_global_zero:
-        files = [file for file in fresh.rglob("*") if file.is_file()]
-        sizes = {str(file.relative_to(fresh)): file.stat().st_size for file in files}
-        write_json(fresh / SIZES, sizes)
-        shutil.rmtree(path, ignore_errors=True)
-        os.replace(fresh, path)
-    strategy.barrier()
 
 
 def shard(
