@@ -14,9 +14,9 @@ def several_processes() -> bool:
 def connect(hidden: Tensor, used: Iterable[Tensor]) -> Tensor:
     """`hidden` as it is, with a gradient of zero for everything in `used`.
 
-    Gradients are averaged parameter by parameter, so all processes have to have one for the same
-    parameters, whatever their samples were and whichever way these were routed.
+    Processes average gradients parameter by parameter, so all of them have to have one for the same
+    parameters, whatever their samples were and whichever way these were routed; and an optimizer
+    does not treat a gradient of zero as it treats none, so one process has to have it, too.
     """
-    for tensor in used:
-        hidden = hidden + tensor.flatten()[:0].sum().to(hidden.dtype)
-    return hidden
+    zero = sum((x.flatten()[:0].sum().to(hidden.dtype) for x in used), hidden.new_zeros(()))
+    return hidden + zero

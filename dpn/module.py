@@ -94,6 +94,8 @@ class DPNModule(LightningModule):
         routing = self.routing_loss(out.trace)
         if self.trainer._logger_connector.should_update_logs:
             self._log_step(batch, language, routing, out.trace)
+        if self.trainer.strategy.handles_gradient_accumulation:  # DeepSpeed, after Lightning has
+            return (language + routing) * self.trainer.accumulate_grad_batches
         return language + routing
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -124,10 +126,7 @@ class DPNModule(LightningModule):
         window = torch.tensor(float(batch.window_tokens), device=self.device)
         total = self.trainer.strategy.reduce(window, reduce_op="sum")
         assert isinstance(total, Tensor)
-        accumulate = self.trainer.accumulate_grad_batches
-        copies = accumulate * self.trainer.world_size
-        if self.trainer.strategy.handles_gradient_accumulation:  # DeepSpeed divides once more
-            copies *= accumulate
+        copies = self.trainer.accumulate_grad_batches * self.trainer.world_size
         return total.clamp(min=1), copies  # a window without supervised tokens has loss 0, not NaN
 
     def _log_step(self, batch: Batch, language: Tensor, routing: Tensor, trace: Trace) -> None:

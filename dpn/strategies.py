@@ -72,6 +72,7 @@ class ZeRO(CompleteFolders, DeepSpeedStrategy):
 
     def setup(self, trainer: Any) -> None:
         """Before DeepSpeed sees the module: what it has to gather as a whole."""
+        from deepspeed.runtime.zero import register_external_parameter
         from deepspeed.utils import set_z3_leaf_modules
 
         assert self.model is not None
@@ -81,6 +82,9 @@ class ZeRO(CompleteFolders, DeepSpeedStrategy):
         for module in self.model.modules():
             if isinstance(module, (VisionTower, *_GATES)):
                 module.register_forward_pre_hook(_want_input_gradients)
+            elif isinstance(module, DPNForConditionalGeneration):
+                for weights in _used_between_units(module):
+                    register_external_parameter(module, weights)
         super().setup(trainer)
 
     def whole_state(self) -> dict[str, Any]:
@@ -96,12 +100,22 @@ class ZeRO(CompleteFolders, DeepSpeedStrategy):
         return state
 
 
+def _used_between_units(model: DPNForConditionalGeneration) -> list[nn.Parameter]:
+    """Weights of the router that are not a gate's."""
+    gates = {
+        p
+        for module in model.router.modules()
+        if isinstance(module, _GATES)
+        for p in module.parameters()
+    }
+    return [p for p in model.router.parameters() if p not in gates]
+
+
 def _want_input_gradients(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
     """DeepSpeed takes a module's weights away when the gradients of its inputs are there: at once,
     in the middle of its backward pass, if no input wants one.
     """
-    first = next(p for p in module.parameters() if p.ndim > 1)
-    if first.requires_grad and torch.is_grad_enabled():
+    if torch.is_grad_enabled() and any(p.requires_grad for p in module.parameters()):
         for tensor in inputs:
             if not tensor.requires_grad:
                 tensor.requires_grad_()

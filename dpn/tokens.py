@@ -249,16 +249,17 @@ class PackedTokens:
             scale: `[spans]` factor of each span's rows, also of those that are not pooled.
         """
         groups: dict[tuple, list[int]] = {}
-        for i, (span, kernel) in enumerate(zip(self.spans, kernels, strict=True)):
-            groups.setdefault((span.grid, kernel), []).append(i)
+        weights = weights or [None] * len(self.spans)
+        for i, (span, kernel, weight) in enumerate(zip(self.spans, kernels, weights, strict=True)):
+            groups.setdefault((span.grid, kernel, id(weight)), []).append(i)
         pieces = self._pieces()
         visual = list(pieces[1::2])
         spans = list(self.spans)
-        for (grid, kernel), members in groups.items():
-            if grid[0] * grid[1] == 0 or (kernel == (1, 1) and scale is None and weights is None):
+        for (grid, kernel, _), members in groups.items():
+            weight = weights[members[0]]
+            if grid[0] * grid[1] == 0 or (kernel == (1, 1) and scale is None and weight is None):
                 continue
             rows = torch.stack([visual[i] for i in members]).unflatten(1, grid)  # [S, h, w, D]
-            weight = weights[members[0]] if weights is not None else None
             if weight is not None:
                 rows = convolve_grid(rows, weight)
             elif kernel != (1, 1):

@@ -73,11 +73,17 @@ def _stage_arguments(
     if cache is not None:
         stage = cache.stage(tokens)
         write = partial(_write, cache, stage)
-    rotary = language.rotary_emb(tokens.hidden[None], position_ids=tokens.positions[None])
     return {
-        "position_embeddings": rotary,
+        "position_embeddings": _rotary(language, tokens.hidden, tokens.positions),
         "packing": PrefillAttention(tokens, backend, write),
     }
+
+
+def _rotary(language: Any, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of `[N]` positions, past the hooks of sharding engines: those want the same
+    modules called in every step, and how often rows change depends on the routes.
+    """
+    return language.rotary_emb.forward(hidden[None], position_ids=positions[None])
 
 
 def _write(cache: RaggedCache, stage: Stage, layer: int, key: Tensor, value: Tensor) -> None:
@@ -164,6 +170,6 @@ def _append_arguments(
     places = (sample.to(device), (stage.lengths[sample] + step).to(device))
     attention = AppendAttention(cache, tuple(counts), places, mask.to(device), take.to(device))
     return {
-        "position_embeddings": language.rotary_emb(hidden[None], position_ids=positions[None]),
+        "position_embeddings": _rotary(language, hidden, positions),
         "packing": attention,
     }

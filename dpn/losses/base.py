@@ -42,11 +42,17 @@ class RoutingLoss(nn.Module):
 
     def mean(self, values: Tensor) -> Tensor:
         """Mean of `[S]`, over all processes unless `reduction=reference`; 0 without any value."""
-        total = torch.stack([values.sum(), values.new_tensor(float(len(values)))])
+        total = self.total(torch.stack([values.sum(), values.new_tensor(float(len(values)))]))
+        return total[0] / total[1].detach().clamp(min=1)
+
+    def total(self, values: Tensor) -> Tensor:
+        """`values` summed over all processes unless `reduction=reference`, with gradients.
+
+        Every process has the same loss of the same sum, and engines average gradients: N processes
+        equal one.
+        """
         if self.reduction == "global" and several_processes():
             from torch.distributed.nn.functional import all_reduce
 
-            # Every process has the same loss of the same sum, and DDP averages gradients: N
-            # processes equal one.
-            total = all_reduce(total)
-        return total[0] / total[1].detach().clamp(min=1)
+            values = all_reduce(values)
+        return values

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dpn.losses.base import Reduction, RoutingLoss
@@ -46,6 +47,7 @@ class BudgetLoss(RoutingLoss):
         router = self.router
         assert isinstance(router, PoolingRouter)
         by_layer = {d.layer: d for d in trace.decisions}
+        means = self._mean_probs(trace.decisions)
         groups: dict[tuple[Grids, int], list[int]] = {}
         for sample, grids in enumerate(trace.grids):
             if count_rows(grids):
@@ -53,8 +55,8 @@ class BudgetLoss(RoutingLoss):
         shares = []
         for (grids, base), samples in groups.items():
             probs = [
-                self._probs(by_layer.get(layer), samples, len(kernels))
-                for layer, kernels in zip(router.plan.layers, router.plan.kernels, strict=True)
+                _probs_at_gate(by_layer[layer], samples, means[layer])
+                for layer in router.plan.layers
             ]
             macs = router.plan.expected_macs(probs, grids, router.text, router.where)
             full = router.text.num_layers * router.text.layer_macs(base)
@@ -62,19 +64,23 @@ class BudgetLoss(RoutingLoss):
         # Without images no share, but a graph: all processes take part in its backward pass.
         return torch.cat(shares) if shares else trace.decisions[0].probs.sum(1)[:0]
 
-    def _probs(
-        self, decision: Decision | None, samples: Sequence[int], experts: int
-    ) -> Tensor | list[float]:
-        """`[E, S]` probabilities at a gate.
+    def _mean_probs(self, decisions: Sequence[Decision]) -> dict[int, Tensor]:
+        """Mean `[E]` of each gate's probabilities; all equal at a gate that no sample reached."""
+        sums = [F.pad(d.probs.detach().sum(0), (0, 1), value=len(d.samples)) for d in decisions]
+        totals = self.total(torch.cat(sums)).split([len(s) for s in sums])
+        return {
+            d.layer: torch.where(total[-1] > 0, total[:-1] / total[-1], 1 / (len(total) - 1))
+            for d, total in zip(decisions, totals, strict=True)
+        }
 
-        A sample that took a route on which it was not routed here gets the mean of those that were;
-        it only enters through routes that it could have taken. Where none was, all are equal.
-        """
-        if decision is None or not decision.samples:
-            return [1 / experts] * experts
-        mean = decision.probs.detach().mean(0)
-        place = {b: i for i, b in enumerate(decision.samples)}
-        if len(place) == len(samples) and all(b in place for b in samples):
-            return decision.probs[[place[b] for b in samples]].T
-        rows = [decision.probs[place[b]] if b in place else mean for b in samples]
-        return torch.stack(rows, dim=1)
+
+def _probs_at_gate(decision: Decision, samples: Sequence[int], mean: Tensor) -> Tensor:
+    """`[E, S]` probabilities of samples at a gate.
+
+    A sample that took a route on which it was not routed here gets the mean of those that were; it
+    only enters through routes that it could have taken.
+    """
+    place = {b: i for i, b in enumerate(decision.samples)}
+    if len(place) == len(samples) and all(b in place for b in samples):
+        return decision.probs[[place[b] for b in samples]].T
+    return torch.stack([decision.probs[place[b]] if b in place else mean for b in samples], dim=1)

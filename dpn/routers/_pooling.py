@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dpn.budget import TextShape
-from dpn.distributed import connect, several_processes
+from dpn.distributed import connect
 from dpn.routers.base import Decision, Router, RoutingContext
 from dpn.tokens import Grid, Kernel, PackedTokens, Positions, pooled_grid
 
@@ -204,7 +204,7 @@ class PoolingRouter(Router):
         scale: Tensor | None,
     ) -> PackedTokens:
         weights = self.weights(gate)
-        if several_processes() and torch.is_grad_enabled():
+        if torch.is_grad_enabled():
             used = [x for x in (*(weights or ()), scale) if x is not None]
             tokens = tokens.with_hidden(connect(tokens.hidden, used))
         if not samples:

@@ -84,14 +84,16 @@ def chosen(probs, experts, sample_loss, layer=1, grid=GRID):
 
 
 def test_policy_by_hand():
-    loss = losses.build("policy", policy_weight=3.0, entropy_weight=2.0, router=router(keep=0.5))
-    budget = losses.build("budget", router=router(keep=0.5))
+    loss = losses.build(
+        "policy", policy_weight=3.0, entropy_weight=2.0, router=router(keep=0.5, layers=[1])
+    )
+    budget = losses.build("budget", router=router(keep=0.5, layers=[1]))
     v = loss.values["1"](READ)[:, 0].detach()
     got = loss(chosen(P1, [2, 1], [0.7, float("nan")]))
     error = 0.7 - v[0]  # the second sample has no supervised token
     entropy = -sum(p * math.log(p) for p in P1.flatten().tolist()) / 2
     want = (error**2 + 3.0 * error * math.log(0.5)) / 2 - 2.0 * entropy
-    assert float(got - budget(trace(P1))) == pytest.approx(float(want), rel=1e-5)
+    assert float((got - budget(trace(P1))).detach()) == pytest.approx(float(want), rel=1e-5)
     # At a grid of 2 x 2 the 2 x 2 kernel leaves one row, which min_rows=2 does not allow.
     few = routers.build("dpe", min_rows=2, keep=0.5, text=TEXT, grid=(8, 8))
     assert torch.allclose(
@@ -104,7 +106,9 @@ def test_policy_by_hand():
 
 def test_policy_prefers_what_costs_less_than_expected():
     logits = torch.zeros(2, 3, requires_grad=True)
-    loss = losses.build("policy", weight=0.0, entropy_weight=0.0, router=router(keep=0.5))
+    loss = losses.build(
+        "policy", weight=0.0, entropy_weight=0.0, router=router(keep=0.5, layers=[1])
+    )
     v = loss.values["1"](READ)[:, 0].detach()
     loss(chosen(logits.softmax(-1), [0, 2], [v[0] - 1, v[1] + 1])).backward()
     assert (
@@ -114,7 +118,11 @@ def test_policy_prefers_what_costs_less_than_expected():
 
 def test_value_heads_learn_what_to_expect():
     loss = losses.build(
-        "policy", weight=0.0, policy_weight=0.0, entropy_weight=0.0, router=router(keep=0.5)
+        "policy",
+        weight=0.0,
+        policy_weight=0.0,
+        entropy_weight=0.0,
+        router=router(keep=0.5, layers=[1]),
     )
     optimizer = torch.optim.Adam(loss.parameters(), lr=1e-2)
     for _ in range(60):
@@ -128,7 +136,7 @@ def test_value_heads_learn_what_to_expect():
 
 def test_policy_needs_gates_that_read():
     with pytest.raises(ValueError, match="gates that read rows"):
-        losses.build("policy", router=router(keep=0.5))(trace(P1))
+        losses.build("policy", router=router(keep=0.5, layers=[1]))(trace(P1))
 
 
 def test_budget_needs_keep():
