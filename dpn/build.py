@@ -76,7 +76,11 @@ def processor(config: DictConfig, source: "DataModule") -> DPNProcessor:
 
 
 def model(config: DictConfig, words: DPNProcessor) -> DPNForConditionalGeneration:
-    """A model with random weights, the same for the same seed, or with those of `init`."""
+    """A model with random weights, the same for the same seed, or with those of `init`.
+
+    A text model from files keeps their precision and stays mapped from them, so that the processes
+    of a machine share its memory until they train, see `DPNModule.configure_model`.
+    """
     torch.manual_seed(config.seed)
     tokens = words.tokenizer
     text = plain(config.model.text) | {
@@ -93,7 +97,8 @@ def model(config: DictConfig, words: DPNProcessor) -> DPNForConditionalGeneratio
             router_config=plain(config.router),
             image_token_id=words.image_token_id,
             router_token_id=words.router_token_id,
-        )
+        ),
+        empty_language=config.init.model is not None or config.init.language is not None,
     )
     built.checkpoint_layers = built.vision.checkpoint_layers = config.model.checkpoint_layers
     for source, parts in init_parts(built.vision).items():
@@ -123,10 +128,14 @@ def trained(
     run: RunFolder,
     strategy: "Strategy",
 ) -> DPNForConditionalGeneration:
-    """A whole model without LoRA from what was trained; a sharded one goes by way of the folder."""
+    """A whole model without LoRA from what was trained; a sharded one goes by way of the folder.
+
+    Training in bfloat16 ends with a model in bfloat16, but for its router.
+    """
+    half = str(config.trainer.precision).startswith("bf16")
     if not hasattr(strategy, "whole_state"):
         lora.merge(model.language)
-        return model
+        return _halved(model) if half else model
     state, place = strategy.whole_state(), run.path / "model"
     if run.writer:
         with torch.device("meta"):
@@ -136,9 +145,15 @@ def trained(
         own = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
         whole.load_state_dict(own, assign=True)
         lora.merge(whole.language)
-        inference.save(whole, words, place)
+        inference.save(_halved(whole) if half else whole, words, place)
     strategy.barrier()
     return DPNForConditionalGeneration.from_pretrained(place)
+
+
+def _halved(model: DPNForConditionalGeneration) -> DPNForConditionalGeneration:
+    for name, part in model.named_children():
+        part.to(torch.float32 if name == "router" else torch.bfloat16)
+    return model
 
 
 def bench_model(config: DictConfig, router: Any) -> DPNForConditionalGeneration:

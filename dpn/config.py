@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -261,12 +262,7 @@ def _check_text(text: Node) -> list[str]:
 def _check_run(config: Node, request: Request) -> list[str]:
     """Weights, and how the run is started."""
     trainer = config.get("trainer") or {}
-    problems = _check_weights(config)
-    strategy = trainer.get("strategy")
-    if "DeepSpeed" in str(strategy) and find_spec("deepspeed") is None:
-        problems.append(
-            "`trainer.strategy` needs DeepSpeed; install it: pip install 'dpn[deepspeed]'."
-        )
+    problems = _check_weights(config) + _check_engine(trainer, config.get("optim") or {})
     devices = trainer.get("devices", 1)
     several = len(devices) > 1 if isinstance(devices, list) else str(devices) not in ("1", "auto")
     if several and request.in_sweep and not request.launched:
@@ -276,6 +272,27 @@ def _check_run(config: Node, request: Request) -> list[str]:
             f" commands. Run each job by itself: {command}. Or give every job its own process with"
             " a launcher, e.g. hydra/launcher=submitit_slurm."
         )
+    return problems
+
+
+def _check_engine(trainer: Node, optim: Node) -> list[str]:
+    """What this machine lacks for the trainer, and what its strategy can not do."""
+    problems = []
+    if trainer.get("accelerator") in ("gpu", "cuda") and not torch.accelerator.is_available():
+        problems.append(
+            f"`trainer.accelerator={trainer['accelerator']}` needs a GPU, and PyTorch sees none;"
+            " run it where there is one, or on the CPU: trainer=default."
+        )
+    if "ZeRO" in str(trainer.get("strategy")):
+        if find_spec("deepspeed") is None:
+            problems.append(
+                "`trainer.strategy` needs DeepSpeed; install it: pip install 'dpn[deepspeed]'."
+            )
+        if "Muon" in str(optim.get("_target_")):
+            problems.append(
+                "`optim=muon` needs whole matrices, and DeepSpeed cuts them up; use optim=adamw,"
+                " or trainer=fsdp2."
+            )
     return problems
 
 

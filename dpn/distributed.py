@@ -1,7 +1,9 @@
 """What keeps the processes of a distributed run on one path."""
 
 from collections.abc import Iterable
+from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -9,6 +11,23 @@ from torch import Tensor
 def several_processes() -> bool:
     """Whether this is one of several processes."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        values = values.clone()
+        dist.all_reduce(values)
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _Sum.forward(ctx, gradient)
+
+
+def total(values: Tensor) -> Tensor:
+    """`values` summed over all processes; so is their gradient."""
+    return _Sum.apply(values) if several_processes() else values
 
 
 def connect(hidden: Tensor, used: Iterable[Tensor]) -> Tensor:

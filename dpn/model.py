@@ -3,12 +3,14 @@ layers.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import AutoConfig, GenerationMixin, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
@@ -83,7 +85,13 @@ class DPNOutput(ModelOutput):
 
 
 class DPNForConditionalGeneration(PreTrainedModel, GenerationMixin):
-    """Vision tower, projector, and a stock text model with a router between its layers."""
+    """Vision tower, projector, and a stock text model with a router between its layers.
+
+    Args:
+        config: sizes and parts.
+        empty_language: whether text model and head take no memory until they are loaded, see
+            `dpn.checkpoints.load`.
+    """
 
     config_class = DPNConfig
     base_model_prefix = "language"
@@ -92,10 +100,11 @@ class DPNForConditionalGeneration(PreTrainedModel, GenerationMixin):
     supports_gradient_checkpointing = False  # Hugging Face's own; ours is `checkpoint_layers`
     _supports_sdpa = True
     _no_split_modules = ("DecoderLayer",)
+    _keep_in_fp32_modules_strict = ("router",)
     _tied_weights_keys = {"lm_head.weight": "language.embed_tokens.weight"}  # noqa: RUF012
     _skip_keys_device_placement = ("past_key_values",)
 
-    def __init__(self, config: DPNConfig):
+    def __init__(self, config: DPNConfig, empty_language: bool = False):
         super().__init__(config)
         text: Any = config.text_config
         self.vision = vision.build(**(config.vision_config or {}))
@@ -105,8 +114,9 @@ class DPNForConditionalGeneration(PreTrainedModel, GenerationMixin):
             output_size=text.hidden_size,
             grid=self.vision.grid,
         )
-        self.language = build_language(text)
-        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        with init_empty_weights() if empty_language else nullcontext():
+            self.language = build_language(text)
+            self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         with torch.random.fork_rng(devices=[]):  # one seed, the same other weights for any router
             self.router = routers.build(
                 **(config.router_config or {}),

@@ -20,6 +20,7 @@ from dpn.losses import RoutingLoss
 from dpn.model import DPNForConditionalGeneration
 from dpn.routers.base import Trace
 from dpn.sections import Schedule
+from dpn.strategies import ZeRO, shard
 
 log = logging.getLogger(__name__)
 
@@ -65,13 +66,14 @@ class DPNModule(LightningModule):
         self.save_hyperparameters(settings or {})  # plain values only: never the modules
 
     def configure_model(self) -> None:
-        """Shard the model, where the strategy has a mesh to shard it over."""
-        mesh = self.device_mesh
-        if mesh is not None:
-            from dpn.strategies import shard
-
-            half = torch.bfloat16 if str(self.trainer.precision).startswith("bf16") else None
-            shard(self.model, self.routing_loss, mesh, half)
+        """Shard the model, where the strategy has a mesh to shard it over; train it in fp32, unless
+        DeepSpeed keeps fp32 copies of its own.
+        """
+        half = torch.bfloat16 if str(self.trainer.precision).startswith("bf16") else None
+        if self.device_mesh is not None:
+            shard(self.model, self.routing_loss, self.device_mesh, half)
+        elif half is None or not isinstance(self.trainer.strategy, ZeRO):
+            self.model.float()
 
     def on_train_start(self) -> None:
         """Count the steps that `dense` is a share of."""

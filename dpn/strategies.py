@@ -7,17 +7,27 @@ routes are.
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.load import _METADATA_FILENAME
 from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy, Strategy
 from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from dpn.checkpoints.distributed import read_index
 from dpn.decoder.layer import DecoderLayer
 from dpn.files import write_json
 from dpn.model import DPNForConditionalGeneration
@@ -60,6 +70,30 @@ class FSDP2(CompleteFolders, ModelParallelStrategy):
         self._tensor_parallel_size = 1
         super().setup_environment()
 
+    def load_checkpoint(
+        self, checkpoint_path: Any, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """See the base class, which can not load an optimizer that has not seen all parameters yet:
+        while the router rests (stage.dense), gates have no gradient.
+        """
+        module, folder = self.lightning_module, Path(self.broadcast(checkpoint_path))
+        assert module is not None
+        saved = read_index(folder).state_dict_metadata
+        with _only_data():
+            state: dict[str, Any] = {"state_dict": get_model_state_dict(module)}
+            dcp.load(state, checkpoint_id=folder)
+            module.load_state_dict(state["state_dict"])
+            for number, optimizer in enumerate(self.optimizers):
+                key = f"optimizer_{number}"
+                state = {key: get_optimizer_state_dict(module, optimizer)}
+                planner = dcp.DefaultLoadPlanner(allow_partial_load=True)
+                dcp.load(state, checkpoint_id=folder, planner=planner)
+                set_optimizer_state_dict(module, optimizer, state[key])
+                for name, parameter in module.named_parameters():
+                    if not any(entry.startswith(f"{key}.state.{name}.") for entry in saved):
+                        optimizer.state.pop(parameter, None)
+            return torch.load(folder / _METADATA_FILENAME)
+
     def whole_state(self) -> dict[str, Any]:
         """All weights of the module on the CPU of the first process; empty on the others."""
         assert self.lightning_module is not None
@@ -87,6 +121,17 @@ class ZeRO(CompleteFolders, DeepSpeedStrategy):
                     register_external_parameter(module, weights)
         super().setup(trainer)
 
+    def load_checkpoint(
+        self, checkpoint_path: Any, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """See the base class; only DeepSpeed's own records are read besides data."""
+        from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+        from deepspeed.runtime.zero.config import ZeroStageEnum
+        from deepspeed.utils.tensor_fragment import fragment_address
+
+        with _only_data(DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address):
+            return super().load_checkpoint(checkpoint_path, weights_only)
+
     def whole_state(self) -> dict[str, Any]:
         """See `FSDP2.whole_state`."""
         import deepspeed
@@ -100,6 +145,22 @@ class ZeRO(CompleteFolders, DeepSpeedStrategy):
         return state
 
 
+@contextmanager
+def _only_data(*records: type) -> Iterator[None]:
+    """Whatever asks for it, torch unpickles nothing but tensors, plain values and `records`."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        with torch.serialization.safe_globals(list(records)):
+            yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
 def _used_between_units(model: DPNForConditionalGeneration) -> list[nn.Parameter]:
     """Weights of the router that are not a gate's."""
     gates = {
@@ -111,14 +172,12 @@ def _used_between_units(model: DPNForConditionalGeneration) -> list[nn.Parameter
     return [p for p in model.router.parameters() if p not in gates]
 
 
-def _want_input_gradients(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+def _want_input_gradients(module: nn.Module, inputs: tuple[Any, ...]) -> None:
     """DeepSpeed takes a module's weights away when the gradients of its inputs are there: at once,
     in the middle of its backward pass, if no input wants one.
     """
     if torch.is_grad_enabled() and any(p.requires_grad for p in module.parameters()):
-        for tensor in inputs:
-            if not tensor.requires_grad:
-                tensor.requires_grad_()
+        inputs[0].requires_grad_()
 
 
 def shard(
@@ -144,4 +203,4 @@ def shard(
     units = [*language.layers, language.embed_tokens, language.norm, model.lm_head]
     policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32)
     for unit in (*units, model.vision, model.projector, model):
-        fully_shard(unit, mesh=mesh, mp_policy=policy)
+        fully_shard(unit.float(), mesh=mesh, mp_policy=policy)  # unit by unit: never whole in fp32

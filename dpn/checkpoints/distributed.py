@@ -74,7 +74,7 @@ def open_distributed(folder: Path) -> list[Container]:
         FileNotFoundError: if a file is missing.
         ValueError: if the index is damaged, holds anything but an index, or no module.
     """
-    index = _read_index(folder / INDEX)
+    index = read_index(folder)
     sizes = {
         name: tuple(entry.size)
         for name, entry in index.state_dict_metadata.items()
@@ -123,7 +123,14 @@ class _IndexReader(pickle.Unpickler):
         raise pickle.UnpicklingError(f"{module}.{name}")
 
 
-def _read_index(path: Path) -> Any:
+def read_index(folder: Path) -> Any:
+    """The `Metadata` of a folder.
+
+    Raises:
+        FileNotFoundError: if it has none.
+        ValueError: if it is damaged, or holds anything but an index.
+    """
+    path = folder / INDEX
     try:
         with path.open("rb") as file:
             index = _IndexReader(file).load()

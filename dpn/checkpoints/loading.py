@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from dpn.checkpoints.containers import Container, Shape, open_containers
 from dpn.checkpoints.distributed import is_distributed, open_distributed
@@ -190,7 +190,8 @@ def load(
     """Fill a model with what a source holds for it; the rest of the model stays as it is.
 
     Args:
-        model: on a real device, of the source's sizes.
+        model: of the source's sizes; a weight on the meta device becomes the source's own tensor,
+            in its precision and mapped from its file where the format allows.
         source: a file or folder of any format in `keys.FORMATS`.
         tokenizer: the model's; needed where the source's vocabulary differs.
         parts: which to take, e.g. ("projector",), all of them whole; default: all that the source
@@ -218,10 +219,19 @@ def load(
     made = plan(opened, shapes, tokenizer and tokenizer.get_vocab(), parts)
     for container in opened.containers:
         for name, tensor in made.stream(container):
-            state[name].copy_(tensor)
+            if state[name].is_meta:
+                _replace(model, name, tensor)
+            else:
+                state[name].copy_(tensor)
+    model.tie_weights()
     odd = made.report.missing or made.report.unexpected
     log.log(logging.WARNING if odd else logging.INFO, "%s", made.report)
     return made.report
+
+
+def _replace(model: nn.Module, name: str, tensor: Tensor) -> None:
+    module, _, leaf = name.rpartition(".")
+    model.get_submodule(module).register_parameter(leaf, nn.Parameter(tensor))
 
 
 def clip_place(vision_config: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from dpn.distributed import several_processes
+from dpn import distributed
 from dpn.routers.base import Router, Trace
 
 Reduction = Literal["global", "reference"]
@@ -42,17 +42,13 @@ class RoutingLoss(nn.Module):
 
     def mean(self, values: Tensor) -> Tensor:
         """Mean of `[S]`, over all processes unless `reduction=reference`; 0 without any value."""
-        total = self.total(torch.stack([values.sum(), values.new_tensor(float(len(values)))]))
-        return total[0] / total[1].detach().clamp(min=1)
+        sums = self.total(torch.stack([values.sum(), values.new_tensor(float(len(values)))]))
+        return sums[0] / sums[1].detach().clamp(min=1)
 
     def total(self, values: Tensor) -> Tensor:
-        """`values` summed over all processes unless `reduction=reference`, with gradients.
+        """`values` summed over all processes unless `reduction=reference`.
 
         Every process has the same loss of the same sum, and engines average gradients: N processes
         equal one.
         """
-        if self.reduction == "global" and several_processes():
-            from torch.distributed.nn.functional import all_reduce
-
-            values = all_reduce(values)
-        return values
+        return distributed.total(values) if self.reduction == "global" else values

@@ -64,7 +64,7 @@ class VisionTower(nn.Module):
             )
         return height // self.patch_size, width // self.patch_size
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    def encode(self, pixels: Tensor) -> Tensor:
         """Images of one size, `[I, 3, H, W]`, to tokens `[I, h * w, C]`."""
         raise TypeError(f"{type(self).__name__} does not encode")
 
@@ -88,18 +88,19 @@ class VisionTower(nn.Module):
             pixel_values: `[I, 3, Hmax, Wmax]` with each image in the upper left corner.
             sizes: (height, width) of each image in pixels.
         """
-        grids = tuple(self.grid_of(*size) for size in sizes)
+        return VisualFeatures(self(pixel_values, sizes), tuple(self.grid_of(*s) for s in sizes))
+
+    def forward(self, pixel_values: Tensor, sizes: list[tuple[int, int]]) -> Tensor:
+        """The tokens of `features`; one call whatever the sizes are, as sharding engines want."""
         groups: dict[tuple[int, int], list[int]] = {}
         for i, size in enumerate(sizes):
             groups.setdefault(size, []).append(i)
         if len(groups) == 1:
             height, width = sizes[0]
-            tokens = self(pixel_values[:, :, :height, :width]).flatten(0, 1)
-            return VisualFeatures(tokens, grids)
+            return self.encode(pixel_values[:, :, :height, :width]).flatten(0, 1)
         parts: list[Tensor] = [pixel_values.new_empty(0)] * len(sizes)
         for (height, width), members in groups.items():
-            for i, tokens in zip(
-                members, self(pixel_values[members, :, :height, :width]), strict=True
-            ):
+            encoded = self.encode(pixel_values[members, :, :height, :width])
+            for i, tokens in zip(members, encoded, strict=True):
                 parts[i] = tokens
-        return VisualFeatures(torch.cat(parts), grids)
+        return torch.cat(parts)

@@ -58,8 +58,8 @@ class CLIP(VisionTower):
         patches = grid[0] * grid[1]
         return clip_flops(self.model.config, patches, patches + 1, self.layers_run)
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """See `VisionTower.forward`."""
+    def encode(self, pixels: Tensor) -> Tensor:
+        """See `VisionTower.encode`."""
         grid = self.grid_of(*pixels.shape[-2:])
         patches = self.model.embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2)
         cls = self.model.embeddings.class_embedding.expand(len(pixels), 1, -1)

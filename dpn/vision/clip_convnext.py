@@ -115,8 +115,8 @@ class CLIPConvNeXt(VisionTower):
             + merge
         )
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """See `VisionTower.forward`."""
+    def encode(self, pixels: Tensor) -> Tensor:
+        """See `VisionTower.encode`."""
         grid = self.grid_of(*pixels.shape[-2:])
         slow = self._slow_map(pixels)
         hidden = self._fast_patches(pixels, grid)

@@ -55,8 +55,8 @@ class ViT(VisionTower):
         patch = 2 * patches * d * 3 * self.patch_size**2
         return patch + config.num_hidden_layers * (2 * n * (4 * d * d + 2 * d * m) + 4 * n * n * d)
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """See `VisionTower.forward`."""
+    def encode(self, pixels: Tensor) -> Tensor:
+        """See `VisionTower.encode`."""
         native = pixels.shape[-2:] == (self.image_size, self.image_size)
         hidden = self.model.embeddings(pixels, interpolate_pos_encoding=not native)
         return self.model.layernorm(self.run(self.model.layers, hidden))[:, 1:]

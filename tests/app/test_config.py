@@ -2,6 +2,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from dpn import build
 from dpn.config import ConfigError
@@ -39,7 +40,7 @@ def test_every_choice_composes_and_passes(group, choice, data_root):
     if (group, choice) in (("loss", "budget"), ("loss", "policy")):
         overrides.append("router.keep=0.6")
     request = compose("train", overrides)
-    allowed = ("give model.weights.", "install it: pip install 'dpn[deepspeed]'")
+    allowed = ("give model.weights.", "needs a GPU", "`optim=muon` needs whole matrices")
     assert [p for p in found(request) if not any(hint in p for hint in allowed)] == []
 
 
@@ -113,6 +114,7 @@ MISTAKES = {
         "router.keep=0.6": "",
     },
     "impossible text model": {"model.text.hidden_size=97": "The model can not be built"},
+    "no DeepSpeed for muon": {"trainer=deepspeed_zero3": "`optim=muon` needs whole matrices"},
     "no value": {"router.layers=???": "`router.layers` has no value yet"},
 }
 
@@ -136,6 +138,12 @@ def test_several_devices_in_a_shared_process():
     (found,) = problems("trainer.devices=2", "seed=3", sweep=True)
     assert "Run each job by itself: python -m dpn.train trainer.devices=2 seed=3" in found
     build.check(compose("train", ["trainer.devices=2"]))
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="has a GPU")
+def test_a_gpu_that_is_not_there():
+    (found,) = problems("trainer=gpu")
+    assert "`trainer.accelerator=gpu` needs a GPU, and PyTorch sees none" in found
 
 
 def test_hydra_errors_become_sentences_with_the_nearest_name():

@@ -1,27 +1,25 @@
 """Two processes give what one gives with the same global batch."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from dpn.data.sampler import BatchSampler
 from dpn.files import read_rows
 from tests.app.conftest import tiny_run
 
+VARIED = ["trainer.accumulate_grad_batches=2", "model.processor.image_mode=none"]
 LOSSES = {
     "hinge": ["loss=hinge"],
     "policy": ["loss=policy", "router.keep=0.6"],
-    "budget": [
-        "loss=budget",
-        "router.keep=0.6",
-        "router.reduce=conv",
-        "trainer.accumulate_grad_batches=2",
-    ],
+    "budget": ["loss=budget", "router.keep=0.6", "router.reduce=conv", *VARIED],
 }
 ZERO = "trainer.strategy.config.zero_optimization"
 ENGINES = {
@@ -35,9 +33,10 @@ ENGINES = {
     ],
 }
 ROWS, BATCH, STEPS = 16, 4, 6
+TWO = ["trainer.accelerator=cpu", "trainer.devices=2", f"data.batch_size={BATCH // 2}"]
 #: Trains as the command line does, but supervises no token of rows whose id says so.
 SCRIPT = """
-import os, sys
+import os, signal, sys
 os.environ["DS_ACCELERATOR"] = "cpu"
 import dpn.data.rows as rows
 from dpn.train import main
@@ -49,8 +48,8 @@ def masked(self, row, *arguments, **meta):
     return made
 rows.Conversations.sample = masked
 if "deepspeed" in " ".join(sys.argv):  # runs on CPU processes, too, once Lightning lets it
-    import deepspeed, deepspeed.comm.torch, lightning.pytorch.strategies.deepspeed as strategies
-    deepspeed.comm.torch.build_shm_op = lambda: None  # gloo does without a compiler
+    import deepspeed, lightning.pytorch.strategies.deepspeed as strategies
+    sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # gloo needs no compiler
     strategies.CUDAAccelerator = object
     strategies._validate_device_index_selection = lambda devices: None
     initialize = deepspeed.initialize
@@ -58,6 +57,14 @@ if "deepspeed" in " ".join(sys.argv):  # runs on CPU processes, too, once Lightn
         args.device_rank = int(os.environ.get("LOCAL_RANK", 0))
         return initialize(args=args, **further)
     deepspeed.initialize = with_rank
+if "STOP_AFTER" in os.environ and os.environ.get("LOCAL_RANK") == "1":
+    import dpn.callbacks as callbacks
+    check = callbacks.StopAfterStep.on_train_batch_end
+    def signalled(self, trainer, *arguments):
+        if trainer.global_step == int(os.environ["STOP_AFTER"]):
+            os.kill(os.getpid(), signal.SIGUSR1)
+        check(self, trainer, *arguments)
+    callbacks.StopAfterStep.on_train_batch_end = signalled
 if __name__ == "__main__":
     main()
 """
@@ -65,7 +72,9 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def mixed(squares, tmp_path_factory):
-    """The squares, where a process sees one step without image and one without supervised token."""
+    """The squares, where a process sees a step without image, one without supervised token, and one
+    with images of two sizes.
+    """
     folder = tmp_path_factory.mktemp("mixed") / "squares"
     shutil.copytree(squares, folder)
     rows = json.loads((folder / "train.json").read_text())
@@ -76,15 +85,28 @@ def mixed(squares, tmp_path_factory):
         turn["value"] = turn["value"].replace("<image>", "")
     for row in order.batch(2)[2:]:  # what the second one takes
         rows[row]["id"] += "-silent"
+    small = order.batch(3)[0]  # an image of another size, where `image_mode=none` leaves it
+    with Image.open(folder / rows[small]["image"]) as image:
+        image.resize((16, 24)).save(folder / f"{small}.png")
+    rows[small]["image"] = f"{small}.png"
     (folder / "train.json").write_text(json.dumps(rows))
     return folder
 
 
-def train(overrides, folder):
+def run(overrides, folder, **environment):
+    """The exit status of a run."""
     script = folder.with_suffix(".py")
     script.write_text(SCRIPT)
     command = [sys.executable, script, *overrides, f"paths.run_dir={folder}"]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=300)
+    environment = os.environ | environment
+    return subprocess.run(
+        command, stdout=subprocess.DEVNULL, timeout=300, env=environment
+    ).returncode
+
+
+def train(overrides, folder):
+    """The weights that a run ends with."""
+    assert run(overrides, folder) == 0
     return load_file(folder / "model" / "model.safetensors")
 
 
@@ -103,11 +125,28 @@ def single(request, mixed, tmp_path_factory):
 def test_two_processes_equal_one(engine, single):
     common, one, expected = single
     folder = one.with_name(engine)
-    several = ["trainer.accelerator=cpu", "trainer.devices=2", f"data.batch_size={BATCH // 2}"]
-    weights = train([*common, *ENGINES[engine], *several], folder)
+    weights = train([*common, *ENGINES[engine], *TWO], folder)
     assert all(torch.allclose(weights[k], expected[k], atol=1e-5) for k in expected)
     answers = [
         [(row["id"], row["turn"], row["rows"]) for row in read_rows(f / "rows.jsonl")]
         for f in (one, folder)
     ]
     assert answers[0] == answers[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["fsdp2", "zero2", "zero3"])
+def test_a_stopped_run_goes_on_from_the_last_whole_checkpoint(engine, squares, tmp_path):
+    """A signal reaches the second process after step 3; then a file of that step is cut short."""
+    options = [*ENGINES[engine], *TWO, *LOSSES["policy"], "optim=adamw"]
+    command = [*tiny_run(squares, tmp_path), *options]
+    expected = train(command, tmp_path / "whole")
+    stopped = tmp_path / "stopped"
+    assert run(command, stopped, STOP_AFTER="3") == os.EX_TEMPFAIL
+    newest = stopped / "checkpoints" / "step-0000003.ckpt"
+    largest = max((f for f in newest.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+    os.truncate(largest, largest.stat().st_size - 1)
+    weights = train(command, stopped)
+    log = (stopped / "log.txt").read_text()
+    assert f"step-0000003.ckpt is damaged ({largest.relative_to(newest)} is cut short)" in log
+    assert all(torch.equal(weights[k], expected[k]) for k in expected)

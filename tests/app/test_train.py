@@ -92,6 +92,15 @@ def test_a_run_leaves_what_it_promises(finished):
     assert "figures/routes.png" in (folder / "report.md").read_text()
 
 
+def test_training_in_bfloat16_ends_with_a_model_in_bfloat16(tiny):
+    folder = run([*tiny, "trainer.precision=bf16-mixed", "trainer.max_steps=2"])
+    model, _ = inference.load(folder)
+    for name, parameter in model.named_parameters():
+        assert parameter.dtype == (torch.float32 if name.startswith("router") else torch.bfloat16)
+    ours, saved = model.state_dict(), load_file(folder / "model" / "model.safetensors")
+    assert all(ours[name].equal(tensor) for name, tensor in saved.items())
+
+
 def test_the_same_command_again_says_finished(finished, capsys):
     overrides, folder = finished
     before = (folder / "metrics.json").stat().st_mtime_ns

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -22,7 +24,9 @@ from tests.checkpoints.conftest import (
 GATES = {"name": "dpe", "layers": [0, 2], "reduce": "conv", "kernels": [[1, 1], [1, 2]]}
 
 
-def our_model(rows=VOCABULARY, router=None, seed=5, image_token=VOCABULARY - 1, **tower):
+def our_model(
+    rows=VOCABULARY, router=None, seed=5, image_token=VOCABULARY - 1, empty_language=False, **tower
+):
     torch.manual_seed(seed)
     config = DPNConfig(
         text_config=text_config(rows),
@@ -30,7 +34,7 @@ def our_model(rows=VOCABULARY, router=None, seed=5, image_token=VOCABULARY - 1, 
         router_config=router,
         image_token_id=image_token,
     )
-    return DPNForConditionalGeneration(config).eval()
+    return DPNForConditionalGeneration(config, empty_language).eval()
 
 
 def gates(seed=2):
@@ -139,6 +143,26 @@ def test_a_projector_file_fills_the_projector_alone(tmp_path):
     torch.save({"model.mm_projector.0.weight": torch.zeros(32, 24)}, file)
     with pytest.raises(ValueError, match=r"lacks weights .* projector: projector\.layers\.0\.bias"):
         load(model, file)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_an_empty_language_model_stays_mapped_from_its_file(name, tmp_path):
+    file = tmp_path / name
+    state = {k: v.bfloat16() for k, v in as_original(hf_llava().state_dict()).items()}
+    (save_file if file.suffix == ".safetensors" else torch.save)(state, file)
+    empty, usual = our_model(empty_language=True), our_model()
+    assert {p.device.type for p in empty.language.parameters()} == {"meta"}
+    load(empty, tmp_path)
+    load(usual, tmp_path)
+    maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    areas = [[int(x, 16) for x in m[0].split("-")] for m in maps if m[-1] == str(file)]
+    for part in (empty.language, empty.lm_head):
+        for parameter in part.parameters():
+            assert parameter.dtype == torch.bfloat16
+            assert any(low <= parameter.data_ptr() < high for low, high in areas)
+    other = usual.state_dict()
+    assert all(torch.equal(v.float(), other[k]) for k, v in empty.state_dict().items())
+    assert torch.equal(empty.language.rotary_emb.inv_freq, usual.language.rotary_emb.inv_freq)
 
 
 def test_other_sizes_are_refused_before_anything_changes(tmp_path):
