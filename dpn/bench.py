@@ -40,7 +40,8 @@ def bench(request: Request) -> dict[str, Any]:
     plain = build.bench_model(config, {"name": "none"})
     for each in (model, plain):
         each.to(device=device, dtype=getattr(torch, config.dtype)).attention = config.attention
-    batch = {name: tensor.to(device) for name, tensor in make_batch(model, config).items()}
+    batch = make_batch(model, config.batch_size, config.text_columns, config.seed)
+    batch = {name: tensor.to(device) for name, tensor in batch.items()}
     result = cost_of(model, batch, config.text_columns)
     result["device"] = torch.cuda.get_device_name() if device == "cuda" else "cpu"
     result["time/prefill"] = compare(
@@ -53,10 +54,12 @@ def bench(request: Request) -> dict[str, Any]:
     return result
 
 
-def make_batch(model: DPNForConditionalGeneration, config: Any) -> dict[str, torch.Tensor]:
+def make_batch(
+    model: DPNForConditionalGeneration, images: int, text_columns: int, seed: int = 0
+) -> dict[str, torch.Tensor]:
     """Samples of one image of the native size and random text; the last half of it is an answer."""
-    generator = torch.Generator().manual_seed(config.seed)
-    images, width = config.batch_size, config.text_columns + 1
+    generator = torch.Generator().manual_seed(seed)
+    width = text_columns + 1
     ids = torch.randint(5, model.config.image_token_id, (images, width), generator=generator)
     ids[:, 1] = model.config.image_token_id
     ids[:, width // 2] = model.config.router_token_id

@@ -15,6 +15,7 @@ import dpn.config
 from dpn import checkpoints, data, hub, inference, lora, losses, projectors, routers, vision
 from dpn.budget import TextShape
 from dpn.config import Node, Parts, Request
+from dpn.data.base import Source
 from dpn.data.tokenizer import train_tokenizer
 from dpn.losses import RoutingLoss
 from dpn.model import DPNConfig, DPNForConditionalGeneration
@@ -48,6 +49,11 @@ def check_evaluation(request: Request) -> None:
 def check_bench(request: Request) -> None:
     """The same for a benchmark."""
     dpn.config.check_benchmark(request, PARTS)
+
+
+def check_plan(request: Request) -> None:
+    """The same for a plan."""
+    dpn.config.check_plan(request, PARTS)
 
 
 def source(node: DictConfig) -> "DataModule":
@@ -173,6 +179,16 @@ def bench_model(config: DictConfig, router: Any) -> DPNForConditionalGeneration:
     )
 
 
+def module_on_meta(config: DictConfig) -> "DPNModule":
+    """What would be trained, by shapes alone: no memory, no tokenizer, no file of weights."""
+    with torch.device("meta"):
+        built = bench_model(config, config.router)
+        built.checkpoint_layers = built.vision.checkpoint_layers = config.model.checkpoint_layers
+        if config.stage.lora is not None:
+            lora.add(built.language, **plain(config.stage.lora))
+        return module(config, built)
+
+
 def routing_loss(config: DictConfig, router: Router) -> RoutingLoss:
     """The loss of the config; `auto` depends on the router and its keep."""
     node = plain(config.loss)
@@ -283,8 +299,8 @@ class _Losses:
         return AutoLoss if name == "auto" else losses.resolve(name)
 
 
-def _fit(config: Node, sound: set[str]) -> list[str]:
-    """What is wrong between parts that are sound by themselves."""
+def _fit(config: Node, sound: set[str], files: bool = True) -> list[str]:
+    """What is wrong between parts that are sound by themselves; `files`: and on the disk."""
     problems = []
     if {"model", "projector", "router"} <= sound:
         problems += _fit_model(config)
@@ -292,7 +308,8 @@ def _fit(config: Node, sound: set[str]) -> list[str]:
         problems += _fit_loss(config["loss"]["name"], config["router"])
     if "data" in sound:
         node = {k: v for k, v in config["data"].items() if k != "name"}
-        problems += data.resolve(config["data"]["name"])(**node).check()
+        source = data.resolve(config["data"]["name"])(**node)
+        problems += source.check() if files else Source.check(source)
         if "trainer" in sound:
             problems += _fit_batch(config["data"], processes(config["trainer"]))
     return problems

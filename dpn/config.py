@@ -24,6 +24,7 @@ from dpn.sections import (
     Generation,
     Init,
     LoRA,
+    Machine,
     Model,
     Paths,
     Schedule,
@@ -81,7 +82,8 @@ class Parts:
     Attributes:
         vision: families of parts that are chosen by name, and likewise the next four.
         processor: class behind `model.processor`.
-        fit: says what is wrong between parts, given the config and the sections that are sound.
+        fit: says what is wrong between parts, given the config, the sections that are sound, and
+            whether files have to be there.
     """
 
     vision: Family
@@ -90,7 +92,7 @@ class Parts:
     loss: Family
     data: Family
     processor: type[Any]
-    fit: Callable[[Node, set[str]], list[str]]
+    fit: Callable[..., list[str]]
 
 
 def check(request: Request, parts: Parts) -> None:
@@ -105,6 +107,25 @@ def check(request: Request, parts: Parts) -> None:
     problems["fit"] = parts.fit(config, sound)
     problems["run"] = _check_run(config, request)
     every = [sentence for found in problems.values() for sentence in found]
+    if every:
+        raise ConfigError(every)
+
+
+def check_plan(request: Request, parts: Parts) -> None:
+    """Check a composed plan config: a train config whose files need not be there yet.
+
+    Raises:
+        ConfigError: with every problem.
+    """
+    config = _resolve(request)
+    machine = config.pop("plan")
+    problems = _check_sections(config, parts)
+    sound = {section for section, found in problems.items() if not found}
+    every = [sentence for found in problems.values() for sentence in found]
+    every += parts.fit(config, sound, files=False) + check_arguments("plan", Machine, machine)
+    for key, value in machine.items():
+        if isinstance(value, int | float) and value <= 0:
+            every.append(f"`plan.{key}={value}` is not possible; it must be larger than 0.")
     if every:
         raise ConfigError(every)
 

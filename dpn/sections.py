@@ -1,4 +1,4 @@
-"""What train.yaml, eval.yaml and bench.yaml hold besides parts and what has a `_target_`."""
+"""What the front doors' configs hold besides parts and what has a `_target_`."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -178,6 +178,25 @@ class Train:
     callbacks: dict[str, Any]
     paths: dict[str, Any]
     seed: int = 0
+
+
+@dataclass
+class Machine:
+    """Section `plan` of plan.yaml: the GPUs, and what is assumed about speed and data.
+
+    Attributes:
+        memory_gib: of one GPU.
+        peak_tflops: of one GPU, dense, in the precision of the run.
+        utilisation: share of the peak that training reaches; an assumption.
+        text_rows: mean text tokens of a sample; None: what `dpn.plan` assumes of the file.
+        samples: of one epoch; None: the rows of the data's file.
+    """
+
+    memory_gib: float = 80.0
+    peak_tflops: float = 989.0
+    utilisation: float = 0.4
+    text_rows: int | None = None
+    samples: int | None = None
 
 
 @dataclass

@@ -7,9 +7,10 @@
 The same command again resumes, or says that the run is finished.
 """
 
+import logging
 from pathlib import Path
 
-from dpn import build, inference
+from dpn import build, inference, plan
 from dpn.calibration import calibrate
 from dpn.callbacks import Clock, latest_checkpoint
 from dpn.config import Request
@@ -17,6 +18,8 @@ from dpn.files import write_json, write_rows
 from dpn.launch import front_door, is_first_process
 from dpn.reports.page import print_tables, write_report
 from dpn.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
 
 
 @front_door("train", build.check)
@@ -41,6 +44,8 @@ def train(request: Request) -> Path:
 
 def _run(request: Request, folder: RunFolder) -> None:
     config = request.config
+    if folder.writer and (warning := plan.warning(config)):
+        log.warning(warning)
     source = build.source(config.data)
     processor = source.processor = build.processor(config, source)
     model = build.model(config, processor)

@@ -1,0 +1,73 @@
+"""Bytes that live and FLOPs that are spent while code runs, on tensors with memory or without."""
+
+import math
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+aten = torch.ops.aten
+#: What `Watch` calls them.
+COPIES = "weights in another precision"
+
+
+class Watch(TorchDispatchMode):
+    """Counts storages while they live, and FLOPs.
+
+    Args:
+        weights: are not counted.
+
+    Attributes:
+        live: bytes now: activations, and copies of weights in another precision.
+        peak: the same when their sum was largest.
+        flops: FMA = 2.
+    """
+
+    def __init__(self, weights: Iterable[Tensor] = ()):
+        super().__init__()
+        self.live: Counter[str] = Counter()
+        self.peak: Counter[str] = Counter()
+        self.flops = 0
+        self._weights = weakref.WeakSet(w.untyped_storage() for w in weights)
+        self._seen: weakref.WeakSet[Any] = weakref.WeakSet(self._weights)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if (formula := FORMULAS.get(func.overloadpacket)) is not None:
+            self.flops += formula(*args, **(kwargs or {}), out_val=out)
+        is_copy = func is aten._to_copy.default and args[0].untyped_storage() in self._weights
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self._add(tensor.untyped_storage(), COPIES if is_copy else "activations")
+        return out
+
+    def _add(self, storage: Any, kind: str) -> None:
+        if storage in self._seen:
+            return
+        self._seen.add(storage)
+        self.live[kind] += storage.nbytes()
+        weakref.finalize(storage, self.live.subtract, {kind: storage.nbytes()})
+        if self.live.total() > self.peak.total():
+            self.peak = self.live.copy()
+
+
+def _flash_flops(query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> int:
+    return 4 * math.prod(query.shape) * key.shape[-2]
+
+
+def _flash_backward_flops(grad: Tensor, query: Tensor, key: Tensor, *a: Any, **kwargs: Any) -> int:
+    return 10 * math.prod(query.shape) * key.shape[-2]  # the scores once more, and four gradients
+
+
+#: Formulas of torch, and of its flash attention on a CPU, which it has none for.
+FORMULAS: dict[Any, Callable[..., int]] = {
+    **flop_registry,
+    aten._scaled_dot_product_flash_attention_for_cpu: _flash_flops,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: _flash_backward_flops,
+}

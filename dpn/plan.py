@@ -1,0 +1,301 @@
+"""Memory and hours of a training run, before anything is downloaded or started.
+
+    python -m dpn.plan experiment=dpn_llava_1_5_7b trainer.devices=8
+    python -m dpn.plan experiment=llava_1_5_7b trainer.devices=8 plan.peak_tflops=312
+
+Takes every setting of `python -m dpn.train`. Not counted are CUDA itself, what communication takes,
+and the fragmentation of memory: leave some GiB for them.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from dpn import build
+from dpn.config import ConfigError, Request
+from dpn.data.rows import Rows
+from dpn.footprint import GIB, Engine, Memory, Rehearsal, Setup
+from dpn.launch import front_door
+from dpn.sections import Machine
+
+#: Published rows of the files in LLaVA's recipes, and the mean text tokens of a sample that are
+#: assumed as long as nobody has counted them.
+KNOWN_FILES = {
+    "llava_v1_5_mix665k.json": (665_298, 256),
+    "blip_laion_cc_sbu_558k.json": (558_128, 32),
+}
+#: Trainers that share out most, to offer where a run does not fit.
+SHARING: dict[Engine, str] = {"fsdp2": "trainer=fsdp2", "zero3": "trainer=deepspeed_zero3"}
+
+
+@dataclass(frozen=True)
+class Duration:
+    """How long a run takes.
+
+    Attributes:
+        steps: optimizer steps.
+        step_flops: of all GPUs, with the share of visual work that `router.keep` steers to, or
+            without it the most rows.
+        hours: of these steps.
+        least_hours: if every sample kept the fewest rows.
+    """
+
+    steps: int
+    step_flops: float
+    hours: float
+    least_hours: float
+
+
+@front_door("plan", build.check_plan)
+def main(request: Request) -> None:
+    """Command line of `python -m dpn.plan`."""
+    print_result(*plan(request))
+
+
+def plan(request: Request) -> tuple[dict[str, Memory], dict[str, Any]]:
+    """The memory of a GPU for average and for longest samples, and flat figures of the run."""
+    build.check_plan(request)
+    config = request.config
+    machine, setup = Machine(**build.plain(config.plan)), setup_of(config)
+    text, text_from = text_rows(config, machine)
+    samples, samples_from = epoch_samples(config, machine)
+    rehearsal, longest = Rehearsal(build.module_on_meta(config)), longest_text(config)
+    memory = {
+        "average samples": rehearsal.memory(setup, text),
+        "longest samples": rehearsal.memory(setup, longest),
+    }
+    time = duration(config, machine, setup, rehearsal, text, samples)
+    total = {name: each.total / GIB for name, each in memory.items()}
+    return memory, {
+        "engine": setup.engine,
+        "gpus": setup.processes,
+        "memory/average_gib": total["average samples"],
+        "memory/longest_gib": total["longest samples"],
+        "memory/gpu_gib": machine.memory_gib,
+        "time/steps": time.steps,
+        "time/step_flops": time.step_flops,
+        "time/hours": time.hours,
+        "time/hours_fewest_rows": time.least_hours,
+        "assumed": f"{machine.utilisation:g} of {machine.peak_tflops:g} TFLOP/s; {text} text tokens"
+        f" of a sample ({text_from}), {longest} at most (data.max_length); one image each;"
+        f" {samples_from}",
+        "verdict": verdict(config, setup, rehearsal, machine.memory_gib),
+    }
+
+
+def setup_of(config: DictConfig) -> Setup:
+    """How a train config spreads a run over GPUs.
+
+    Raises:
+        ConfigError: if its engine or precision is none that is known here.
+    """
+    trainer = build.plain(config.trainer)
+    processes, precision = build.processes(trainer), trainer.get("precision", "32-true")
+    if precision not in ("32-true", "bf16-mixed"):
+        raise ConfigError(
+            [f"`trainer.precision={precision}` can not be planned; take `bf16-mixed` or `32-true`."]
+        )
+    half, batch_size = precision == "bf16-mixed", config.data.batch_size
+    strategy = trainer.get("strategy") or "auto"
+    target = strategy if isinstance(strategy, str) else strategy["_target_"]
+    if target == "auto":
+        return Setup("ddp" if processes > 1 else "single", half, processes, batch_size)
+    if target.startswith("ddp"):
+        return Setup("ddp", half, processes, batch_size)
+    if target == "dpn.strategies.FSDP2":
+        return Setup("fsdp2", half, processes, batch_size)
+    zero = OmegaConf.select(config, "trainer.strategy.config.zero_optimization", default={})
+    if target == "dpn.strategies.ZeRO" and zero.get("stage") in (2, 3):
+        return Setup(
+            "zero2" if zero.stage == 2 else "zero3",
+            half,
+            processes,
+            batch_size,
+            int(zero.get("reduce_bucket_size", 5e8)),
+            int(zero.get("stage3_max_live_parameters", 1e9)),
+        )
+    raise ConfigError(
+        [
+            f"`trainer.strategy={target}` can not be planned; take trainer=gpu, ddp, fsdp2,"
+            " deepspeed_zero2 or deepspeed_zero3."
+        ]
+    )
+
+
+def longest_text(config: DictConfig) -> int:
+    """Most text tokens of a sample: its image takes one of `data.max_length`."""
+    return int(config.data.max_length) - 1
+
+
+def text_rows(config: DictConfig, machine: Machine) -> tuple[int, str]:
+    """Mean text tokens of a sample, and where the number is from."""
+    if machine.text_rows is not None:
+        return min(machine.text_rows, longest_text(config)), "plan.text_rows"
+    name = Path(config.data.get("train_file", "")).name
+    if name in KNOWN_FILES:
+        return min(KNOWN_FILES[name][1], longest_text(config)), f"assumed of {name}"
+    return longest_text(config), "the most; set plan.text_rows"
+
+
+def epoch_samples(config: DictConfig, machine: Machine) -> tuple[int | None, str]:
+    """Samples of an epoch, and where the number is from; None where `trainer.max_steps` is enough.
+
+    Raises:
+        ConfigError: if nothing tells.
+    """
+    if machine.samples is not None:
+        return machine.samples, f"plan.samples={machine.samples}"
+    if config.trainer.max_steps > 0:
+        return None, f"trainer.max_steps={config.trainer.max_steps}"
+    split = build.source(config.data).source.split("train")
+    assert split is not None
+    if split.file.is_file():
+        count = len(Rows(split))
+        return count, f"{count} samples in {split.file.name}"
+    if split.file.name in KNOWN_FILES:
+        count = len(split.numbers(KNOWN_FILES[split.file.name][0]))
+        return count, f"{count} samples, as published, in {split.file.name}"
+    raise ConfigError(
+        [
+            f"`data.train_file={split.file}` is not there, so the number of samples is unknown;"
+            " give plan.samples=N, or trainer.max_steps=N."
+        ]
+    )
+
+
+def duration(
+    config: DictConfig,
+    machine: Machine,
+    setup: Setup,
+    rehearsal: Rehearsal,
+    text: int,
+    samples: int | None,
+) -> Duration:
+    """Steps, FLOPs and hours of the whole run."""
+    micro = setup.batch_size * setup.processes
+    whole = config.data.global_batch or micro * config.trainer.accumulate_grad_batches
+    if samples is None:
+        steps = config.trainer.max_steps
+    else:
+        steps = math.ceil(samples / whole) * max(1, config.trainer.max_epochs)
+    most, fewest = (rehearsal.step(setup, text, rows) for rows in ("most", "fewest"))
+    routed: float = most.flops
+    if (keep := rehearsal.module.model.router.keep) is not None and most.share > fewest.share:
+        part = (keep - fewest.share) / (most.share - fewest.share)
+        routed = fewest.flops + part * (most.flops - fewest.flops)
+    share = config.stage.dense
+    dense = share * rehearsal.step(setup, text, "all").flops if share else 0.0
+    every = [(dense + (1 - share) * x) * whole / setup.batch_size for x in (routed, fewest.flops)]
+    speed = setup.processes * machine.peak_tflops * 1e12 * machine.utilisation
+    return Duration(steps, every[0], *(steps * flops / speed / 3600 for flops in every))
+
+
+def verdict(config: DictConfig, setup: Setup, rehearsal: Rehearsal, memory_gib: float) -> str:
+    """Whether the longest samples fit into a GPU; if not, what would make them, in a sentence."""
+    text = longest_text(config)
+
+    def needs(trial: Setup) -> float:
+        return rehearsal.memory(trial, text).total / GIB
+
+    def fits(trial: Setup) -> bool:
+        held = sum(rehearsal.held(trial).values()) / GIB  # costs nothing to know
+        return held <= memory_gib and needs(trial) <= memory_gib
+
+    need = needs(setup)
+    if need <= memory_gib:
+        return (
+            f"It fits: {need:.1f} of {memory_gib:.0f} GiB per GPU for a batch of longest samples."
+        )
+    found = []
+    for kind in (smaller(setup), sharing(setup), more(setup, config.data.global_batch)):
+        first = next(((words, trial) for words, trial in kind if fits(trial)), None)
+        found += [f"{first[0]} ({needs(first[1]):.1f} GiB)"] if first else []
+    ways = f"Each of these would do: {'; '.join(found)}." if found else "Take a smaller model."
+    return (
+        f"It does not fit: a batch of longest samples needs {need:.1f} GiB per GPU, there are"
+        f" {memory_gib:.0f}. {ways}"
+    )
+
+
+Trial = tuple[str, Setup]
+
+
+def smaller(setup: Setup) -> Iterator[Trial]:
+    """Halves of the micro-batch; the window gets longer, so the global batch stays."""
+    size = setup.batch_size
+    while size % 2 == 0:
+        size //= 2
+        yield f"data.batch_size={size}", replace(setup, batch_size=size)
+
+
+def sharing(setup: Setup) -> Iterator[Trial]:
+    """Engines that share out everything, then with smaller micro-batches."""
+    for engine, words in SHARING.items():
+        if engine != setup.engine:
+            yield words, replace(setup, engine=engine)
+    for engine, words in SHARING.items():
+        if engine != setup.engine:
+            for more_words, trial in smaller(replace(setup, engine=engine)):
+                yield f"{words} {more_words}", trial
+
+
+def more(setup: Setup, global_batch: int | None) -> Iterator[Trial]:
+    """Twice as many GPUs, and so on, for engines that share out; the global batch stays."""
+    engine, words = setup.engine, ""
+    if engine in ("single", "ddp"):
+        engine, words = "fsdp2", " with trainer=fsdp2"
+    for factor in (2, 4, 8, 16):
+        count, size = setup.processes * factor, setup.batch_size
+        while global_batch is not None and global_batch % (size * count) and size % 2 == 0:
+            size //= 2
+        if global_batch is not None and global_batch % (size * count):
+            return
+        batch = "" if size == setup.batch_size else f" data.batch_size={size}"
+        trial = replace(setup, engine=engine, processes=count, batch_size=size)
+        yield f"{count} GPUs{words}{batch}", trial
+
+
+def warning(config: DictConfig) -> str | None:
+    """What a run on this machine's GPU should be told before it starts; None if it seems to fit."""
+    if config.trainer.accelerator == "cpu" or not torch.cuda.is_available():
+        return None
+    memory = torch.cuda.get_device_properties(0).total_memory / GIB
+    try:
+        sentence = verdict(
+            config, setup_of(config), Rehearsal(build.module_on_meta(config)), memory
+        )
+    except Exception as error:  # an estimate must not keep a run from starting
+        return f"The memory of this run could not be estimated: {error}"
+    return None if sentence.startswith("It fits") else f"By estimate: {sentence}"
+
+
+def print_result(memory: dict[str, Memory], figures: dict[str, Any]) -> None:
+    """A table for people, then one line of JSON for programs."""
+    table = Table("GiB per GPU", *memory, title=f"{figures['engine']} on {figures['gpus']} GPUs")
+    for field in ("held", "passing"):
+        for name in dict.fromkeys(n for each in memory.values() for n in getattr(each, field)):
+            sizes = [getattr(each, field).get(name, 0) for each in memory.values()]
+            table.add_row(name, *(f"{size / GIB:.2f}" for size in sizes))
+    updates = [f"{each.update / GIB:.2f}" for each in memory.values()]
+    table.add_row("or, afterwards, the optimizer's step", *updates, end_section=True)
+    table.add_row("at the highest moment", *(f"{each.total / GIB:.2f}" for each in memory.values()))
+    console = Console()
+    console.print(table)
+    hours = f"{figures['time/hours']:.2g}"
+    if figures["time/hours_fewest_rows"] < figures["time/hours"]:
+        hours += f" (with the fewest rows {figures['time/hours_fewest_rows']:.2g})"
+    console.print(f"{figures['time/steps']} steps, {hours} hours. Assumed: {figures['assumed']}.")
+    console.print(figures["verdict"])
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
