@@ -1,6 +1,9 @@
 """LLaVA, LLaVA-HR, DPN or Hugging Face weights to a folder that `run=` and `from_pretrained` read.
 
 python tools/convert.py llava-v1.5-7b llava-7b --part clip-vit-large-patch14-336
+python tools/convert.py RUN/checkpoints/step-0001000.ckpt llava-7b --like FOLDER_OF_OURS
+
+The second reads a checkpoint of any trainer, also one that FSDP2 or ZeRO shared out.
 """
 
 import argparse

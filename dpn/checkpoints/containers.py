@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.serialization import safe_globals
 
 Shape = tuple[int, ...]
 Read = Callable[[str], Tensor]
@@ -25,6 +26,8 @@ INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLES = ("model.safetensors", "pytorch_model.bin", "mm_projector.bin")
 #: Where a dictionary that is no state dict itself keeps one: Lightning and timm, DeepSpeed.
 STATE_KEYS = ("state_dict", "module")
+#: What all processes wrote together is read in parts of so many bytes, each as one file.
+PART_BYTES = 4 * 2**30
 
 
 @dataclass(frozen=True)
@@ -89,19 +92,23 @@ class PickleFile(Container):
         yield _state(self.path).__getitem__
 
 
-def read_pickle(path: Path, piece: io.BytesIO | None = None) -> Any:
+def read_pickle(
+    path: Path, piece: io.BytesIO | None = None, allowed: Mapping[str, type] | None = None
+) -> Any:
     """What `torch.save` wrote, with tensors mapped from the file where its format allows.
 
     Args:
         path: of the file.
         piece: a part of it to read instead of the whole.
+        allowed: classes that the file may name besides -> what stands in for each.
 
     Raises:
         ValueError: if the file is damaged, or holds anything but tensors and plain values.
     """
     try:
         mapped = piece is None and zipfile.is_zipfile(path)
-        return torch.load(piece or path, map_location="cpu", weights_only=True, mmap=mapped)
+        with safe_globals([(kind, name) for name, kind in (allowed or {}).items()]):
+            return torch.load(piece or path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         if "GLOBAL" not in str(error):  # no class or function was asked for
             raise damaged(path, "no file of torch.save") from error
@@ -144,6 +151,23 @@ def open_file(path: Path) -> Container:
     """One file of tensors; see `open_containers`."""
     kind = SafetensorsFile if path.suffix == ".safetensors" else PickleFile
     return kind.of(path)
+
+
+def in_parts(sizes: Mapping[str, int]) -> list[list[str]]:
+    """The names of tensors in parts of at most `PART_BYTES`, but for a larger single one.
+
+    Args:
+        sizes: of the tensors by their names, in bytes.
+    """
+    parts: list[list[str]] = [[]]
+    room = PART_BYTES
+    for name, size in sizes.items():
+        if size > room and parts[-1]:
+            parts.append([])
+            room = PART_BYTES
+        parts[-1].append(name)
+        room -= size
+    return parts
 
 
 def _shards(index: Path) -> list[Path]:

@@ -17,13 +17,11 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint import filesystem, metadata
 
-from dpn.checkpoints.containers import Container, Read, damaged, read_pickle
+from dpn.checkpoints.containers import Container, Read, damaged, in_parts, read_pickle
 
 INDEX = ".metadata"
 #: Where Lightning's checkpoints keep the module.
 PREFIX = "state_dict."
-#: A folder is read in parts of so many bytes, each as one file.
-PART_BYTES = 4 * 2**30
 _CLASSES = {
     *((metadata.__name__, name) for name in ("Metadata", "MetadataIndex", "StorageMeta")),
     *((metadata.__name__, name) for name in ("TensorStorageMetadata", "ChunkStorageMetadata")),
@@ -93,22 +91,17 @@ def open_distributed(folder: Path) -> list[Container]:
     files = {path for every in pieces.values() for _, path, _, _ in every}
     if missing := sorted(path.name for path in files if not path.is_file()):
         raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}, which its index names.")
-    parts: list[dict[str, tuple[int, ...]]] = [{}]
-    room = PART_BYTES
-    for name, size in sizes.items():
-        dtype = index.state_dict_metadata[name].properties.dtype
-        room -= math.prod(size) * dtype.itemsize
-        if room < 0 and parts[-1]:
-            parts.append({})
-            room = PART_BYTES
-        parts[-1][name] = size
+    volumes = {
+        name: math.prod(size) * index.state_dict_metadata[name].properties.dtype.itemsize
+        for name, size in sizes.items()
+    }
     return [
         Shards(
             folder,
-            {name.removeprefix(PREFIX): size for name, size in part.items()},
+            {name.removeprefix(PREFIX): sizes[name] for name in part},
             {name.removeprefix(PREFIX): tuple(pieces[name]) for name in part},
         )
-        for part in parts
+        for part in in_parts(volumes)
     ]
 
 

@@ -16,6 +16,7 @@ from dpn.checkpoints.keys import Renamed, part_of, rename
 from dpn.checkpoints.lora import base_folder, is_lora, open_lora
 from dpn.checkpoints.tokenizers import has_tokenizer, read_tokenizer
 from dpn.checkpoints.vocabulary import TABLES, Rows, match_rows
+from dpn.checkpoints.zero import is_zero, open_zero
 from dpn.model import DPNForConditionalGeneration
 
 log = logging.getLogger(__name__)
@@ -80,6 +81,8 @@ class Source:
             self.containers = open_lora(path, self.base)
         elif is_distributed(path):
             self.containers = open_distributed(path)
+        elif is_zero(path):
+            self.containers = open_zero(path)
         else:
             self.containers = open_containers(path)
         self.rename(clip)

@@ -17,8 +17,12 @@ def _one_thread():
 
 @pytest.fixture(scope="session")
 def squares(tmp_path_factory) -> Path:
+    """See `write_squares`."""
+    return write_squares(tmp_path_factory.mktemp("squares"))
+
+
+def write_squares(folder: Path) -> Path:
     """A folder with train.json, val.json and their images; two families, one of two turns."""
-    folder = tmp_path_factory.mktemp("squares")
     for split, count in (("train", 16), ("val", 4)):
         rows = []
         for number in range(count):

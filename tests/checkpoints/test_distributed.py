@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dpn import DPNForConditionalGeneration
-from dpn.checkpoints import convert, distributed, load
+from dpn.checkpoints import containers, convert, load
 from dpn.checkpoints.distributed import open_distributed
 from tests.checkpoints.conftest import VOCABULARY
 from tests.checkpoints.folders import write_llava
@@ -70,7 +70,7 @@ def run(tmp_path_factory):
 @pytest.mark.slow
 def test_loaded_and_converted_it_is_the_model_that_was_trained(run, tmp_path, monkeypatch):
     folder, whole = run
-    monkeypatch.setattr(distributed, "PART_BYTES", 40_000)
+    monkeypatch.setattr(containers, "PART_BYTES", 40_000)
     assert len(open_distributed(folder)) > 3
     model = our_model(VOCABULARY + 1, router={"name": "dpe", "layers": [1]}, seed=8)
     report = load(model, folder)
