@@ -80,6 +80,7 @@ def test_checkpointing_saves_the_inputs_of_layers_alone():
     assert saved[8] - saved[4] == 4 * rows * 64 * 4  # layers, rows, width, fp32
 
 
+@pytest.mark.slow
 def test_checkpointing_lowers_the_peak():
     peaks = []
     for value in ("true", "false"):
@@ -161,6 +162,7 @@ def test_a_fixed_kernel_stays_what_it_is():
     assert shares[0] == shares[1] < shares[2] == 1
 
 
+@pytest.mark.slow
 def test_half_precision():
     """Autocast keeps weights and residual stream in fp32, sharding engines compute with bf16."""
     rehearsal = rehearse(composed("router=none").config)
@@ -174,6 +176,7 @@ def test_half_precision():
     assert peaks["zero2"]["activations"] < peaks["single"]["activations"]
 
 
+@pytest.mark.slow
 def test_a_run_of_the_paper_needs_no_files():
     request = compose(
         "plan",
@@ -194,6 +197,7 @@ def test_a_run_of_the_paper_needs_no_files():
     assert sum(memory["longest samples"].held.values()) < memory["longest samples"].total
 
 
+@pytest.mark.slow
 def test_hours_follow_the_keep():
     hours = {}
     for keep in ("0.5", "0.7"):
@@ -223,6 +227,7 @@ def test_what_does_not_fit_is_told_with_what_would():
     assert "smaller model" in front.verdict(config, setup, rehearsal, 1e-9)
 
 
+@pytest.mark.slow
 def test_a_training_run_is_warned(monkeypatch):
     class Small:
         total_memory = 2**20
