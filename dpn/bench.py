@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from dpn import build
+from dpn import build, preflight
 from dpn.config import Request
 from dpn.cost import prefill_flops, visual_macs_ratio
 from dpn.launch import front_door
@@ -23,7 +23,7 @@ from dpn.metrics.speed import Ratio, compare
 from dpn.model import DPNForConditionalGeneration
 
 
-@front_door("bench", build.check_bench)
+@front_door("bench", preflight.check_bench)
 def main(request: Request) -> None:
     """Command line of `python -m dpn.bench`."""
     print_result(bench(request))
@@ -31,7 +31,7 @@ def main(request: Request) -> None:
 
 def bench(request: Request) -> dict[str, Any]:
     """Measure; returns flat figures, times as `Ratio`s of the router against `none`."""
-    build.check_bench(request)
+    preflight.check_bench(request)
     config = request.config
     device = config.device
     if device == "auto":

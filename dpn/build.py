@@ -1,23 +1,18 @@
 """The only place that turns config into objects."""
 
 import logging
-import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from transformers import AutoConfig
 
-import dpn.config
-from dpn import checkpoints, data, hub, inference, lora, losses, projectors, routers, vision
-from dpn.budget import TextShape
-from dpn.config import Node, Parts, Request
-from dpn.data.base import Source
+from dpn import checkpoints, data, hub, inference, lora, losses, vision
 from dpn.data.tokenizer import train_tokenizer
+from dpn.distributed import processes
 from dpn.losses import RoutingLoss
+from dpn.losses._auto import AutoLoss
 from dpn.model import DPNConfig, DPNForConditionalGeneration
 from dpn.processor import DPNProcessor
 from dpn.routers import Router
@@ -34,26 +29,6 @@ if TYPE_CHECKING:  # Lightning takes seconds to import, and a model needs none o
     from dpn.module import DPNModule
 
 log = logging.getLogger(__name__)
-
-
-def check(request: Request) -> None:
-    """Pre-flight: raise one error with everything that is wrong; see `dpn.config.check`."""
-    dpn.config.check(request, PARTS)
-
-
-def check_evaluation(request: Request) -> None:
-    """The same for an evaluation."""
-    dpn.config.check_evaluation(request, PARTS)
-
-
-def check_bench(request: Request) -> None:
-    """The same for a benchmark."""
-    dpn.config.check_benchmark(request, PARTS)
-
-
-def check_plan(request: Request) -> None:
-    """The same for a plan."""
-    dpn.config.check_plan(request, PARTS)
 
 
 def source(node: DictConfig) -> "DataModule":
@@ -218,7 +193,8 @@ def module(config: DictConfig, built: DPNForConditionalGeneration) -> "DPNModule
 
 def trainer(config: DictConfig, run: RunFolder, clock: "Clock") -> "Trainer":
     """The Trainer with the config's loggers and callbacks, and those that every run has."""
-    from dpn.callbacks import CompleteCheckpointIO, StepSeed, StopAfterStep
+    from dpn.callbacks import StepSeed, StopAfterStep
+    from dpn.resume import CompleteCheckpointIO
 
     own = [clock, StepSeed(config.seed), StopAfterStep(run.stop)]
     chosen = [instantiate(node) for node in config.callbacks.values() if node]
@@ -237,21 +213,6 @@ def trainer(config: DictConfig, run: RunFolder, clock: "Clock") -> "Trainer":
     )
 
 
-def processes(trainer: Node) -> int:
-    """How many processes a `trainer` section trains with, over all nodes."""
-    if "WORLD_SIZE" in os.environ and "LOCAL_RANK" in os.environ:  # torchrun knows
-        return int(os.environ["WORLD_SIZE"])
-    devices = trainer.get("devices", 1)
-    if isinstance(devices, list):
-        count = len(devices)
-    elif devices in ("auto", -1, "-1"):
-        on_gpu = trainer.get("accelerator") != "cpu" and torch.cuda.is_available()
-        count = torch.cuda.device_count() if on_gpu else 1
-    else:
-        count = int(devices)
-    return count * int(trainer.get("num_nodes", 1))
-
-
 def plain(node: Any) -> Any:
     """Resolved Python values of a config node."""
     return OmegaConf.to_container(node, resolve=True)
@@ -260,124 +221,3 @@ def plain(node: Any) -> Any:
 def _weights(name: str) -> Path:
     """The file or folder of weights behind a value of section `init`."""
     return inference.model_folder(hub.find(name))
-
-
-# Pre-flight ---------------------------------------------------------------------------------------
-
-
-@dataclass
-class AutoLoss:
-    """Section `loss` of `loss=auto`: budget for dpe if it has a keep, else hinge; language for
-    routers without gates; each with its defaults.
-
-    Attributes:
-        keep: what `router.keep` of dpe is where it is not given; None leaves it at the hinge.
-        reduction: see `RoutingLoss`.
-    """
-
-    keep: float | None = None
-    reduction: Literal["global", "reference"] = "global"
-
-    def choose(self, router: type[Router], keep: float | None) -> tuple[str, Node]:
-        """Name and arguments of the loss."""
-        if not router.calibrated:
-            name = "language"
-        else:
-            name = "hinge" if keep is None else "budget"
-        return name, {"reduction": self.reduction}
-
-
-class _Losses:
-    """The files of `dpn/losses`, and `auto`."""
-
-    @staticmethod
-    def names() -> list[str]:
-        return ["auto", *losses.names()]
-
-    @staticmethod
-    def resolve(name: str) -> type[Any]:
-        return AutoLoss if name == "auto" else losses.resolve(name)
-
-
-def _fit(config: Node, sound: set[str], files: bool = True) -> list[str]:
-    """What is wrong between parts that are sound by themselves; `files`: and on the disk."""
-    problems = []
-    if {"model", "projector", "router"} <= sound:
-        problems += _fit_model(config)
-    if {"loss", "router"} <= sound:
-        problems += _fit_loss(config["loss"]["name"], config["router"])
-    if "data" in sound:
-        node = {k: v for k, v in config["data"].items() if k != "name"}
-        source = data.resolve(config["data"]["name"])(**node)
-        problems += source.check() if files else Source.check(source)
-        if "trainer" in sound:
-            problems += _fit_batch(config["data"], processes(config["trainer"]))
-    return problems
-
-
-def _fit_batch(data: Node, count: int) -> list[str]:
-    whole, each = data["global_batch"], data["batch_size"]
-    if whole is None or not whole % (each * count):
-        return []
-    return [
-        f"`data.global_batch={whole}` is no multiple of data.batch_size={each} on"
-        f" {count} processes; change one of them, or set data.global_batch=null."
-    ]
-
-
-def _fit_model(config: Node) -> list[str]:
-    """Built on the meta device, which costs no memory."""
-    text = dict(config["model"]["text"])
-    try:
-        text_config = AutoConfig.for_model(text.pop("model_type"), **text)
-        with torch.device("meta"):
-            tower = vision.build(**config["model"]["vision"])
-            projector = projectors.build(
-                **config["projector"],
-                input_size=tower.output_size,
-                output_size=text_config.hidden_size,
-                grid=tower.grid,
-            )
-            if problems := projector.check():
-                return problems
-            router = routers.build(
-                **config["router"],
-                text=TextShape.of(text_config),
-                grid=projector.grid_after(tower.grid),
-            )
-            return router.check()
-    except Exception as error:
-        return [f"The model can not be built: {' '.join(str(error).split())}"]
-
-
-def _fit_loss(name: str, router: Node) -> list[str]:
-    keep = router.get("keep")
-    if name == "hinge" and keep is not None:
-        return [
-            f"`loss=hinge` has its own target and can not meet router.keep={keep};"
-            " use loss=policy, or router.keep=null."
-        ]
-    if name == "auto" or not losses.resolve(name).needs_keep:
-        return []
-    problems = []
-    if not routers.resolve(router["name"]).calibrated:
-        problems.append(
-            f"`loss={name}` trains gates, and router={router['name']} has none; use router=dpe, or"
-            " loss=auto."
-        )
-    if keep is None:
-        problems.append(
-            f"`loss={name}` steers to router.keep, which is null; give it, e.g. router.keep=0.6."
-        )
-    return problems
-
-
-PARTS = Parts(
-    vision=vision,
-    projector=projectors,
-    router=routers,
-    loss=_Losses(),
-    data=data,
-    processor=DPNProcessor,
-    fit=_fit,
-)

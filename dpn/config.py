@@ -77,7 +77,7 @@ class Family(Protocol):
 
 @dataclass(frozen=True)
 class Parts:
-    """What configs can choose from; `dpn.build` fills it in, so that this file imports no part.
+    """What configs can choose from; `dpn.preflight` fills it in, so that this file imports no part.
 
     Attributes:
         vision: families of parts that are chosen by name, and likewise the next four.

@@ -1,6 +1,7 @@
-"""What keeps the processes of a distributed run on one path."""
+"""How many processes there are, and what keeps them on one path."""
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -39,3 +40,18 @@ def connect(hidden: Tensor, used: Iterable[Tensor]) -> Tensor:
     """
     zero = sum((x.flatten()[:0].sum().to(hidden.dtype) for x in used), hidden.new_zeros(()))
     return hidden + zero
+
+
+def processes(trainer: Mapping[str, Any]) -> int:
+    """How many processes a `trainer` section trains with, over all nodes."""
+    if "WORLD_SIZE" in os.environ and "LOCAL_RANK" in os.environ:  # torchrun knows
+        return int(os.environ["WORLD_SIZE"])
+    devices = trainer.get("devices", 1)
+    if isinstance(devices, list):
+        count = len(devices)
+    elif devices in ("auto", -1, "-1"):
+        on_gpu = trainer.get("accelerator") != "cpu" and torch.cuda.is_available()
+        count = torch.cuda.device_count() if on_gpu else 1
+    else:
+        count = int(devices)
+    return count * int(trainer.get("num_nodes", 1))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from dpn import build, inference
+from dpn import build, inference, preflight
 from dpn.config import Request
 from dpn.files import write_json, write_rows
 from dpn.launch import front_door
@@ -18,7 +18,7 @@ from dpn.reports.page import print_tables, write_report
 from dpn.run_folder import RunFolder, slug
 
 
-@front_door("eval", build.check_evaluation)
+@front_door("eval", preflight.check_evaluation)
 def main(request: Request) -> None:
     """Command line of `python -m dpn.eval`."""
     evaluate(request)
@@ -26,7 +26,7 @@ def main(request: Request) -> None:
 
 def evaluate(request: Request) -> Path:
     """Answer held-out questions, of the run's data unless told otherwise; returns the folder."""
-    build.check_evaluation(request)
+    preflight.check_evaluation(request)
     folder = RunFolder.of(request, _results_path(request))
     if folder.finished:
         print(f"Finished before; remove {folder.path} to evaluate again.")

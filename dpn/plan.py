@@ -19,9 +19,10 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from dpn import build
+from dpn import build, preflight
 from dpn.config import ConfigError, Request
 from dpn.data.rows import Rows
+from dpn.distributed import processes
 from dpn.footprint import GIB, Engine, Memory, Rehearsal, Setup
 from dpn.launch import front_door
 from dpn.sections import Machine
@@ -54,7 +55,7 @@ class Duration:
     least_hours: float
 
 
-@front_door("plan", build.check_plan)
+@front_door("plan", preflight.check_plan)
 def main(request: Request) -> None:
     """Command line of `python -m dpn.plan`."""
     print_result(*plan(request))
@@ -62,7 +63,7 @@ def main(request: Request) -> None:
 
 def plan(request: Request) -> tuple[dict[str, Memory], dict[str, Any]]:
     """The memory of a GPU for average and for longest samples, and flat figures of the run."""
-    build.check_plan(request)
+    preflight.check_plan(request)
     config = request.config
     machine, setup = Machine(**build.plain(config.plan)), setup_of(config)
     text, text_from = text_rows(config, machine)
@@ -98,7 +99,7 @@ def setup_of(config: DictConfig) -> Setup:
         ConfigError: if its engine or precision is none that is known here.
     """
     trainer = build.plain(config.trainer)
-    processes, precision = build.processes(trainer), trainer.get("precision", "32-true")
+    count, precision = processes(trainer), trainer.get("precision", "32-true")
     if precision not in ("32-true", "bf16-mixed"):
         raise ConfigError(
             [f"`trainer.precision={precision}` can not be planned; take `bf16-mixed` or `32-true`."]
@@ -107,17 +108,17 @@ def setup_of(config: DictConfig) -> Setup:
     strategy = trainer.get("strategy") or "auto"
     target = strategy if isinstance(strategy, str) else strategy["_target_"]
     if target == "auto":
-        return Setup("ddp" if processes > 1 else "single", half, processes, batch_size)
+        return Setup("ddp" if count > 1 else "single", half, count, batch_size)
     if target.startswith("ddp"):
-        return Setup("ddp", half, processes, batch_size)
+        return Setup("ddp", half, count, batch_size)
     if target == "dpn.strategies.FSDP2":
-        return Setup("fsdp2", half, processes, batch_size)
+        return Setup("fsdp2", half, count, batch_size)
     zero = OmegaConf.select(config, "trainer.strategy.config.zero_optimization", default={})
     if target == "dpn.strategies.ZeRO" and zero.get("stage") in (2, 3):
         return Setup(
             "zero2" if zero.stage == 2 else "zero3",
             half,
-            processes,
+            count,
             batch_size,
             int(zero.get("reduce_bucket_size", 5e8)),
             int(zero.get("stage3_max_live_parameters", 1e9)),

@@ -10,19 +10,20 @@ The same command again resumes, or says that the run is finished.
 import logging
 from pathlib import Path
 
-from dpn import build, inference, plan
+from dpn import build, inference, plan, preflight
 from dpn.calibration import calibrate
-from dpn.callbacks import Clock, latest_checkpoint
+from dpn.callbacks import Clock
 from dpn.config import Request
 from dpn.files import write_json, write_rows
 from dpn.launch import front_door, is_first_process
 from dpn.reports.page import print_tables, write_report
+from dpn.resume import latest_checkpoint
 from dpn.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
 
-@front_door("train", build.check)
+@front_door("train", preflight.check)
 def main(request: Request) -> None:
     """Command line of `python -m dpn.train`."""
     train(request)
@@ -30,7 +31,7 @@ def main(request: Request) -> None:
 
 def train(request: Request) -> Path:
     """Do all a run needs and return its folder."""
-    build.check(request)
+    preflight.check(request)
     folder = RunFolder.of(request, writer=is_first_process())
     if folder.finished:
         print(f"Finished before; remove {folder.path} to run it again.")

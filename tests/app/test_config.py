@@ -4,7 +4,7 @@ import sys
 import pytest
 import torch
 
-from dpn import build
+from dpn import preflight
 from dpn.config import ConfigError
 from dpn.launch import CONFIG_DIR, compose, diagnose, read_arguments
 from dpn.schema import check_arguments, matches
@@ -16,12 +16,12 @@ CHOICES = [(g, p.stem) for g in GROUPS for p in sorted((CONFIG_DIR / g).glob("*.
 def problems(*overrides: str, sweep: bool = False) -> list[str]:
     request = compose("train", [*overrides, *(["hydra.mode=MULTIRUN"] if sweep else [])])
     with pytest.raises(ConfigError) as caught:
-        build.check(request)
+        preflight.check(request)
     return list(caught.value.problems)
 
 
 def test_default_config_is_fine():
-    build.check(compose("train"))
+    preflight.check(compose("train"))
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_every_choice_composes_and_passes(group, choice, data_root):
 
 def found(request):
     try:
-        build.check(request)
+        preflight.check(request)
     except ConfigError as error:
         return error.problems
     return ()
@@ -137,7 +137,7 @@ def test_all_problems_come_in_one_error():
 def test_several_devices_in_a_shared_process():
     (found,) = problems("trainer.devices=2", "seed=3", sweep=True)
     assert "Run each job by itself: python -m dpn.train trainer.devices=2 seed=3" in found
-    build.check(compose("train", ["trainer.devices=2"]))
+    preflight.check(compose("train", ["trainer.devices=2"]))
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="has a GPU")
@@ -148,7 +148,7 @@ def test_a_gpu_that_is_not_there():
 
 def test_hydra_errors_become_sentences_with_the_nearest_name():
     line = ["router=dpee", "routr.keep=0.5", "trainer.max_step=3", "optim.lr=fast", "loss=hinge"]
-    found = diagnose("train", line, build.check)
+    found = diagnose("train", line, preflight.check)
     for sentence in (
         "`router=dpee` is no choice of router; did you mean `dpe`?",
         "`routr.keep` is no setting; did you mean `router.keep`?",
@@ -159,13 +159,13 @@ def test_hydra_errors_become_sentences_with_the_nearest_name():
 
 
 def test_every_swept_value_is_looked_at():
-    found = diagnose("train", ["-m", "router=static,dpee", "seed=1,x"], build.check)
+    found = diagnose("train", ["-m", "router=static,dpee", "seed=1,x"], preflight.check)
     assert any("`router=dpee`" in problem for problem in found)
     assert any("`seed=x`" in problem for problem in found)
 
 
 def test_unreadable_override():
-    (found,) = diagnose("train", ["seed=[1,2"], build.check)
+    (found,) = diagnose("train", ["seed=[1,2"], preflight.check)
     assert "can not be read as key=value" in found
 
 

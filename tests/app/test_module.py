@@ -51,7 +51,8 @@ def test_every_choice_builds_a_module(group, choice, processor):
 
 @pytest.mark.parametrize("group", ["trainer", "logger", "callbacks"])
 def test_every_choice_builds_a_trainer(group, tmp_path):
-    from dpn.callbacks import Checkpoints, Clock, CompleteCheckpointIO
+    from dpn.callbacks import Clock
+    from dpn.resume import Checkpoints, CompleteCheckpointIO
 
     for path in sorted((CONFIG_DIR / group).glob("*.yaml")):
         if "deepspeed" in path.stem and not find_spec("deepspeed"):

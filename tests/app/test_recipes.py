@@ -3,8 +3,10 @@
 import pytest
 from omegaconf import OmegaConf
 
-from dpn import build
+from dpn import routers
+from dpn.distributed import processes
 from dpn.launch import compose
+from dpn.losses._auto import AutoLoss
 
 ZERO2, ZERO3 = 2, 3
 SHAPES = {"7b": (4096, 32, 11008), "13b": (5120, 40, 13824)}
@@ -66,8 +68,8 @@ def test_recipes_are_those_of_the_papers(name):
             18,
             None,
         )
-        name, _ = build.AutoLoss(config.loss.keep, config.loss.reduction).choose(
-            build.routers.resolve("dpe"), config.router.keep
+        name, _ = AutoLoss(config.loss.keep, config.loss.reduction).choose(
+            routers.resolve("dpe"), config.router.keep
         )
         assert name == "hinge"
 
@@ -88,12 +90,12 @@ def test_a_model_brings_what_belongs_to_it():
 )
 def test_global_batch_gives_the_accumulation(devices, nodes, each, steps):
     trainer = {"devices": devices, "num_nodes": nodes, "accelerator": "cpu"}
-    assert 128 // (each * build.processes(trainer)) == steps
-    assert build.processes({"devices": [0, 2], "accelerator": "gpu"}) == 2
-    assert build.processes({"devices": "auto", "accelerator": "cpu"}) == 1
+    assert 128 // (each * processes(trainer)) == steps
+    assert processes({"devices": [0, 2], "accelerator": "gpu"}) == 2
+    assert processes({"devices": "auto", "accelerator": "cpu"}) == 1
 
 
 def test_torchrun_knows_the_number_of_processes(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "16")
     monkeypatch.setenv("LOCAL_RANK", "3")
-    assert build.processes({"devices": 8, "accelerator": "gpu"}) == 16
+    assert processes({"devices": 8, "accelerator": "gpu"}) == 16

@@ -13,9 +13,10 @@ from lightning.pytorch import Callback
 from safetensors.torch import load_file
 
 from dpn import build, inference
-from dpn.callbacks import CompleteCheckpointIO, Diverged, StepSeed, latest_checkpoint
+from dpn.callbacks import Diverged, StepSeed
 from dpn.files import read_json, read_rows
 from dpn.launch import compose
+from dpn.resume import CompleteCheckpointIO, latest_checkpoint
 from dpn.run_folder import Interrupted
 from dpn.train import train
 from tests.app.conftest import tiny_run

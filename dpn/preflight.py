@@ -1,0 +1,131 @@
+"""Before anything is built: one error with everything that is wrong with a config."""
+
+from typing import Any
+
+import torch
+from transformers import AutoConfig
+
+import dpn.config
+from dpn import data, losses, projectors, routers, vision
+from dpn.budget import TextShape
+from dpn.config import Node, Parts, Request
+from dpn.data.base import Source
+from dpn.distributed import processes
+from dpn.losses._auto import AutoLoss
+from dpn.processor import DPNProcessor
+
+
+def check(request: Request) -> None:
+    """Pre-flight: raise one error with everything that is wrong; see `dpn.config.check`."""
+    dpn.config.check(request, PARTS)
+
+
+def check_evaluation(request: Request) -> None:
+    """The same for an evaluation."""
+    dpn.config.check_evaluation(request, PARTS)
+
+
+def check_bench(request: Request) -> None:
+    """The same for a benchmark."""
+    dpn.config.check_benchmark(request, PARTS)
+
+
+def check_plan(request: Request) -> None:
+    """The same for a plan."""
+    dpn.config.check_plan(request, PARTS)
+
+
+class _Losses:
+    """The files of `dpn/losses`, and `auto`."""
+
+    @staticmethod
+    def names() -> list[str]:
+        return ["auto", *losses.names()]
+
+    @staticmethod
+    def resolve(name: str) -> type[Any]:
+        return AutoLoss if name == "auto" else losses.resolve(name)
+
+
+def _fit(config: Node, sound: set[str], files: bool = True) -> list[str]:
+    """What is wrong between parts that are sound by themselves; `files`: and on the disk."""
+    problems = []
+    if {"model", "projector", "router"} <= sound:
+        problems += _fit_model(config)
+    if {"loss", "router"} <= sound:
+        problems += _fit_loss(config["loss"]["name"], config["router"])
+    if "data" in sound:
+        node = {k: v for k, v in config["data"].items() if k != "name"}
+        source = data.resolve(config["data"]["name"])(**node)
+        problems += source.check() if files else Source.check(source)
+        if "trainer" in sound:
+            problems += _fit_batch(config["data"], processes(config["trainer"]))
+    return problems
+
+
+def _fit_batch(data: Node, count: int) -> list[str]:
+    whole, each = data["global_batch"], data["batch_size"]
+    if whole is None or not whole % (each * count):
+        return []
+    return [
+        f"`data.global_batch={whole}` is no multiple of data.batch_size={each} on"
+        f" {count} processes; change one of them, or set data.global_batch=null."
+    ]
+
+
+def _fit_model(config: Node) -> list[str]:
+    """Built on the meta device, which costs no memory."""
+    text = dict(config["model"]["text"])
+    try:
+        text_config = AutoConfig.for_model(text.pop("model_type"), **text)
+        with torch.device("meta"):
+            tower = vision.build(**config["model"]["vision"])
+            projector = projectors.build(
+                **config["projector"],
+                input_size=tower.output_size,
+                output_size=text_config.hidden_size,
+                grid=tower.grid,
+            )
+            if problems := projector.check():
+                return problems
+            router = routers.build(
+                **config["router"],
+                text=TextShape.of(text_config),
+                grid=projector.grid_after(tower.grid),
+            )
+            return router.check()
+    except Exception as error:
+        return [f"The model can not be built: {' '.join(str(error).split())}"]
+
+
+def _fit_loss(name: str, router: Node) -> list[str]:
+    keep = router.get("keep")
+    if name == "hinge" and keep is not None:
+        return [
+            f"`loss=hinge` has its own target and can not meet router.keep={keep};"
+            " use loss=policy, or router.keep=null."
+        ]
+    if name == "auto" or not losses.resolve(name).needs_keep:
+        return []
+    problems = []
+    if not routers.resolve(router["name"]).calibrated:
+        problems.append(
+            f"`loss={name}` trains gates, and router={router['name']} has none; use router=dpe, or"
+            " loss=auto."
+        )
+    if keep is None:
+        problems.append(
+            f"`loss={name}` steers to router.keep, which is null; give it, e.g. router.keep=0.6."
+        )
+    return problems
+
+
+PARTS = Parts(
+    vision=vision,
+    projector=projectors,
+    router=routers,
+    loss=_Losses(),
+    data=data,
+    processor=DPNProcessor,
+    fit=_fit,
+)

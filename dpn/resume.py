@@ -1,0 +1,110 @@
+"""Checkpoints to go on from: when they are written, that they are whole, which one is taken."""
+
+import json
+import logging
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from dpn.files import atomic_path
+from dpn.strategies import SIZES
+
+log = logging.getLogger(__name__)
+
+
+class Checkpoints(ModelCheckpoint):
+    """Keeps the newest checkpoints, each written completely or not at all.
+
+    Args:
+        dirpath: folder.
+        every_n_train_steps: optimizer steps between two; another follows the last step.
+        keep: how many stay on disk; the one before the newest is there in case that is damaged.
+    """
+
+    def __init__(self, dirpath: str, every_n_train_steps: int = 100, keep: int = 2) -> None:
+        super().__init__(
+            dirpath=dirpath,
+            filename="step-{step:07d}",
+            monitor="step",
+            mode="max",
+            save_top_k=keep,
+            every_n_train_steps=every_n_train_steps,
+            auto_insert_metric_name=False,
+            enable_version_counter=False,
+        )
+
+    def save_now(self, trainer: Trainer) -> None:
+        """Write a checkpoint of this step, unless there is one."""
+        if not self._should_skip_saving_checkpoint(trainer):
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write one where it is due; the base class would wait for a validation at epoch ends."""
+        window_ends = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if window_ends and trainer.global_step % self._every_n_train_steps == 0:
+            self.save_now(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the last one, so that an interrupted evaluation need not train again."""
+        self.save_now(trainer)
+
+
+class CompleteCheckpointIO(TorchCheckpointIO):
+    """Writes beside the file and renames, so a full disk costs no earlier one; reads data only.
+
+    Lightning's own goes through the temporary folder, from where a rename may be a copy.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
+    ) -> None:
+        """See the base class; the error for a full disk names the file."""
+        try:
+            with atomic_path(Path(path)) as temporary, temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+        except (OSError, RuntimeError) as error:
+            raise OSError(
+                f"Checkpoint {path} could not be written ({error}); earlier ones are untouched."
+                " Make room and run the same command again: it goes on from the last one."
+            ) from error
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Tensors and plain values; never unpickles code."""
+        return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint; damaged ones are named and passed over."""
+    for path in sorted(folder.glob("step-*.ckpt"), reverse=True):
+        damaged = _folder_damage(path) if path.is_dir() else _file_damage(path)
+        if damaged is None:
+            return path
+        log.warning("Checkpoint %s is damaged (%s); using the one before it.", path, damaged)
+    return None
+
+
+def _file_damage(path: Path) -> str | None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip()
+    except (zipfile.BadZipFile, OSError) as error:
+        return str(error)
+
+
+def _folder_damage(path: Path) -> str | None:
+    """A sharded checkpoint, see `dpn.strategies`, knows how large its files are."""
+    try:
+        sizes = json.loads((path / SIZES).read_text())
+        wrong = [n for n, size in sizes.items() if (path / n).stat().st_size != size]
+    except (OSError, ValueError) as error:
+        return str(error)
+    return f"{wrong[0]} is cut short" if wrong else None
