@@ -36,7 +36,8 @@ def connect(hidden: Tensor, used: Iterable[Tensor]) -> Tensor:
 
     Processes average gradients parameter by parameter, so all of them have to have one for the same
     parameters, whatever their samples were and whichever way these were routed; and an optimizer
-    does not treat a gradient of zero as it treats none, so one process has to have it, too.
+    does not treat a gradient of zero as it treats none, so one process has to have it, too. Engines
+    that share out weights want the same modules called on all processes even without gradients.
     """
     zero = sum((x.flatten()[:0].sum().to(hidden.dtype) for x in used), hidden.new_zeros(()))
     return hidden + zero

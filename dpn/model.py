@@ -22,7 +22,7 @@ from dpn.decoder.attention import BackendName
 from dpn.decoder.cache import RaggedCache
 from dpn.decoder.layer import build_language
 from dpn.decoder.loop import append, prefill
-from dpn.distributed import connect
+from dpn.distributed import connect, several_processes
 from dpn.host_batch import IGNORE, HostBatch, ends
 from dpn.routers.base import Router, RoutingContext, Trace
 from dpn.tokens import Grid, PackedTokens, pack
@@ -285,7 +285,7 @@ class DPNForConditionalGeneration(PreTrainedModel, GenerationMixin):
             features = self.projector(features)
             visual, grids = features.per_image(), features.grids
             visual = [rows.to(text.dtype) for rows in visual]
-        elif self.training and torch.is_grad_enabled():  # trained all the same: see `connect`
+        elif several_processes() or (self.training and torch.is_grad_enabled()):  # see `connect`
             size = self.vision.image_size
             blank = self.vision.features(text.new_zeros(1, 3, size, size), [(size, size)])
             text = connect(text, [self.projector(blank).tokens])

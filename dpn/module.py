@@ -71,7 +71,7 @@ class DPNModule(LightningModule):
         """
         half = torch.bfloat16 if str(self.trainer.precision).startswith("bf16") else None
         if self.device_mesh is not None:
-            shard(self.model, self.routing_loss, self.device_mesh, half)
+            shard(self.model, self.routing_loss, self.device_mesh["data_parallel"], half)
         elif half is None or not isinstance(self.trainer.strategy, ZeRO):
             self.model.float()
 
@@ -102,8 +102,8 @@ class DPNModule(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Mean language loss per supervised token, and the share of visual work."""
+        out = self.model(**batch.model_inputs(), seed=self.seed, return_logits=False)
         if batch.num_supervised:
-            out = self.model(**batch.model_inputs(), seed=self.seed, return_logits=False)
             self.val_loss.update(out.loss, weight=batch.num_supervised)
             for share in visual_shares(out.trace, self.model.config.text_config):
                 self.val_share.update(share)

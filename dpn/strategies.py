@@ -191,7 +191,7 @@ def shard(
     Args:
         model: as it was built.
         routing_loss: whose value heads are sharded too.
-        mesh: of all processes.
+        mesh: of all processes, of one axis: with two, weights would be copied over the first.
         half: what to compute in; None: as the weights are.
     """
     if any(isinstance(p, DTensor) for p in model.parameters()):

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from dpn.checkpoints.distributed import read_index
 from dpn.data.sampler import BatchSampler
 from dpn.files import read_rows
 from tests.app.conftest import tiny_run
@@ -80,9 +81,7 @@ def mixed(squares, tmp_path_factory):
     rows = json.loads((folder / "train.json").read_text())
     order = BatchSampler(ROWS, BATCH)
     for row in order.batch(1)[:2]:  # what the first of two processes takes
-        del rows[row]["image"]
-        turn = rows[row]["conversations"][0]
-        turn["value"] = turn["value"].replace("<image>", "")
+        without_image(rows[row])
     for row in order.batch(2)[2:]:  # what the second one takes
         rows[row]["id"] += "-silent"
     small = order.batch(3)[0]  # an image of another size, where `image_mode=none` leaves it
@@ -90,7 +89,18 @@ def mixed(squares, tmp_path_factory):
         image.resize((16, 24)).save(folder / f"{small}.png")
     rows[small]["image"] = f"{small}.png"
     (folder / "train.json").write_text(json.dumps(rows))
+    rows = json.loads((folder / "val.json").read_text())
+    for row in rows[2:]:  # the second one validates without images and supervised tokens
+        without_image(row)
+        row["id"] += "-silent"
+    (folder / "val.json").write_text(json.dumps(rows))
     return folder
+
+
+def without_image(row):
+    del row["image"]
+    turn = row["conversations"][0]
+    turn["value"] = turn["value"].replace("<image>", "")
 
 
 def run(overrides, folder, **environment):
@@ -150,3 +160,6 @@ def test_a_stopped_run_goes_on_from_the_last_whole_checkpoint(engine, squares, t
     log = (stopped / "log.txt").read_text()
     assert f"step-0000003.ckpt is damaged ({largest.relative_to(newest)} is cut short)" in log
     assert all(torch.equal(weights[k], expected[k]) for k in expected)
+    if engine == "fsdp2":
+        saved = read_index(stopped / "checkpoints" / "step-0000006.ckpt").state_dict_metadata
+        assert len(saved["state_dict.model.lm_head.weight"].chunks) == 2  # shared out, not copied
