@@ -1,6 +1,6 @@
 """What a router is, what it may look at, and the record of what it decided."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -68,6 +68,15 @@ class Trace:
         }
 
 
+#: See `RoutingContext.attention_scores`.
+AttentionScores = Callable[[PackedTokens, Sequence[Sequence[int]]], list[Tensor]]
+Where = Literal["pre", "post"]
+
+
+def _outside_the_loop(tokens: PackedTokens, rows: Sequence[Sequence[int]]) -> list[Tensor]:
+    raise RuntimeError("Attention scores exist only while the layer loop calls a router.")
+
+
 @dataclass(frozen=True)
 class RoutingContext:
     """What a router may look at besides the rows; none of it depends on answers.
@@ -81,6 +90,12 @@ class RoutingContext:
         seed: of the run.
         step: optimizer step.
         trace: the record to add to.
+        entered: the pack that entered the first layer, embeddings of text among it.
+        attention_scores: called as `attention_scores(tokens, rows)` with the pack that the hook got
+            and, per sample, R_b rows of it: their attention probabilities over the sample's n_b
+            rows, fp32 `[R_b, H, n_b]` without gradient. Before a layer they are those of the layer
+            about to run, after it those of the layer that ran. At a layer where a router needs
+            them, it asks on every process, whatever the samples are: sharded weights are gathered.
     """
 
     instruction: tuple[tuple[int, int], ...]
@@ -90,6 +105,8 @@ class RoutingContext:
     seed: int
     step: int
     trace: Trace
+    entered: PackedTokens | None = None
+    attention_scores: AttentionScores = _outside_the_loop
 
     def uniform(self, layer: int, samples: Sequence[int]) -> Tensor:
         """A number in [0, 1) for each sample, `[S]` on the host; the same in every process and
@@ -121,7 +138,7 @@ class Router(nn.Module):
         grid: of the vision tower's tokens for an image of its native size, after the projector.
     """
 
-    where: Literal["pre", "post"] = "post"
+    where: Where = "post"
     positions: Positions = "renumber"
     keep: float | None = None
     #: Whether `keep` is met by choosing a price on training data after training
@@ -136,6 +153,12 @@ class Router(nn.Module):
         """Change which visual rows go on; called after (`where=pre`: before) every layer."""
         return tokens
 
+    def at(
+        self, where: Where, layer: int, tokens: PackedTokens, context: RoutingContext
+    ) -> PackedTokens:
+        """What the layer loop calls, before and after every layer."""
+        return self.between(layer, tokens, context) if where == self.where else tokens
+
     def check(self) -> list[str]:
         """Everything that is wrong with the arguments, one sentence each; empty if all is well."""
         return []
@@ -143,3 +166,19 @@ class Router(nn.Module):
     def reach(self) -> tuple[float, float]:
         """Lowest and highest share of visual MACs that `keep` can ask for at the native grid."""
         return 1.0, 1.0
+
+
+def check_keep(router: Router) -> list[str]:
+    """A sentence if `router.keep` is no share, or none that this router can reach."""
+    if router.keep is None:
+        return []
+    if not 0 < router.keep <= 1:
+        return [f"router.keep={router.keep} must be larger than 0 and at most 1."]
+    low, high = router.reach()
+    if not low - 5e-3 <= router.keep <= high + 5e-3:
+        return [
+            f"router.keep={router.keep} can not be reached by this router, its range here is"
+            f" {low:.2f} to {high:.2f}; take a value in it, or change where and how strongly the"
+            " router acts (its other settings)."
+        ]
+    return []
