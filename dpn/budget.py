@@ -6,7 +6,7 @@ papers' 4nd^2 + 2n^2d + 3ndm. Text rows and text-to-visual pairs are not counted
 `dpn.cost.prefill_flops`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,3 +54,26 @@ class TextShape:
         tokens).
         """
         return self.visual_macs(rows_per_layer) / (self.num_layers * self.layer_macs(base_rows))
+
+
+def meet(keep: float, share: Callable[[float], float], low: float, high: float) -> float:
+    """The parameter of a method at which its share of visual MACs is `keep`.
+
+    Args:
+        keep: the share asked for.
+        share: what the method spends at a parameter; never falls, or never rises, from `low` to
+            `high`.
+        low: smallest parameter.
+        high: largest parameter.
+
+    Returns:
+        The parameter by bisection; the nearer end where the share is out of reach.
+    """
+    rising = share(high) > share(low)
+    for _ in range(50):
+        middle = (low + high) / 2
+        if (share(middle) < keep) == rising:
+            low = middle
+        else:
+            high = middle
+    return min(low, high, key=lambda x: abs(share(x) - keep))
