@@ -1,14 +1,16 @@
 """DecoderLayer: a stock Hugging Face decoder layer as one unit to call, checkpoint and shard."""
 
 import copy
-import sys
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel
 
+from dpn.decoder import within
 from dpn.decoder.attention import IMPLEMENTATION
+from dpn.decoder.projections import rotated
+from dpn.routers.base import LayerPlan
 
 
 class QueryRows(NamedTuple):
@@ -47,15 +49,23 @@ class DecoderLayer(nn.Module):
         self._stock = (layer,)  # in a tuple, so that the layer is not registered a second time
 
     def forward(
-        self, hidden: Tensor, *args: Any, queries: QueryRows | None = None, **kwargs: Any
+        self,
+        hidden: Tensor,
+        *args: Any,
+        queries: QueryRows | None = None,
+        plan: LayerPlan | None = None,
+        rows: within.PlannedRows | None = None,
+        **kwargs: Any,
     ) -> Any:
         """`[1, N, D]` to `[1, N, D]`; see the stock layer for the arguments.
 
-        With `queries`, what `attention_scores` returns instead: sharding engines gather weights in
-        a call of this module only.
+        With `queries`, what `attention_scores` returns instead, with `plan`, what `within.run`
+        returns: sharding engines gather weights in a call of this module only.
         """
         if queries is not None:
             return self.attention_scores(hidden, queries, **kwargs)
+        if plan is not None and rows is not None:
+            return within.run(self, hidden, plan, rows, kwargs["position_embeddings"])
         return self._stock[0].forward(hidden, *args, **kwargs)
 
     def attention_scores(
@@ -80,12 +90,12 @@ class DecoderLayer(nn.Module):
                 f"{type(attention).__name__} has no q_proj and k_proj, so no router can read its"
                 " attention; use a text model like Llama, Qwen2, Qwen3 or Mistral."
             )
-        normed = self.input_layernorm(hidden)  # type: ignore[operator]
+        normed = self.input_layernorm(hidden[0])  # type: ignore[operator]
         flat = [row for rows in queries.rows for row in rows]
         index = torch.tensor(flat, dtype=torch.long).to(hidden.device)
-        cos, sin = position_embeddings
-        asked = _heads(attention, "q", normed[:, index], cos[:, index], sin[:, index])  # [R, H, Dh]
-        keys = _heads(attention, "k", normed, cos, sin)  # [N, Hkv, Dh]
+        cos, sin = (x[0] for x in position_embeddings)
+        asked = rotated(attention, "q", normed[index], cos[index], sin[index])  # [R, H, Dh]
+        keys = rotated(attention, "k", normed, cos, sin)  # [N, Hkv, Dh]
         counts = [len(rows) for rows in queries.rows]
         lengths = [b - a for a, b in zip(queries.offsets, queries.offsets[1:], strict=False)]
         place = index - index.new_tensor(queries.offsets[:-1]).repeat_interleave(
@@ -97,15 +107,6 @@ class DecoderLayer(nn.Module):
                 asked.split(counts), keys.split(lengths), place.split(counts), strict=True
             )
         ]
-
-
-def _heads(attention: Any, kind: str, normed: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Queries or keys of `[1, n, D]` rows as the stock attention makes them, `[n, heads, Dh]`."""
-    heads = getattr(attention, f"{kind}_proj")(normed).unflatten(-1, (-1, attention.head_dim))
-    norm = getattr(attention, f"{kind}_norm", None)  # Qwen3
-    heads = (heads if norm is None else norm(heads)).transpose(1, 2)  # [1, heads, n, Dh]
-    rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb  # the stock model's own
-    return rotate(heads, heads, cos, sin)[0][0].transpose(0, 1)
 
 
 def _probabilities(query: Tensor, key: Tensor, place: Tensor, scaling: float) -> Tensor:

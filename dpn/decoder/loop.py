@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from dpn.decoder.attention import IMPLEMENTATION, BackendName, PrefillAttention
 from dpn.decoder.cache import RaggedCache, Stage
 from dpn.decoder.layer import QueryRows
+from dpn.decoder.within import PlannedRows
 from dpn.routers.base import Router, RoutingContext
 from dpn.tokens import PackedTokens
 
@@ -57,7 +58,12 @@ def prefill(
         if seen is None or tokens.spans is not seen.spans:
             seen = tokens
             call = _stage_arguments(language, tokens, backend, cache)
-        run = partial(checkpoint, layer, use_reentrant=False) if checkpoint_layers else layer
+            rows = PlannedRows(tokens, call["packing"])
+        run: Any = layer
+        if (plan := router.within(index, tokens, context)) is not None and tokens.spans:
+            run = partial(layer, plan=plan, rows=rows)
+        if checkpoint_layers:
+            run = partial(checkpoint, run, use_reentrant=False)
         scores = partial(_attention_scores, language, layer, tokens)
         tokens = tokens.with_hidden(run(tokens.hidden[None], **call)[0])
         tokens = router.at("post", index, tokens, replace(context, attention_scores=scores))

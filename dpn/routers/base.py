@@ -127,6 +127,23 @@ def _mix(state: np.ndarray) -> np.ndarray:
         return state ^ (state >> np.uint64(31))
 
 
+@dataclass(frozen=True)
+class LayerPlan:
+    """What one layer does for visual rows; None: all that it does for text rows.
+
+    Attributes:
+        radius: visual rows see, among visual rows, those of their own image at most so many grid
+            rows and columns away, later ones included.
+        heads: key/value heads in which visual rows see and show their values; elsewhere their
+            attention is lost to others, not shared out among them.
+        ffn: how many hidden units of the FFN, the first ones.
+    """
+
+    radius: int | None = None
+    heads: tuple[int, ...] | None = None
+    ffn: int | None = None
+
+
 class Router(nn.Module):
     """Decides what happens to visual rows inside the decoder. This base class does nothing.
 
@@ -158,6 +175,10 @@ class Router(nn.Module):
     ) -> PackedTokens:
         """What the layer loop calls, before and after every layer."""
         return self.between(layer, tokens, context) if where == self.where else tokens
+
+    def within(self, layer: int, tokens: PackedTokens, context: RoutingContext) -> LayerPlan | None:
+        """What a layer does for visual rows; None: all of it."""
+        return None
 
     def check(self) -> list[str]:
         """Everything that is wrong with the arguments, one sentence each; empty if all is well."""
