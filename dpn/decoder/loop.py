@@ -54,13 +54,14 @@ def prefill(
     for index, layer in enumerate(language.layers):
         scores = partial(_attention_scores, language, layer, None)
         tokens = router.at("pre", index, tokens, replace(context, attention_scores=scores))
-        context.trace.visual_rows.append(tokens.visual_rows)
+        plan = router.within(index, tokens, context)
+        context.trace.enter(tokens, plan)
         if seen is None or tokens.spans is not seen.spans:
             seen = tokens
             call = _stage_arguments(language, tokens, backend, cache)
             rows = PlannedRows(tokens, call["packing"])
         run: Any = layer
-        if (plan := router.within(index, tokens, context)) is not None and tokens.spans:
+        if plan is not None and tokens.spans:
             run = partial(layer, plan=plan, rows=rows)
         if checkpoint_layers:
             run = partial(checkpoint, run, use_reentrant=False)

@@ -103,13 +103,14 @@ class PlannedRows:
         ]
         most = max(map(len, before))
         grid = np.arange(height * width).reshape(height, width)
-        # Rows of the grid around each row, those outside are not seen.
-        around = np.arange(height)[:, None] + np.arange(-radius, radius + 1)  # [h, 2r + 1]
-        local = grid[np.clip(around, 0, height - 1)].reshape(height, -1)  # [h, (2r + 1) w]
-        inside = np.repeat((around >= 0) & (around < height), width, axis=1)
-        columns = np.tile(np.arange(width), 2 * radius + 1)
-        near = np.abs(columns - np.arange(width)[:, None]) <= radius  # [w, (2r + 1) w]
-        near_all = inside[:, None] & near  # [h, w, (2r + 1) w]
+        # The same number of lines of the grid for each line, see `pairs_within`.
+        count, line = min(height, 2 * radius + 1), np.arange(height)[:, None]
+        lines = np.clip(line - radius, 0, height - count) + np.arange(count)  # [h, lines]
+        local = grid[lines].reshape(height, -1)  # [h, lines * w]
+        inside = np.repeat(np.abs(lines - line) <= radius, width, axis=1)
+        columns = np.tile(np.arange(width), count)
+        near = np.abs(columns - np.arange(width)[:, None]) <= radius  # [w, lines * w]
+        near_all = inside[:, None] & near  # [h, w, lines * w]
         place = self.is_visual.cumsum() - 1
         take = np.stack([place[start + grid] for start, _ in spans])  # [S, h, w]
         keys = np.zeros((len(spans), height, most + local.shape[1]), dtype=np.int64)

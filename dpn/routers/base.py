@@ -46,6 +46,8 @@ class Trace:
         decisions: in the order of the layers.
         sample_loss: `[B]` mean language loss of each sample's supervised tokens, detached; nan for
             samples without any, None without labels.
+        plans: per layer, what it does for visual rows.
+        pairs: per layer, pairs of visual rows of each sample whose scores are computed.
     """
 
     tower_grids: tuple[tuple[Grid, ...], ...]
@@ -53,11 +55,32 @@ class Trace:
     visual_rows: list[tuple[int, ...]] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
     sample_loss: Tensor | None = None
+    plans: "list[LayerPlan | None]" = field(default_factory=list)
+    pairs: list[tuple[int, ...]] = field(default_factory=list)
 
     @property
     def base_rows(self) -> tuple[int, ...]:
         """The vision tower's uncompressed tokens of each sample."""
         return tuple(sum(h * w for h, w in grids) for grids in self.tower_grids)
+
+    def enter(self, tokens: PackedTokens, plan: "LayerPlan | None") -> None:
+        """Write down what enters a layer."""
+        radius = None if plan is None else plan.radius
+        pairs = [n * n for n in tokens.visual_rows]
+        if radius is not None:
+            pairs = [0] * len(pairs)
+            for span in tokens.spans:
+                pairs[span.sample] += pairs_within(radius, span.grid)
+        self.visual_rows.append(tokens.visual_rows)
+        self.plans.append(plan)
+        self.pairs.append(tuple(pairs))
+
+    def visual_macs(self, sample: int, text: TextShape) -> int:
+        """Visual MACs of a sample."""
+        macs = 0
+        for rows, plan, pairs in zip(self.visual_rows, self.plans, self.pairs, strict=True):
+            macs += layer_macs(text, plan, rows[sample], pairs[sample])
+        return macs
 
     def experts_of(self, sample: int) -> dict[int, int]:
         """The expert chosen for a sample at each layer where one was."""
@@ -142,6 +165,19 @@ class LayerPlan:
     radius: int | None = None
     heads: tuple[int, ...] | None = None
     ffn: int | None = None
+
+
+def pairs_within(radius: int, grid: Grid) -> int:
+    """Pairs whose scores are computed where rows of a grid see neighbours: whole lines of it."""
+    height, width = grid
+    return height * width * min(height, 2 * radius + 1) * width
+
+
+def layer_macs(text: TextShape, plan: LayerPlan | None, rows: int, pairs: int) -> int:
+    """Visual MACs of a layer that follows a plan, see `TextShape.layer_macs`."""
+    if plan is None:
+        return text.layer_macs(rows, pairs)
+    return text.layer_macs(rows, pairs, None if plan.heads is None else len(plan.heads), plan.ffn)
 
 
 class Router(nn.Module):

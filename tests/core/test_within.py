@@ -4,9 +4,12 @@ import pytest
 import torch
 from transformers import LlamaConfig, Qwen2Config, Qwen3Config
 
-from dpn.routers.base import LayerPlan, Router
+from dpn import cost
+from dpn.budget import TextShape
+from dpn.routers.base import LayerPlan, Router, layer_macs, pairs_within
 
-from .conftest import collate, make_model, make_samples, without
+from .conftest import IMAGE, collate, make_model, make_samples, without
+from .test_cost import count
 
 SIZES = {
     "vocab_size": 50,
@@ -161,3 +164,29 @@ def test_gradients_are_those_of_the_masks(checkpoint):
     assert layer.mlp.up_proj.weight.grad[30].abs().max() > 0  # text rows use all units
     for name, parameter in model.language.named_parameters():
         assert parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize("kind", PLANS)
+def test_flops_equal_the_counter(kind):
+    plan = PLANS[kind]
+    model = planned(make_model(text=FAMILIES["llama"]), plan)
+    ids, _, images = make_samples([0])[0]
+    batch = without(collate([(ids, ids, images)]), "labels")
+    out, counted = count(lambda: model(**batch, logits_to_keep=1))
+    text = len(ids) - 1
+    expected = cost.prefill_flops(model, out.trace, [text])[0]
+    if plan.radius is not None:  # text after the image is not among the keys of visual rows
+        heads = 1 if plan.heads is None else len(plan.heads) / 4
+        after = text - int((ids == IMAGE).nonzero())
+        expected -= 3 * 4 * 16 * after * 32 * heads  # layers, visual rows, width
+    assert counted == expected
+
+
+def test_macs_of_a_plan_by_hand():
+    text = TextShape(4, 32, 32, 48, kv_heads=4)
+    n, pairs = 16, 16 * 3 * 4  # 4 x 4 rows, three lines of four
+    linear = 32 * 32 + 3 * 32 * 32 / 4 + 3 * 32 * 24  # keys in all heads, the rest in one of four
+    by_hand = n * linear + 2 * pairs * 32 / 4
+    plan = LayerPlan(radius=1, heads=(0,), ffn=24)
+    assert pairs_within(1, (4, 4)) == pairs
+    assert layer_macs(text, plan, n, pairs) == by_hand
