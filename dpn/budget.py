@@ -84,8 +84,9 @@ def meet(keep: float, share: Callable[[float], float], low: float, high: float) 
         high: largest parameter.
 
     Returns:
-        The parameter by bisection; the nearer end where the share is out of reach.
+        The parameter by bisection; the better end where the share is out of reach.
     """
+    ends = low, high
     rising = share(high) > share(low)
     for _ in range(50):
         middle = (low + high) / 2
@@ -93,4 +94,4 @@ def meet(keep: float, share: Callable[[float], float], low: float, high: float) 
             low = middle
         else:
             high = middle
-    return min(low, high, key=lambda x: abs(share(x) - keep))
+    return min(*ends, low, high, key=lambda x: abs(share(x) - keep))

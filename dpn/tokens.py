@@ -320,6 +320,11 @@ class PackedTokens:
             targets.append(target)
         return self.merge(targets)
 
+    def restart(self) -> "PackedTokens":
+        """Number rows from here on as if the tower had given just these; forgets its cells."""
+        spans = [Span.start(s.sample, s.image, s.column, s.grid) for s in self.spans]
+        return replace(self, spans=tuple(spans))
+
     def drop(self) -> "PackedTokens":
         """Drop every visual row."""
         return self.keep([np.empty(0, dtype=np.int64)] * len(self.spans))

@@ -71,16 +71,13 @@ class DroppingRouter(Router):
         depth = layer + (self.where == "post")
         if depth not in self.shares:
             return tokens
-        scores = self.scores(tokens, context)
-        counts = [self.left(self.shares[depth], s.entered, s.rows) for s in tokens.spans]
-        left = self.reduce(tokens, scores, counts)
+        left = self.reduce(tokens, self.scores(tokens, context), self.shares[depth])
         record(layer, tokens, left, context)
         return left
 
-    def reduce(
-        self, tokens: PackedTokens, scores: Sequence[Tensor], counts: Sequence[int]
-    ) -> PackedTokens:
-        """Let so many rows of each image go on."""
+    def reduce(self, tokens: PackedTokens, scores: Sequence[Tensor], share: float) -> PackedTokens:
+        """Let the highest scored rows of each image go on."""
+        counts = [self.left(share, span.entered, span.rows) for span in tokens.spans]
         return tokens.keep(highest(scores, counts))
 
     def rows(self, strength: float) -> list[int]:
@@ -121,14 +118,18 @@ class DroppingRouter(Router):
 
 def highest(scores: Sequence[Tensor], counts: Sequence[int]) -> list[np.ndarray]:
     """Ascending places of the so many highest scores of each image; the first of equal ones."""
-    if not scores:
-        return []
     places = [
         score.argsort(descending=True, stable=True)[:count].sort().values
         for score, count in zip(scores, counts, strict=True)
     ]
-    joined = torch.cat(places).cpu().numpy()  # the one synchronisation
-    return np.split(joined, np.cumsum([len(p) for p in places])[:-1])
+    return to_host(places)
+
+
+def to_host(parts: Sequence[Tensor]) -> list[np.ndarray]:
+    """Integers of each image, in one synchronisation."""
+    if not parts:
+        return []
+    return np.split(torch.cat(list(parts)).cpu().numpy(), np.cumsum([len(p) for p in parts])[:-1])
 
 
 def last_instruction_rows(tokens: PackedTokens, context: RoutingContext) -> list[list[int]]:

@@ -166,6 +166,20 @@ class LayerPlan:
     heads: tuple[int, ...] | None = None
     ffn: int | None = None
 
+    def joined(self, other: "LayerPlan | None") -> "LayerPlan":
+        """What is left where both plans leave something out."""
+        if other is None:
+            return self
+        heads = self.heads
+        if other.heads is not None:
+            heads = tuple(h for h in other.heads if heads is None or h in heads)
+        return LayerPlan(_least(self.radius, other.radius), heads, _least(self.ffn, other.ffn))
+
+
+def _least(one: int | None, other: int | None) -> int | None:
+    known = [value for value in (one, other) if value is not None]
+    return min(known) if known else None
+
 
 def pairs_within(radius: int, grid: Grid) -> int:
     """Pairs whose scores are computed where rows of a grid see neighbours: whole lines of it."""

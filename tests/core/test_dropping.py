@@ -2,130 +2,23 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from dpn import routers
 from dpn.budget import TextShape, meet
+from dpn.routers.sparsevlm import density_peaks, like_depths
 from dpn.routers.vtw import find_layer
 
 from .conftest import collate, make_model, make_samples
+from .eager import RULES, Eager, clusters_of
 from .test_router_contracts import without_labels
 
 LLAVA = TextShape(32, 4096, 4096, 11008)
 IMAGES = [0, 3, 4]  # samples whose images all stand in the instruction
 
 
-class Eager:
-    """The stock model layer by layer, one sample, eager attention; rows are (column, cell, place).
-
-    Args:
-        model: the model under test.
-        positions: `keep` or `renumber`.
-    """
-
-    def __init__(self, model, positions):
-        text = model.config.text_config
-        self.stock = AutoModelForCausalLM.from_config(text, attn_implementation="eager").eval()
-        self.stock.model.load_state_dict(model.language.state_dict())
-        self.stock.lm_head.load_state_dict(model.lm_head.state_dict())
-        self.model, self.positions = model, positions
-
-    def start(self, ids, images):
-        parts, rows, images = [], [], list(images)
-        for column, token in enumerate(ids.tolist()):
-            if token == self.model.config.image_token_id:
-                pixels = images.pop(0)
-                features = self.model.vision.features(pixels[None], [tuple(pixels.shape[1:])])
-                new = self.model.projector(features).tokens
-                rows += [(column, cell) for cell in range(len(new))]
-            else:
-                new = self.stock.model.embed_tokens.weight[token][None]
-                rows.append((column, None))
-            parts.append(new)
-        self.rows = [(*row, place) for place, row in enumerate(rows)]
-        self.hidden, self.columns = torch.cat(parts), len(ids)
-
-    def attention(self, index):
-        """`[H, n, n]` of a layer on the hidden states as they are."""
-        return self.run(index)[1]
-
-    def run(self, index):
-        n = len(self.rows)
-        kept = [place for _, _, place in self.rows]
-        at = torch.tensor(kept if self.positions == "keep" else list(range(n)))[None]
-        cos_sin = self.stock.model.rotary_emb(self.hidden[None], at)
-        mask = torch.full((n, n), -1e30).triu(1)[None, None]
-        weights = []
-        layer = self.stock.model.layers[index]
-        hook = layer.self_attn.register_forward_hook(lambda _, args, out: weights.append(out[1]))
-        out = layer(self.hidden[None], attention_mask=mask, position_embeddings=cos_sin)[0]
-        hook.remove()
-        return out, weights[0][0]
-
-    def images(self):
-        """Places of the visual rows of each image that has some."""
-        found = {}
-        for i, (column, cell, _) in enumerate(self.rows):
-            if cell is not None:
-                found.setdefault(column, []).append(i)
-        return found
-
-    def drop(self, gone):
-        stay = [i for i in range(len(self.rows)) if i not in set(gone)]
-        self.rows = [self.rows[i] for i in stay]
-        self.hidden = self.hidden[stay]
-
-    def last_row(self, end):
-        """The last row of the instruction."""
-        return max(i for i, row in enumerate(self.rows) if row[0] < end)
-
-    def logits(self):
-        """Of each column whose row is there, else None."""
-        out = self.stock.lm_head(self.stock.model.norm(self.hidden))
-        last = {row[0]: i for i, row in enumerate(self.rows)}
-        return [out[last[c]] if c in last else None for c in range(self.columns)]
-
-
-def lowest(values, places, count):
-    """The `count` of these places with the lowest value; of equal ones the later."""
-    return sorted(places, key=lambda i: (values[i].item(), -i))[:count]
-
-
-def fastv(eager, depth, entered, end):
-    if depth != 2:
-        return
-    eager.hidden, attention = eager.before  # layer 1 ran
-    score = attention.mean(0)[eager.last_row(end)]
-    gone = []
-    for image in eager.images().values():
-        gone += lowest(score, image, len(image) - round(len(image) * 0.6))
-    eager.drop(gone)
-
-
-def vtw(eager, depth, entered, end):
-    if depth == 3:
-        eager.drop([i for image in eager.images().values() for i in image])
-
-
-def pyramid_drop(eager, depth, entered, end):
-    if depth not in (1, 2, 3):
-        return
-    score = eager.attention(depth).mean(0)[eager.last_row(end)]
-    gone = []
-    for column, image in eager.images().items():
-        gone += lowest(score, image, len(image) - int(entered[column] * 0.7**depth))
-    eager.drop(gone)
-
-
-RULES = {
-    "fastv": (fastv, {"k": 2, "ratio": 0.4}, "keep"),
-    "vtw": (vtw, {"k": 3}, "keep"),
-    "pyramid_drop": (pyramid_drop, {"ratio": 0.7}, "renumber"),
-}
-
-
 @pytest.mark.parametrize("name", RULES)
 @pytest.mark.parametrize("seed", [3, 4])
+@torch.no_grad()
 def test_a_method_does_what_a_plain_loop_does(name, seed):
     rule, arguments, positions = RULES[name]
     model = make_model({"name": name, **arguments}, seed=seed)
@@ -144,6 +37,14 @@ def test_a_method_does_what_a_plain_loop_does(name, seed):
         for column, logits in enumerate(eager.logits()):
             if logits is not None:
                 torch.testing.assert_close(out.logits[b, column], logits, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("rows", "clusters"), [(1, 1), (9, 2), (30, 4)])
+def test_density_peaks_are_those_of_the_book(rows, clusters):
+    x = torch.randn(rows, 5)
+    found = density_peaks(x, clusters).tolist()
+    groups = [{i for i in range(rows) if found[i] == c} for c in range(clusters)]
+    assert sorted(map(sorted, groups)) == sorted(map(sorted, clusters_of(x, clusters)))
 
 
 @pytest.mark.parametrize(
@@ -169,6 +70,10 @@ def test_what_the_published_settings_cut(name, arguments, cut):
         ("fastv", {"k": 33}, "from 0 to 32"),
         ("fastv", {"keep": 0.05}, "its range here is 0.06 to 1.00"),
         ("vtw", {"k": 40}, "from 0 to 32"),
+        ("sparsevlm", {"counts": [0.5]}, "gives 1 shares for router.layers=[2, 6, 15]"),
+        ("sparsevlm", {"counts": [0.5, 0.0, 0.1]}, "larger than 0 and at most 1"),
+        ("aim", {"merge": 1.5}, "own parameter is 1.5"),
+        ("aim", {"keep": 0.9}, "its range here is 0.00 to 0.6"),
         ("pyramid_drop", {"layers": [8, 8]}, "without repeats"),
         ("pyramid_drop", {"layers": [16, 8]}, "must be ascending"),
     ],
@@ -176,6 +81,50 @@ def test_what_the_published_settings_cut(name, arguments, cut):
 def test_check_names_each_problem(name, arguments, message):
     found = routers.build(name, **arguments, text=LLAVA, grid=(24, 24)).check()
     assert any(message in problem for problem in found)
+
+
+def test_the_layers_of_sparsevlm_are_those_released():
+    assert [like_depths(n) for n in (32, 8, 4)] == [[2, 6, 15], [0, 1, 3], [0, 1, 2]]
+
+
+def test_a_chain_does_what_its_members_do_one_after_the_other():
+    early, late = {"name": "fastv", "k": 1, "ratio": 0.3}, {"name": "fastv", "k": 3, "ratio": 0.6}
+    samples = collate(make_samples(IMAGES))
+    both = make_model({"name": "chain", "routers": [early, late]}, seed=3)(**samples)
+    rows = both.trace.visual_rows
+    assert rows[0][0] == 16
+    assert rows[1] == rows[2] == make_model(early, seed=3)(**samples).trace.visual_rows[3]
+    assert rows[3] == make_model(late, seed=3)(**samples).trace.visual_rows[3]
+    alone = make_model({"name": "chain", "routers": [early]}, seed=3)(**samples).logits
+    assert torch.equal(alone, make_model(early, seed=3)(**samples).logits)
+    assert torch.equal(
+        make_model({"name": "chain", "routers": []}, seed=3)(**samples).logits,
+        make_model(seed=3)(**samples).logits,
+    )
+
+
+def test_two_routers_can_not_read_one_layer_that_both_cut():
+    chain = {"name": "chain", "routers": [{"name": "fastv", "k": 1}, {"name": "fastv", "k": 1}]}
+    with pytest.raises(ValueError, match="let them act after different layers"):
+        make_model(chain)(**collate(make_samples()))
+
+
+@pytest.mark.parametrize(
+    ("members", "keep", "message"),
+    [
+        (
+            [{"name": "fastv"}, {"name": "pyramid_drop"}],
+            None,
+            "FastVRouter keep, PyramidDropRouter",
+        ),
+        ([{"name": "fastv", "k": 50}], None, "router.routers[0]: The router drops rows before"),
+        ([{"name": "dpe", "keep": 0.5}], None, "which a chain has not"),
+        ([{"name": "fastv"}], 0.5, "router.keep=0.5 of a chain is not shared out"),
+    ],
+)
+def test_check_of_a_chain(members, keep, message):
+    chain = routers.build("chain", routers=members, keep=keep, text=LLAVA, grid=(24, 24))
+    assert any(message in problem for problem in chain.check())
 
 
 def test_meet_finds_a_share_that_rises_or_falls():
