@@ -78,7 +78,9 @@ def cost_of(
     with torch.inference_mode():
         trace = model.eval()(**inputs, logits_to_keep=1).trace
     full = copy.deepcopy(trace)
-    full.visual_rows = [full.base_rows] * len(trace.visual_rows)
+    layers = len(trace.visual_rows)
+    full.visual_rows, full.plans = [full.base_rows] * layers, [None] * layers
+    full.pairs = [tuple(n * n for n in full.base_rows)] * layers
     text = [text_columns] * len(batch["input_ids"])
     shares = visual_macs_ratio(trace, model.config.text_config)
     flops = [sum(prefill_flops(model, t, text)) for t in (trace, full)]

@@ -2,11 +2,12 @@
 
 For n visual rows a layer of width d, key/value width d_kv and FFN width m costs 2nd^2 + 2nd*d_kv
 (projections) + 2n^2d (attention among visual rows) + 3ndm (gated FFN); with d_kv = d these are the
-papers' 4nd^2 + 2n^2d + 3ndm. Text rows and text-to-visual pairs are not counted here, but in
+papers' 4nd^2 + 2n^2d + 3ndm. What a layer leaves out for visual rows is taken off. Text rows and
+text-to-visual pairs are not counted here, but in
 `dpn.cost.prefill_flops`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +21,14 @@ class TextShape:
         hidden_size: d.
         kv_size: d_kv, width of keys or values over all key/value heads.
         ffn_size: m.
+        kv_heads: key/value heads.
     """
 
     num_layers: int
     hidden_size: int
     kv_size: int
     ffn_size: int
+    kv_heads: int = 1
 
     @classmethod
     def of(cls, text_config: Any) -> "TextShape":
@@ -38,12 +41,26 @@ class TextShape:
             text_config.hidden_size,
             kv_heads * head_dim,
             text_config.intermediate_size,
+            kv_heads,
         )
 
-    def layer_macs(self, rows: int) -> int:
-        """Visual MACs of one layer for `rows` visual rows."""
-        d, m = self.hidden_size, self.ffn_size
-        return rows * (2 * d * d + 2 * d * self.kv_size + 3 * d * m) + 2 * rows * rows * d
+    def layer_macs(
+        self, rows: int, pairs: int | None = None, heads: int | None = None, ffn: int | None = None
+    ) -> int:
+        """Visual MACs of one layer for `rows` visual rows.
+
+        Args:
+            rows: n.
+            pairs: of visual rows whose scores are computed; default: n^2.
+            heads: key/value heads in which visual rows ask, show values and get an output; keys are
+                needed in all. Default: all.
+            ffn: hidden units of the FFN; default: all.
+        """
+        d, m = self.hidden_size, self.ffn_size if ffn is None else ffn
+        pairs = rows * rows if pairs is None else pairs
+        used = self.kv_heads if heads is None else heads
+        by_heads = rows * (2 * d * d + d * self.kv_size) + 2 * pairs * d
+        return rows * (d * self.kv_size + 3 * d * m) + by_heads * used // self.kv_heads
 
     def visual_macs(self, rows_per_layer: Sequence[int]) -> int:
         """Visual MACs of all layers, given the visual rows that enter each."""
@@ -54,3 +71,27 @@ class TextShape:
         tokens).
         """
         return self.visual_macs(rows_per_layer) / (self.num_layers * self.layer_macs(base_rows))
+
+
+def meet(keep: float, share: Callable[[float], float], low: float, high: float) -> float:
+    """The parameter of a method at which its share of visual MACs is `keep`.
+
+    Args:
+        keep: the share asked for.
+        share: what the method spends at a parameter; never falls, or never rises, from `low` to
+            `high`.
+        low: smallest parameter.
+        high: largest parameter.
+
+    Returns:
+        The parameter by bisection; the better end where the share is out of reach.
+    """
+    ends = low, high
+    rising = share(high) > share(low)
+    for _ in range(50):
+        middle = (low + high) / 2
+        if (share(middle) < keep) == rising:
+            low = middle
+        else:
+            high = middle
+    return min(*ends, low, high, key=lambda x: abs(share(x) - keep))

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dpn.budget import TextShape
-from dpn.routers.base import Trace
+from dpn.routers.base import LayerPlan, Trace
 
 
 def visual_macs(rows_per_layer: Sequence[Sequence[int]], text_config: Any) -> list[int]:
@@ -34,19 +34,41 @@ def visual_macs_ratio(trace: Trace, text_config: Any) -> list[float]:
     """
     text = TextShape.of(text_config)
     return [
-        text.visual_share(rows, base) if base else float("nan")
-        for rows, base in zip(zip(*trace.visual_rows, strict=True), trace.base_rows, strict=True)
+        trace.visual_macs(b, text) / (text.num_layers * text.layer_macs(base))
+        if base
+        else float("nan")
+        for b, base in enumerate(trace.base_rows)
     ]
+
+
+def layer_flops(
+    text_rows: int, rows: int, pairs: int, plan: LayerPlan | None, text_config: Any
+) -> int:
+    """Prefill FLOPs of one sample in one decoder layer.
+
+    Args:
+        text_rows: rows of text.
+        rows: visual rows.
+        pairs: of visual rows whose scores are computed.
+        plan: what the layer does for visual rows.
+        text_config: Hugging Face text config.
+    """
+    shape = TextShape.of(text_config)
+    d, m, kv = shape.hidden_size, shape.ffn_size, shape.kv_size
+    heads = text_config.num_attention_heads
+    q = heads * (getattr(text_config, "head_dim", None) or d // heads)
+    used = shape.kv_heads if plan is None or plan.heads is None else len(plan.heads)
+    units = m if plan is None or plan.ffn is None else plan.ffn
+    text = 2 * text_rows * (2 * d * q + 2 * d * kv + 3 * d * m)
+    text += 4 * text_rows * (text_rows + rows) * q
+    visual = 2 * rows * (2 * d * q + d * kv) + 4 * (rows * text_rows + pairs) * q
+    visual = visual * used // shape.kv_heads  # keys are needed in all heads
+    return text + visual + 2 * rows * (d * kv + 3 * d * units)
 
 
 def decoder_flops(rows_per_layer: Sequence[int], text_config: Any) -> int:
     """Prefill FLOPs of one sample's decoder layers, given all its rows in each layer."""
-    text = TextShape.of(text_config)
-    d = text.hidden_size
-    heads = text_config.num_attention_heads
-    q_size = heads * (getattr(text_config, "head_dim", None) or d // heads)
-    linear = 2 * d * q_size + 2 * d * text.kv_size + 3 * d * text.ffn_size
-    return sum(2 * n * linear + 4 * n * n * q_size for n in rows_per_layer)
+    return sum(layer_flops(n, 0, 0, None, text_config) for n in rows_per_layer)
 
 
 def head_flops(rows: int, text_config: Any) -> int:
@@ -65,8 +87,10 @@ def prefill_flops(model: Any, trace: Trace, text_columns: Sequence[int]) -> list
     config = model.config.text_config
     per_sample = []
     for b, text in enumerate(text_columns):
-        rows = [layer[b] + text for layer in trace.visual_rows]
-        flops = decoder_flops(rows, config) + head_flops(1, config)
+        flops = head_flops(1, config) + sum(
+            layer_flops(text, rows[b], pairs[b], plan, config)
+            for rows, pairs, plan in zip(trace.visual_rows, trace.pairs, trace.plans, strict=True)
+        )
         for grid in trace.tower_grids[b]:
             flops += model.vision.flops(grid) + model.projector.flops(grid)
         per_sample.append(flops)

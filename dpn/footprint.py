@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor, FakeTensorMode
@@ -20,8 +21,11 @@ from dpn.bench import make_batch
 from dpn.cost import visual_macs_ratio
 from dpn.metrics.memory import Watch
 from dpn.model import DPNForConditionalGeneration
-from dpn.routers import Router
+from dpn.routers import Router, RoutingContext
+from dpn.routers._dropping import DroppingRouter
 from dpn.routers._pooling import Choice, PoolingRouter
+from dpn.routers.chain import ChainRouter
+from dpn.tokens import PackedTokens
 
 if TYPE_CHECKING:
     from dpn.module import DPNModule
@@ -167,7 +171,7 @@ def _step(
         if parameter.requires_grad:  # gradients are the engine's
             parameter.register_post_accumulate_grad_hook(_drop_gradient)
     if rows != "all":
-        fix_routes(model.router, rows)
+        model.router = fix_routes(model.router, rows)
     batch = make_batch(model, batch_size, text)
     batch["pixel_values"] = fake.from_tensor(batch["pixel_values"])
     with Watch(model.parameters()) as watch:
@@ -183,10 +187,34 @@ def _drop_gradient(parameter: Tensor) -> None:
     parameter.grad = None
 
 
-def fix_routes(router: Router, rows: Rows) -> None:
-    """Let every sample take the kernel that leaves most or fewest rows, out of those it may get."""
+class FirstRows(Router):
+    """Leaves as many rows as a dropping router, the first ones: without data none is better.
+
+    Args:
+        router: whose schedule it follows.
+    """
+
+    where = "pre"
+
+    def __init__(self, router: DroppingRouter):
+        super().__init__(text=router.text, grid=router.grid)
+        self.positions, self.left = router.positions, router.rows(router.strength)
+
+    def between(self, layer: int, tokens: PackedTokens, context: RoutingContext) -> PackedTokens:
+        """See `Router.between`."""
+        return tokens.keep([np.arange(min(s.rows, self.left[layer])) for s in tokens.spans])
+
+
+def fix_routes(router: Router, rows: Rows) -> Router:
+    """A router that needs no data: every sample takes the kernel that leaves most or fewest rows,
+    out of those it may get; how many rows a method drops is known.
+    """
+    if isinstance(router, DroppingRouter):
+        return FirstRows(router)
+    if isinstance(router, ChainRouter):
+        router.members = torch.nn.ModuleList(fix_routes(m, rows) for m in router.members)
     if not isinstance(router, PoolingRouter):
-        return
+        return router
     choose, sign = router.choose, 1 if rows == "most" else -1
 
     def fixed(gate: int, tokens: Any, samples: Any, allowed: Tensor, context: Any) -> Choice:
@@ -198,6 +226,7 @@ def fix_routes(router: Router, rows: Rows) -> None:
         return choice._replace(experts=experts)
 
     router.choose = fixed  # type: ignore[method-assign]
+    return router
 
 
 def _optimizer_bytes(module: "DPNModule") -> tuple[int, int]:

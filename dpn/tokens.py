@@ -79,6 +79,11 @@ class Span:
         """How many rows are left."""
         return self.grid[0] * self.grid[1]
 
+    @property
+    def entered(self) -> int:
+        """How many rows entered the decoder."""
+        return self.source[0] * self.source[1]
+
     def first_cells(self) -> np.ndarray:
         """The first source cell of each row, [rows]."""
         first = np.zeros(self.rows, dtype=np.int64)
@@ -141,10 +146,10 @@ class PackedTokens:
         """The row that stands for a column of `input_ids`; for `<image>` the last surviving visual
         row.
 
-        If no visual row survives, it is the text row before it.
+        If no visual row survives, it is the text row before it, or the sample's first row.
         """
         extra = sum(s.rows - 1 for s in self.spans if s.sample == sample and s.column <= column)
-        return self.offsets[sample] + column - self.left[sample] + extra
+        return self.offsets[sample] + max(column - self.left[sample] + extra, 0)
 
     @cached_property
     def _column_of_row(self) -> np.ndarray:
@@ -164,7 +169,7 @@ class PackedTokens:
             position = self._column_of_row - np.repeat(self.left, self.lengths)
             # Every column after an image starts as many rows later as the tower gave the image.
             for span in self.spans:
-                shift = span.source[0] * span.source[1] - 1
+                shift = span.entered - 1
                 first, last = self.offsets[span.sample], self.offsets[span.sample + 1]
                 column = self._column_of_row[first:last]
                 position[first:last][column > span.column] += shift
@@ -183,6 +188,11 @@ class PackedTokens:
             self.hidden.device, non_blocking=True
         )
 
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """First row of each span."""
+        return tuple(self.row(s.sample, s.column) - s.rows + 1 for s in self.spans)
+
     def rows_of_columns(self, samples: np.ndarray, columns: np.ndarray) -> Tensor:
         """`row` for many columns at once.
 
@@ -197,6 +207,7 @@ class PackedTokens:
         sample_of_row = np.repeat(np.arange(len(self.lengths)), self.lengths)
         keys = sample_of_row * width + self._column_of_row
         rows = np.searchsorted(keys, samples * width + columns, side="right") - 1
+        rows = np.maximum(rows, np.array(self.offsets)[samples])
         return torch.from_numpy(rows).to(self.hidden.device, non_blocking=True)
 
     # What changes the rows
@@ -205,8 +216,7 @@ class PackedTokens:
     def _piece_sizes(self) -> list[int]:
         """Sizes of text, span, text, span, ..., text."""
         sizes, done = [], 0
-        for span in self.spans:
-            begin = self.row(span.sample, span.column) - span.rows + 1
+        for span, begin in zip(self.spans, self.starts, strict=True):
             sizes += [begin - done, span.rows]
             done = begin + span.rows
         return [*sizes, self.offsets[-1] - done]
@@ -275,11 +285,16 @@ class PackedTokens:
         """Average visual rows into fewer: row i of a span goes to its new row `targets[span][i]`,
         -1 drops it.
 
-        New rows are numbered 0..n-1 in the order they stand in; the span becomes a 1 x n one.
+        New rows are numbered 0..n-1 in the order they stand in; the span becomes a 1 x n one,
+        unless its every row stays.
         """
         pieces = self._pieces()
         visual, spans = [], []
         for span, rows, target in zip(self.spans, pieces[1::2], targets, strict=True):
+            if np.array_equal(target, np.arange(span.rows)):
+                visual.append(rows)
+                spans.append(span)
+                continue
             kept = np.flatnonzero(target >= 0)
             count = int(target.max(initial=-1)) + 1
             if set(target[kept].tolist()) != set(range(count)):
@@ -304,6 +319,11 @@ class PackedTokens:
             target[places] = np.arange(len(places))
             targets.append(target)
         return self.merge(targets)
+
+    def restart(self) -> "PackedTokens":
+        """Number rows from here on as if the tower had given just these; forgets its cells."""
+        spans = [Span.start(s.sample, s.image, s.column, s.grid) for s in self.spans]
+        return replace(self, spans=tuple(spans))
 
     def drop(self) -> "PackedTokens":
         """Drop every visual row."""

@@ -1,12 +1,28 @@
 """DecoderLayer: a stock Hugging Face decoder layer as one unit to call, checkpoint and shard."""
 
 import copy
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from transformers import AutoModel
 
+from dpn.decoder import within
 from dpn.decoder.attention import IMPLEMENTATION
+from dpn.decoder.projections import rotated
+from dpn.routers.base import LayerPlan
+
+
+class QueryRows(NamedTuple):
+    """Rows of a pack whose attention is asked for.
+
+    Attributes:
+        rows: per sample, rows of the pack.
+        offsets: first row of each sample and, last, the number of rows.
+    """
+
+    rows: tuple[tuple[int, ...], ...]
+    offsets: tuple[int, ...]
 
 
 class DecoderLayer(nn.Module):
@@ -32,9 +48,73 @@ class DecoderLayer(nn.Module):
             self.add_module(name, child)
         self._stock = (layer,)  # in a tuple, so that the layer is not registered a second time
 
-    def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """`[1, N, D]` to `[1, N, D]`; see the stock layer for the arguments."""
+    def forward(
+        self,
+        hidden: Tensor,
+        *args: Any,
+        queries: QueryRows | None = None,
+        plan: LayerPlan | None = None,
+        rows: within.PlannedRows | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """`[1, N, D]` to `[1, N, D]`; see the stock layer for the arguments.
+
+        With `queries`, what `attention_scores` returns instead, with `plan`, what `within.run`
+        returns: sharding engines gather weights in a call of this module only.
+        """
+        if queries is not None:
+            return self.attention_scores(hidden, queries, **kwargs)
+        if plan is not None and rows is not None:
+            return within.run(self, hidden, plan, rows, kwargs["position_embeddings"])
         return self._stock[0].forward(hidden, *args, **kwargs)
+
+    def attention_scores(
+        self, hidden: Tensor, queries: QueryRows, position_embeddings: tuple[Tensor, Tensor]
+    ) -> list[Tensor]:
+        """Attention probabilities of some rows over all rows of their sample up to them.
+
+        Args:
+            hidden: `[1, N, D]` that enter the layer.
+            queries: R_b rows of each sample.
+            position_embeddings: cosines and sines of the N rows.
+
+        Returns:
+            Per sample fp32 `[R_b, H, n_b]`.
+
+        Raises:
+            ValueError: if the layer has no separate projections of queries and keys.
+        """
+        attention: Any = self.self_attn
+        if not (hasattr(attention, "q_proj") and hasattr(attention, "k_proj")):
+            raise ValueError(
+                f"{type(attention).__name__} has no q_proj and k_proj, so no router can read its"
+                " attention; use a text model like Llama, Qwen2, Qwen3 or Mistral."
+            )
+        normed = self.input_layernorm(hidden[0])  # type: ignore[operator]
+        flat = [row for rows in queries.rows for row in rows]
+        index = torch.tensor(flat, dtype=torch.long).to(hidden.device)
+        cos, sin = (x[0] for x in position_embeddings)
+        asked = rotated(attention, "q", normed[index], cos[index], sin[index])  # [R, H, Dh]
+        keys = rotated(attention, "k", normed, cos, sin)  # [N, Hkv, Dh]
+        counts = [len(rows) for rows in queries.rows]
+        lengths = [b - a for a, b in zip(queries.offsets, queries.offsets[1:], strict=False)]
+        place = index - index.new_tensor(queries.offsets[:-1]).repeat_interleave(
+            index.new_tensor(counts)
+        )
+        return [
+            _probabilities(q, k, p, attention.scaling)
+            for q, k, p in zip(
+                asked.split(counts), keys.split(lengths), place.split(counts), strict=True
+            )
+        ]
+
+
+def _probabilities(query: Tensor, key: Tensor, place: Tensor, scaling: float) -> Tensor:
+    """`[R, H, Dh]` queries at `[R]` places and `[n, Hkv, Dh]` keys to fp32 `[R, H, n]`."""
+    grouped = query.float().unflatten(1, (key.shape[1], -1))  # [R, Hkv, H / Hkv, Dh]
+    scores = torch.einsum("rkgd,nkd->rkgn", grouped, key.float()).flatten(1, 2) * scaling
+    hidden = torch.arange(key.shape[0], device=key.device) > place[:, None]  # [R, n]
+    return scores.masked_fill(hidden[:, None], -torch.inf).softmax(-1)
 
 
 def build_language(text_config: Any) -> Any:

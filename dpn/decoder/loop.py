@@ -3,7 +3,7 @@ cache.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from dpn.decoder.attention import IMPLEMENTATION, BackendName, PrefillAttention
 from dpn.decoder.cache import RaggedCache, Stage
+from dpn.decoder.layer import QueryRows
+from dpn.decoder.within import PlannedRows
 from dpn.routers.base import Router, RoutingContext
 from dpn.tokens import PackedTokens
 
@@ -46,20 +48,47 @@ def prefill(
             f"The text model's attention was set to {language.config._attn_implementation}, which"
             f" would mix the samples of a pack; set it back to {IMPLEMENTATION}."
         )
+    context = replace(context, entered=tokens)
     seen: PackedTokens | None = None
     call: dict[str, Any] = {}
     for index, layer in enumerate(language.layers):
-        if router.where == "pre":
-            tokens = router.between(index, tokens, context)
-        context.trace.visual_rows.append(tokens.visual_rows)
+        scores = partial(_attention_scores, language, layer, None)
+        tokens = router.at("pre", index, tokens, replace(context, attention_scores=scores))
+        plan = router.within(index, tokens, context)
+        context.trace.enter(tokens, plan)
         if seen is None or tokens.spans is not seen.spans:
             seen = tokens
             call = _stage_arguments(language, tokens, backend, cache)
-        run = partial(checkpoint, layer, use_reentrant=False) if checkpoint_layers else layer
+            rows = PlannedRows(tokens, call["packing"])
+        run: Any = layer
+        if plan is not None and tokens.spans:
+            run = partial(layer, plan=plan, rows=rows)
+        if checkpoint_layers:
+            run = partial(checkpoint, run, use_reentrant=False)
+        scores = partial(_attention_scores, language, layer, tokens)
         tokens = tokens.with_hidden(run(tokens.hidden[None], **call)[0])
-        if router.where == "post":
-            tokens = router.between(index, tokens, context)
+        tokens = router.at("post", index, tokens, replace(context, attention_scores=scores))
     return tokens
+
+
+@torch.no_grad()
+def _attention_scores(
+    language: Any,
+    layer: torch.nn.Module,
+    before: PackedTokens | None,
+    tokens: PackedTokens,
+    rows: Sequence[Sequence[int]],
+) -> list[Tensor]:
+    """See `RoutingContext.attention_scores`; `before`: what entered a layer that has run."""
+    seen = tokens if before is None else before
+    if seen.spans is not tokens.spans:
+        raise ValueError(
+            "Two routers of a chain act after the same layer, and the second one needs that layer's"
+            " attention to rows that are gone; let them act after different layers."
+        )
+    queries = QueryRows(tuple(map(tuple, rows)), seen.offsets)
+    rotary = _rotary(language, seen.hidden, seen.positions)
+    return layer(seen.hidden[None], position_embeddings=rotary, queries=queries)
 
 
 def _stage_arguments(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dpn.budget import TextShape
 from dpn.distributed import connect
-from dpn.routers.base import Decision, Router, RoutingContext
+from dpn.routers.base import Decision, Router, RoutingContext, check_keep
 from dpn.tokens import Grid, Kernel, PackedTokens, Positions, pooled_grid
 
 Grids = tuple[Grid, ...]
@@ -246,22 +246,6 @@ class PoolingRouter(Router):
                     rows.append(count_rows(grids))
             shares.append(self.text.visual_share(rows, count_rows((self.grid,))))
         return shares[0], shares[1]
-
-
-def check_keep(router: Router) -> list[str]:
-    """A sentence if `router.keep` is no share, or none that this router can reach."""
-    if router.keep is None:
-        return []
-    if not 0 < router.keep <= 1:
-        return [f"router.keep={router.keep} must be larger than 0 and at most 1."]
-    low, high = router.reach()
-    if not low - 5e-3 <= router.keep <= high + 5e-3:
-        return [
-            f"router.keep={router.keep} can not be reached by this router, its range here is"
-            f" {low:.2f} to {high:.2f}; take a value in it, or change router.layers or"
-            " router.kernels."
-        ]
-    return []
 
 
 def check_plan(plan: PoolingPlan, text: TextShape, grid: Grid) -> list[str]:

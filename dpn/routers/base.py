@@ -1,6 +1,6 @@
 """What a router is, what it may look at, and the record of what it decided."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -46,6 +46,8 @@ class Trace:
         decisions: in the order of the layers.
         sample_loss: `[B]` mean language loss of each sample's supervised tokens, detached; nan for
             samples without any, None without labels.
+        plans: per layer, what it does for visual rows.
+        pairs: per layer, pairs of visual rows of each sample whose scores are computed.
     """
 
     tower_grids: tuple[tuple[Grid, ...], ...]
@@ -53,11 +55,32 @@ class Trace:
     visual_rows: list[tuple[int, ...]] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
     sample_loss: Tensor | None = None
+    plans: "list[LayerPlan | None]" = field(default_factory=list)
+    pairs: list[tuple[int, ...]] = field(default_factory=list)
 
     @property
     def base_rows(self) -> tuple[int, ...]:
         """The vision tower's uncompressed tokens of each sample."""
         return tuple(sum(h * w for h, w in grids) for grids in self.tower_grids)
+
+    def enter(self, tokens: PackedTokens, plan: "LayerPlan | None") -> None:
+        """Write down what enters a layer."""
+        radius = None if plan is None else plan.radius
+        pairs = [n * n for n in tokens.visual_rows]
+        if radius is not None:
+            pairs = [0] * len(pairs)
+            for span in tokens.spans:
+                pairs[span.sample] += pairs_within(radius, span.grid)
+        self.visual_rows.append(tokens.visual_rows)
+        self.plans.append(plan)
+        self.pairs.append(tuple(pairs))
+
+    def visual_macs(self, sample: int, text: TextShape) -> int:
+        """Visual MACs of a sample."""
+        macs = 0
+        for rows, plan, pairs in zip(self.visual_rows, self.plans, self.pairs, strict=True):
+            macs += layer_macs(text, plan, rows[sample], pairs[sample])
+        return macs
 
     def experts_of(self, sample: int) -> dict[int, int]:
         """The expert chosen for a sample at each layer where one was."""
@@ -66,6 +89,15 @@ class Trace:
             for d in self.decisions
             if sample in d.samples
         }
+
+
+#: See `RoutingContext.attention_scores`.
+AttentionScores = Callable[[PackedTokens, Sequence[Sequence[int]]], list[Tensor]]
+Where = Literal["pre", "post"]
+
+
+def _outside_the_loop(tokens: PackedTokens, rows: Sequence[Sequence[int]]) -> list[Tensor]:
+    raise RuntimeError("Attention scores exist only while the layer loop calls a router.")
 
 
 @dataclass(frozen=True)
@@ -81,6 +113,12 @@ class RoutingContext:
         seed: of the run.
         step: optimizer step.
         trace: the record to add to.
+        entered: the pack that entered the first layer, embeddings of text among it.
+        attention_scores: called as `attention_scores(tokens, rows)` with the pack that the hook got
+            and, per sample, R_b rows of it: their attention probabilities over the sample's n_b
+            rows, fp32 `[R_b, H, n_b]` without gradient. Before a layer they are those of the layer
+            about to run, after it those of the layer that ran. At a layer where a router needs
+            them, it asks on every process, whatever the samples are: sharded weights are gathered.
     """
 
     instruction: tuple[tuple[int, int], ...]
@@ -90,6 +128,8 @@ class RoutingContext:
     seed: int
     step: int
     trace: Trace
+    entered: PackedTokens | None = None
+    attention_scores: AttentionScores = _outside_the_loop
 
     def uniform(self, layer: int, samples: Sequence[int]) -> Tensor:
         """A number in [0, 1) for each sample, `[S]` on the host; the same in every process and
@@ -110,6 +150,50 @@ def _mix(state: np.ndarray) -> np.ndarray:
         return state ^ (state >> np.uint64(31))
 
 
+@dataclass(frozen=True)
+class LayerPlan:
+    """What one layer does for visual rows; None: all that it does for text rows.
+
+    Attributes:
+        radius: visual rows see, among visual rows, those of their own image at most so many grid
+            rows and columns away, later ones included.
+        heads: key/value heads in which visual rows see and show their values; elsewhere their
+            attention is lost to others, not shared out among them.
+        ffn: how many hidden units of the FFN, the first ones.
+    """
+
+    radius: int | None = None
+    heads: tuple[int, ...] | None = None
+    ffn: int | None = None
+
+    def joined(self, other: "LayerPlan | None") -> "LayerPlan":
+        """What is left where both plans leave something out."""
+        if other is None:
+            return self
+        heads = self.heads
+        if other.heads is not None:
+            heads = tuple(h for h in other.heads if heads is None or h in heads)
+        return LayerPlan(_least(self.radius, other.radius), heads, _least(self.ffn, other.ffn))
+
+
+def _least(one: int | None, other: int | None) -> int | None:
+    known = [value for value in (one, other) if value is not None]
+    return min(known) if known else None
+
+
+def pairs_within(radius: int, grid: Grid) -> int:
+    """Pairs whose scores are computed where rows of a grid see neighbours: whole lines of it."""
+    height, width = grid
+    return height * width * min(height, 2 * radius + 1) * width
+
+
+def layer_macs(text: TextShape, plan: LayerPlan | None, rows: int, pairs: int) -> int:
+    """Visual MACs of a layer that follows a plan, see `TextShape.layer_macs`."""
+    if plan is None:
+        return text.layer_macs(rows, pairs)
+    return text.layer_macs(rows, pairs, None if plan.heads is None else len(plan.heads), plan.ffn)
+
+
 class Router(nn.Module):
     """Decides what happens to visual rows inside the decoder. This base class does nothing.
 
@@ -121,7 +205,7 @@ class Router(nn.Module):
         grid: of the vision tower's tokens for an image of its native size, after the projector.
     """
 
-    where: Literal["pre", "post"] = "post"
+    where: Where = "post"
     positions: Positions = "renumber"
     keep: float | None = None
     #: Whether `keep` is met by choosing a price on training data after training
@@ -136,6 +220,16 @@ class Router(nn.Module):
         """Change which visual rows go on; called after (`where=pre`: before) every layer."""
         return tokens
 
+    def at(
+        self, where: Where, layer: int, tokens: PackedTokens, context: RoutingContext
+    ) -> PackedTokens:
+        """What the layer loop calls, before and after every layer."""
+        return self.between(layer, tokens, context) if where == self.where else tokens
+
+    def within(self, layer: int, tokens: PackedTokens, context: RoutingContext) -> LayerPlan | None:
+        """What a layer does for visual rows; None: all of it."""
+        return None
+
     def check(self) -> list[str]:
         """Everything that is wrong with the arguments, one sentence each; empty if all is well."""
         return []
@@ -143,3 +237,19 @@ class Router(nn.Module):
     def reach(self) -> tuple[float, float]:
         """Lowest and highest share of visual MACs that `keep` can ask for at the native grid."""
         return 1.0, 1.0
+
+
+def check_keep(router: Router) -> list[str]:
+    """A sentence if `router.keep` is no share, or none that this router can reach."""
+    if router.keep is None:
+        return []
+    if not 0 < router.keep <= 1:
+        return [f"router.keep={router.keep} must be larger than 0 and at most 1."]
+    low, high = router.reach()
+    if not low - 5e-3 <= router.keep <= high + 5e-3:
+        return [
+            f"router.keep={router.keep} can not be reached by this router, its range here is"
+            f" {low:.2f} to {high:.2f}; take a value in it, or change where and how strongly the"
+            " router acts (its other settings)."
+        ]
+    return []

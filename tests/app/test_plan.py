@@ -162,6 +162,16 @@ def test_a_fixed_kernel_stays_what_it_is():
     assert shares[0] == shares[1] < shares[2] == 1
 
 
+@pytest.mark.parametrize("choice", ["router=aim", "router.routers=[{name: aim}]"])
+def test_rows_that_a_method_drops_are_known_without_data(choice):
+    names = ["router=chain", choice] if "routers" in choice else [choice]
+    rehearsal = rehearse(composed(*names).config)
+    router = rehearsal.module.model.router
+    aim = router.members[0] if "routers" in choice else router
+    share = rehearsal.step(ONE, TEXT, "most").share
+    assert share == pytest.approx(aim.share(aim.strength))
+
+
 @pytest.mark.slow
 def test_half_precision():
     """Autocast keeps weights and residual stream in fp32, sharding engines compute with bf16."""

@@ -107,6 +107,11 @@ def without(batch, *names):
     return {k: v for k, v in batch.items() if k not in names}
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)

@@ -1,0 +1,77 @@
+"""What the methods share whose rows all stay, but get less in some layers."""
+
+from collections.abc import Sequence
+
+from dpn.budget import TextShape, meet
+from dpn.routers.base import (
+    LayerPlan,
+    Router,
+    RoutingContext,
+    check_keep,
+    layer_macs,
+    pairs_within,
+)
+from dpn.tokens import Grid, PackedTokens
+
+
+class PlannedRouter(Router):
+    """Follows the same plan for every sample at its layers.
+
+    Args:
+        layers: 0-based; default: all.
+        strength: the method's own parameter, which the plan follows from.
+        bounds: smallest and largest `strength`.
+        keep: share of visual MACs to come closest to instead, by a search for the strength.
+        text: see `Router`.
+        grid: see `Router`.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[int] | None,
+        strength: float,
+        bounds: tuple[float, float],
+        keep: float | None,
+        *,
+        text: TextShape,
+        grid: Grid,
+    ):
+        super().__init__(text=text, grid=grid)
+        self.layers = tuple(range(text.num_layers)) if layers is None else tuple(layers)
+        self.keep, self.bounds = keep, bounds
+        self.strength = strength if keep is None else meet(keep, self.share, *bounds)
+        self.plan = self.plan_of(self.strength)
+
+    def plan_of(self, strength: float) -> LayerPlan:
+        """What the layers do."""
+        raise TypeError(f"{type(self).__name__} does not say what its layers leave out")
+
+    def within(self, layer: int, tokens: PackedTokens, context: RoutingContext) -> LayerPlan | None:
+        """See `Router.within`."""
+        return self.plan if layer in self.layers else None
+
+    def share(self, strength: float) -> float:
+        """Share of visual MACs of an image of native size."""
+        plan, rows = self.plan_of(strength), self.grid[0] * self.grid[1]
+        pairs = rows * rows if plan.radius is None else pairs_within(plan.radius, self.grid)
+        part = layer_macs(self.text, plan, rows, pairs) / self.text.layer_macs(rows)
+        return 1 - len(self.layers) * (1 - part) / self.text.num_layers
+
+    def reach(self) -> tuple[float, float]:
+        """The shares at both ends of the method's own parameter."""
+        low, high = sorted(map(self.share, self.bounds))
+        return low, high
+
+    def check(self) -> list[str]:
+        """Layers, strength and keep that can not be."""
+        problems = []
+        last, (low, high) = self.text.num_layers - 1, self.bounds
+        if any(not 0 <= layer <= last for layer in self.layers):
+            problems.append(
+                f"router.layers={list(self.layers)} must lie between 0 and {last} in this decoder."
+            )
+        if self.keep is None and not low <= self.strength <= high:
+            problems.append(
+                f"The router's own parameter is {self.strength}; it must be from {low} to {high}."
+            )
+        return problems + check_keep(self)

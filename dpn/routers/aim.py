@@ -1,0 +1,143 @@
+"""AIM (arXiv 2412.03248): similar visual rows are merged before the decoder, and the less important
+ones dropped step by step inside it.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dpn.budget import TextShape
+from dpn.routers._dropping import DroppingRouter, of_images, record, to_host
+from dpn.routers.base import RoutingContext, Where
+from dpn.tokens import Grid, PackedTokens, Positions
+
+#: `get_importance` of the source: temperature of its softmax, steps of its page rank.
+TEMPERATURE, STEPS = 0.1, 5
+
+
+class AIMRouter(DroppingRouter):
+    """Merges a share of the rows before layer 0 and lets go of the others over some later layers.
+
+    As in LaVi-Lab/AIM: `token_merge.py` merges every second row into its most similar one of the
+    others (ToMe's bipartite matching, cosine of embeddings, plain average), at most half of the
+    rows at a time, half of them twice by default; `modeling_qwen2.py` ranks rows after a layer by a
+    page rank over its attention (softmax of logits / 0.1, 5 steps from a uniform start, root mean
+    square over heads) and keeps int(n * (1 - (layer - first + 1) / steps)) of n merged rows after
+    layer `first` and those that follow, none after the last of them.
+
+    Differences: rows are gone, where the released code masks them, so they have no vote in later
+    page ranks either; the page rank runs over the instruction alone, in training too; where less
+    than half of the rows are merged at a time, rows keep their order in the image (there the
+    unmerged ones stand first). Left open there: several images of a sample are treated one by one.
+
+    Args:
+        merge: share of an image's rows left by merging; 0.25.
+        first: first layer after which rows are dropped; default: half of the depth, 14 of 28.
+        steps: layers after which rows are dropped; default: 8 of 28, and its like elsewhere.
+        positions: `keep`, as released: merged rows are numbered without gaps, and keep that number
+            when others go; or `renumber`.
+        keep: share of visual MACs to meet instead, by choosing `merge`.
+    """
+
+    def __init__(
+        self,
+        merge: float = 0.25,
+        first: int | None = None,
+        steps: int | None = None,
+        positions: Positions = "keep",
+        keep: float | None = None,
+        *,
+        text: TextShape,
+        grid: Grid,
+    ):
+        layers = text.num_layers
+        self.first = layers // 2 if first is None else first
+        self.steps = max(1, round(layers * 8 / 28)) if steps is None else steps
+        super().__init__("post", positions, merge, (0.0, 1.0), keep, text=text, grid=grid)
+
+    def schedule(self, strength: float) -> dict[int, float]:
+        """Merging at depth 0; inside, shares of the merged rows."""
+        inside = {self.first + s: (self.steps - s) / self.steps for s in range(1, self.steps + 1)}
+        return {0: strength, **inside}
+
+    def rows(self, strength: float) -> list[int]:
+        """See `DroppingRouter.rows`."""
+        shares, entered = self.schedule(strength), self.grid[0] * self.grid[1]
+        now = merged = merged_rows(shares.pop(0), entered)
+        rows = []
+        for depth in range(self.text.num_layers):
+            now = self.left(shares.get(depth, 1.0), merged, now)
+            rows.append(now)
+        return rows
+
+    def at(
+        self, where: Where, layer: int, tokens: PackedTokens, context: RoutingContext
+    ) -> PackedTokens:
+        """Merging stands before layer 0, dropping after layers."""
+        if (where, layer) != ("pre", 0):
+            return super().at(where, layer, tokens, context)
+        merged = merge_similar(
+            tokens, [merged_rows(self.strength, span.rows) for span in tokens.spans]
+        )
+        record(layer, tokens, merged, context)
+        return merged.restart()
+
+    def scores(self, tokens: PackedTokens, context: RoutingContext) -> list[Tensor]:
+        """Page rank of the instruction's rows; 0 for an image that comes after it."""
+        rows: list[range] = []
+        for sample, (begin, end) in enumerate(context.instruction):
+            last = tokens.row(sample, max(end - 1, begin))
+            seen = range(tokens.offsets[sample], last + 1)
+            rows.append(seen if tokens.visual_rows[sample] else seen[:0])
+        return of_images(tokens, [importance(p) for p in context.attention_scores(tokens, rows)])
+
+
+def merged_rows(share: float, entered: int) -> int:
+    """How many rows merging leaves; the last one has no other to merge into."""
+    return max(1, int(entered * share))
+
+
+def importance(probs: Tensor) -> Tensor:
+    """Page rank `[n]` of a sample's rows, from the probabilities `[R, H, n]` of the first R."""
+    count = len(probs)
+    square = probs[:, :, :count].transpose(0, 1)  # [H, R, R]
+    moves = (square.log() / TEMPERATURE).softmax(-1)
+    mass = moves.new_full((moves.shape[0], 1, count), 1 / max(count, 1))
+    for _ in range(STEPS):
+        mass = mass @ moves
+    rank = mass[:, 0].pow(2).mean(0).sqrt()
+    return torch.nn.functional.pad(rank, (0, probs.shape[2] - count))
+
+
+def merge_similar(tokens: PackedTokens, counts: Sequence[int]) -> PackedTokens:
+    """Merge rows of every image until so many are left, at most half of them at a time."""
+    while any(span.rows > n for span, n in zip(tokens.spans, counts, strict=True)):
+        targets = [
+            matched(tokens.hidden.narrow(0, start, span.rows), span.rows - n)
+            for span, start, n in zip(tokens.spans, tokens.starts, counts, strict=True)
+        ]
+        tokens = tokens.merge(to_host(targets))
+    return tokens
+
+
+@torch.no_grad()
+def matched(rows: Tensor, remove: int) -> Tensor:
+    """One round of bipartite matching (ToMe, arXiv 2210.09461).
+
+    Args:
+        rows: `[n, D]` of an image; even ones may merge into odd ones.
+        remove: how many should merge; at most half of the rows do.
+
+    Returns:
+        `[n]` new row of each row.
+    """
+    unit = torch.nn.functional.normalize(rows.float(), dim=-1)
+    remove = min(remove, len(rows) // 2)
+    target = torch.arange(len(rows), device=rows.device)
+    if remove:
+        best = (unit[::2] @ unit[1::2].T).max(-1)
+        source = best.values.argsort(descending=True, stable=True)[:remove]
+        target[2 * source] = 2 * best.indices[source] + 1
+    stays = torch.zeros_like(target).index_fill(0, target, 1)
+    return (stays.cumsum(0) - 1)[target]

@@ -1,0 +1,72 @@
+"""Several routers, one after the other, e.g. `fastv` early and `vtw` deep in the decoder."""
+
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from typing import Any
+
+from torch import nn
+
+from dpn import routers as family
+from dpn.budget import TextShape
+from dpn.routers.base import LayerPlan, Router, RoutingContext, Where
+from dpn.tokens import Grid, PackedTokens
+
+
+class ChainRouter(Router):
+    """Applies every member before and after each layer, in their order.
+
+    Args:
+        routers: sections like that of a router alone, each with a `name`; with `positions`, where
+            they have them, that are the same for all.
+        keep: must stay null; members may have one each, which counts what they do alone.
+    """
+
+    def __init__(
+        self,
+        routers: Sequence[Mapping[str, Any]],
+        keep: float | None = None,
+        *,
+        text: TextShape,
+        grid: Grid,
+    ):
+        super().__init__(text=text, grid=grid)
+        self.keep = keep
+        members = [family.build(**section, text=text, grid=grid) for section in routers]
+        self.members: Any = nn.ModuleList(members)
+        self.positions = members[0].positions if members else "renumber"
+
+    def at(
+        self, where: Where, layer: int, tokens: PackedTokens, context: RoutingContext
+    ) -> PackedTokens:
+        """Every member in turn."""
+        for member in self.members:
+            tokens = member.at(where, layer, tokens, context)
+        return tokens
+
+    def within(self, layer: int, tokens: PackedTokens, context: RoutingContext) -> LayerPlan | None:
+        """What is left of a layer where every member leaves something out."""
+        plans = [member.within(layer, tokens, context) for member in self.members]
+        return reduce(lambda one, other: one.joined(other) if one else other, plans, None)
+
+    def check(self) -> list[str]:
+        """What is wrong with a member, or between them."""
+        problems = []
+        if self.keep is not None:
+            problems.append(
+                f"router.keep={self.keep} of a chain is not shared out; set router.routers[i].keep"
+                " of its members instead."
+            )
+        if len({member.positions for member in self.members}) > 1:
+            found = [f"{type(m).__name__} {m.positions}" for m in self.members]
+            problems.append(
+                f"The members of a chain number rows differently ({', '.join(found)}); give all of"
+                " them the same `positions`."
+            )
+        for number, member in enumerate(self.members):
+            if member.calibrated and member.keep is not None:
+                problems.append(
+                    f"router.routers[{number}].keep={member.keep} would be met by calibration,"
+                    " which a chain has not; set it to null."
+                )
+            problems += [f"router.routers[{number}]: {problem}" for problem in member.check()]
+        return problems

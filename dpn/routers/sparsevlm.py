@@ -1,0 +1,173 @@
+"""SparseVLM (arXiv 2410.04417): words of the question that see the image rate its rows; what they
+rate low is dropped, some of it merged into a few rows.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dpn.budget import TextShape
+from dpn.routers._dropping import DroppingRouter, mean_attention, to_host
+from dpn.routers.base import RoutingContext
+from dpn.tokens import Grid, PackedTokens, Positions
+
+#: Of 32 layers, those that run before each cut: the released cuts stand after layers 2, 6 and 15.
+DEPTHS = (3, 7, 16)
+
+
+class SparseVLMRouter(DroppingRouter):
+    """After each of its layers keeps the visual rows that the raters attend to in that layer.
+
+    As in version 1.0 of Gumpest/SparseVLMs (`modelling_sparse_llama.py`, `score.py`): raters are
+    the text rows after the image whose embedding gets more than the mean weight, where every visual
+    row spreads a softmax of dot products over the text. A row's score is the raters' attention to
+    it, mean over heads and raters. Of m dropped rows the int(0.3 m) + 1 best are merged into a
+    tenth of their number, plus one, by density peaks clustering (k nearest neighbours, k = the
+    number of clusters), and stand behind the kept ones.
+
+    Differences: the text is the instruction alone, in training too; where no text stands after the
+    first image, or none gets more than the mean, all of the instruction's text rates; no noise is
+    added to the densities; a cut that finds no more rows than it may keep drops none, not one.
+    Left open there: several images of a sample are each pruned alone, by the same raters.
+
+    Args:
+        layers: cuts stand after these; default: 2, 6 and 15 of 32, and their like elsewhere.
+        counts: shares of an image's rows kept at each; default: 300, 200 and 110 of 576, the
+            released counts for 192 rows on average.
+        recycle: whether dropped rows are merged.
+        positions: `renumber`, as released, or `keep`.
+        keep: share of visual MACs to meet instead of `counts` as they are: each is raised to one
+            power, found by search (ours; the paper has four tables of counts).
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[int] | None = None,
+        counts: Sequence[float] = (300 / 576, 200 / 576, 110 / 576),
+        recycle: bool = True,
+        positions: Positions = "renumber",
+        keep: float | None = None,
+        *,
+        text: TextShape,
+        grid: Grid,
+    ):
+        self.layers = like_depths(text.num_layers) if layers is None else list(layers)
+        self.counts, self.recycle = list(counts), recycle
+        super().__init__("post", positions, 1.0, (0.0, 16.0), keep, text=text, grid=grid)
+
+    def schedule(self, strength: float) -> dict[int, float]:
+        """The counts to the power of the strength."""
+        pairs = zip(self.layers, self.counts, strict=False)
+        return {layer + 1: share**strength for layer, share in pairs}
+
+    def kept(self, share: float, entered: int, now: int) -> int:
+        """Rows that go on as they are."""
+        return min(now, round(entered * share))
+
+    def left(self, share: float, entered: int, now: int) -> int:
+        """Rows that go on, those of recycled ones included."""
+        kept = self.kept(share, entered, now)
+        return kept + self.recycled(now - kept)[1]
+
+    def recycled(self, dropped: int) -> tuple[int, int]:
+        """How many of the dropped rows are merged, and into how many."""
+        if not self.recycle or not dropped:
+            return 0, 0
+        merged = int(dropped * 0.3) + 1
+        return merged, int(merged / 10) + 1
+
+    def scores(self, tokens: PackedTokens, context: RoutingContext) -> list[Tensor]:
+        """The raters' attention in the layer that just ran."""
+        every = raters(context)
+        rows = [[tokens.row(b, column) for column in columns] for b, columns in enumerate(every)]
+        return mean_attention(tokens, context, rows)
+
+    @torch.no_grad()
+    def targets(self, hidden: Tensor, scores: Tensor, kept: int) -> Tensor:
+        """The new row of each row of an image, -1 if it is gone; see `PackedTokens.merge`."""
+        order = scores.argsort(descending=True, stable=True)
+        merged, clusters = self.recycled(len(order) - kept)
+        target = torch.full_like(order, -1)
+        target[order[:kept].sort().values] = torch.arange(kept, device=order.device)
+        if merged:
+            again = order[kept : kept + merged]
+            target[again] = kept + density_peaks(hidden[again].float(), clusters)
+        return target
+
+    def reduce(self, tokens: PackedTokens, scores: Sequence[Tensor], share: float) -> PackedTokens:
+        """Keep the best rows and merge some of the others."""
+        targets = [
+            self.targets(
+                tokens.hidden.narrow(0, start, span.rows),
+                score,
+                self.kept(share, span.entered, span.rows),
+            )
+            for span, start, score in zip(tokens.spans, tokens.starts, scores, strict=True)
+        ]
+        return tokens.merge(to_host(targets))
+
+    def check(self) -> list[str]:
+        """As for all, and one share for each layer."""
+        if len(self.counts) != len(self.layers) or len(set(self.layers)) < len(self.layers):
+            return [
+                f"router.counts gives {len(self.counts)} shares for router.layers={self.layers};"
+                " give one for each layer, and no layer twice."
+            ]
+        if not all(0 < share <= 1 for share in self.counts):
+            return [f"router.counts={self.counts} must be larger than 0 and at most 1."]
+        return super().check()
+
+
+def like_depths(num_layers: int) -> list[int]:
+    """The layers before the released cuts, 2, 6 and 15 of 32, scaled to another decoder."""
+    layers: list[int] = []
+    for depth in DEPTHS:
+        layers.append(max(round(depth * num_layers / 32) - 1, layers[-1] + 1 if layers else 0))
+    return layers
+
+
+@torch.no_grad()
+def raters(context: RoutingContext) -> list[list[int]]:
+    """Per sample, the columns of the instruction's text rows that rate; none without an image."""
+    pack = context.entered
+    assert pack is not None, "the layer loop gives it"
+    images: dict[int, list[int]] = {}
+    for place, span in enumerate(pack.spans):
+        images.setdefault(span.sample, []).append(place)
+    every: list[list[int]] = []
+    for sample, (begin, end) in enumerate(context.instruction):
+        places = images.get(sample, [])
+        marks = {pack.spans[place].column for place in places}
+        text = [c for c in range(begin, end) if c not in marks]
+        text = [c for c in text if c > min(marks, default=end)] or text
+        if not places or not text:
+            every.append([])
+            continue
+        visual = [pack.hidden.narrow(0, pack.starts[i], pack.spans[i].rows) for i in places]
+        words = pack.hidden[[pack.row(sample, column) for column in text]]
+        weight = (torch.cat(visual).float() @ words.float().T).softmax(-1).mean(0)  # [text]
+        above = (weight > weight.mean()).tolist()
+        every.append([c for c, high in zip(text, above, strict=True) if high] or text)
+    return every
+
+
+def density_peaks(rows: Tensor, clusters: int) -> Tensor:
+    """Density peaks clustering with nearest neighbours, `cluster_and_merge` of the source.
+
+    Args:
+        rows: `[n, D]`.
+        clusters: how many, at most n; also the number of neighbours that tell a row's density.
+
+    Returns:
+        `[n]` cluster of each row; every cluster has a row.
+    """
+    distance = torch.cdist(rows, rows) / rows.shape[1] ** 0.5
+    near = distance.topk(clusters, largest=False).values
+    density = (-near.pow(2).mean(-1)).exp()
+    denser = density[None, :] > density[:, None]
+    apart = distance.masked_fill(~denser, float(distance.max())).min(-1).values
+    centres = (apart * density).topk(clusters).indices
+    cluster = distance[centres].argmin(0)
+    cluster[centres] = torch.arange(clusters, device=rows.device)
+    return cluster

@@ -1,0 +1,86 @@
+"""Visual tokens withdrawal (arXiv 2405.05803): deep layers see no visual row at all."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dpn.budget import TextShape
+from dpn.routers._dropping import DroppingRouter
+from dpn.routers.base import Router, RoutingContext
+from dpn.tokens import Grid, PackedTokens, Positions
+
+
+class VTWRouter(DroppingRouter):
+    """Before layer K drops every visual row; text rows keep their positions, as released.
+
+    Args:
+        k: K; default 15 of 32 layers, as released for LLaVA-1.5-7B, and its like elsewhere;
+            `find_layer` is the paper's search.
+        positions: `keep`, as in `VTW.py` of lzhxmu/VTW, or `renumber`.
+        keep: share of visual MACs to come closest to instead, by choosing K.
+    """
+
+    def __init__(
+        self,
+        k: int | None = None,
+        positions: Positions = "keep",
+        keep: float | None = None,
+        *,
+        text: TextShape,
+        grid: Grid,
+    ):
+        layers = text.num_layers
+        strength = round(layers * 15 / 32) if k is None else k
+        super().__init__("pre", positions, strength, (0, layers), keep, text=text, grid=grid)
+
+    def schedule(self, strength: float) -> dict[int, float]:
+        """Everything, at once."""
+        return {round(strength): 0.0}
+
+    def scores(self, tokens: PackedTokens, context: RoutingContext) -> list[Tensor]:
+        """None is better than another."""
+        return [torch.zeros(span.rows) for span in tokens.spans]
+
+
+@torch.inference_mode()
+def find_layer(
+    model: Any, batches: Iterable[Mapping[str, Any]], eta: float = 0.003, first: int = 5
+) -> int:
+    """The paper's search: the first K at which answers hardly change without visual rows.
+
+    For each K from `first` on, the divergence KL(without || with) of the last column's prediction
+    is averaged over all samples; eta is 0.003 for LLaVA-1.5-7B and 0.0005 for 13B, on 20 samples
+    (`lmms_eval/__main__.py` of lzhxmu/VTW).
+
+    Args:
+        model: a `DPNForConditionalGeneration` in evaluation mode; gets its router back.
+        batches: arguments of its `forward`, without labels.
+        eta: largest divergence.
+        first: smallest K.
+
+    Returns:
+        K, the number of layers if no K is good enough.
+    """
+    own = model.router
+    text, grid = own.text, own.grid
+    depth = text.num_layers
+    sums, count = torch.zeros(depth), 0
+    try:
+        for batch in batches:
+            model.router = Router(text=text, grid=grid)
+            whole = _last_column(model, batch)
+            count += len(whole)
+            for k in range(first, depth):
+                model.router = VTWRouter(k, text=text, grid=grid)
+                part = _last_column(model, batch)
+                sums[k] += (part.exp() * (part - whole)).sum().cpu()
+    finally:
+        model.router = own
+    return next((k for k in range(first, depth) if sums[k] <= eta * count), depth)
+
+
+def _last_column(model: Any, batch: Mapping[str, Any]) -> Tensor:
+    """Log-probabilities of the last column, `[B, vocabulary]`."""
+    return model(**batch, logits_to_keep=1).logits[:, -1].float().log_softmax(-1)

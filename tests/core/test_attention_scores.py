@@ -1,0 +1,65 @@
+"""Scores for routers are the attention weights of the stock model, asked for a few rows."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
+
+from dpn.routers import Router
+
+from .conftest import collate, make_model, make_samples
+
+SIZES = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.15,
+}
+FAMILIES = {
+    "llama": LlamaConfig(**SIZES),
+    "qwen2": Qwen2Config(**SIZES),
+    "qwen3": Qwen3Config(**SIZES, head_dim=16),
+}
+
+
+class Spy(Router):
+    """Asks for two rows of every sample, before and after every layer."""
+
+    def at(self, where, layer, tokens, context):
+        rows = [[a, b - 1] for a, b in zip(tokens.offsets, tokens.offsets[1:], strict=False)]
+        self.seen[where, layer] = context.attention_scores(tokens, rows)
+        self.entered = context.entered
+        return tokens
+
+
+def asked(model, batch):
+    model.router = Spy(text=model.router.text, grid=model.router.grid)
+    model.router.seen = {}
+    model(**batch)
+    return model.router.seen, model.router.entered
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scores_are_the_weights_of_eager_attention(family):
+    model = make_model(text=FAMILIES[family], layers=3)
+    seen, pack = asked(model, collate(make_samples()))
+    stock = AutoModelForCausalLM.from_config(FAMILIES[family], attn_implementation="eager").eval()
+    stock.model.load_state_dict(model.language.state_dict())
+    for b, hidden in enumerate(pack.hidden.split(pack.lengths)):
+        weights = stock(inputs_embeds=hidden[None], output_attentions=True).attentions
+        for layer, whole in enumerate(weights):
+            expected = whole[0][:, [0, -1]].transpose(0, 1)  # [2, H, n]
+            for where in ("pre", "post"):
+                got = seen[where, layer][b]
+                assert got.dtype == torch.float32
+                assert not got.requires_grad
+                torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+
+
+def test_attention_without_separate_projections_is_refused():
+    model = make_model()
+    del model.language.layers[0].self_attn.q_proj
+    with pytest.raises(ValueError, match="has no q_proj and k_proj"):
+        asked(model, collate(make_samples()))

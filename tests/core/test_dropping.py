@@ -1,0 +1,157 @@
+"""What the dropping methods select, against plain loops over one sample on the stock model."""
+
+import pytest
+import torch
+
+from dpn import routers
+from dpn.budget import TextShape, meet
+from dpn.routers.sparsevlm import density_peaks, like_depths
+from dpn.routers.vtw import find_layer
+
+from .conftest import collate, make_model, make_samples
+from .eager import RULES, Eager, clusters_of
+from .test_router_contracts import without_labels
+
+LLAVA = TextShape(32, 4096, 4096, 11008)
+IMAGES = [0, 3, 4]  # samples whose images all stand in the instruction
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("seed", [3, 4])
+@torch.no_grad()
+def test_a_method_does_what_a_plain_loop_does(name, seed):
+    rule, arguments, positions = RULES[name]
+    model = make_model({"name": name, **arguments}, seed=seed)
+    samples = make_samples(IMAGES, seed=seed)
+    out = model(**collate(samples))
+    eager = Eager(model, positions)
+    for b, (ids, labels, images) in enumerate(samples):
+        end = int((labels != -100).nonzero()[0])
+        eager.start(ids, images)
+        entered = {column: len(image) for column, image in eager.images().items()}
+        for depth in range(4):
+            rule(eager, depth, entered, end)
+            assert sum(map(len, eager.images().values())) == out.trace.visual_rows[depth][b]
+            eager.before = eager.run(depth)
+            eager.hidden = eager.before[0]
+        for column, logits in enumerate(eager.logits()):
+            if logits is not None:
+                torch.testing.assert_close(out.logits[b, column], logits, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("rows", "clusters"), [(1, 1), (9, 2), (30, 4)])
+def test_density_peaks_are_those_of_the_book(rows, clusters):
+    x = torch.randn(rows, 5)
+    found = density_peaks(x, clusters).tolist()
+    groups = [{i for i in range(rows) if found[i] == c} for c in range(clusters)]
+    assert sorted(map(sorted, groups)) == sorted(map(sorted, clusters_of(x, clusters)))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "cut"),
+    [
+        ("fastv", {"k": 2, "ratio": 0.5}, 0.474),
+        ("fastv", {"k": 2, "ratio": 0.75}, 0.707),
+        ("pyramid_drop", {}, 0.534),
+        ("vtw", {}, 0.53125),
+    ],
+)
+def test_what_the_published_settings_cut(name, arguments, cut):
+    router = routers.build(name, **arguments, text=LLAVA, grid=(24, 24))
+    assert 1 - router.share(router.strength) == pytest.approx(cut, abs=6e-4)
+    assert router.check() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("fastv", {"k": 0}, "router.k=0 must be at least 1"),
+        ("fastv", {"ratio": 1.5}, "own parameter is 1.5; it must be from 0.0 to 1.0"),
+        ("fastv", {"k": 33}, "from 0 to 32"),
+        ("fastv", {"keep": 0.05}, "its range here is 0.06 to 1.00"),
+        ("vtw", {"k": 40}, "from 0 to 32"),
+        ("sparsevlm", {"counts": [0.5]}, "gives 1 shares for router.layers=[2, 6, 15]"),
+        ("sparsevlm", {"counts": [0.5, 0.0, 0.1]}, "larger than 0 and at most 1"),
+        ("aim", {"merge": 1.5}, "own parameter is 1.5"),
+        ("aim", {"keep": 0.9}, "its range here is 0.00 to 0.6"),
+        ("pyramid_drop", {"layers": [8, 8]}, "without repeats"),
+        ("pyramid_drop", {"layers": [16, 8]}, "must be ascending"),
+    ],
+)
+def test_check_names_each_problem(name, arguments, message):
+    found = routers.build(name, **arguments, text=LLAVA, grid=(24, 24)).check()
+    assert any(message in problem for problem in found)
+
+
+def test_the_layers_of_sparsevlm_are_those_released():
+    assert [like_depths(n) for n in (32, 8, 4)] == [[2, 6, 15], [0, 1, 3], [0, 1, 2]]
+
+
+def test_a_chain_does_what_its_members_do_one_after_the_other():
+    early, late = {"name": "fastv", "k": 1, "ratio": 0.3}, {"name": "fastv", "k": 3, "ratio": 0.6}
+    samples = collate(make_samples(IMAGES))
+    both = make_model({"name": "chain", "routers": [early, late]}, seed=3)(**samples)
+    rows = both.trace.visual_rows
+    assert rows[0][0] == 16
+    assert rows[1] == rows[2] == make_model(early, seed=3)(**samples).trace.visual_rows[3]
+    assert rows[3] == make_model(late, seed=3)(**samples).trace.visual_rows[3]
+    alone = make_model({"name": "chain", "routers": [early]}, seed=3)(**samples).logits
+    assert torch.equal(alone, make_model(early, seed=3)(**samples).logits)
+    assert torch.equal(
+        make_model({"name": "chain", "routers": []}, seed=3)(**samples).logits,
+        make_model(seed=3)(**samples).logits,
+    )
+
+
+def test_two_routers_can_not_read_one_layer_that_both_cut():
+    chain = {"name": "chain", "routers": [{"name": "fastv", "k": 1}, {"name": "fastv", "k": 1}]}
+    with pytest.raises(ValueError, match="let them act after different layers"):
+        make_model(chain)(**collate(make_samples()))
+
+
+@pytest.mark.parametrize(
+    ("members", "keep", "message"),
+    [
+        (
+            [{"name": "fastv"}, {"name": "pyramid_drop"}],
+            None,
+            "FastVRouter keep, PyramidDropRouter",
+        ),
+        ([{"name": "fastv", "k": 50}], None, "router.routers[0]: The router drops rows before"),
+        ([{"name": "dpe", "keep": 0.5}], None, "which a chain has not"),
+        ([{"name": "fastv"}], 0.5, "router.keep=0.5 of a chain is not shared out"),
+    ],
+)
+def test_check_of_a_chain(members, keep, message):
+    chain = routers.build("chain", routers=members, keep=keep, text=LLAVA, grid=(24, 24))
+    assert any(message in problem for problem in chain.check())
+
+
+def test_meet_finds_a_share_that_rises_or_falls():
+    assert meet(0.25, lambda x: x * x, 0, 1) == pytest.approx(0.5)
+    assert meet(0.25, lambda x: 1 - x, 0, 1) == pytest.approx(0.75)
+    assert meet(2.0, lambda x: x, 0, 1) == pytest.approx(1.0)
+
+
+@torch.inference_mode()
+def test_the_search_of_vtw_takes_the_first_layer_that_is_good_enough():
+    model = make_model({"name": "static"}, seed=3)
+    batches = [without_labels(make_samples([0, 3], seed=s)) for s in range(2)]
+    own = model.router
+
+    def divergence(k):
+        each = []
+        for batch in batches:
+            model.router = routers.build("vtw", k=k, text=own.text, grid=own.grid)
+            whole, part = model(**batch, compress=False).logits, model(**batch).logits
+            for b, mask in enumerate(batch["attention_mask"]):
+                p, q = (x[b, int(mask.sum()) - 1].softmax(-1) for x in (part, whole))
+                each.append(float((p * (p / q).log()).sum()))
+        return sum(each) / len(each)
+
+    found = [divergence(k) for k in range(4)]
+    model.router = own
+    for eta in (min(found[1:]) * 0.99, sorted(found[1:])[1] * 1.01, max(found) * 1.01):
+        good = [k for k in range(1, 4) if found[k] <= eta]
+        assert find_layer(model, batches, eta=eta, first=1) == (good[0] if good else 4)
+    assert model.router is own

@@ -1,0 +1,192 @@
+"""Layers that do less for visual rows, against masks over full attention maps of one sample."""
+
+import pytest
+import torch
+from transformers import LlamaConfig, Qwen2Config, Qwen3Config
+
+from dpn import cost
+from dpn.budget import TextShape
+from dpn.routers.base import LayerPlan, Router, layer_macs, pairs_within
+
+from .conftest import IMAGE, collate, make_model, make_samples, without
+from .test_cost import count
+
+SIZES = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "initializer_range": 0.15,
+}
+FAMILIES = {
+    "llama": LlamaConfig(**SIZES, num_key_value_heads=4),
+    "qwen2": Qwen2Config(**SIZES, num_key_value_heads=2),
+    "qwen3": Qwen3Config(**SIZES, num_key_value_heads=2, head_dim=8),
+}
+PLANS = {
+    "nothing less": LayerPlan(),
+    "neighbours": LayerPlan(radius=1),
+    "heads": LayerPlan(heads=(1,)),
+    "no heads": LayerPlan(heads=()),
+    "ffn": LayerPlan(ffn=12),
+    "all": LayerPlan(radius=1, heads=(0,), ffn=24),
+}
+
+
+class Planned(Router):
+    """The same plan at all layers but the first."""
+
+    plan: LayerPlan | None = None
+
+    def within(self, layer, tokens, context):
+        return self.plan if layer else None
+
+
+def planned(model, plan):
+    model.router = Planned(text=model.router.text, grid=model.router.grid)
+    model.router.plan = plan
+    return model
+
+
+def naive_layer(layer, hidden, spans, plan, rotary):
+    """One sample `[n, D]` with everything computed and masks over it."""
+    n, attention = len(hidden), layer.self_attn
+    visual = torch.zeros(n, dtype=torch.bool)
+    sees = torch.ones(n, n).tril().bool()
+    for start, (height, width) in spans:
+        visual[start : start + height * width] = True
+    if plan.radius is not None:
+        sees &= ~(visual[:, None] & visual)
+        for start, (height, width) in spans:
+            for i in range(height * width):
+                for j in range(height * width):
+                    rows, columns = abs(i // width - j // width), abs(i % width - j % width)
+                    if max(rows, columns) <= plan.radius:
+                        sees[start + i, start + j] = True
+    normed = layer.input_layernorm(hidden)
+    size, group = attention.head_dim, attention.num_key_value_groups
+
+    def heads(kind):
+        made = getattr(attention, f"{kind}_proj")(normed).view(n, -1, size)
+        norm = getattr(attention, f"{kind}_norm", None)
+        made = (made if norm is None or kind == "v" else norm(made)).transpose(0, 1)
+        return made if kind == "q" else made.repeat_interleave(group, 0)
+
+    cos, sin = rotary
+
+    def rotate(x):
+        half = size // 2
+        return x * cos + torch.cat([-x[..., half:], x[..., :half]], -1) * sin
+
+    scores = rotate(heads("q")) @ rotate(heads("k")).transpose(1, 2) * attention.scaling
+    weights = scores.masked_fill(~sees, -torch.inf).softmax(-1)
+    active = torch.ones(len(weights), dtype=torch.bool)
+    if plan.heads is not None:
+        active = torch.zeros(len(weights) // group, dtype=torch.bool)
+        active[list(plan.heads)] = True
+        active = active.repeat_interleave(group)
+        weights = torch.where(active[:, None, None] | ~visual, weights, 0.0)  # after the softmax
+    out = weights @ heads("v")
+    out = torch.where(active[:, None, None] | ~visual[:, None], out, 0.0)
+    hidden = hidden + attention.o_proj(out.transpose(0, 1).flatten(1))
+    normed = layer.post_attention_layernorm(hidden)
+    units = layer.mlp.act_fn(layer.mlp.gate_proj(normed)) * layer.mlp.up_proj(normed)
+    if plan.ffn is not None:
+        units[visual, plan.ffn :] = 0
+    return hidden + layer.mlp.down_proj(units)
+
+
+@torch.no_grad()
+def naive(model, sample, plan):
+    """Logits of one sample, and the rows' places."""
+    batch = without(collate([sample]), "labels")
+    seen = {}
+
+    class Watch(Router):
+        def between(self, layer, tokens, context):
+            if layer == 0:
+                seen["tokens"] = tokens
+            return tokens
+
+    Watch.where = "pre"
+    kept, model.router = model.router, Watch(text=model.router.text, grid=model.router.grid)
+    model(**batch)
+    model.router = kept
+    tokens = seen["tokens"]
+    hidden = tokens.hidden
+    spans = [(tokens.row(s.sample, s.column) - s.rows + 1, s.grid) for s in tokens.spans]
+    cos, sin = model.language.rotary_emb(hidden[None], position_ids=torch.arange(len(hidden))[None])
+    for index, layer in enumerate(model.language.layers):
+        here = plan if index else LayerPlan()
+        hidden = naive_layer(layer, hidden, spans, here, (cos[0], sin[0]))
+    columns = [tokens.row(0, c) for c in range(len(sample[0]))]
+    return model.lm_head(model.language.norm(hidden))[columns]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", PLANS)
+def test_a_pack_equals_masked_samples(kind, family):
+    model = planned(make_model(text=FAMILIES[family]), PLANS[kind])
+    samples = make_samples()
+    batch = collate(samples)
+    got = model(**without(batch, "labels")).logits
+    for b, sample in enumerate(samples):
+        want = naive(model, sample, PLANS[kind])
+        torch.testing.assert_close(got[b, : len(want)], want, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", PLANS)
+def test_appending_equals_recomputing(kind):
+    model = planned(make_model(), PLANS[kind])
+    ids, _, images = make_samples([0])[0]
+    whole = without(collate([(ids, ids, images)]), "labels")
+    with torch.no_grad():
+        expected = model(**whole).logits[0, -2:]
+        start = model(
+            **whole | {k: whole[k][:, :-2] for k in ("input_ids", "attention_mask")}, use_cache=True
+        )
+        rest = model(
+            input_ids=whole["input_ids"][:, -2:],
+            attention_mask=whole["attention_mask"],
+            past_key_values=start.past_key_values,
+        ).logits[0]
+    torch.testing.assert_close(rest, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_gradients_are_those_of_the_masks(checkpoint):
+    plan = PLANS["all"]
+    model = planned(make_model(), plan).train()
+    model.checkpoint_layers = checkpoint
+    model(**collate(make_samples())).loss.backward()
+    layer = model.language.layers[1]
+    assert layer.mlp.up_proj.weight.grad[30].abs().max() > 0  # text rows use all units
+    for name, parameter in model.language.named_parameters():
+        assert parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize("kind", PLANS)
+def test_flops_equal_the_counter(kind):
+    plan = PLANS[kind]
+    model = planned(make_model(text=FAMILIES["llama"]), plan)
+    ids, _, images = make_samples([0])[0]
+    batch = without(collate([(ids, ids, images)]), "labels")
+    out, counted = count(lambda: model(**batch, logits_to_keep=1))
+    text = len(ids) - 1
+    expected = cost.prefill_flops(model, out.trace, [text])[0]
+    if plan.radius is not None:  # text after the image is not among the keys of visual rows
+        heads = 1 if plan.heads is None else len(plan.heads) / 4
+        after = text - int((ids == IMAGE).nonzero())
+        expected -= 3 * 4 * 16 * after * 32 * heads  # layers, visual rows, width
+    assert counted == expected
+
+
+def test_macs_of_a_plan_by_hand():
+    text = TextShape(4, 32, 32, 48, kv_heads=4)
+    n, pairs = 16, 16 * 3 * 4  # 4 x 4 rows, three lines of four
+    linear = 32 * 32 + 3 * 32 * 32 / 4 + 3 * 32 * 24  # keys in all heads, the rest in one of four
+    by_hand = n * linear + 2 * pairs * 32 / 4
+    plan = LayerPlan(radius=1, heads=(0,), ffn=24)
+    assert pairs_within(1, (4, 4)) == pairs
+    assert layer_macs(text, plan, n, pairs) == by_hand
