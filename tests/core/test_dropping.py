@@ -39,6 +39,16 @@ def test_a_method_does_what_a_plain_loop_does(name, seed):
                 torch.testing.assert_close(out.logits[b, column], logits, atol=2e-5, rtol=1e-4)
 
 
+def test_aim_ranks_a_prompt_alike_with_and_without_its_answer():
+    model = make_model({"name": "aim", "merge": 1.0, "first": 0, "steps": 3}, seed=3)
+    for seed in range(6):
+        ids, labels, images = make_samples([3], seed=seed)[0]
+        end = int((labels != -100).nonzero()[0])
+        whole = model(**collate([(ids, labels, images)])).logits[:, :end]
+        prompt = (ids[:end], labels[:end], images)
+        torch.testing.assert_close(model(**collate([prompt])).logits, whole, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize(("rows", "clusters"), [(1, 1), (9, 2), (30, 4)])
 def test_density_peaks_are_those_of_the_book(rows, clusters):
     x = torch.randn(rows, 5)
