@@ -112,7 +112,8 @@ class DecoderLayer(nn.Module):
 def _probabilities(query: Tensor, key: Tensor, place: Tensor, scaling: float) -> Tensor:
     """`[R, H, Dh]` queries at `[R]` places and `[n, Hkv, Dh]` keys to fp32 `[R, H, n]`."""
     grouped = query.float().unflatten(1, (key.shape[1], -1))  # [R, Hkv, H / Hkv, Dh]
-    scores = torch.einsum("rkgd,nkd->rkgn", grouped, key.float()).flatten(1, 2) * scaling
+    with torch.autocast(query.device.type, enabled=False):
+        scores = torch.einsum("rkgd,nkd->rkgn", grouped, key.float()).flatten(1, 2) * scaling
     hidden = torch.arange(key.shape[0], device=key.device) > place[:, None]  # [R, n]
     return scores.masked_fill(hidden[:, None], -torch.inf).softmax(-1)
 

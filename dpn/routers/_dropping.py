@@ -71,7 +71,8 @@ class DroppingRouter(Router):
         depth = layer + (self.where == "post")
         if depth not in self.shares:
             return tokens
-        left = self.reduce(tokens, self.scores(tokens, context), self.shares[depth])
+        scores = self.scores(tokens, context)
+        left = self.reduce(tokens, scores, self.shares[depth])
         record(layer, tokens, left, context)
         return left
 
@@ -123,6 +124,12 @@ def highest(scores: Sequence[Tensor], counts: Sequence[int]) -> list[np.ndarray]
         for score, count in zip(scores, counts, strict=True)
     ]
     return to_host(places)
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """`a @ b` in fp32, whatever autocast says: rows are ranked by small differences."""
+    with torch.autocast(a.device.type, enabled=False):
+        return a.float() @ b.float()
 
 
 def to_host(parts: Sequence[Tensor]) -> list[np.ndarray]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dpn.budget import TextShape
-from dpn.routers._dropping import DroppingRouter, of_images, record, to_host
+from dpn.routers._dropping import DroppingRouter, dot, of_images, record, to_host
 from dpn.routers.base import RoutingContext, Where
 from dpn.tokens import Grid, PackedTokens, Positions
 
@@ -105,7 +105,7 @@ def importance(probs: Tensor) -> Tensor:
     moves = (square.log() / TEMPERATURE).softmax(-1)
     mass = moves.new_full((moves.shape[0], 1, count), 1 / max(count, 1))
     for _ in range(STEPS):
-        mass = mass @ moves
+        mass = dot(mass, moves)
     rank = mass[:, 0].pow(2).mean(0).sqrt()
     return torch.nn.functional.pad(rank, (0, probs.shape[2] - count))
 
@@ -136,7 +136,7 @@ def matched(rows: Tensor, remove: int) -> Tensor:
     remove = min(remove, len(rows) // 2)
     target = torch.arange(len(rows), device=rows.device)
     if remove:
-        best = (unit[::2] @ unit[1::2].T).max(-1)
+        best = dot(unit[::2], unit[1::2].T).max(-1)
         source = best.values.argsort(descending=True, stable=True)[:remove]
         target[2 * source] = 2 * best.indices[source] + 1
     stays = torch.zeros_like(target).index_fill(0, target, 1)

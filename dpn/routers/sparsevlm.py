@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dpn.budget import TextShape
-from dpn.routers._dropping import DroppingRouter, mean_attention, to_host
+from dpn.routers._dropping import DroppingRouter, dot, mean_attention, to_host
 from dpn.routers.base import RoutingContext
 from dpn.tokens import Grid, PackedTokens, Positions
 
@@ -35,7 +35,7 @@ class SparseVLMRouter(DroppingRouter):
         layers: cuts stand after these; default: 2, 6 and 15 of 32, and their like elsewhere.
         counts: shares of an image's rows kept at each; default: 300, 200 and 110 of 576, the
             released counts for 192 rows on average.
-        recycle: whether dropped rows are merged.
+        recycle: whether the better ones of the dropped rows are merged.
         positions: `renumber`, as released, or `keep`.
         keep: share of visual MACs to meet instead of `counts` as they are: each is raised to one
             power, found by search (ours; the paper has four tables of counts).
@@ -146,7 +146,7 @@ def raters(context: RoutingContext) -> list[list[int]]:
             continue
         visual = [pack.hidden.narrow(0, pack.starts[i], pack.spans[i].rows) for i in places]
         words = pack.hidden[[pack.row(sample, column) for column in text]]
-        weight = (torch.cat(visual).float() @ words.float().T).softmax(-1).mean(0)  # [text]
+        weight = dot(torch.cat(visual), words.T).softmax(-1).mean(0)  # [text]
         above = (weight > weight.mean()).tolist()
         every.append([c for c, high in zip(text, above, strict=True) if high] or text)
     return every
@@ -166,7 +166,7 @@ def density_peaks(rows: Tensor, clusters: int) -> Tensor:
     near = distance.topk(clusters, largest=False).values
     density = (-near.pow(2).mean(-1)).exp()
     denser = density[None, :] > density[:, None]
-    apart = distance.masked_fill(~denser, float(distance.max())).min(-1).values
+    apart = torch.where(denser, distance, distance.max()).min(-1).values
     centres = (apart * density).topk(clusters).indices
     cluster = distance[centres].argmin(0)
     cluster[centres] = torch.arange(clusters, device=rows.device)

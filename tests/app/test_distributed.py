@@ -21,6 +21,7 @@ LOSSES = {
     "hinge": ["loss=hinge"],
     "policy": ["loss=policy", "router.keep=0.6"],
     "budget": ["loss=budget", "router.keep=0.6", "router.reduce=conv", *VARIED],
+    "attention": ["router=pyramid_drop", *VARIED],
 }
 ZERO = "trainer.strategy.config.zero_optimization"
 ENGINES = {

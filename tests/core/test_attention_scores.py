@@ -4,7 +4,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
+from dpn.decoder.layer import _probabilities
 from dpn.routers import Router
+from dpn.routers._dropping import dot
 
 from .conftest import collate, make_model, make_samples
 
@@ -63,3 +65,13 @@ def test_attention_without_separate_projections_is_refused():
     del model.language.layers[0].self_attn.q_proj
     with pytest.raises(ValueError, match="has no q_proj and k_proj"):
         asked(model, collate(make_samples()))
+
+
+def test_probabilities_are_computed_in_fp32_under_autocast():
+    query, key = torch.randn(3, 4, 16), torch.randn(9, 2, 16)
+    place = torch.tensor([2, 5, 8])
+    plain = _probabilities(query, key, place, 0.25)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(_probabilities(query, key, place, 0.25), plain)
+        product = dot(query[0], query[0].T)
+    assert torch.equal(product, query[0] @ query[0].T)

@@ -10,7 +10,7 @@ from dpn.routers.vtw import find_layer
 
 from .conftest import collate, make_model, make_samples
 from .eager import RULES, Eager, clusters_of
-from .test_router_contracts import without_labels
+from .test_router_contracts import config_of, without_labels
 
 LLAVA = TextShape(32, 4096, 4096, 11008)
 IMAGES = [0, 3, 4]  # samples whose images all stand in the instruction
@@ -91,6 +91,15 @@ def test_what_the_published_settings_cut(name, arguments, cut):
 def test_check_names_each_problem(name, arguments, message):
     found = routers.build(name, **arguments, text=LLAVA, grid=(24, 24)).check()
     assert any(message in problem for problem in found)
+
+
+def test_the_released_counts():
+    qwen = TextShape(28, 3584, 512, 18944)
+    aim = routers.build("aim", text=qwen, grid=(24, 24))
+    assert aim.rows(aim.strength) == [144] * 15 + [126, 108, 90, 72, 54, 36, 18] + [0] * 6
+    config = {**config_of("sparsevlm"), "recycle": False}
+    sparse = routers.build(**config, text=LLAVA, grid=(24, 24))
+    assert sparse.rows(sparse.strength) == [576] * 3 + [300] * 4 + [200] * 9 + [110] * 16
 
 
 def test_the_layers_of_sparsevlm_are_those_released():

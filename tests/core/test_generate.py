@@ -14,6 +14,7 @@ ROUTERS = [
     {"name": "dpe", "layers": [0, 2], "min_rows": 1},
     {"name": "dpe", "layers": [0, 2], "min_rows": 1, "positions": "keep"},
     {"name": "dpe", "layers": [0, 2], "min_rows": 1, "token": "last"},
+    {"name": "fastv", "k": 1},
 ]
 NEW = 6
 
