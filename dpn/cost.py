@@ -67,7 +67,8 @@ def prefill_flops(model: Any, trace: Trace, text_columns: Sequence[int]) -> list
     for b, text in enumerate(text_columns):
         rows = [layer[b] + text for layer in trace.visual_rows]
         flops = decoder_flops(rows, config) + head_flops(1, config)
-        for grid in trace.tower_grids[b]:
-            flops += model.vision.flops(grid) + model.projector.flops(grid)
+        for grid, after in zip(trace.tower_grids[b], trace.grids[b], strict=True):
+            flops += model.vision.flops(model.projector.seen(grid))
+            flops += model.projector.flops(grid, after)
         per_sample.append(flops)
     return per_sample

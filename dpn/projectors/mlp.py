@@ -5,7 +5,7 @@ from torch import nn
 
 from dpn.projectors.base import Projector
 from dpn.tokens import Grid
-from dpn.vision.base import VisualFeatures
+from dpn.vision._features import VisualFeatures
 
 
 class MLPProjector(Projector):
@@ -22,7 +22,7 @@ class MLPProjector(Projector):
         super().__init__(input_size=input_size, output_size=output_size, grid=grid)
         self.layers = mlp(input_size, output_size, depth, gain)
 
-    def flops(self, grid: Grid) -> int:
+    def flops(self, grid: Grid, after: Grid) -> int:
         """See `Projector.flops`."""
         return mlp_flops(self.layers, grid[0] * grid[1])
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from dpn.projectors.base import Projector
 from dpn.projectors.mlp import mlp, mlp_flops
 from dpn.tokens import Grid, pool_grid, pooled_grid
-from dpn.vision.base import VisualFeatures
+from dpn.vision._features import VisualFeatures
 
 
 class PooledProjector(Projector):
@@ -48,7 +48,7 @@ class PooledProjector(Projector):
             return pooled_grid(grid, self.kernel)
         return smallest_grid(grid, self.keep)
 
-    def flops(self, grid: Grid) -> int:
+    def flops(self, grid: Grid, after: Grid) -> int:
         """See `Projector.flops`."""
         return mlp_flops(self.layers, grid[0] * grid[1])
 
