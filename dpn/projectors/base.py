@@ -20,10 +20,12 @@ class Projector(nn.Module):
 
     Attributes:
         needs: what it needs of the tower besides tokens.
+        adaptive: whether the number of rows depends on what an image shows.
     """
 
     keep: float | None = None
     needs: Needs = Needs()
+    adaptive: bool = False
 
     def __init__(self, *, input_size: int, output_size: int, grid: Grid):
         super().__init__()
