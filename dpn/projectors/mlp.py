@@ -31,11 +31,17 @@ class MLPProjector(Projector):
         return VisualFeatures(self.layers(features.tokens), features.grids)
 
 
-def mlp(input_size: int, output_size: int, depth: int, gain: float) -> nn.Sequential:
-    """`depth` linear layers with GELUs between them; see `MLPProjector`."""
-    layers: list[nn.Module] = [nn.Linear(input_size, output_size)]
+def mlp(
+    input_size: int,
+    output_size: int,
+    depth: int,
+    gain: float = 1.0,
+    linear: type[nn.Linear] = nn.Linear,
+) -> nn.Sequential:
+    """`depth` layers of a class `linear` with GELUs between them; see `MLPProjector`."""
+    layers: list[nn.Module] = [linear(input_size, output_size)]
     for _ in range(depth - 1):
-        layers += [nn.GELU(), nn.Linear(output_size, output_size)]
+        layers += [nn.GELU(), linear(output_size, output_size)]
     made = nn.Sequential(*layers)
     with torch.no_grad():
         for parameter in made.parameters():

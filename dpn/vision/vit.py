@@ -72,11 +72,11 @@ class ViT(Transformer):
         return self.split_cls(self.model.layernorm(hidden), extras)
 
 
-def sincos_positions(grid: Grid, width: int) -> Tensor:
+def sincos_positions(grid: Grid, width: int, base: float = 1000) -> Tensor:
     """2-D sine-cosine embeddings (MoCo v3, arXiv 2104.02057), half of the width per axis, `[h * w,
-    C]`.
+    C]`; `base` sets the longest wave.
     """
-    frequency = 1000 ** (-torch.arange(width // 4) / (width // 4))
+    frequency = base ** (-torch.arange(width // 4) / (width // 4))
     rows, columns = torch.meshgrid(*(torch.arange(n) for n in grid), indexing="ij")
     angles = [place.flatten()[:, None] * frequency for place in (rows, columns)]
     every = torch.cat([wave for a in angles for wave in (a.sin(), a.cos())], dim=1)

@@ -23,7 +23,13 @@ CASES = SETTINGS | {
 #: One case of each method, with half of the tokens where that can be asked for.
 METHODS = {name: f"{name}, half" if f"{name}, half" in CASES else name for name in SETTINGS}
 #: Where 0.5 of a 24 x 24 grid is not to be had: what is nearest to it, or not below.
-NEAREST = {"downsample": (17 / 24) ** 2}
+NEAREST = {
+    "downsample": (17 / 24) ** 2,
+    "matryoshka_pool": 0.25,
+    "token_packer": 0.25,
+    "query_conv": 0.25,
+    "matryoshka_query": 256 / 576,  # it has no more queries
+}
 
 
 def settings_of(case):
