@@ -100,7 +100,7 @@ def test_divprune():
     given = features()
     expected = []
     for tokens, *_ in one_by_one(given):
-        rows = projector.layers(tokens)
+        rows = projector.layers(tokens).detach()
         n = len(rows)
         apart = [[1 - float(F.cosine_similarity(a, b, dim=0)) for b in rows] for a in rows]
         first = [min(apart[i][j] for j in range(n) if j != i) for i in range(n)]
@@ -237,7 +237,7 @@ def test_matryoshka_pool_averages_regions(kernel):
     for (tokens, *_), grid, made in zip(
         one_by_one(given), GRIDS, projector(given).per_image(), strict=True
     ):
-        rows = projector.layers(tokens)
+        rows = projector.layers(tokens).detach()
         regions = cells_of_regions(grid, kernel)
         torch.testing.assert_close(made, torch.stack([rows[cells].mean(0) for cells in regions]))
 
@@ -346,3 +346,46 @@ def test_matryoshka_query(rows):
         queries = norm_q(projector.queries + projector.positions)[: rows or 9]
         wanted = [attend(projector.attention, q, norm_k(places), norm_v(tokens)) for q in queries]
         torch.testing.assert_close(got, torch.stack(wanted) @ projector.output)
+
+
+def test_dfmr_pools_plain_images_more():
+    given = features()
+    plain = torch.cat([(0.2 + i) / 3 * t for i, t in enumerate(given.tokens.split([20, 9, 20, 2]))])
+    given = VisualFeatures(plain, GRIDS)
+    threshold = 0.5
+    projector = build("dfmr", kernels=[2, 3], threshold=threshold)
+    expected, sides = [], []
+    for tokens, grid in zip(given.per_image(), GRIDS, strict=True):
+        side = 1
+        for kernel in (2, 3):
+            regions = cells_of_regions(grid, kernel)
+            spread = [tokens[cells].std(0, correction=0).mean() for cells in regions]
+            if sum(spread) / len(spread) <= threshold:
+                side = kernel
+        sides.append(side)
+        expected.append(torch.stack([tokens[c].mean(0) for c in cells_of_regions(grid, side)]))
+    assert set(sides) >= {1, 3}
+    check(projector, given, expected)
+
+
+@pytest.mark.parametrize("kind", ["sti", "sci", "dci"])
+def test_dense_connector(kind):
+    projector = build("dense_connector", kind=kind)
+    given = features(layers=24 if kind == "dci" else 2)
+    assert [round(24 * share) for share in projector.needs.layers] == (
+        list(range(24)) if kind == "dci" else [7, 15]
+    )
+    expected = []
+    for tokens, *_, layers in one_by_one(given):
+        rows = list(tokens)
+        if kind == "sti":
+            for state in (0, 1):
+                runs = range(0, len(tokens), 8)
+                rows += [layers[start : start + 8, state].mean(0) for start in runs]
+        elif kind == "sci":
+            rows = [torch.cat([r, s[0], s[1]]) for r, s in zip(rows, layers, strict=True)]
+        else:
+            means = [(s[:12].mean(0), s[12:].mean(0)) for s in layers]
+            rows = [torch.cat([r, *m]) for r, m in zip(rows, means, strict=True)]
+        expected.append(torch.stack(rows))
+    check(projector, given, expected)
