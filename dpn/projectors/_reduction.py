@@ -1,12 +1,13 @@
 """What projectors that leave fewer tokens share."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 from dpn.projectors.base import Projector
 from dpn.projectors.mlp import mlp, mlp_flops
@@ -102,7 +103,7 @@ def by_grid(
 def chosen(group: ImageGroup, index: Tensor) -> list[Rows]:
     """The tokens `[S, m]` of a group that are kept, as they are."""
     rows = take(group.tokens, index)
-    owners = inverse(index, group.cells)
+    owners = on_host(inverse(index, group.cells))
     return [Rows(x, (1, len(x)), o) for x, o in zip(rows, owners, strict=True)]
 
 
@@ -111,12 +112,17 @@ def take(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
 
 
-def inverse(index: Tensor, cells: int) -> np.ndarray:
+def inverse(index: Tensor, cells: int) -> Tensor:
     """Which of the rows that were taken from places `[S, m]` holds each cell, `[S, cells]`."""
-    places = index.cpu().numpy()
-    owner = np.full((len(places), cells), -1, dtype=np.int64)
-    np.put_along_axis(owner, places, np.arange(places.shape[1])[None], axis=1)
-    return owner
+    row = torch.arange(index.shape[1], device=index.device).expand_as(index)
+    return index.new_full((len(index), cells), -1).scatter(1, index, row)
+
+
+def on_host(owners: Tensor) -> Sequence[np.ndarray | None]:
+    """`[S, cells]` as the owners of S images; unknown where a plan works without values."""
+    if isinstance(owners, FakeTensor):
+        return [None] * len(owners)
+    return list(owners.cpu().numpy())
 
 
 def context_of(features: VisualFeatures) -> ImageContext:

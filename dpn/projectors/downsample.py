@@ -48,11 +48,16 @@ class DownsampleProjector(ReducingProjector):
         """
         super().fit(tower)
         size = (tower.image_size,) * 2
-        if tower.grid_of(*self._size(size, tower.grid)) != self.seen(tower.grid):
-            raise ValueError(
-                f"projector.keep={self.keep} can not be reached by this vision tower, which sees a"
-                " smaller image at the same grid; take a larger keep, or projector=pooled."
-            )
+        problem = "the tower sees it at the same grid as a larger one."
+        try:
+            if tower.grid_of(*self._size(size, tower.grid)) == self.seen(tower.grid):
+                return
+        except ValueError as error:
+            problem = str(error)
+        raise ValueError(
+            f"projector.keep={self.keep} asks this vision tower for a smaller image that it can not"
+            f" take; change keep, or take projector=pooled: {problem}"
+        )
 
     def _size(self, size: tuple[int, int], grid: Grid) -> tuple[int, int]:
         """Height and width of the copy of an image of a size and a grid."""

@@ -4,12 +4,11 @@
 
 from typing import ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dpn.projectors._reduction import ReducingProjector, Rows, by_grid, inverse
+from dpn.projectors._reduction import ReducingProjector, Rows, by_grid, inverse, on_host
 from dpn.tokens import Grid
 from dpn.vision._features import ImageGroup, Needs, VisualFeatures
 
@@ -112,7 +111,6 @@ def merge(tokens: Tensor, keys: Tensor, attention: Tensor, kept: Tensor, neighbo
     merged = tokens[kept] + weighed[near].sum(1)
     rest = torch.ones_like(attention).index_fill(0, kept, 0).to(tokens.dtype)
     last = (weighed * rest[:, None]).sum(0, keepdim=True)
-    owner = inverse(kept[None], cells)[0]
-    return Rows(
-        torch.cat([merged, last]), (1, len(kept) + 1), np.where(owner < 0, len(kept), owner)
-    )
+    owner = inverse(kept[None], cells)
+    (host,) = on_host(torch.where(owner < 0, len(kept), owner))
+    return Rows(torch.cat([merged, last]), (1, len(kept) + 1), host)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dpn.projectors._reduction import ReducingProjector, Rows, by_grid, take
+from dpn.projectors._reduction import ReducingProjector, Rows, by_grid, on_host, take
 from dpn.tokens import Grid
 from dpn.vision._features import ImageGroup, Needs, VisualFeatures
 from dpn.vision.base import VisionTower
@@ -113,7 +113,7 @@ class VisionZipProjector(ReducingProjector):
         places = torch.cat([top, rest[:, anchors], rest[:, others]], 1)
         row = torch.arange(1, dominant + contextual, device=top.device).expand(len(top), -1)
         row = torch.cat([row, target + dominant], 1)
-        owners = torch.full_like(order, -1).scatter(1, places, row).cpu().numpy()
+        owners = on_host(torch.full_like(order, -1).scatter(1, places, row))
         return [Rows(x, (1, len(x)), o) for x, o in zip(tokens, owners, strict=True)]
 
 
