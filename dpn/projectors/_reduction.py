@@ -78,7 +78,7 @@ class ReducingProjector(Projector):
     def check(self) -> list[str]:
         """A keep outside (0, 1], or none where there has to be one."""
         if self.keep is None:
-            missing = "projector.keep is null; give it, e.g. projector.keep=0.5."
+            missing = "`projector.keep` is null; give it, e.g. projector.keep=0.5."
             return [missing] if self.needs_keep else []
         if 0 < self.keep <= 1:
             return []

@@ -105,6 +105,18 @@ MISTAKES = {
         "projector=pooled": "",
         "projector.keep=2.0": "projector.keep=2.0 must be",
     },
+    "projector without the keep it needs": {
+        "projector=random": "",
+        "projector.keep=null": "`projector.keep` is null; give it",
+    },
+    "projector that needs more than the tower gives": {
+        "model=llava_hr_tiny": "",
+        "projector=visionzip": "which CLIPConvNeXt does not give; take a model whose vision tower",
+    },
+    "image that the tower can not take": {
+        "model=llava_hr_tiny": "",
+        "projector=downsample": "projector.keep=0.5 asks this vision tower for a smaller image",
+    },
     "keep out of reach": {"router.keep=0.02": "router.keep=0.02 can not be reached by this router"},
     "hinge with keep": {"loss=hinge": "`loss=hinge` has its own target", "router.keep=0.6": ""},
     "budget without keep": {"loss=budget": "`loss=budget` steers to router.keep, which is null"},

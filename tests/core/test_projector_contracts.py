@@ -70,20 +70,34 @@ def test_rows_are_those_of_grid_after_and_every_sample_is_as_if_alone(case):
 
 
 @pytest.mark.parametrize("case", METHODS.values())
-def test_owners_name_rows_that_exist(case):
+def test_owners_and_the_positions_that_follow_from_them(case):
     model = model_of(case)
     model.router.positions = "keep"
-    trace = model(**collate(make_samples())).trace
     pack, seen = model._pack, []
     model._pack = lambda *inputs: seen.append(pack(*inputs)) or seen[0]
-    model(**collate(make_samples()))
+    batch = collate(make_samples())
+    trace = model(**batch).trace
     every = [grid for grids in trace.tower_grids for grid in grids]
+    spans = iter(seen[0].spans)
     for span, grid in zip(seen[0].spans, every, strict=True):
         assert span.owner.shape == (span.source[0] * span.source[1],)
         assert span.owner.min() >= -1
         assert span.owner.max() < span.rows
         assert span.source in (model.projector.seen(grid), span.grid)
-    assert len(seen[0].positions) == sum(seen[0].lengths)
+    expected = []
+    for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
+        position = 0
+        for token in ids[mask.bool()].tolist():
+            cells = 1
+            if token == model.config.image_token_id:
+                span = next(spans)
+                cells = span.source[0] * span.source[1]
+                first = {r: c for c, r in reversed(list(enumerate(span.owner))) if r >= 0}
+                expected += [position + first.get(row, 0) for row in range(span.rows)]
+            else:
+                expected.append(position)
+            position += cells
+    assert seen[0].positions.tolist() == expected
 
 
 @pytest.mark.parametrize("case", METHODS.values())
