@@ -257,9 +257,10 @@ def test_mistakes_are_told():
     ]
     assert any("plan.samples=N" in p for p in problems(*unknown))
     assert any("data.global_batch=7" in p for p in problems("data.global_batch=7"))
-    assert any("projector=prumerge" in p for p in problems("projector=prumerge"))
+    assert any("projector=dfmr" in p for p in problems("projector=dfmr"))
 
 
+@pytest.mark.slow
 def test_a_projector_that_chooses_by_content_can_be_planned():
     shares = [
         front.plan(composed("router=none", *options))[1]["time/step_flops"]
