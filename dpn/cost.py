@@ -91,7 +91,8 @@ def prefill_flops(model: Any, trace: Trace, text_columns: Sequence[int]) -> list
             layer_flops(text, rows[b], pairs[b], plan, config)
             for rows, pairs, plan in zip(trace.visual_rows, trace.pairs, trace.plans, strict=True)
         )
-        for grid in trace.tower_grids[b]:
-            flops += model.vision.flops(grid) + model.projector.flops(grid)
+        for grid, after in zip(trace.tower_grids[b], trace.grids[b], strict=True):
+            flops += model.vision.flops(model.projector.seen(grid))
+            flops += model.projector.flops(grid, after)
         per_sample.append(flops)
     return per_sample

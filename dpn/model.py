@@ -4,7 +4,7 @@ layers.
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,8 +24,10 @@ from dpn.decoder.layer import build_language
 from dpn.decoder.loop import append, prefill
 from dpn.distributed import connect, several_processes
 from dpn.host_batch import IGNORE, HostBatch, ends
+from dpn.keyed import mix
 from dpn.routers.base import Router, RoutingContext, Trace
-from dpn.tokens import Grid, PackedTokens, pack
+from dpn.tokens import Grid, PackedTokens, Source, pack
+from dpn.vision._features import ImageContext, VisualFeatures
 
 #: Arguments of `forward` that belong to images and are read at prefill only.
 IMAGE_INPUTS = ("pixel_values", "image_sizes", "image_sample")
@@ -114,6 +116,7 @@ class DPNForConditionalGeneration(PreTrainedModel, GenerationMixin):
             output_size=text.hidden_size,
             grid=self.vision.grid,
         )
+        self.projector.fit(self.vision)
         with init_empty_weights() if empty_language else nullcontext():
             self.language = build_language(text)
             self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
@@ -215,7 +218,7 @@ class DPNForConditionalGeneration(PreTrainedModel, GenerationMixin):
         cache = past_key_values
         if cache is None and use_cache:
             cache = RaggedCache()
-        tokens, trace = self._pack(input_ids, host, pixel_values, image_sizes, image_sample)
+        trace = Trace((), ())
         context = RoutingContext(
             instruction=host.instruction,
             router_columns=host.columns_with(self.config.router_token_id),
@@ -225,6 +228,8 @@ class DPNForConditionalGeneration(PreTrainedModel, GenerationMixin):
             step=int(step),
             trace=trace,
         )
+        images = (pixel_values, image_sizes, image_sample)
+        tokens = self._pack(input_ids, host, context, *images)
         tokens = prefill(
             self.language,
             self.router if compress else Router(text=self.router.text, grid=self.router.grid),
@@ -248,11 +253,12 @@ class DPNForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self,
         input_ids: Tensor,
         host: HostBatch,
+        context: RoutingContext,
         pixel_values: Tensor | None,
         image_sizes: Tensor | None,
         image_sample: Tensor | None,
-    ) -> tuple[PackedTokens, Trace]:
-        """Embed text, encode images, and put both into one pack."""
+    ) -> PackedTokens:
+        """Embed text, encode images, and put both into one pack; their grids go into the trace."""
         batch = len(host.ids)
         is_image = host.mask & (host.ids == self.config.image_token_id)
         places = [(int(b), int(c)) for b, c in np.argwhere(is_image)]
@@ -275,30 +281,42 @@ class DPNForConditionalGeneration(PreTrainedModel, GenerationMixin):
         visual: Sequence[Tensor] = ()
         grids: tuple[Grid, ...] = ()
         tower_grids: tuple[Grid, ...] = ()
+        sources: list[Source | None] = []
         if pixel_values is not None and images:
             if image_sizes is None:
                 sizes = [(pixel_values.shape[2], pixel_values.shape[3])] * images
             else:
                 sizes = [(h, w) for h, w in image_sizes.tolist()]
-            features = self.vision.features(pixel_values.to(self.dtype), sizes)
-            tower_grids = features.grids
-            features = self.projector(features)
+            tower_grids = tuple(self.vision.grid_of(*size) for size in sizes)
+            seen = image_context(text, text_index, host.ids.shape[1], owners, context)
+            features = self._project(pixel_values, sizes, tower_grids, seen)
             visual, grids = features.per_image(), features.grids
             visual = [rows.to(text.dtype) for rows in visual]
+            sources = [
+                None if owner is None else (owner, self.projector.seen(grid))
+                for owner, grid in zip(features.owners or [None] * images, tower_grids, strict=True)
+            ]
         elif several_processes() or (self.training and torch.is_grad_enabled()):  # see `connect`
             size = self.vision.image_size
-            blank = self.vision.features(text.new_zeros(1, 3, size, size), [(size, size)])
-            text = connect(text, [self.projector(blank).tokens])
-        tokens = pack(text, host.mask, places, visual, grids, self.router.positions)
+            nothing = ImageContext((text.new_zeros(1, text.shape[1]),), np.zeros(1, np.uint64))
+            blank = text.new_zeros(1, 3, size, size)
+            features = self._project(blank, [(size, size)], (self.vision.grid,), nothing)
+            text = connect(text, [features.tokens])
+        context.trace.tower_grids = by_sample(tower_grids, owners, batch)
+        context.trace.grids = by_sample(grids, owners, batch)
+        return pack(text, host.mask, places, visual, grids, self.router.positions, sources)
 
-        def by_sample(every: Sequence[Grid]) -> tuple[tuple[Grid, ...], ...]:
-            mine = [
-                [g for g, owner in zip(every, owners, strict=True) if owner == b]
-                for b in range(batch)
-            ]
-            return tuple(map(tuple, mine))
-
-        return tokens, Trace(by_sample(tower_grids), by_sample(grids))
+    def _project(
+        self,
+        pixel_values: Tensor,
+        sizes: list[tuple[int, int]],
+        grids: tuple[Grid, ...],
+        context: ImageContext,
+    ) -> VisualFeatures:
+        """Images to visual tokens, by way of the tower."""
+        shown, sizes = self.projector.show(pixel_values.to(self.dtype), sizes, grids)
+        features = self.vision.features(shown, sizes)
+        return self.projector(replace(features, context=context))
 
     def _head(self, hidden: Tensor) -> Tensor:
         """`[n, D]` rows after the last layer to logits."""
@@ -417,6 +435,39 @@ class DPNForConditionalGeneration(PreTrainedModel, GenerationMixin):
             expand_size, is_encoder_decoder, input_ids, **model_kwargs
         )
         return input_ids, {**model_kwargs, **images}
+
+
+def by_sample(
+    grids: Sequence[Grid], owners: Sequence[int], batch: int
+) -> tuple[tuple[Grid, ...], ...]:
+    """The grids of each sample's images, given those of all images."""
+    return tuple(
+        tuple(g for g, owner in zip(grids, owners, strict=True) if owner == b) for b in range(batch)
+    )
+
+
+def image_context(
+    text: Tensor, text_index: np.ndarray, width: int, owners: Sequence[int], context: RoutingContext
+) -> ImageContext:
+    """What a projector may look at.
+
+    Args:
+        text: `[n, D]` embeddings.
+        text_index: `[n]` places of those in the flat `[B, width]` ids.
+        width: columns of the ids.
+        owners: `[I]` whose image it is, ascending.
+        context: of the samples.
+    """
+    edges = [b * width + np.array(context.instruction[b]) for b in owners]
+    rows = np.searchsorted(text_index, np.reshape(edges, (-1, 2)))
+    place = np.array([owners[:i].count(b) for i, b in enumerate(owners)], dtype=np.uint64)
+    return ImageContext(
+        tuple(text[first:end] for first, end in rows.tolist()),
+        context.keys[list(owners)].astype(np.uint64) ^ mix(place),
+        context.training,
+        context.seed,
+        context.step,
+    )
 
 
 def _spread(logits: Tensor, valid: np.ndarray) -> Tensor:

@@ -68,7 +68,16 @@ def plan(request: Request) -> tuple[dict[str, Memory], dict[str, Any]]:
     machine, setup = Machine(**build.plain(config.plan)), setup_of(config)
     text, text_from = text_rows(config, machine)
     samples, samples_from = epoch_samples(config, machine)
-    rehearsal, longest = Rehearsal(build.module_on_meta(config)), longest_text(config)
+    module, longest = build.module_on_meta(config), longest_text(config)
+    if module.model.projector.adaptive:
+        raise ConfigError(
+            [
+                f"`projector={config.projector.name}` leaves as many rows as an image has to show,"
+                " which no plan knows; set projector.keep where it has one, or plan projector=mlp,"
+                " which needs more."
+            ]
+        )
+    rehearsal = Rehearsal(module)
     memory = {
         "average samples": rehearsal.memory(setup, text),
         "longest samples": rehearsal.memory(setup, longest),

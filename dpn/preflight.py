@@ -88,6 +88,7 @@ def _fit_model(config: Node) -> list[str]:
             )
             if problems := projector.check():
                 return problems
+            projector.fit(tower)
             router = routers.build(
                 **config["router"],
                 text=TextShape.of(text_config),

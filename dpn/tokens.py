@@ -20,6 +20,8 @@ Grid = tuple[int, int]
 Kernel = tuple[int, int]
 Positions = Literal["renumber", "keep"]
 Reduce = Literal["max", "avg"]
+#: `[cells]` which row holds each cell of the vision tower, -1 if none does; and their grid.
+Source = tuple[np.ndarray, Grid]
 
 
 def pooled_grid(grid: Grid, kernel: Kernel) -> Grid:
@@ -30,7 +32,7 @@ def pooled_grid(grid: Grid, kernel: Kernel) -> Grid:
 
 
 @lru_cache(maxsize=4096)
-def _window_of_row(grid: Grid, kernel: Kernel) -> np.ndarray:
+def window_of_row(grid: Grid, kernel: Kernel) -> np.ndarray:
     """Which pooled row each row of a grid falls into, [h * w]."""
     rows, columns = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
     return rows // kernel[0] * pooled_grid(grid, kernel)[1] + columns // kernel[1]
@@ -70,9 +72,12 @@ class Span:
     source: Grid
 
     @classmethod
-    def start(cls, sample: int, image: int, column: int, grid: Grid) -> "Span":
-        """A span whose every cell has its own row."""
-        return cls(sample, image, column, grid, _window_of_row(grid, (1, 1)), grid)
+    def start(
+        cls, sample: int, image: int, column: int, grid: Grid, source: Source | None = None
+    ) -> "Span":
+        """The rows that a projector left of an image; by default every row is a cell."""
+        owner, cells = source or (window_of_row(grid, (1, 1)), grid)
+        return cls(sample, image, column, grid, owner, cells)
 
     @property
     def rows(self) -> int:
@@ -278,7 +283,7 @@ class PackedTokens:
                 rows = rows * scale[members].to(rows.dtype)[:, None, None, None]
             for i, pooled in zip(members, rows.flatten(1, 2).unbind(), strict=True):
                 visual[i] = pooled
-                spans[i] = spans[i].regroup(pooled_grid(grid, kernel), _window_of_row(grid, kernel))
+                spans[i] = spans[i].regroup(pooled_grid(grid, kernel), window_of_row(grid, kernel))
         return self._with_visual(pieces, visual, spans)
 
     def merge(self, targets: Sequence[np.ndarray]) -> "PackedTokens":
@@ -356,6 +361,7 @@ def pack(
     visual: Sequence[Tensor],
     grids: Sequence[Grid],
     numbering: Positions = "renumber",
+    sources: Sequence[Source | None] | None = None,
 ) -> PackedTokens:
     """Put text embeddings and visual tokens into one pack.
 
@@ -367,6 +373,7 @@ def pack(
         visual: `[h * w, D]` visual tokens of every image.
         grids: height and width of every image's tokens.
         numbering: see `PackedTokens`.
+        sources: see `Span.start`, of every image.
 
     Raises:
         ValueError: if a sample is all padding or has padding in its middle.
@@ -387,9 +394,12 @@ def pack(
     mixed = [runs[0]]
     for rows, run in zip(visual, runs[1:], strict=True):
         mixed += [rows, run]
+    sources = sources or [None] * len(grids)
     spans = tuple(
-        Span.start(sample, image, column, grid)
-        for image, ((sample, column), grid) in enumerate(zip(image_columns, grids, strict=True))
+        Span.start(sample, image, column, grid, source)
+        for image, ((sample, column), grid, source) in enumerate(
+            zip(image_columns, grids, sources, strict=True)
+        )
     )
     return PackedTokens(
         hidden=torch.cat(mixed) if visual else text,

@@ -1,9 +1,10 @@
 """What every projector is."""
 
-from torch import nn
+from torch import Tensor, nn
 
 from dpn.tokens import Grid
-from dpn.vision.base import VisualFeatures
+from dpn.vision._features import Needs, VisualFeatures
+from dpn.vision.base import VisionTower
 
 
 class Projector(nn.Module):
@@ -16,24 +17,57 @@ class Projector(nn.Module):
         input_size: C, width of the vision tower's tokens.
         output_size: D, width of the decoder.
         grid: of the vision tower's tokens for an image of its native size.
+
+    Attributes:
+        needs: what it needs of the tower besides tokens.
+        adaptive: whether the number of rows depends on what an image shows.
     """
 
     keep: float | None = None
+    needs: Needs = Needs()
+    adaptive: bool = False
 
     def __init__(self, *, input_size: int, output_size: int, grid: Grid):
         super().__init__()
         self.input_size, self.output_size, self.grid = input_size, output_size, grid
 
     def grid_after(self, grid: Grid) -> Grid:
-        """The grid that is left of a tower's grid."""
+        """The grid that is left of a tower's grid, 1 x n if it is none; the largest one where it
+        depends on the image, the one of evaluation where training draws it.
+        """
         return grid
+
+    def fit(self, tower: VisionTower) -> None:
+        """Ask the tower for what is needed.
+
+        Raises:
+            ValueError: if it does not have it.
+        """
+        tower.ask(self.needs)
+
+    def seen(self, grid: Grid) -> Grid:
+        """The grid at which the tower sees an image whose full size has `grid`."""
+        return grid
+
+    def show(
+        self, pixel_values: Tensor, sizes: list[tuple[int, int]], grids: tuple[Grid, ...]
+    ) -> tuple[Tensor, list[tuple[int, int]]]:
+        """What the tower sees instead of images `[I, 3, Hmax, Wmax]`, each of a size in pixels and
+        a grid.
+        """
+        return pixel_values, sizes
 
     def forward(self, features: VisualFeatures) -> VisualFeatures:
         """Tokens of width C to tokens of width D."""
         raise TypeError(f"{type(self).__name__} does not project")
 
-    def flops(self, grid: Grid) -> int:
-        """FLOPs (FMA = 2) of one image whose tower tokens form `grid`."""
+    def flops(self, grid: Grid, after: Grid) -> int:
+        """FLOPs (FMA = 2) of one image.
+
+        Args:
+            grid: of its full size in the tower.
+            after: of the tokens that were left.
+        """
         raise TypeError(f"{type(self).__name__} does not count its FLOPs")
 
     def check(self) -> list[str]:

@@ -5,7 +5,7 @@ from torch import nn
 
 from dpn.projectors.base import Projector
 from dpn.tokens import Grid
-from dpn.vision.base import VisualFeatures
+from dpn.vision._features import VisualFeatures
 
 
 class MLPProjector(Projector):
@@ -22,7 +22,7 @@ class MLPProjector(Projector):
         super().__init__(input_size=input_size, output_size=output_size, grid=grid)
         self.layers = mlp(input_size, output_size, depth, gain)
 
-    def flops(self, grid: Grid) -> int:
+    def flops(self, grid: Grid, after: Grid) -> int:
         """See `Projector.flops`."""
         return mlp_flops(self.layers, grid[0] * grid[1])
 
@@ -31,11 +31,17 @@ class MLPProjector(Projector):
         return VisualFeatures(self.layers(features.tokens), features.grids)
 
 
-def mlp(input_size: int, output_size: int, depth: int, gain: float) -> nn.Sequential:
-    """`depth` linear layers with GELUs between them; see `MLPProjector`."""
-    layers: list[nn.Module] = [nn.Linear(input_size, output_size)]
+def mlp(
+    input_size: int,
+    output_size: int,
+    depth: int,
+    gain: float = 1.0,
+    linear: type[nn.Linear] = nn.Linear,
+) -> nn.Sequential:
+    """`depth` layers of a class `linear` with GELUs between them; see `MLPProjector`."""
+    layers: list[nn.Module] = [linear(input_size, output_size)]
     for _ in range(depth - 1):
-        layers += [nn.GELU(), nn.Linear(output_size, output_size)]
+        layers += [nn.GELU(), linear(output_size, output_size)]
     made = nn.Sequential(*layers)
     with torch.no_grad():
         for parameter in made.parameters():

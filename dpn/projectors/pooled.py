@@ -2,18 +2,18 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
-import torch
+import numpy as np
 import torch.nn.functional as F
 
-from dpn.projectors.base import Projector
-from dpn.projectors.mlp import mlp, mlp_flops
-from dpn.tokens import Grid, pool_grid, pooled_grid
-from dpn.vision.base import VisualFeatures
+from dpn.projectors._reduction import ReducingProjector, Rows, by_grid
+from dpn.projectors.mlp import mlp_flops
+from dpn.tokens import Grid, pool_grid, pooled_grid, window_of_row
+from dpn.vision._features import ImageGroup, VisualFeatures
 
 
-class PooledProjector(Projector):
+class PooledProjector(ReducingProjector):
     """The MLP projector, then pooling of its tokens to fewer.
 
     Args:
@@ -25,6 +25,8 @@ class PooledProjector(Projector):
         depth: linear layers of the MLP.
         gain: of its initial weights, see `dpn.projectors.mlp`.
     """
+
+    needs_keep: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -38,9 +40,10 @@ class PooledProjector(Projector):
         output_size: int,
         grid: Grid,
     ):
-        super().__init__(input_size=input_size, output_size=output_size, grid=grid)
-        self.kernel, self.keep, self.reduce = (kernel[0], kernel[1]), keep, reduce
-        self.layers = mlp(input_size, output_size, depth, gain)
+        super().__init__(
+            keep, depth, gain, input_size=input_size, output_size=output_size, grid=grid
+        )
+        self.kernel, self.reduce = (kernel[0], kernel[1]), reduce
 
     def grid_after(self, grid: Grid) -> Grid:
         """See `Projector.grid_after`."""
@@ -48,33 +51,29 @@ class PooledProjector(Projector):
             return pooled_grid(grid, self.kernel)
         return smallest_grid(grid, self.keep)
 
-    def flops(self, grid: Grid) -> int:
+    def flops(self, grid: Grid, after: Grid) -> int:
         """See `Projector.flops`."""
         return mlp_flops(self.layers, grid[0] * grid[1])
 
     def forward(self, features: VisualFeatures) -> VisualFeatures:
         """See `Projector.forward`."""
-        parts = list(VisualFeatures(self.layers(features.tokens), features.grids).per_image())
-        grids = tuple(self.grid_after(grid) for grid in features.grids)
-        groups: dict[Grid, list[int]] = {}
-        for i, grid in enumerate(features.grids):
-            groups.setdefault(grid, []).append(i)
-        for grid, members in groups.items():
-            rows = torch.stack([parts[i] for i in members]).unflatten(1, grid)  # [S, h, w, D]
-            if self.keep is None:
-                rows = pool_grid(rows, self.kernel, self.reduce)
-            else:
-                pool = F.adaptive_max_pool2d if self.reduce == "max" else F.adaptive_avg_pool2d
-                rows = pool(rows.permute(0, 3, 1, 2), grids[members[0]]).permute(0, 2, 3, 1)
-            for i, pooled in zip(members, rows.flatten(1, 2), strict=True):
-                parts[i] = pooled
-        return VisualFeatures(torch.cat(parts), grids)
+        return by_grid(self.project(features), self._pool)
+
+    def _pool(self, group: ImageGroup) -> list[Rows]:
+        grid = self.grid_after(group.grid)
+        rows = group.tokens.unflatten(1, group.grid)  # [S, h, w, D]
+        if self.keep is None:
+            rows = pool_grid(rows, self.kernel, self.reduce)
+            owner = window_of_row(group.grid, self.kernel)
+        else:
+            pool = F.adaptive_max_pool2d if self.reduce == "max" else F.adaptive_avg_pool2d
+            rows = pool(rows.permute(0, 3, 1, 2), grid).permute(0, 2, 3, 1)
+            owner = nearest_row(group.grid, grid)
+        return [Rows(x, grid, owner) for x in rows.flatten(1, 2)]
 
     def check(self) -> list[str]:
         """A kernel that does not fit the tower's grid, or a keep outside (0, 1]."""
-        problems = []
-        if self.keep is not None and not 0 < self.keep <= 1:
-            problems.append(f"projector.keep={self.keep} must be larger than 0 and at most 1.")
+        problems = super().check()
         fits = [1 <= k <= g for k, g in zip(self.kernel, self.grid, strict=True)]
         if not all(fits):
             problems.append(
@@ -83,6 +82,12 @@ class PooledProjector(Projector):
                 f" {list(self.grid)}."
             )
         return problems
+
+
+def nearest_row(grid: Grid, after: Grid) -> np.ndarray:
+    """Which cell of a coarser grid each cell of a grid lies in, `[h * w]`."""
+    row, column = (np.arange(n) * m // n for n, m in zip(grid, after, strict=True))
+    return (row[:, None] * after[1] + column).flatten()
 
 
 def smallest_grid(grid: Grid, keep: float) -> Grid:

@@ -269,7 +269,9 @@ def check_plan(plan: PoolingPlan, text: TextShape, grid: Grid) -> list[str]:
     largest = grid
     for layer, kernels in zip(plan.layers, plan.kernels, strict=False):
         for kernel in kernels:
-            if min(kernel) < 1 or kernel[0] > largest[0] or kernel[1] > largest[1]:
+            # Rows that form no grid are 1 x n ones, along which every kernel pools.
+            height = max(kernel[0], 1) if largest[0] == 1 else largest[0]
+            if min(kernel) < 1 or kernel[0] > height or kernel[1] > largest[1]:
                 problems.append(
                     f"router.kernels has {list(kernel)} at layer {layer}, where the grid is at most"
                     f" {largest[0]} x {largest[1]}; take a smaller kernel there."

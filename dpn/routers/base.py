@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dpn.budget import TextShape
+from dpn.keyed import uniform
 from dpn.tokens import Grid, PackedTokens, Positions
 
 
@@ -40,7 +41,8 @@ class Trace:
     """The record of one forward pass that losses, metrics, logs and reports read.
 
     Attributes:
-        tower_grids: the vision tower's uncompressed grids, per sample one per image.
+        tower_grids: the vision tower's uncompressed grids, per sample one per image of the size it
+            came in.
         grids: the grids that entered the decoder, per sample one per image.
         visual_rows: per layer, the visual rows of each sample that enter it.
         decisions: in the order of the layers.
@@ -135,19 +137,8 @@ class RoutingContext:
         """A number in [0, 1) for each sample, `[S]` on the host; the same in every process and
         batch.
         """
-        state = self.keys[list(samples)].astype(np.uint64)
-        for word in (self.seed, self.step, layer):
-            state = _mix(state ^ _mix(np.full(1, word % 2**64, dtype=np.uint64)))
-        return torch.from_numpy((state >> np.uint64(11)).astype(np.float64) / 2**53)
-
-
-def _mix(state: np.ndarray) -> np.ndarray:
-    """SplitMix64 (Steele, Lea and Flood, 2014): a bijection that spreads every bit."""
-    with np.errstate(over="ignore"):
-        state = state + np.uint64(0x9E3779B97F4A7C15)
-        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return state ^ (state >> np.uint64(31))
+        keys = self.keys[list(samples)]
+        return torch.from_numpy(uniform(keys, self.seed, self.step, layer))
 
 
 @dataclass(frozen=True)

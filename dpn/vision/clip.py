@@ -5,14 +5,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from dpn.tokens import Grid
-from dpn.vision.base import VisionTower
+from dpn.vision.base import Transformer
 
 
-class CLIP(VisionTower):
+class CLIP(Transformer):
     """Hugging Face's CLIP without CLS; layers after the selected one are kept but never run.
 
     The defaults are those of ViT-L/14-336 as LLaVA-1.5 uses it.
@@ -48,6 +48,7 @@ class CLIP(VisionTower):
                 f" {depth} layers; choose one from {-depth - 1} to {depth}."
             )
         self.image_size, self.patch_size, self.output_size = image_size, patch_size, width
+        self.heads = heads
         self.model = build_clip(image_size, patch_size, width, depth, heads, ffn_size)
         self.layers_run = select_layer % (depth + 1)
         for unused in (*self.model.encoder.layers[self.layers_run :], self.model.post_layernorm):
@@ -56,17 +57,23 @@ class CLIP(VisionTower):
     def flops(self, grid: Grid) -> int:
         """Patch embedding and the layers that run, CLS included."""
         patches = grid[0] * grid[1]
-        return clip_flops(self.model.config, patches, patches + 1, self.layers_run)
+        layers = clip_flops(self.model.config, patches, patches + 1, self.layers_run)
+        return layers + self.extra_flops(patches + 1)
 
-    def encode(self, pixels: Tensor) -> Tensor:
+    def attention_of(self, layer: Any) -> tuple[nn.Module, Any]:
+        """See `Transformer.attention_of`."""
+        return layer.layer_norm1, layer.self_attn
+
+    def encode(self, pixels: Tensor) -> dict[str, Tensor]:
         """See `VisionTower.encode`."""
         grid = self.grid_of(*pixels.shape[-2:])
         patches = self.model.embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2)
         cls = self.model.embeddings.class_embedding.expand(len(pixels), 1, -1)
         hidden = torch.cat([cls, patches], 1) + position_embeddings(self.model, grid)
         hidden = self.model.pre_layrnorm(hidden)  # [I, 1 + h * w, C]
-        layers = list(self.model.encoder.layers)[: self.layers_run]
-        return self.run(layers, hidden, None)[:, 1:]
+        layers = list(self.model.encoder.layers)
+        hidden, extras = self.encode_layers(layers, self.layers_run, hidden, None)
+        return self.split_cls(hidden, extras)
 
 
 def build_clip(

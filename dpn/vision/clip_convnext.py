@@ -115,7 +115,7 @@ class CLIPConvNeXt(VisionTower):
             + merge
         )
 
-    def encode(self, pixels: Tensor) -> Tensor:
+    def encode(self, pixels: Tensor) -> dict[str, Tensor]:
         """See `VisionTower.encode`."""
         grid = self.grid_of(*pixels.shape[-2:])
         slow = self._slow_map(pixels)
@@ -125,7 +125,7 @@ class CLIPConvNeXt(VisionTower):
         for i, join in enumerate([*self.adapters, self.merge]):
             hidden = self.run(layers[i * group : (i + 1) * group], hidden, None)
             hidden = join(hidden, slow, grid)
-        return hidden
+        return {"tokens": hidden}
 
     def _slow_map(self, pixels: Tensor) -> Tensor:
         """`[I, 3, H, W]` to `[I, c, H / patch, W / patch]`, without ConvNeXt's last norm."""

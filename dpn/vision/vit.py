@@ -1,14 +1,16 @@
 """A small vision transformer with CLS, trained from scratch: the tower of the embedded default."""
 
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import ViTConfig, ViTModel
 
 from dpn.tokens import Grid
-from dpn.vision.base import VisionTower
+from dpn.vision.base import Transformer
 
 
-class ViT(VisionTower):
+class ViT(Transformer):
     """Hugging Face's ViT (arXiv 2010.11929); its last hidden states without CLS are the tokens.
 
     Args:
@@ -34,6 +36,7 @@ class ViT(VisionTower):
     ):
         super().__init__()
         self.image_size, self.patch_size, self.output_size = image_size, patch_size, width
+        self.heads = heads
         config = ViTConfig(
             hidden_size=width,
             num_hidden_layers=depth,
@@ -53,20 +56,27 @@ class ViT(VisionTower):
         config, patches = self.model.config, grid[0] * grid[1]
         d, m, n = config.hidden_size, config.intermediate_size, patches + 1
         patch = 2 * patches * d * 3 * self.patch_size**2
-        return patch + config.num_hidden_layers * (2 * n * (4 * d * d + 2 * d * m) + 4 * n * n * d)
+        layer = 2 * n * (4 * d * d + 2 * d * m) + 4 * n * n * d
+        return patch + config.num_hidden_layers * layer + self.extra_flops(n)
 
-    def encode(self, pixels: Tensor) -> Tensor:
+    def attention_of(self, layer: Any) -> tuple[nn.Module, Any]:
+        """See `Transformer.attention_of`."""
+        return layer.layernorm_before, layer.attention
+
+    def encode(self, pixels: Tensor) -> dict[str, Tensor]:
         """See `VisionTower.encode`."""
         native = pixels.shape[-2:] == (self.image_size, self.image_size)
         hidden = self.model.embeddings(pixels, interpolate_pos_encoding=not native)
-        return self.model.layernorm(self.run(self.model.layers, hidden))[:, 1:]
+        layers = list(self.model.layers)
+        hidden, extras = self.encode_layers(layers, len(layers), hidden)
+        return self.split_cls(self.model.layernorm(hidden), extras)
 
 
-def sincos_positions(grid: Grid, width: int) -> Tensor:
+def sincos_positions(grid: Grid, width: int, base: float = 1000) -> Tensor:
     """2-D sine-cosine embeddings (MoCo v3, arXiv 2104.02057), half of the width per axis, `[h * w,
-    C]`.
+    C]`; `base` sets the longest wave.
     """
-    frequency = 1000 ** (-torch.arange(width // 4) / (width // 4))
+    frequency = base ** (-torch.arange(width // 4) / (width // 4))
     rows, columns = torch.meshgrid(*(torch.arange(n) for n in grid), indexing="ij")
     angles = [place.flatten()[:, None] * frequency for place in (rows, columns)]
     every = torch.cat([wave for a in angles for wave in (a.sin(), a.cos())], dim=1)

@@ -39,6 +39,8 @@ def test_every_choice_composes_and_passes(group, choice, data_root):
     overrides = [f"{group}={choice}", f"paths.data_root={data_root}"]
     if (group, choice) in (("loss", "budget"), ("loss", "policy")):
         overrides.append("router.keep=0.6")
+    if group == "projector":  # without a grid the default keep is out of the router's reach
+        overrides.append("router=none")
     request = compose("train", overrides)
     allowed = ("give model.weights.", "needs a GPU", "`optim=muon` needs whole matrices")
     assert [p for p in found(request) if not any(hint in p for hint in allowed)] == []
@@ -104,6 +106,18 @@ MISTAKES = {
     "projector's keep above one": {
         "projector=pooled": "",
         "projector.keep=2.0": "projector.keep=2.0 must be",
+    },
+    "projector without the keep it needs": {
+        "projector=random": "",
+        "projector.keep=null": "`projector.keep` is null; give it",
+    },
+    "projector that needs more than the tower gives": {
+        "model=llava_hr_tiny": "",
+        "projector=visionzip": "which CLIPConvNeXt does not give; take a model whose vision tower",
+    },
+    "image that the tower can not take": {
+        "model=llava_hr_tiny": "",
+        "projector=downsample": "projector.keep=0.5 asks this vision tower for a smaller image",
     },
     "keep out of reach": {"router.keep=0.02": "router.keep=0.02 can not be reached by this router"},
     "hinge with keep": {"loss=hinge": "`loss=hinge` has its own target", "router.keep=0.6": ""},

@@ -267,3 +267,13 @@ def test_mistakes_are_told():
     ]
     assert any("plan.samples=N" in p for p in problems(*unknown))
     assert any("data.global_batch=7" in p for p in problems("data.global_batch=7"))
+    assert any("projector=dfmr" in p for p in problems("projector=dfmr"))
+
+
+@pytest.mark.slow
+def test_a_projector_that_chooses_by_content_can_be_planned():
+    shares = [
+        front.plan(composed("router=none", *options))[1]["time/step_flops"]
+        for options in (["projector=mlp"], ["projector=visionzip", "projector.keep=0.25"])
+    ]
+    assert shares[1] < 0.7 * shares[0]

@@ -25,7 +25,7 @@ def test_images_of_two_sizes(name):
     for tokens, grid, image, size in zip(
         features.per_image(), features.grids, pixels, sizes, strict=True
     ):
-        alone = tower.encode(image[None, :, : size[0], : size[1]])[0]
+        alone = tower.encode(image[None, :, : size[0], : size[1]])["tokens"][0]
         assert tokens.shape == (grid[0] * grid[1], tower.output_size)
         torch.testing.assert_close(tokens, alone, atol=1e-5, rtol=1e-5)
 
@@ -47,7 +47,7 @@ def test_what_takes_a_gradient_gets_one_checkpointed_or_not(name):
     for flag in (False, True):
         tower.checkpoint_layers = flag
         tower.zero_grad()
-        tower.encode(pixels).square().sum().backward()
+        tower.encode(pixels)["tokens"].square().sum().backward()
         grads.append({n: p.grad.clone() for n, p in tower.named_parameters() if p.grad is not None})
     assert grads[0].keys() == {n for n, p in tower.named_parameters() if p.requires_grad}
     torch.testing.assert_close(*grads)
@@ -74,7 +74,7 @@ def test_half_precision(name):
     tower = make_tower(name)
     side = 2 * tower.image_size  # position embeddings are resized
     pixels = torch.randn(1, 3, side, side).bfloat16()
-    expected = tower.encode(pixels.float())
-    tokens = tower.bfloat16().encode(pixels)
+    expected = tower.encode(pixels.float())["tokens"]
+    tokens = tower.bfloat16().encode(pixels)["tokens"]
     assert tokens.dtype == torch.bfloat16
     assert (tokens - expected).norm() < 0.05 * expected.norm()

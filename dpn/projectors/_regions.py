@@ -1,0 +1,112 @@
+"""What projectors share whose queries each look at their own region of the image."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dpn.tokens import Grid, Kernel, pooled_grid
+
+
+def nearest_scale(grid: Grid, keep: float) -> int:
+    """The side of square regions that leaves nearly a share `keep` of a grid."""
+
+    def gap(scale: int) -> float:
+        height, width = pooled_grid(grid, (scale, scale))
+        return abs(height * width / (grid[0] * grid[1]) - keep)
+
+    return min(range(1, max(grid) + 1), key=gap)
+
+
+class RegionAttention(nn.Module):
+    """Each query attends to the tokens of its own region alone.
+
+    Args:
+        width: C, of queries and result.
+        source_size: width of the tokens that are looked at.
+        heads: attention heads.
+        linear: class of the linear layers, which sets how they start.
+    """
+
+    def __init__(
+        self, width: int, source_size: int, heads: int, linear: type[nn.Linear] = nn.Linear
+    ):
+        super().__init__()
+        self.source_size = source_size
+        self.keys = _two_layers(source_size, width, linear)
+        self.values = _two_layers(source_size, width, linear)
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+
+    def forward(self, queries: Tensor, source: Tensor, grid: Grid, kernel: Kernel) -> Tensor:
+        """Attend.
+
+        Args:
+            queries: `[S, h' * w', C]`, one per region.
+            source: `[S, h * w, source_size]`.
+            grid: h, w.
+            kernel: size of a region; those at the edge may be smaller.
+
+        Returns:
+            `[S, h' * w', C]`.
+        """
+        keys, values = (
+            windows(part(source).unflatten(1, grid), kernel) for part in (self.keys, self.values)
+        )
+        cells = windows(source.new_ones(len(source), *grid, 1), kernel)[..., 0]
+        padding = None if cells.numel() == source.shape[0] * source.shape[1] else cells == 0
+        seen, _ = self.attention(
+            queries.flatten(0, 1)[:, None], keys, values, padding, need_weights=False
+        )
+        return seen.view(queries.shape)
+
+    def flops(self, grid: Grid, kernel: Kernel) -> int:
+        """FLOPs (FMA = 2) of one image."""
+        width = self.attention.embed_dim
+        cells, regions = grid[0] * grid[1], _product(pooled_grid(grid, kernel))
+        padded = regions * _product(kernel)
+        two_layers = cells * (self.source_size + width) * width
+        attend = 2 * regions * width**2 + 2 * padded * width**2 + 2 * padded * width
+        return 2 * (2 * two_layers + attend)
+
+
+def windows(x: Tensor, kernel: Kernel) -> Tensor:
+    """Cut `[S, h, w, C]` into regions, `[S * h' * w', kh * kw, C]`, zeros where they stick out."""
+    height, width = pooled_grid((x.shape[1], x.shape[2]), kernel)
+    kh, kw = kernel
+    x = F.pad(x, (0, 0, 0, width * kw - x.shape[2], 0, height * kh - x.shape[1]))
+    x = x.unflatten(2, (width, kw)).unflatten(1, (height, kh))  # [S, h', kh, w', kw, C]
+    return x.transpose(2, 3).flatten(0, 2).flatten(1, 2)
+
+
+class SmallLinear(nn.Linear):
+    """Starts from a normal of standard deviation 0.02 cut at 2, with a bias of zero."""
+
+    def reset_parameters(self) -> None:
+        """Called by PyTorch's constructor, and by Hugging Face for new weights."""
+        nn.init.trunc_normal_(self.weight, std=0.02)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+def _two_layers(source_size: int, width: int, linear: type[nn.Linear]) -> nn.Sequential:
+    return nn.Sequential(
+        linear(source_size, width),
+        nn.GELU(),
+        linear(width, width),
+        nn.LayerNorm(width, eps=1e-6),
+    )
+
+
+def _product(sides: tuple[int, int]) -> int:
+    return sides[0] * sides[1]
+
+
+def resized(tokens: Tensor, grid: Grid, after: Grid) -> Tensor:
+    """Tokens `[S, h * w, C]` of a grid by bilinear interpolation in another, `[S, h' * w', C]`."""
+    x = tokens.transpose(1, 2).unflatten(2, grid).float()
+    small = F.interpolate(x, after, mode="bilinear", align_corners=False)
+    return small.flatten(2).transpose(1, 2).to(tokens.dtype)
+
+
+def levels_of(layers: Tensor) -> Tensor:
+    """Hidden states `[S, n, K, C]` side by side, `[S, n, K * C]`."""
+    return torch.flatten(layers, 2)

@@ -1,0 +1,85 @@
+"""DFMR (LLaVA-Zip): the plainer an image, the more it is pooled (arXiv 2412.08771)."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from dpn.projectors._reduction import ReducingProjector, Rows, by_grid
+from dpn.tokens import Grid, Kernel, pool_grid, pooled_grid, window_of_row
+from dpn.vision._features import ImageGroup, VisualFeatures
+
+
+class DFMRProjector(ReducingProjector):
+    """Average pooling of the tower's tokens by a kernel that each image chooses, then the MLP.
+
+    For each kernel the deviation of a map is the standard deviation within a window, averaged over
+    windows and channels; the largest kernel whose deviation is not above the threshold is taken,
+    and none if all are above. The paper's kernels and thresholds are in none of the sources that we
+    have, nor whether the deviation divides by n or n - 1 (here n) and where a tie goes: these
+    defaults are ours, and a threshold has to be chosen for the tower at hand.
+
+    Args:
+        kernels: sides of the windows.
+        threshold: of the deviation, in the units of the tower's tokens.
+        depth: linear layers of the MLP.
+        gain: of its initial weights.
+    """
+
+    needs_keep: ClassVar[bool] = False
+    adaptive = True
+
+    def __init__(
+        self,
+        kernels: Sequence[int] = (2, 3),
+        threshold: float = 0.5,
+        depth: int = 2,
+        gain: float = 1.0,
+        *,
+        input_size: int,
+        output_size: int,
+        grid: Grid,
+    ):
+        super().__init__(
+            None, depth, gain, input_size=input_size, output_size=output_size, grid=grid
+        )
+        self.kernels, self.threshold = sorted(kernels, reverse=True), threshold
+
+    def grid_after(self, grid: Grid) -> Grid:
+        """See `Projector.grid_after`: an image that is not pooled."""
+        return grid
+
+    def check(self) -> list[str]:
+        """Kernels that can not be."""
+        if all(side > 1 for side in self.kernels):
+            return []
+        return [f"projector.kernels={self.kernels} must be sides of at least 2."]
+
+    def forward(self, features: VisualFeatures) -> VisualFeatures:
+        """See `Projector.forward`."""
+        return self.project(by_grid(features, self._pool))
+
+    def _pool(self, group: ImageGroup) -> list[Rows]:
+        maps = group.tokens.unflatten(1, group.grid)  # [S, h, w, C]
+        plain = [deviation(maps, (side, side)) <= self.threshold for side in self.kernels]
+        plain.append(torch.ones_like(plain[0]) if plain else maps.new_ones(len(maps)).bool())
+        choices = torch.stack(plain, 1).int().argmax(1).tolist()
+        rows = []
+        for image, choice in zip(maps, choices, strict=True):
+            kernel = ([*self.kernels, 1][choice],) * 2
+            pooled = pool_grid(image[None], kernel, "avg").flatten(0, 2)
+            owner = window_of_row(group.grid, kernel)
+            rows.append(Rows(pooled, pooled_grid(group.grid, kernel), owner))
+        return rows
+
+
+@torch.no_grad()
+def deviation(maps: Tensor, kernel: Kernel) -> Tensor:
+    """Standard deviation within a window of `[S, h, w, C]`, averaged over windows and channels,
+    `[S]`.
+    """
+    x = maps.float()
+    mean = pool_grid(x, kernel, "avg")
+    variance = pool_grid(x.square(), kernel, "avg") - mean.square()
+    return variance.clamp(min=0).sqrt().mean((1, 2, 3))

@@ -1,0 +1,71 @@
+"""DivPrune: the most diverse tokens (arXiv 2503.02175)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dpn.projectors._reduction import ReducingProjector, Rows, by_grid, chosen
+from dpn.projectors.mlp import mlp_flops
+from dpn.tokens import Grid
+from dpn.vision._features import ImageGroup, VisualFeatures
+
+
+class DivPruneProjector(ReducingProjector):
+    """The MLP, then a greedy max-min choice of its tokens by cosine distance, in their order.
+
+    The first token is the one whose nearest other token is farthest away; then always the one whose
+    nearest chosen token is farthest away. No token is chosen twice, which the source leaves open
+    for tokens that are equal. Needs no training.
+
+    Args:
+        keep: see `ReducingProjector`; the paper's 0.098 leaves 56 of 576 tokens.
+        depth: linear layers of the MLP.
+        gain: of its initial weights.
+    """
+
+    def __init__(
+        self,
+        keep: float = 0.098,
+        depth: int = 2,
+        gain: float = 1.0,
+        *,
+        input_size: int,
+        output_size: int,
+        grid: Grid,
+    ):
+        super().__init__(
+            keep, depth, gain, input_size=input_size, output_size=output_size, grid=grid
+        )
+
+    def flops(self, grid: Grid, after: Grid) -> int:
+        """The MLP and the cosine of every pair."""
+        cells = grid[0] * grid[1]
+        return mlp_flops(self.layers, cells) + 2 * cells**2 * self.output_size
+
+    def forward(self, features: VisualFeatures) -> VisualFeatures:
+        """See `Projector.forward`."""
+        return by_grid(self.project(features), self._choose)
+
+    def _choose(self, group: ImageGroup) -> list[Rows]:
+        unit = F.normalize(group.tokens.detach().float(), dim=-1)
+        return chosen(group, max_min(1 - unit @ unit.mT, self.rows(group.cells)))
+
+
+def max_min(distance: Tensor, count: int) -> Tensor:
+    """Places of `count` points that lie far apart, ascending, `[S, count]`.
+
+    Args:
+        distance: `[S, n, n]`.
+        count: at most n.
+    """
+    every = torch.arange(len(distance), device=distance.device)
+    nearest = distance.topk(min(2, distance.shape[1]), 1, largest=False).values[:, -1]  # [S, n]
+    gone = torch.zeros_like(nearest)  # -inf where a point was chosen
+    picked: list[Tensor] = []
+    for _ in range(count):
+        place = (nearest + gone).argmax(1)
+        gone[every, place] = -torch.inf
+        here = distance[every, place]
+        nearest = torch.minimum(nearest, here) if picked else here
+        picked.append(place)
+    return torch.stack(picked, 1).sort(1).values

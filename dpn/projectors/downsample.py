@@ -1,0 +1,87 @@
+"""A smaller image: the baseline that needs no method at all (arXiv 2510.07143)."""
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from dpn.projectors._reduction import ReducingProjector
+from dpn.projectors.mlp import mlp_flops
+from dpn.tokens import Grid
+from dpn.vision._features import VisualFeatures
+from dpn.vision.base import VisionTower
+
+
+class DownsampleProjector(ReducingProjector):
+    """The tower sees a smaller copy of each image; the MLP takes all of its tokens.
+
+    The copy is made from the pixels that the processor gives: bicubic with antialiasing, to whole
+    patches. Both sides shrink alike, so of an 8 x 8 grid a half is 6 x 6 tokens, 0.56. Unlike
+    every other projector this one makes the tower cheaper, too. Needs no training.
+
+    Args:
+        keep: share of the tower's tokens at the image's full size that is left, as near as the two
+            sides can come to it.
+        depth: linear layers of the MLP.
+        gain: of its initial weights.
+    """
+
+    def seen(self, grid: Grid) -> Grid:
+        """See `Projector.seen`."""
+        assert self.keep is not None
+        sides = [max(1, round(n * math.sqrt(self.keep))) for n in grid]
+        return sides[0], sides[1]
+
+    def grid_after(self, grid: Grid) -> Grid:
+        """See `Projector.grid_after`."""
+        return self.seen(grid)
+
+    def flops(self, grid: Grid, after: Grid) -> int:
+        """See `Projector.flops`."""
+        return mlp_flops(self.layers, after[0] * after[1])
+
+    def fit(self, tower: VisionTower) -> None:
+        """See `Projector.fit`.
+
+        Raises:
+            ValueError: if the tower does not see smaller images as smaller grids.
+        """
+        super().fit(tower)
+        size = (tower.image_size,) * 2
+        problem = "the tower sees it at the same grid as a larger one."
+        try:
+            if tower.grid_of(*self._size(size, tower.grid)) == self.seen(tower.grid):
+                return
+        except ValueError as error:
+            problem = str(error)
+        raise ValueError(
+            f"projector.keep={self.keep} asks this vision tower for a smaller image that it can not"
+            f" take; change keep, or take projector=pooled: {problem}"
+        )
+
+    def _size(self, size: tuple[int, int], grid: Grid) -> tuple[int, int]:
+        """Height and width of the copy of an image of a size and a grid."""
+        height, width = (n * m // g for n, m, g in zip(size, self.seen(grid), grid, strict=True))
+        return height, width
+
+    def show(
+        self, pixel_values: Tensor, sizes: list[tuple[int, int]], grids: tuple[Grid, ...]
+    ) -> tuple[Tensor, list[tuple[int, int]]]:
+        """See `Projector.show`."""
+        small = [self._size(size, grid) for size, grid in zip(sizes, grids, strict=True)]
+        canvas = pixel_values.new_zeros(
+            len(small), 3, max(h for h, _ in small), max(w for _, w in small)
+        )
+        groups: dict[tuple[int, int], list[int]] = {}
+        for i, size in enumerate(sizes):
+            groups.setdefault(size, []).append(i)
+        for (height, width), members in groups.items():
+            h, w = small[members[0]]
+            images = pixel_values[members, :, :height, :width].float()
+            copies = F.interpolate(images, (h, w), mode="bicubic", antialias=True)
+            canvas[members, :, :h, :w] = copies.to(canvas.dtype)
+        return canvas, small
+
+    def forward(self, features: VisualFeatures) -> VisualFeatures:
+        """See `Projector.forward`."""
+        return VisualFeatures(self.layers(features.tokens), features.grids)

@@ -1,0 +1,108 @@
+"""MQT: a query transformer whose first queries suffice (arXiv 2405.19315)."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dpn.projectors._reduction import Rows, by_grid, context_of
+from dpn.projectors.base import Projector
+from dpn.tokens import Grid
+from dpn.vision._features import ImageGroup, VisualFeatures
+from dpn.vision.vit import sincos_positions
+
+
+class MatryoshkaQueryProjector(Projector):
+    """The first m of some learned queries attend to the tokens of an image; m is drawn for each
+    training step and chosen at inference.
+
+    As in the source, queries carry the sine-cosine positions of a square grid, keys are the
+    positions of the tokens (the same table, bicubically resized) and values the tokens, each after
+    a LayerNorm; one matrix takes the result to the decoder's width. A draw is one of 2, 4, ... up
+    to all queries, the same for all images and processes. A row stands for no cells in particular.
+
+    Args:
+        queries: learned, a square number.
+        rows: m at inference (and without draws in training); null: all queries.
+        keep: instead of `rows`, share of the tower's tokens, as far as there are queries.
+        elastic: whether training draws m; the source's first stage uses all queries.
+        heads: of the attention.
+    """
+
+    def __init__(
+        self,
+        queries: int = 256,
+        rows: int | None = None,
+        keep: float | None = None,
+        elastic: bool = True,
+        heads: int = 16,
+        *,
+        input_size: int,
+        output_size: int,
+        grid: Grid,
+    ):
+        super().__init__(input_size=input_size, output_size=output_size, grid=grid)
+        self.count, self.rows, self.keep, self.elastic = queries, rows, keep, elastic
+        width, side = input_size, math.isqrt(queries)
+        self.queries = nn.Parameter(nn.init.trunc_normal_(torch.empty(queries, width), std=0.02))
+        self.register_buffer("positions", sincos_positions((side, side), width, 10_000))
+        self.norms = nn.ModuleList(nn.LayerNorm(width, eps=1e-6) for _ in range(3))
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.output = nn.Parameter(torch.randn(width, output_size) * output_size**-0.5)
+
+    def rows_of(self, grid: Grid) -> int:
+        """m at inference."""
+        if self.keep is not None:
+            return min(self.count, max(1, round(self.keep * grid[0] * grid[1])))
+        return self.count if self.rows is None else self.rows
+
+    def grid_after(self, grid: Grid) -> Grid:
+        """See `Projector.grid_after`."""
+        return 1, self.rows_of(grid)
+
+    def flops(self, grid: Grid, after: Grid) -> int:
+        """The attention and the output matrix."""
+        cells, rows, width = grid[0] * grid[1], after[1], self.input_size
+        attend = 2 * (rows + cells) * width**2 + 2 * rows * cells * width
+        return 2 * (attend + rows * width * self.output_size)
+
+    def check(self) -> list[str]:
+        """Queries that form no square, rows that there are no queries for, or an impossible
+        keep.
+        """
+        problems = []
+        if self.count < 2 or math.isqrt(self.count) ** 2 != self.count:
+            problems.append(f"projector.queries={self.count} must be a square number, e.g. 256.")
+        if self.rows is not None and not 1 <= self.rows <= self.count:
+            problems.append(
+                f"projector.rows={self.rows} must lie between 1 and projector.queries={self.count}."
+            )
+        if self.keep is not None and not 0 < self.keep <= 1:
+            problems.append(f"projector.keep={self.keep} must be larger than 0 and at most 1.")
+        return problems
+
+    def forward(self, features: VisualFeatures) -> VisualFeatures:
+        """See `Projector.forward`."""
+        drawn: int | None = None
+        if self.training and self.elastic:
+            drawn = 2 + 2 * int(context_of(features).of_step() * (self.count // 2))
+
+        def read(group: ImageGroup) -> list[Rows]:
+            rows = self._read(group, drawn or self.rows_of(group.grid))
+            return [Rows(x, (1, len(x))) for x in rows]
+
+        return by_grid(features, read)
+
+    def _read(self, group: ImageGroup, rows: int) -> Tensor:
+        images = len(group.tokens)
+        table: Tensor = self.positions  # type: ignore[assignment]
+        side = math.isqrt(self.count)
+        square = table.float().T.reshape(1, -1, side, side)
+        places = F.interpolate(square, group.grid, mode="bicubic").flatten(2)[0].T.to(table.dtype)
+        query_norm, key_norm, value_norm = self.norms
+        queries = query_norm((self.queries + table)[:rows]).expand(images, -1, -1)
+        keys = key_norm(places).expand(images, -1, -1)
+        values = value_norm(group.tokens)
+        read, _ = self.attention(queries, keys, values, need_weights=False)
+        return read @ self.output

@@ -1,0 +1,116 @@
+"""PruMerge: the tokens that stand out to CLS, each with its neighbours merged in (arXiv
+2403.15388).
+"""
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dpn.projectors._reduction import ReducingProjector, Rows, by_grid, inverse, on_host
+from dpn.tokens import Grid
+from dpn.vision._features import ImageGroup, Needs, VisualFeatures
+
+
+class PruMergeProjector(ReducingProjector):
+    """Outliers of CLS's attention and one token for all others, then the MLP.
+
+    Attention and keys are those of the layer after the one whose output the tower hands on
+    (LLaVA's CLIP: layer 23, counted from 0; a tower without a further layer takes its last), one
+    softmax over the full width instead of one per head. A token is kept if its attention is an
+    outlier: above the third quartile by more than 1.5 times the distance of the quartiles; tokens
+    come in the order of falling attention. To each, the tokens with the largest cosine of keys are
+    added, weighed by their attention; a last token is the sum of all that were not kept, weighed
+    the same. Without an outlier there is only that one. Needs no training, but gains from it.
+
+    Args:
+        keep: share of the tower's tokens that is left, the last one included: the largest instead
+            of the outliers; null: outliers, as many as the image has.
+        neighbours: tokens added to each (the source's 32).
+        depth: linear layers of the MLP.
+        gain: of its initial weights.
+    """
+
+    needs_keep: ClassVar[bool] = False
+    needs = Needs(attention="next")
+
+    def __init__(
+        self,
+        keep: float | None = None,
+        neighbours: int = 32,
+        depth: int = 2,
+        gain: float = 1.0,
+        *,
+        input_size: int,
+        output_size: int,
+        grid: Grid,
+    ):
+        super().__init__(
+            keep, depth, gain, input_size=input_size, output_size=output_size, grid=grid
+        )
+        self.neighbours, self.adaptive = neighbours, keep is None
+
+    def rows(self, cells: int) -> int:
+        """See `ReducingProjector.rows`; no more than a quarter of the tokens can be outliers."""
+        return cells // 4 + 1 if self.keep is None else super().rows(cells)
+
+    def flops(self, grid: Grid, after: Grid) -> int:
+        """The MLP, CLS's attention and the cosines."""
+        cells, kept = grid[0] * grid[1], after[0] * after[1] - 1
+        return super().flops(grid, after) + 2 * (1 + cells + kept * cells) * self.input_size
+
+    def forward(self, features: VisualFeatures) -> VisualFeatures:
+        """See `Projector.forward`."""
+        return self.project(by_grid(features, self._merge))
+
+    def _merge(self, group: ImageGroup) -> list[Rows]:
+        attention = group.cls_attention(1)[:, 0]  # [S, n]
+        order = attention.argsort(dim=1, descending=True, stable=True)
+        if self.keep is None:
+            counts = outliers(attention).tolist()
+            kept = [self.choose(places, count) for places, count in zip(order, counts, strict=True)]
+        else:
+            count = self.rows(group.cells) - 1
+            kept = [self.choose_exactly(places, count) for places in order]
+        every = zip(group.tokens, group.keys[:, 1:], attention, kept, strict=True)
+        return [merge(*one, self.neighbours) for one in every]
+
+    def choose(self, order: Tensor, outliers: int) -> Tensor:
+        """Which tokens are kept, given all by falling attention `[n]` and how many stand out."""
+        return order[:outliers]
+
+    def choose_exactly(self, order: Tensor, count: int) -> Tensor:
+        """The same, where so many are to be kept."""
+        return order[:count]
+
+
+def outliers(attention: Tensor) -> Tensor:
+    """How many of `[S, n]` lie above the third quartile by more than 1.5 times the distance of the
+    quartiles, `[S]`.
+    """
+    low, high = attention.quantile(attention.new_tensor([0.25, 0.75]), dim=1)
+    return (attention > (high + 1.5 * (high - low))[:, None]).sum(1)
+
+
+def merge(tokens: Tensor, keys: Tensor, attention: Tensor, kept: Tensor, neighbours: int) -> Rows:
+    """The rows of one image.
+
+    Args:
+        tokens: `[n, C]`.
+        keys: `[n, C]`.
+        attention: `[n]`.
+        kept: `[k]` places.
+        neighbours: added to each.
+    """
+    cells = len(tokens)
+    unit = F.normalize(keys.float(), dim=-1)
+    cosine = (unit[kept] @ unit.T).scatter(1, kept[:, None], -torch.inf)  # [k, n]
+    near = cosine.topk(min(neighbours, cells - 1), dim=1).indices  # [k, m]
+    weighed = tokens * attention[:, None].to(tokens.dtype)
+    merged = tokens[kept] + weighed[near].sum(1)
+    rest = torch.ones_like(attention).index_fill(0, kept, 0).to(tokens.dtype)
+    last = (weighed * rest[:, None]).sum(0, keepdim=True)
+    owner = inverse(kept[None], cells)
+    (host,) = on_host(torch.where(owner < 0, len(kept), owner))
+    return Rows(torch.cat([merged, last]), (1, len(kept) + 1), host)

@@ -1,0 +1,26 @@
+"""Tokens left at random: the baseline that most pruning methods are hardly better than."""
+
+import numpy as np
+import torch
+
+from dpn.projectors._reduction import ReducingProjector, by_grid, chosen, context_of
+from dpn.vision._features import ImageGroup, VisualFeatures
+
+
+class RandomProjector(ReducingProjector):
+    """A random share of the tokens, in their order, then the MLP.
+
+    What is drawn for an image depends on seed, step, sample and the image's place in it. Arguments
+    as of `ReducingProjector`.
+    """
+
+    def forward(self, features: VisualFeatures) -> VisualFeatures:
+        """See `Projector.forward`."""
+        context = context_of(features)
+
+        def draw(group: ImageGroup):
+            numbers = np.stack([context.of_cells(i, group.cells) for i in group.members])
+            first = numbers.argsort(1)[:, : self.rows(group.cells)]
+            return chosen(group, torch.from_numpy(np.sort(first, 1)).to(group.tokens.device))
+
+        return self.project(by_grid(features, draw))

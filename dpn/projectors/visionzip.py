@@ -1,0 +1,132 @@
+"""VisionZip: the tokens that CLS looks at, and the rest merged by key (arXiv 2412.04467)."""
+
+from typing import ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dpn.projectors._reduction import ReducingProjector, Rows, by_grid, on_host, take
+from dpn.tokens import Grid
+from dpn.vision._features import ImageGroup, Needs, VisualFeatures
+from dpn.vision.base import VisionTower
+
+
+class VisionZipProjector(ReducingProjector):
+    """Dominant and contextual tokens, then the MLP.
+
+    Attention and keys are those of the layer whose output the tower hands on. Dominant are CLS
+    itself and the tokens with the largest attention of CLS, summed over heads, in their order. Of
+    the other tokens, evenly spaced ones are anchors; each of the rest goes to the anchor with the
+    largest cosine of keys (averaged over heads), and an anchor plus the average of what went to it
+    is a contextual token. An image of fewer tokens than asked for keeps all. Needs no training.
+
+    Args:
+        keep: share of the tower's tokens that is left, divided among both kinds as the numbers say;
+            null: the numbers themselves.
+        dominant: tokens, CLS among them (54 and 10 are the source's example of 64 tokens).
+        contextual: tokens.
+        depth: linear layers of the MLP.
+        gain: of its initial weights.
+    """
+
+    needs_keep: ClassVar[bool] = False
+    needs = Needs(attention="last", cls=True)
+    heads = 1
+
+    def fit(self, tower: VisionTower) -> None:
+        """See `Projector.fit`."""
+        super().fit(tower)
+        self.heads = tower.heads
+
+    def __init__(
+        self,
+        keep: float | None = None,
+        dominant: int = 54,
+        contextual: int = 10,
+        depth: int = 2,
+        gain: float = 1.0,
+        *,
+        input_size: int,
+        output_size: int,
+        grid: Grid,
+    ):
+        super().__init__(
+            keep, depth, gain, input_size=input_size, output_size=output_size, grid=grid
+        )
+        self.dominant, self.contextual = dominant, contextual
+
+    def numbers(self, cells: int) -> tuple[int, int]:
+        """Dominant and contextual tokens of an image."""
+        dominant, contextual = self.dominant, self.contextual
+        if self.keep is not None:
+            rows = super().rows(cells)
+            contextual = round(rows * contextual / (dominant + contextual))
+            dominant = rows - contextual
+        dominant = min(dominant, 1 + cells)
+        return dominant, min(contextual, 1 + cells - dominant)
+
+    def rows(self, cells: int) -> int:
+        """See `ReducingProjector.rows`."""
+        return sum(self.numbers(cells))
+
+    def flops(self, grid: Grid, after: Grid) -> int:
+        """The MLP, CLS's attention, the cosines and the averages."""
+        cells, width = grid[0] * grid[1], self.input_size
+        dominant, contextual = self.numbers(cells)
+        others = 1 + cells - dominant - contextual
+        choice = (1 + cells) * width + others * contextual * (width + width // self.heads)
+        return super().flops(grid, after) + 2 * choice
+
+    def check(self) -> list[str]:
+        """A keep outside (0, 1], or numbers that can not be."""
+        problems = super().check()
+        if self.dominant < 1 or self.contextual < 0:
+            problems.append(
+                f"projector.dominant={self.dominant} must be at least 1 (CLS) and"
+                f" projector.contextual={self.contextual} at least 0."
+            )
+        return problems
+
+    def forward(self, features: VisualFeatures) -> VisualFeatures:
+        """See `Projector.forward`."""
+        return self.project(by_grid(features, self._zip))
+
+    def _zip(self, group: ImageGroup) -> list[Rows]:
+        dominant, contextual = self.numbers(group.cells)
+        order = group.cls_attention(group.heads).sum(1).argsort(dim=1, descending=True, stable=True)
+        top, rest = order.tensor_split([dominant - 1], 1)
+        top, rest = top.sort(1).values, rest.sort(1).values
+        anchors = spaced(rest.shape[1], contextual)
+        others = np.setdiff1d(np.arange(rest.shape[1]), anchors)
+        keys = group.keys[:, 1:].unflatten(-1, (group.heads, -1)).mean(-2).float()
+        keys = F.normalize(take(keys, rest), dim=-1)
+        if contextual:
+            target = (keys[:, others] @ keys[:, anchors].mT).argmax(-1)  # [S, others]
+        else:
+            target = top.new_zeros(len(top), 0)
+            others = others[:0]
+        hidden = take(group.tokens, rest)
+        merged = hidden[:, anchors] + average(hidden[:, others], target, contextual)
+        tokens = torch.cat([group.cls, take(group.tokens, top), merged], 1)
+        places = torch.cat([top, rest[:, anchors], rest[:, others]], 1)
+        row = torch.arange(1, dominant + contextual, device=top.device).expand(len(top), -1)
+        row = torch.cat([row, target + dominant], 1)
+        owners = on_host(torch.full_like(order, -1).scatter(1, places, row))
+        return [Rows(x, (1, len(x)), o) for x, o in zip(tokens, owners, strict=True)]
+
+
+def spaced(cells: int, count: int) -> np.ndarray:
+    """`count` evenly spaced places among so many, from the first one."""
+    step = max(1, cells // count) if count else 1
+    return np.arange(0, cells, step)[:count]
+
+
+def average(rows: Tensor, target: Tensor, count: int) -> Tensor:
+    """Averages of the rows `[S, n, C]` that went to each of `count` targets `[S, n]`, zero where
+    none did.
+    """
+    share = target[..., None] == torch.arange(count, device=target.device)  # [S, n, count]
+    share = share.to(rows.dtype)
+    return share.mT @ rows / share.sum(1).clamp(min=1)[..., None]
