@@ -27,6 +27,18 @@ class Needs:
     attention: Literal["last", "next"] | None = None
     cls: bool = False
 
+    @property
+    def given(self) -> tuple[str, ...]:
+        """Fields of `VisualFeatures` that the tower fills."""
+        wanted = {
+            "tokens": True,
+            "query": self.attention,
+            "keys": self.attention,
+            "layers": self.layers,
+            "cls": self.cls,
+        }
+        return tuple(name for name, value in wanted.items() if value)
+
 
 @dataclass(frozen=True)
 class ImageContext:

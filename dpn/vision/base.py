@@ -92,23 +92,26 @@ class VisionTower(nn.Module):
             sizes: (height, width) of each image in pixels.
         """
         grids = tuple(self.grid_of(*size) for size in sizes)
-        return VisualFeatures(grids=grids, heads=self.heads, **self(pixel_values, sizes))
+        named = zip(self.needs.given, self(pixel_values, sizes), strict=True)
+        return VisualFeatures(grids=grids, heads=self.heads, **dict(named))
 
-    def forward(self, pixel_values: Tensor, sizes: list[tuple[int, int]]) -> dict[str, Tensor]:
-        """The tensors of `features`; one call whatever the sizes are, as sharding engines want."""
+    def forward(self, pixel_values: Tensor, sizes: list[tuple[int, int]]) -> tuple[Tensor, ...]:
+        """The tensors of `features` in the order of `needs.given`; one call whatever the sizes are,
+        and no dictionary, as sharding engines want.
+        """
         groups: dict[tuple[int, int], list[int]] = {}
         for i, size in enumerate(sizes):
             groups.setdefault(size, []).append(i)
         if len(groups) == 1:
             height, width = sizes[0]
             encoded = self.encode(pixel_values[:, :, :height, :width])
-            return {name: tensor.flatten(0, 1) for name, tensor in encoded.items()}
+            return tuple(encoded[name].flatten(0, 1) for name in self.needs.given)
         parts: list[dict[str, Tensor]] = [{}] * len(sizes)
         for (height, width), members in groups.items():
             encoded = self.encode(pixel_values[members, :, :height, :width])
             for place, i in enumerate(members):
                 parts[i] = {name: tensor[place] for name, tensor in encoded.items()}
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return tuple(torch.cat([part[name] for part in parts]) for name in self.needs.given)
 
 
 class Transformer(VisionTower):
