@@ -1,10 +1,15 @@
 """What projectors share whose queries each look at their own region of the image."""
 
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dpn.projectors._reduction import ReducingProjector
 from dpn.tokens import Grid, Kernel, pooled_grid
+from dpn.vision._features import Needs
 
 
 def nearest_scale(grid: Grid, keep: float) -> int:
@@ -15,6 +20,49 @@ def nearest_scale(grid: Grid, keep: float) -> int:
         return abs(height * width / (grid[0] * grid[1]) - keep)
 
     return min(range(1, max(grid) + 1), key=gap)
+
+
+class RegionProjector(ReducingProjector):
+    """One token for each square region of the grid, by queries to several layers of the tower.
+
+    Args:
+        scale: side of a region.
+        levels: after which shares of the tower's layers its hidden states are read.
+        keep: instead of the scale, the one that leaves nearly this share of the native grid.
+        depth: see `ReducingProjector`.
+        gain: see `ReducingProjector`.
+    """
+
+    needs_keep: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        scale: int,
+        levels: Sequence[float],
+        keep: float | None,
+        depth: int,
+        gain: float = 1.0,
+        **sizes: Any,
+    ):
+        super().__init__(keep, depth, gain, **sizes)
+        self.scale = scale if keep is None else nearest_scale(self.grid, keep)
+        self.needs = Needs(layers=tuple(levels))
+
+    @property
+    def kernel(self) -> Kernel:
+        """Height and width of a region."""
+        return self.scale, self.scale
+
+    def grid_after(self, grid: Grid) -> Grid:
+        """See `Projector.grid_after`."""
+        return pooled_grid(grid, self.kernel)
+
+    def check(self) -> list[str]:
+        """A keep outside (0, 1], or no scale."""
+        problems = super().check()
+        if self.scale < 1:
+            problems.append(f"projector.scale={self.scale} must be at least 1.")
+        return problems
 
 
 class RegionAttention(nn.Module):

@@ -1,18 +1,17 @@
 """QueCC: few tokens that know the question (arXiv 2411.03312)."""
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import nn
 
-from dpn.projectors._reduction import ReducingProjector, Rows, by_grid, context_of
-from dpn.projectors._regions import RegionAttention, levels_of, nearest_scale
-from dpn.tokens import Grid, convolve_grid, pooled_grid, window_of_row
-from dpn.vision._features import ImageGroup, Needs, VisualFeatures
+from dpn.projectors._reduction import Rows, by_grid, context_of
+from dpn.projectors._regions import RegionAttention, RegionProjector, levels_of
+from dpn.tokens import Grid, convolve_grid, window_of_row
+from dpn.vision._features import ImageGroup, VisualFeatures
 
 
-class QueryConvProjector(ReducingProjector):
+class QueryConvProjector(RegionProjector):
     """The question is added to every token; two linear layers and a depthwise convolution make the
     queries, one per square region; each attends to the tokens of several layers in its region; the
     result goes through the MLP.
@@ -32,8 +31,6 @@ class QueryConvProjector(ReducingProjector):
         gain: of its initial weights.
     """
 
-    needs_keep: ClassVar[bool] = False
-
     def __init__(
         self,
         scale: int = 4,
@@ -48,10 +45,15 @@ class QueryConvProjector(ReducingProjector):
         grid: Grid,
     ):
         super().__init__(
-            keep, depth, gain, input_size=input_size, output_size=output_size, grid=grid
+            scale,
+            levels,
+            keep,
+            depth,
+            gain,
+            input_size=input_size,
+            output_size=output_size,
+            grid=grid,
         )
-        self.scale = scale if keep is None else nearest_scale(grid, keep)
-        self.needs = Needs(layers=tuple(levels))
         width = input_size
         self.question = nn.Sequential(nn.Linear(output_size, width), nn.LayerNorm(width, eps=1e-6))
         self.queries = nn.Sequential(
@@ -63,27 +65,11 @@ class QueryConvProjector(ReducingProjector):
         self.convolution = nn.Conv2d(width, width, self.scale, self.scale, groups=width)
         self.regions = RegionAttention(width, len(levels) * width, heads)
 
-    @property
-    def kernel(self) -> tuple[int, int]:
-        """Height and width of a region."""
-        return self.scale, self.scale
-
-    def grid_after(self, grid: Grid) -> Grid:
-        """See `Projector.grid_after`."""
-        return pooled_grid(grid, self.kernel)
-
     def flops(self, grid: Grid, after: Grid) -> int:
         """The MLP, the question, the queries, the convolution and the attention."""
         width, cells, left = self.input_size, grid[0] * grid[1], after[0] * after[1]
         queries = self.output_size * width + 2 * cells * width**2 + left * width * self.scale**2
         return super().flops(grid, after) + 2 * queries + self.regions.flops(grid, self.kernel)
-
-    def check(self) -> list[str]:
-        """A keep outside (0, 1], or no scale."""
-        problems = super().check()
-        if self.scale < 1:
-            problems.append(f"projector.scale={self.scale} must be at least 1.")
-        return problems
 
     def forward(self, features: VisualFeatures) -> VisualFeatures:
         """See `Projector.forward`."""

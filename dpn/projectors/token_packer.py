@@ -1,24 +1,23 @@
 """TokenPacker: a coarse token takes in the details of its region (arXiv 2407.02392)."""
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 from torch import nn
 
-from dpn.projectors._reduction import ReducingProjector, Rows, by_grid
+from dpn.projectors._reduction import Rows, by_grid
 from dpn.projectors._regions import (
     RegionAttention,
+    RegionProjector,
     SmallLinear,
     levels_of,
-    nearest_scale,
     resized,
 )
 from dpn.projectors.mlp import mlp
-from dpn.tokens import Grid, pooled_grid, window_of_row
-from dpn.vision._features import ImageGroup, Needs, VisualFeatures
+from dpn.tokens import Grid, window_of_row
+from dpn.vision._features import ImageGroup, VisualFeatures
 
 
-class TokenPackerProjector(ReducingProjector):
+class TokenPackerProjector(RegionProjector):
     """Queries are the tower's tokens, bilinearly resized to a coarser grid; each attends to the
     tokens of several layers in its own square region; the result goes through the MLP.
 
@@ -34,8 +33,6 @@ class TokenPackerProjector(ReducingProjector):
         depth: linear layers of the MLP.
     """
 
-    needs_keep: ClassVar[bool] = False
-
     def __init__(
         self,
         scale: int = 2,
@@ -48,35 +45,19 @@ class TokenPackerProjector(ReducingProjector):
         output_size: int,
         grid: Grid,
     ):
-        super().__init__(keep, depth, input_size=input_size, output_size=output_size, grid=grid)
-        self.scale = scale if keep is None else nearest_scale(grid, keep)
-        self.needs = Needs(layers=tuple(levels))
+        super().__init__(
+            scale, levels, keep, depth, input_size=input_size, output_size=output_size, grid=grid
+        )
         self.layers = mlp(input_size, output_size, depth, linear=SmallLinear)
         self.queries = nn.Sequential(
             SmallLinear(input_size, input_size, bias=False), nn.LayerNorm(input_size, eps=1e-6)
         )
         self.regions = RegionAttention(input_size, len(levels) * input_size, heads, SmallLinear)
 
-    @property
-    def kernel(self) -> tuple[int, int]:
-        """Height and width of a region."""
-        return self.scale, self.scale
-
-    def grid_after(self, grid: Grid) -> Grid:
-        """See `Projector.grid_after`."""
-        return pooled_grid(grid, self.kernel)
-
     def flops(self, grid: Grid, after: Grid) -> int:
         """The MLP and the attention."""
         queries = 2 * after[0] * after[1] * self.input_size**2
         return super().flops(grid, after) + queries + self.regions.flops(grid, self.kernel)
-
-    def check(self) -> list[str]:
-        """A keep outside (0, 1], or no scale."""
-        problems = super().check()
-        if self.scale < 1:
-            problems.append(f"projector.scale={self.scale} must be at least 1.")
-        return problems
 
     def forward(self, features: VisualFeatures) -> VisualFeatures:
         """See `Projector.forward`."""

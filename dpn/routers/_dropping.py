@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpn.budget import TextShape, meet
-from dpn.routers.base import Decision, Router, RoutingContext, Where, check_keep
+from dpn.budget import TextShape
+from dpn.routers._strength import StrengthRouter
+from dpn.routers.base import Decision, RoutingContext, Where
 from dpn.tokens import Grid, PackedTokens, Positions
 
 
-class DroppingRouter(Router):
+class DroppingRouter(StrengthRouter):
     """At each depth of its schedule keeps the visual rows of every image that score highest.
 
     Several images of a sample are treated one by one. Rows keep their order. Equal scores, as of an
@@ -25,9 +26,9 @@ class DroppingRouter(Router):
         where: which layer's attention the hook sees at a depth: that of the layer before (`post`),
             or of the one after (`pre`).
         positions: see `dpn.tokens.PackedTokens`.
-        strength: the method's own parameter, which its schedule follows from.
-        bounds: smallest and largest `strength`.
-        keep: share of visual MACs to meet instead, by a search for the strength.
+        strength: which the schedule follows from, see `StrengthRouter`.
+        bounds: see `StrengthRouter`.
+        keep: see `StrengthRouter`.
         text: see `Router`.
         grid: see `Router`.
     """
@@ -43,9 +44,8 @@ class DroppingRouter(Router):
         text: TextShape,
         grid: Grid,
     ):
-        super().__init__(text=text, grid=grid)
-        self.where, self.positions, self.keep, self.bounds = where, positions, keep, bounds
-        self.strength = strength if keep is None else meet(keep, self.share, *bounds)
+        super().__init__(strength, bounds, keep, text=text, grid=grid)
+        self.where, self.positions = where, positions
         self.shares = self.schedule(self.strength)
 
     def schedule(self, strength: float) -> Mapping[int, float]:
@@ -95,11 +95,6 @@ class DroppingRouter(Router):
         """Share of visual MACs of an image of native size."""
         return self.text.visual_share(self.rows(strength), self.grid[0] * self.grid[1])
 
-    def reach(self) -> tuple[float, float]:
-        """The shares at both ends of the method's own parameter."""
-        low, high = sorted(map(self.share, self.bounds))
-        return low, high
-
     def check(self) -> list[str]:
         """Depths, strength and keep that can not be."""
         problems = []
@@ -109,12 +104,7 @@ class DroppingRouter(Router):
                 f"The router drops rows before layers {depths}; these must be ascending, from 0 to"
                 f" {last} in this decoder (the last means never)."
             )
-        low, high = self.bounds
-        if self.keep is None and not low <= self.strength <= high:
-            problems.append(
-                f"The router's own parameter is {self.strength}; it must be from {low} to {high}."
-            )
-        return problems + check_keep(self)
+        return problems + super().check()
 
 
 def highest(scores: Sequence[Tensor], counts: Sequence[int]) -> list[np.ndarray]:

@@ -2,26 +2,25 @@
 
 from collections.abc import Sequence
 
-from dpn.budget import TextShape, meet
+from dpn.budget import TextShape
+from dpn.routers._strength import StrengthRouter
 from dpn.routers.base import (
     LayerPlan,
-    Router,
     RoutingContext,
-    check_keep,
     layer_macs,
     pairs_within,
 )
 from dpn.tokens import Grid, PackedTokens
 
 
-class PlannedRouter(Router):
+class PlannedRouter(StrengthRouter):
     """Follows the same plan for every sample at its layers.
 
     Args:
         layers: 0-based; default: all.
-        strength: the method's own parameter, which the plan follows from.
-        bounds: smallest and largest `strength`.
-        keep: share of visual MACs to come closest to instead, by a search for the strength.
+        strength: which the plan follows from, see `StrengthRouter`.
+        bounds: see `StrengthRouter`.
+        keep: see `StrengthRouter`.
         text: see `Router`.
         grid: see `Router`.
     """
@@ -36,10 +35,8 @@ class PlannedRouter(Router):
         text: TextShape,
         grid: Grid,
     ):
-        super().__init__(text=text, grid=grid)
         self.layers = tuple(range(text.num_layers)) if layers is None else tuple(layers)
-        self.keep, self.bounds = keep, bounds
-        self.strength = strength if keep is None else meet(keep, self.share, *bounds)
+        super().__init__(strength, bounds, keep, text=text, grid=grid)
         self.plan = self.plan_of(self.strength)
 
     def plan_of(self, strength: float) -> LayerPlan:
@@ -57,21 +54,11 @@ class PlannedRouter(Router):
         part = layer_macs(self.text, plan, rows, pairs) / self.text.layer_macs(rows)
         return 1 - len(self.layers) * (1 - part) / self.text.num_layers
 
-    def reach(self) -> tuple[float, float]:
-        """The shares at both ends of the method's own parameter."""
-        low, high = sorted(map(self.share, self.bounds))
-        return low, high
-
     def check(self) -> list[str]:
         """Layers, strength and keep that can not be."""
-        problems = []
-        last, (low, high) = self.text.num_layers - 1, self.bounds
+        problems, last = super().check(), self.text.num_layers - 1
         if any(not 0 <= layer <= last for layer in self.layers):
             problems.append(
                 f"router.layers={list(self.layers)} must lie between 0 and {last} in this decoder."
             )
-        if self.keep is None and not low <= self.strength <= high:
-            problems.append(
-                f"The router's own parameter is {self.strength}; it must be from {low} to {high}."
-            )
-        return problems + check_keep(self)
+        return problems

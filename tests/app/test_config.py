@@ -154,8 +154,8 @@ def test_several_devices_in_a_shared_process():
     preflight.check(compose("train", ["trainer.devices=2"]))
 
 
-@pytest.mark.skipif(torch.accelerator.is_available(), reason="has a GPU")
-def test_a_gpu_that_is_not_there():
+def test_a_gpu_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     (found,) = problems("trainer=gpu")
     assert "`trainer.accelerator=gpu` needs a GPU, and PyTorch sees none" in found
 

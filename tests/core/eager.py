@@ -213,5 +213,6 @@ RULES = {
     "sparsevlm": (sparsevlm, {"layers": [0, 2], "counts": [0.5, 0.3]}, "renumber"),
     "fastv": (fastv, {"k": 2, "ratio": 0.4}, "keep"),
     "vtw": (vtw, {"k": 3}, "keep"),
+    "layer_drop": (vtw, {"k": 3}, "keep"),
     "pyramid_drop": (pyramid_drop, {"ratio": 0.7}, "renumber"),
 }
