@@ -107,7 +107,6 @@ class Model:
         min_rows: fewest visual rows a router may leave a sample, where the router does not say.
         gate_temperature: divides the logits of a router's gates, where the router does not say.
         keep: share of visual MACs that `loss=auto` steers `router=dpe` to; None: the paper's hinge.
-        projector_gain: factor of the projector's initial weights, where the projector does not say.
         weights: see `Weights`.
         freeze: parts that `stage=finetune` leaves as they are.
         pretrain_image_size: in pixels, in `stage=pretrain`.
@@ -126,7 +125,6 @@ class Model:
     min_rows: int = 18
     gate_temperature: float = 10.0
     keep: float | None = None
-    projector_gain: float = 1.0
     weights: dict[str, Any] = field(default_factory=dict)
     freeze: list[Part] = field(default_factory=list)
     pretrain_image_size: int = 336

@@ -36,7 +36,6 @@ class ReducingProjector(Projector):
         keep: share of the tower's tokens that is left, to the nearest token but at least one (the
             share of visual MACs is nearly the same).
         depth: linear layers of the MLP.
-        gain: of its initial weights, see `dpn.projectors.mlp`.
 
     Attributes:
         needs_keep: whether there are no numbers of its own that `keep` could leave to.
@@ -48,7 +47,6 @@ class ReducingProjector(Projector):
         self,
         keep: float | None = 0.5,
         depth: int = 2,
-        gain: float = 1.0,
         *,
         input_size: int,
         output_size: int,
@@ -56,7 +54,7 @@ class ReducingProjector(Projector):
     ):
         super().__init__(input_size=input_size, output_size=output_size, grid=grid)
         self.keep = keep
-        self.layers = mlp(input_size, output_size, depth, gain)
+        self.layers = mlp(input_size, output_size, depth)
 
     def rows(self, cells: int) -> int:
         """How many of so many tokens are left."""

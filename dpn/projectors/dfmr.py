@@ -24,7 +24,6 @@ class DFMRProjector(ReducingProjector):
         kernels: sides of the windows.
         threshold: of the deviation, in the units of the tower's tokens.
         depth: linear layers of the MLP.
-        gain: of its initial weights.
     """
 
     needs_keep: ClassVar[bool] = False
@@ -35,15 +34,12 @@ class DFMRProjector(ReducingProjector):
         kernels: Sequence[int] = (2, 3),
         threshold: float = 0.5,
         depth: int = 2,
-        gain: float = 1.0,
         *,
         input_size: int,
         output_size: int,
         grid: Grid,
     ):
-        super().__init__(
-            None, depth, gain, input_size=input_size, output_size=output_size, grid=grid
-        )
+        super().__init__(None, depth, input_size=input_size, output_size=output_size, grid=grid)
         self.kernels, self.threshold = sorted(kernels, reverse=True), threshold
 
     def grid_after(self, grid: Grid) -> Grid:

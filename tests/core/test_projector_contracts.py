@@ -34,12 +34,8 @@ NEAREST = {
 }
 
 
-def settings_of(case):
-    return {k: 1.0 if k == "gain" else v for k, v in CASES[case].items()}
-
-
 def model_of(case, router=None):
-    return make_model(router, settings_of(case), seed=3)
+    return make_model(router, CASES[case], seed=3)
 
 
 def test_every_projector_has_a_yaml_that_says_how_to_use_it():
@@ -157,7 +153,7 @@ def test_flops_equal_the_counter(case):
 
 @pytest.mark.parametrize("name", [name for name in SETTINGS if f"{name}, half" in CASES])
 def test_keep_is_met(name):
-    settings = settings_of(f"{name}, half")
+    settings = CASES[f"{name}, half"]
     with torch.device("meta"):
         sizes = {"input_size": 32, "output_size": 32, "grid": (24, 24)}
         projector = projectors.build(**settings, **sizes)
