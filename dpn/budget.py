@@ -12,6 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 
+class Unreachable(str):
+    """A sentence about a share that is asked for and that a method can not spend."""
+
+
 @dataclass(frozen=True)
 class TextShape:
     """The sizes of a decoder that its cost follows from.
@@ -71,6 +75,35 @@ class TextShape:
         tokens).
         """
         return self.visual_macs(rows_per_layer) / (self.num_layers * self.layer_macs(base_rows))
+
+
+def check_share(
+    key: str,
+    keep: float | None,
+    reach: Callable[[], tuple[float, float]],
+    tolerance: float,
+    way_out: str,
+) -> list[str]:
+    """A sentence if a share is none, or can not be spent.
+
+    Args:
+        key: of the config.
+        keep: its value; None is fine.
+        reach: gives the smallest and largest share that can be spent.
+        tolerance: how far beyond them is near enough.
+        way_out: what else may be changed.
+    """
+    if keep is None:
+        return []
+    if not 0 < keep <= 1:
+        return [f"{key}={keep} must be larger than 0 and at most 1."]
+    low, high = reach()
+    if low - tolerance <= keep <= high + tolerance:
+        return []
+    possible = f"{low:.2f}" if high - low < 0.005 else f"{low:.2f} to {high:.2f}"
+    return [
+        Unreachable(f"{key}={keep} can not be reached, only {possible}; take that, or {way_out}.")
+    ]
 
 
 def meet(keep: float, share: Callable[[float], float], low: float, high: float) -> float:

@@ -6,9 +6,9 @@ import torch
 from transformers import AutoConfig
 
 import dpn.config
-from dpn import data, losses, projectors, routers, vision
+from dpn import apply, data, losses, projectors, routers, vision
 from dpn.budget import TextShape
-from dpn.config import Node, Parts, Request
+from dpn.config import ConfigError, Node, Parts, Request
 from dpn.data.base import Source
 from dpn.distributed import processes
 from dpn.losses._auto import AutoLoss
@@ -18,6 +18,8 @@ from dpn.processor import DPNProcessor
 def check(request: Request) -> None:
     """Pre-flight: raise one error with everything that is wrong; see `dpn.config.check`."""
     dpn.config.check(request, PARTS)
+    if problems := apply.problems(request):
+        raise ConfigError(problems)
 
 
 def check_evaluation(request: Request) -> None:

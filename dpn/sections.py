@@ -1,7 +1,8 @@
 """What the front doors' configs hold besides parts and what has a `_target_`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Part = Literal["vision", "projector", "language", "lm_head", "router"]
 
@@ -31,6 +32,11 @@ class Stage:
     dense: float = 0.0
     lr: float = 2e-5
     lora: dict[str, Any] | None = None
+
+
+def trains(stage: Mapping[str, Any]) -> bool:
+    """Whether a `Stage` changes any weight."""
+    return stage["lora"] is not None or not {*get_args(Part)} <= {*stage["freeze"]}
 
 
 @dataclass

@@ -74,13 +74,10 @@ class ReducingProjector(Projector):
         return replace(features, tokens=self.layers(features.tokens))
 
     def check(self) -> list[str]:
-        """A keep outside (0, 1], or none where there has to be one."""
-        if self.keep is None:
-            missing = "`projector.keep` is null; give it, e.g. projector.keep=0.5."
-            return [missing] if self.needs_keep else []
-        if 0 < self.keep <= 1:
-            return []
-        return [f"projector.keep={self.keep} must be larger than 0 and at most 1."]
+        """A keep that can not be, or none where there has to be one."""
+        if self.keep is None and self.needs_keep:
+            return ["`projector.keep` is null; give it, e.g. projector.keep=0.5."]
+        return super().check()
 
 
 def by_grid(

@@ -32,12 +32,14 @@ class DenseConnectorProjector(Projector):
             two states beside each token, before the MLP; `dci`, the default, instead the means of
             the states 0 to 11 and 12 to 23.
         depth: linear layers of the MLP.
+        keep: is ignored, as by `router=none`.
     """
 
     def __init__(
         self,
         kind: Literal["sti", "sci", "dci"] = "dci",
         depth: int = 2,
+        keep: float | None = None,
         *,
         input_size: int,
         output_size: int,

@@ -12,9 +12,18 @@ class MLPProjector(Projector):
 
     Args:
         depth: number of linear layers (LLaVA's `mlp2x_gelu` has 2).
+        keep: is ignored, as by `router=none`: every token stays.
     """
 
-    def __init__(self, depth: int = 2, *, input_size: int, output_size: int, grid: Grid):
+    def __init__(
+        self,
+        depth: int = 2,
+        keep: float | None = None,
+        *,
+        input_size: int,
+        output_size: int,
+        grid: Grid,
+    ):
         super().__init__(input_size=input_size, output_size=output_size, grid=grid)
         self.layers = mlp(input_size, output_size, depth)
 

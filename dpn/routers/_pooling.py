@@ -190,8 +190,9 @@ class PoolingRouter(Router):
         scale = self.scale(choice.probs, choice.experts)
         pooled = self._pool(gate, tokens, samples, chosen, scale)
         kept = tuple(pooled.visual_rows[b] for b in samples)
+        names = tuple(f"{h}x{w}" for h, w in self.plan.kernels[gate])
         context.trace.decisions.append(
-            Decision(layer, samples, grids, *choice[:2], kept, choice.read)
+            Decision(layer, samples, grids, *choice[:2], kept, choice.read, names)
         )
         return pooled
 

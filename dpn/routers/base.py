@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dpn.budget import TextShape
+from dpn.budget import TextShape, check_share
 from dpn.keyed import uniform
 from dpn.tokens import Grid, PackedTokens, Positions
 
@@ -25,6 +25,7 @@ class Decision:
         probs: `[S, E]` probabilities, with gradient where the router is trained.
         kept: visual rows of those samples afterwards.
         read: `[S, D]` what each choice was made from, detached; None for routers that read nothing.
+        names: of the experts, e.g. `2x2`; empty where there is nothing to choose.
     """
 
     layer: int
@@ -34,6 +35,7 @@ class Decision:
     probs: Tensor
     kept: tuple[int, ...]
     read: Tensor | None = None
+    names: tuple[str, ...] = ()
 
 
 @dataclass
@@ -90,6 +92,14 @@ class Trace:
             d.layer: int(d.experts[d.samples.index(sample)])
             for d in self.decisions
             if sample in d.samples
+        }
+
+    def route_of(self, sample: int) -> dict[int, str]:
+        """The name of what was chosen for a sample at each layer where there was a choice."""
+        return {
+            d.layer: d.names[int(d.experts[d.samples.index(sample)])]
+            for d in self.decisions
+            if d.names and sample in d.samples
         }
 
 
@@ -232,15 +242,5 @@ class Router(nn.Module):
 
 def check_keep(router: Router) -> list[str]:
     """A sentence if `router.keep` is no share, or none that this router can reach."""
-    if router.keep is None:
-        return []
-    if not 0 < router.keep <= 1:
-        return [f"router.keep={router.keep} must be larger than 0 and at most 1."]
-    low, high = router.reach()
-    if not low - 5e-3 <= router.keep <= high + 5e-3:
-        return [
-            f"router.keep={router.keep} can not be reached by this router, its range here is"
-            f" {low:.2f} to {high:.2f}; take a value in it, or change where and how strongly the"
-            " router acts (its other settings)."
-        ]
-    return []
+    way_out = "change where and how strongly the router acts (its other settings)"
+    return check_share("router.keep", router.keep, router.reach, 5e-3, way_out)

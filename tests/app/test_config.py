@@ -39,10 +39,17 @@ def test_every_choice_composes_and_passes(group, choice, data_root):
     overrides = [f"{group}={choice}", f"paths.data_root={data_root}"]
     if (group, choice) in (("loss", "budget"), ("loss", "policy")):
         overrides.append("router.keep=0.6")
+    if choice == "apply":
+        overrides.append("init.model=gpt2")
     if group == "projector":  # without a grid the default keep is out of the router's reach
         overrides.append("router=none")
     request = compose("train", overrides)
-    allowed = ("give model.weights.", "needs a GPU", "`optim=muon` needs whole matrices")
+    allowed = (
+        "give model.weights.",
+        "give init.model=",
+        "needs a GPU",
+        "`optim=muon` needs whole matrices",
+    )
     assert [p for p in found(request) if not any(hint in p for hint in allowed)] == []
 
 
@@ -119,7 +126,7 @@ MISTAKES = {
         "model=llava_hr_tiny": "",
         "projector=downsample": "projector.keep=0.5 asks this vision tower for a smaller image",
     },
-    "keep out of reach": {"router.keep=0.02": "router.keep=0.02 can not be reached by this router"},
+    "keep out of reach": {"router.keep=0.02": "router.keep=0.02 can not be reached, only 0."},
     "hinge with keep": {"loss=hinge": "`loss=hinge` has its own target", "router.keep=0.6": ""},
     "budget without keep": {"loss=budget": "`loss=budget` steers to router.keep, which is null"},
     "budget without gates": {
