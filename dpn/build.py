@@ -140,7 +140,9 @@ def _halved(model: DPNForConditionalGeneration) -> DPNForConditionalGeneration:
     return model
 
 
-def bench_model(config: DictConfig, router: Any) -> DPNForConditionalGeneration:
+def bench_model(
+    config: DictConfig, router: Any, projector: Any = None
+) -> DPNForConditionalGeneration:
     """A model of random weights without tokenizer; its last ids are `<image>` and `<ROUTER>`."""
     torch.manual_seed(config.seed)
     text = {"vocab_size": config.model.vocab_size, **plain(config.model.text)}
@@ -149,7 +151,7 @@ def bench_model(config: DictConfig, router: Any) -> DPNForConditionalGeneration:
         DPNConfig(
             text_config=text,
             vision_config=plain(config.model.vision),
-            projector_config=plain(config.projector),
+            projector_config=projector or plain(config.projector),
             router_config=plain(router) if OmegaConf.is_config(router) else router,
             image_token_id=size - 2,
             router_token_id=size - 1,

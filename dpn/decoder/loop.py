@@ -16,7 +16,7 @@ from dpn.decoder.attention import IMPLEMENTATION, BackendName, PrefillAttention
 from dpn.decoder.cache import RaggedCache, Stage
 from dpn.decoder.layer import QueryRows
 from dpn.decoder.within import PlannedRows
-from dpn.routers.base import Router, RoutingContext
+from dpn.routers.base import Router, RoutingContext, Trace
 from dpn.tokens import PackedTokens
 
 
@@ -52,7 +52,7 @@ def prefill(
     seen: PackedTokens | None = None
     call: dict[str, Any] = {}
     for index, layer in enumerate(language.layers):
-        scores = partial(_attention_scores, language, layer, None)
+        scores = partial(_attention_scores, language, layer, context.trace, None)
         tokens = router.at("pre", index, tokens, replace(context, attention_scores=scores))
         plan = router.within(index, tokens, context)
         context.trace.enter(tokens, plan)
@@ -65,7 +65,7 @@ def prefill(
             run = partial(layer, plan=plan, rows=rows)
         if checkpoint_layers:
             run = partial(checkpoint, run, use_reentrant=False)
-        scores = partial(_attention_scores, language, layer, tokens)
+        scores = partial(_attention_scores, language, layer, context.trace, tokens)
         tokens = tokens.with_hidden(run(tokens.hidden[None], **call)[0])
         tokens = router.at("post", index, tokens, replace(context, attention_scores=scores))
     return tokens
@@ -75,6 +75,7 @@ def prefill(
 def _attention_scores(
     language: Any,
     layer: torch.nn.Module,
+    trace: Trace,
     before: PackedTokens | None,
     tokens: PackedTokens,
     rows: Sequence[Sequence[int]],
@@ -87,6 +88,7 @@ def _attention_scores(
             " attention to rows that are gone; let them act after different layers."
         )
     queries = QueryRows(tuple(map(tuple, rows)), seen.offsets)
+    trace.asked.append(tuple(zip(map(len, rows), seen.lengths, strict=True)))
     rotary = _rotary(language, seen.hidden, seen.positions)
     return layer(seen.hidden[None], position_embeddings=rotary, queries=queries)
 

@@ -52,6 +52,9 @@ class Trace:
             samples without any, None without labels.
         plans: per layer, what it does for visual rows.
         pairs: per layer, pairs of visual rows of each sample whose scores are computed.
+        text_pairs: the same of a visual row that looks at a row of text.
+        asked: for each time that attention was looked at, the queries of each sample and its rows,
+            see `RoutingContext.attention_scores`.
     """
 
     tower_grids: tuple[tuple[Grid, ...], ...]
@@ -61,6 +64,8 @@ class Trace:
     sample_loss: Tensor | None = None
     plans: "list[LayerPlan | None]" = field(default_factory=list)
     pairs: list[tuple[int, ...]] = field(default_factory=list)
+    text_pairs: list[tuple[int, ...]] = field(default_factory=list)
+    asked: list[tuple[tuple[int, int], ...]] = field(default_factory=list)
 
     @property
     def base_rows(self) -> tuple[int, ...]:
@@ -70,14 +75,20 @@ class Trace:
     def enter(self, tokens: PackedTokens, plan: "LayerPlan | None") -> None:
         """Write down what enters a layer."""
         radius = None if plan is None else plan.radius
-        pairs = [n * n for n in tokens.visual_rows]
-        if radius is not None:
-            pairs = [0] * len(pairs)
-            for span in tokens.spans:
-                pairs[span.sample] += pairs_within(radius, span.grid)
-        self.visual_rows.append(tokens.visual_rows)
+        visual = tokens.visual_rows
+        pairs = [n * n for n in visual]
+        text_pairs = [n * (rows - n) for n, rows in zip(visual, tokens.lengths, strict=True)]
+        if radius is not None:  # of the text, only what stands before an image
+            pairs, text_pairs, seen = [0] * len(visual), [0] * len(visual), [0] * len(visual)
+            for start, span in zip(tokens.starts, tokens.spans, strict=True):
+                b = span.sample
+                pairs[b] += pairs_within(radius, span.grid)
+                text_pairs[b] += span.rows * (start - tokens.offsets[b] - seen[b])
+                seen[b] += span.rows
+        self.visual_rows.append(visual)
         self.plans.append(plan)
         self.pairs.append(tuple(pairs))
+        self.text_pairs.append(tuple(text_pairs))
 
     def visual_macs(self, sample: int, text: TextShape) -> int:
         """Visual MACs of a sample."""

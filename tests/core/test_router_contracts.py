@@ -8,9 +8,10 @@ from omegaconf import OmegaConf
 
 from dpn import DPNForConditionalGeneration, routers
 from dpn.budget import TextShape
-from dpn.cost import decoder_flops
+from dpn.cost import decoder_flops, prefill_flops
 
 from .conftest import ROUTER, collate, make_model, make_samples, without
+from .test_cost import count
 
 FOLDER = Path(__file__).parents[2] / "configs" / "router"
 #: What the YAMLs take from other groups.
@@ -22,6 +23,8 @@ WITH_KEEP = [name for name in ROUTERS if name not in ("none", "chain")]
 ROUGH = ("random", "dpe", "static")
 #: Visual rows see later ones, too.
 NOT_CAUSAL = ("neighbor_attention",)
+#: Gates, or similarities of rows that are merged.
+OWN_PRODUCTS = ("dpe", "aim", "sparsevlm")
 LLAVA = TextShape(32, 4096, 4096, 11008)
 
 
@@ -101,6 +104,20 @@ def test_rows_and_flops_of_layers_are_those_of_the_trace(name, model):
     assert (seen[-1] < whole[-1]) == fewer
     text_config = model.config.text_config
     assert (decoder_flops(seen, text_config) < decoder_flops(whole, text_config)) == fewer
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_prefill_flops_equal_the_counter(name, model, which):
+    """The attention that a router looks at is counted; its gates and what it merges by are not."""
+    model.attention = "segments"
+    ids, _, images = make_samples([which])[0]
+    batch = without(collate([(ids, ids, images)]), "labels")
+    out, counted = count(lambda: model(**batch, logits_to_keep=1))
+    (formula,) = prefill_flops(model, out.trace, [len(ids) - len(images)])
+    if name in OWN_PRODUCTS:
+        assert formula < counted < 1.05 * formula
+    else:
+        assert formula == counted
 
 
 def test_appended_text_equals_recomputed(model):
