@@ -1,5 +1,6 @@
 """Before anything is built: one error with everything that is wrong with a config."""
 
+import math
 from typing import Any
 
 import torch
@@ -93,7 +94,7 @@ def _fit_model(config: Node) -> list[str]:
             projector.fit(tower)
             router = routers.build(
                 **config["router"],
-                text=TextShape.of(text_config),
+                text=TextShape.of(text_config, base_rows=math.prod(tower.grid)),
                 grid=projector.grid_after(tower.grid),
             )
             return router.check()

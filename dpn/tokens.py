@@ -31,6 +31,11 @@ def pooled_grid(grid: Grid, kernel: Kernel) -> Grid:
     return -(-grid[0] // kernel[0]), -(-grid[1] // kernel[1])
 
 
+def kernel_on(grid: Grid, kernel: Kernel) -> Kernel:
+    """The kernel that pools a grid; of rows in a line as many as it has cells."""
+    return (1, kernel[0] * kernel[1]) if grid[0] == 1 else kernel
+
+
 @lru_cache(maxsize=4096)
 def window_of_row(grid: Grid, kernel: Kernel) -> np.ndarray:
     """Which pooled row each row of a grid falls into, [h * w]."""
@@ -257,7 +262,8 @@ class PackedTokens:
         call.
 
         Args:
-            kernels: kernel (= stride) of each span; (1, 1) leaves its rows as they are.
+            kernels: kernel (= stride) of each span, see `kernel_on`; (1, 1) leaves its rows as they
+                are.
             reduce: `max` or `avg`.
             weights: instead of `reduce`, depthwise convolution weights `[D, 1, kh, kw]` of each
                 span's kernel.
@@ -266,7 +272,7 @@ class PackedTokens:
         groups: dict[tuple, list[int]] = {}
         weights = weights or [None] * len(self.spans)
         for i, (span, kernel, weight) in enumerate(zip(self.spans, kernels, weights, strict=True)):
-            groups.setdefault((span.grid, kernel, id(weight)), []).append(i)
+            groups.setdefault((span.grid, kernel_on(span.grid, kernel), id(weight)), []).append(i)
         pieces = self._pieces()
         visual = list(pieces[1::2])
         spans = list(self.spans)
@@ -276,7 +282,7 @@ class PackedTokens:
                 continue
             rows = torch.stack([visual[i] for i in members]).unflatten(1, grid)  # [S, h, w, D]
             if weight is not None:
-                rows = convolve_grid(rows, weight)
+                rows = convolve_grid(rows, weight.reshape(-1, 1, *kernel))
             elif kernel != (1, 1):
                 rows = pool_grid(rows, kernel, reduce)
             if scale is not None:

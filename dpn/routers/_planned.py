@@ -51,8 +51,9 @@ class PlannedRouter(StrengthRouter):
         """Share of visual MACs of an image of native size."""
         plan, rows = self.plan_of(strength), self.grid[0] * self.grid[1]
         pairs = rows * rows if plan.radius is None else pairs_within(plan.radius, self.grid)
-        part = layer_macs(self.text, plan, rows, pairs) / self.text.layer_macs(rows)
-        return 1 - len(self.layers) * (1 - part) / self.text.num_layers
+        others = self.text.num_layers - len(self.layers)
+        macs = len(self.layers) * layer_macs(self.text, plan, rows, pairs)
+        return (macs + others * self.text.layer_macs(rows)) / self.text.full_macs(rows)
 
     def check(self) -> list[str]:
         """Layers, strength and keep that can not be."""
