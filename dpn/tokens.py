@@ -198,6 +198,14 @@ class PackedTokens:
         """First row of each span."""
         return tuple(self.row(s.sample, s.column) - s.rows + 1 for s in self.spans)
 
+    @cached_property
+    def is_visual(self) -> np.ndarray:
+        """Which rows are visual, bool `[N]` on the host."""
+        mark = np.zeros(self.offsets[-1], dtype=bool)
+        for start, span in zip(self.starts, self.spans, strict=True):
+            mark[start : start + span.rows] = True
+        return mark
+
     def rows_of_columns(self, samples: np.ndarray, columns: np.ndarray) -> Tensor:
         """`row` for many columns at once.
 

@@ -31,27 +31,14 @@ class PlannedRows:
     attention: PrefillAttention
 
     @cached_property
-    def is_visual(self) -> np.ndarray:
-        """`[N]` on the host."""
-        mark = np.zeros(self.tokens.offsets[-1], dtype=bool)
-        for start, span in zip(self.starts, self.tokens.spans, strict=True):
-            mark[start : start + span.rows] = True
-        return mark
-
-    @cached_property
-    def starts(self) -> list[int]:
-        """First row of each span."""
-        return [self.tokens.row(s.sample, s.column) - s.rows + 1 for s in self.tokens.spans]
-
-    @cached_property
     def text(self) -> Tensor:
         """Text rows, `[Nt]`."""
-        return self._on_device(np.flatnonzero(~self.is_visual))
+        return self._on_device(np.flatnonzero(~self.tokens.is_visual))
 
     @cached_property
     def visual(self) -> Tensor:
         """Visual rows, `[Nv]`."""
-        return self._on_device(np.flatnonzero(self.is_visual))
+        return self._on_device(np.flatnonzero(self.tokens.is_visual))
 
     def _on_device(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(values).to(self.tokens.hidden.device, non_blocking=True)
@@ -62,11 +49,11 @@ class PlannedRows:
 
     @cached_property
     def _text_queries(self) -> "Queries":
-        return self._queries(~self.is_visual)
+        return self._queries(~self.tokens.is_visual)
 
     @cached_property
     def _visual_queries(self) -> "Queries":
-        return self._queries(self.is_visual)
+        return self._queries(self.tokens.is_visual)
 
     def _queries(self, wanted: np.ndarray) -> "Queries":
         """Padded places of the wanted rows, and what they see."""
@@ -86,7 +73,7 @@ class PlannedRows:
     def neighbourhoods(self, radius: int) -> list["Neighbourhood"]:
         """One for each grid size among the spans."""
         spans = sorted(
-            (s for s in zip(self.starts, self.tokens.spans, strict=True) if s[1].rows),
+            (s for s in zip(self.tokens.starts, self.tokens.spans, strict=True) if s[1].rows),
             key=lambda s: s[1].grid,
         )
         return [
@@ -98,7 +85,7 @@ class PlannedRows:
         height, width = spans[0][1].grid
         first = [self.tokens.offsets[span.sample] for _, span in spans]
         before = [
-            a + np.flatnonzero(~self.is_visual[a:start])
+            a + np.flatnonzero(~self.tokens.is_visual[a:start])
             for a, (start, _) in zip(first, spans, strict=True)
         ]
         most = max(map(len, before))
@@ -111,7 +98,7 @@ class PlannedRows:
         columns = np.tile(np.arange(width), count)
         near = np.abs(columns - np.arange(width)[:, None]) <= radius  # [w, lines * w]
         near_all = inside[:, None] & near  # [h, w, lines * w]
-        place = self.is_visual.cumsum() - 1
+        place = self.tokens.is_visual.cumsum() - 1
         take = np.stack([place[start + grid] for start, _ in spans])  # [S, h, w]
         keys = np.zeros((len(spans), height, most + local.shape[1]), dtype=np.int64)
         sees = np.zeros((len(spans), height, width, keys.shape[2]), dtype=bool)

@@ -35,6 +35,11 @@ class ChainRouter(Router):
         self.members: Any = nn.ModuleList(members)
         self.positions = members[0].positions if members else "renumber"
 
+    @classmethod
+    def settled(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Router.settled`; every member's."""
+        return {**arguments, "routers": [family.settled(s) for s in arguments["routers"]]}
+
     def at(
         self, where: Where, layer: int, tokens: PackedTokens, context: RoutingContext
     ) -> PackedTokens:

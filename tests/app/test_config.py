@@ -42,7 +42,12 @@ def test_every_choice_composes_and_passes(group, choice, data_root):
     if group == "projector":  # without a grid the default keep is out of the router's reach
         overrides.append("router=none")
     request = compose("train", overrides)
-    allowed = ("give model.weights.", "needs a GPU", "`optim=muon` needs whole matrices")
+    allowed = (
+        "give model.weights.",
+        "needs a GPU",
+        "`optim=muon` needs whole matrices",
+        "`python tools/head_scores.py run=RUN` and give router.scores",
+    )
     assert [p for p in found(request) if not any(hint in p for hint in allowed)] == []
 
 
