@@ -61,7 +61,7 @@ def prefill(
             call = _stage_arguments(language, tokens, backend, cache)
             rows = PlannedRows(tokens, call["packing"])
         run: Any = layer
-        if plan is not None and tokens.spans:
+        if plan is not None and any(tokens.visual_rows):
             run = partial(layer, plan=plan, rows=rows)
         if checkpoint_layers:
             run = partial(checkpoint, run, use_reentrant=False)

@@ -53,8 +53,9 @@ class HeadPruningRouter(PlannedRouter):
         scores = read_scores(scores)
         self.problems = problems_of(scores, text)
         self.scores = None if self.problems or scores is None else scores
-        bounds = (0.0, max((score for row in self.scores or () for score in row), default=1.0))
-        super().__init__(None, threshold, bounds, keep, text=text, grid=grid)
+        highest = max((score for row in self.scores or () for score in row), default=1.0)
+        threshold = min(threshold, highest)  # nothing is above either
+        super().__init__(None, threshold, (0.0, highest), keep, text=text, grid=grid)
 
     @classmethod
     def settled(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ OTHERS = {"model": {"min_rows": 1, "gate_temperature": 10.0}, "loss": {"keep": N
 #: What a YAML leaves open because it comes from data, for a decoder.
 OPEN = {
     "head_pruning": lambda text: {"scores": head_scores(text)},
+    "yopo": lambda text: {"scores": head_scores(text)},
 }
 ROUTERS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 #: `keep` is ignored by `none`, and a chain's members have their own.
@@ -25,7 +26,7 @@ WITH_KEEP = [name for name in ROUTERS if name not in ("none", "chain")]
 #: These meet it in expectation, by calibration, or with one of a few kernels.
 ROUGH = ("random", "dpe", "static")
 #: Visual rows see later ones, too.
-NOT_CAUSAL = ("neighbor_attention",)
+NOT_CAUSAL = ("neighbor_attention", "yopo")
 LLAVA = TextShape(32, 4096, 4096, 11008, kv_heads=2)
 TINY = TextShape(4, 32, 16, 48, kv_heads=2)
 
