@@ -226,7 +226,7 @@ class PackedTokens:
     # What changes the rows
 
     @cached_property
-    def _piece_sizes(self) -> list[int]:
+    def piece_sizes(self) -> list[int]:
         """Sizes of text, span, text, span, ..., text."""
         sizes, done = [], 0
         for span, begin in zip(self.spans, self.starts, strict=True):
@@ -237,7 +237,7 @@ class PackedTokens:
     def _pieces(self) -> tuple[Tensor, ...]:
         # One split and one cat: their backward passes are one cat and one split, whereas a slice
         # per piece would allocate a gradient of the whole pack for each.
-        return self.hidden.split(self._piece_sizes)
+        return self.hidden.split(self.piece_sizes)
 
     def _with_visual(
         self, pieces: Sequence[Tensor], visual: Sequence[Tensor], spans: Iterable[Span]

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from dpn.decoder.attention import IMPLEMENTATION, BackendName, PrefillAttention
 from dpn.decoder.cache import RaggedCache, Stage
 from dpn.decoder.layer import QueryRows
-from dpn.decoder.within import PlannedRows
+from dpn.decoder.rows import PlannedRows
 from dpn.routers.base import Router, RoutingContext
 from dpn.tokens import PackedTokens
 
