@@ -8,7 +8,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from dpn import checkpoints, data, hub, inference, lora, losses, vision
+from dpn import checkpoints, data, hub, inference, lora, losses, routers, vision
 from dpn.checkpoints.keys import part_of
 from dpn.data.tokenizer import train_tokenizer
 from dpn.distributed import processes
@@ -76,7 +76,7 @@ def model(config: DictConfig, words: DPNProcessor) -> DPNForConditionalGeneratio
             text_config=text,
             vision_config=plain(config.model.vision),
             projector_config=plain(config.projector),
-            router_config=plain(config.router),
+            router_config=routers.settled(plain(config.router)),
             image_token_id=words.image_token_id,
             router_token_id=words.router_token_id,
         ),
@@ -140,6 +140,24 @@ def _halved(model: DPNForConditionalGeneration) -> DPNForConditionalGeneration:
     return model
 
 
+def of_run(run: Path, device: str = "auto") -> tuple[DPNForConditionalGeneration, "DataModule"]:
+    """A run's trained model, ready to answer, and the data that it was trained on.
+
+    Raises:
+        FileNotFoundError: if it is no folder of a finished run.
+    """
+    if not (run / "config.yaml").is_file():
+        raise FileNotFoundError(
+            f"run={run} is no run folder: expected {run / 'config.yaml'}; give the folder of a"
+            " finished run, whose data is needed."
+        )
+    model, words = inference.load(run, device)
+    module = source(OmegaConf.load(run / "config.yaml").data)
+    module.processor = words
+    module.prepare_data()
+    return model, module
+
+
 def bench_model(
     config: DictConfig, router: Any, projector: Any = None
 ) -> DPNForConditionalGeneration:
@@ -152,7 +170,7 @@ def bench_model(
             text_config=text,
             vision_config=plain(config.model.vision),
             projector_config=projector or plain(config.projector),
-            router_config=plain(router) if OmegaConf.is_config(router) else router,
+            router_config=routers.settled(plain(router) if OmegaConf.is_config(router) else router),
             image_token_id=size - 2,
             router_token_id=size - 1,
         )

@@ -203,6 +203,14 @@ class PackedTokens:
         """First row of each span."""
         return tuple(self.row(s.sample, s.column) - s.rows + 1 for s in self.spans)
 
+    @cached_property
+    def is_visual(self) -> np.ndarray:
+        """Which rows are visual, bool `[N]` on the host."""
+        mark = np.zeros(self.offsets[-1], dtype=bool)
+        for start, span in zip(self.starts, self.spans, strict=True):
+            mark[start : start + span.rows] = True
+        return mark
+
     def rows_of_columns(self, samples: np.ndarray, columns: np.ndarray) -> Tensor:
         """`row` for many columns at once.
 
@@ -223,7 +231,7 @@ class PackedTokens:
     # What changes the rows
 
     @cached_property
-    def _piece_sizes(self) -> list[int]:
+    def piece_sizes(self) -> list[int]:
         """Sizes of text, span, text, span, ..., text."""
         sizes, done = [], 0
         for span, begin in zip(self.spans, self.starts, strict=True):
@@ -234,7 +242,7 @@ class PackedTokens:
     def _pieces(self) -> tuple[Tensor, ...]:
         # One split and one cat: their backward passes are one cat and one split, whereas a slice
         # per piece would allocate a gradient of the whole pack for each.
-        return self.hidden.split(self._piece_sizes)
+        return self.hidden.split(self.piece_sizes)
 
     def _with_visual(
         self, pieces: Sequence[Tensor], visual: Sequence[Tensor], spans: Iterable[Span]

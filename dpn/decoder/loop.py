@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from dpn.decoder.attention import IMPLEMENTATION, BackendName, PrefillAttention
 from dpn.decoder.cache import RaggedCache, Stage
 from dpn.decoder.layer import QueryRows
-from dpn.decoder.within import PlannedRows
+from dpn.decoder.rows import PlannedRows
 from dpn.routers.base import Router, RoutingContext, Trace
 from dpn.tokens import PackedTokens
 
@@ -61,7 +61,7 @@ def prefill(
             call = _stage_arguments(language, tokens, backend, cache)
             rows = PlannedRows(tokens, call["packing"])
         run: Any = layer
-        if plan is not None and tokens.spans:
+        if plan is not None and any(tokens.visual_rows):
             run = partial(layer, plan=plan, rows=rows)
         if checkpoint_layers:
             run = partial(checkpoint, run, use_reentrant=False)

@@ -1,8 +1,8 @@
 """What a router is, what it may look at, and the record of what it decided."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -227,6 +227,11 @@ class Router(nn.Module):
     def __init__(self, *, text: TextShape, grid: Grid):
         super().__init__()
         self.text, self.grid = text, grid
+
+    @classmethod
+    def settled(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments as a saved model holds them: what a file says in the place of its path."""
+        return dict(arguments)
 
     def between(self, layer: int, tokens: PackedTokens, context: RoutingContext) -> PackedTokens:
         """Change which visual rows go on; called after (`where=pre`: before) every layer."""

@@ -49,6 +49,7 @@ def test_every_choice_composes_and_passes(group, choice, data_root):
         "give init.model=",
         "needs a GPU",
         "`optim=muon` needs whole matrices",
+        "`python tools/head_scores.py run=RUN` and give router.scores",
     )
     assert [p for p in found(request) if not any(hint in p for hint in allowed)] == []
 
