@@ -22,7 +22,7 @@ from dpn.files import atomic_folder
 from dpn.metrics import accuracies, cost_metrics, score
 from dpn.model import DPNForConditionalGeneration
 from dpn.processor import DPNProcessor
-from dpn.routers.base import Router, Trace
+from dpn.routers.base import Trace
 
 if TYPE_CHECKING:
     from dpn.data.module import DataModule
@@ -80,7 +80,7 @@ def answer(
         options: of Hugging Face's `generate`; default: greedy.
 
     Returns:
-        For each prompt its answer, route (expert of each layer that routes), rows (visual rows that
+        For each prompt its answer, route (option of each layer that routes), rows (visual rows that
         enter each layer), base_rows (the tower's uncompressed tokens), visual_macs_ratio and
         prefill_flops.
     """
@@ -102,7 +102,7 @@ def answer(
         {
             "answer": text,
             "route": {
-                str(layer): expert_name(model.router, layer, expert)
+                str(layer): model.router.option(layer, expert)
                 for layer, expert in trace.experts_of(b).items()
             },
             "rows": [rows[b] for rows in trace.visual_rows],
@@ -112,15 +112,6 @@ def answer(
         }
         for b, text in enumerate(texts)
     ]
-
-
-def expert_name(router: Router, layer: int, expert: int) -> str:
-    """What an expert does, e.g. `2x2`; its number for routers without kernels."""
-    plan = getattr(router, "plan", None)
-    if plan is None:
-        return str(expert)
-    height, width = plan.kernels[plan.layers.index(layer)][expert]
-    return f"{height}x{width}"
 
 
 def evaluate(

@@ -224,6 +224,11 @@ class PoolingRouter(Router):
             scale=scale,
         )
 
+    def option(self, layer: int, expert: int) -> str:
+        """The kernel, e.g. `2x2`."""
+        height, width = self.plan.kernels[self.plan.layers.index(layer)][expert]
+        return f"{height}x{width}"
+
     def check(self) -> list[str]:
         """Layers, kernels and keep that can not be."""
         return check_plan(self.plan, self.text, self.grid) + check_keep(self)

@@ -48,8 +48,11 @@ class Trace:
         decisions: in the order of the layers.
         sample_loss: `[B]` mean language loss of each sample's supervised tokens, detached; nan for
             samples without any, None without labels.
+        predicted: of each sample, the most probable token at each supervised place; None without
+            labels.
         plans: per layer, what it does for visual rows.
         pairs: per layer, pairs of visual rows of each sample whose scores are computed.
+        probe: of the pass that the routing loss asked for besides, see `RoutingLoss.probe`.
     """
 
     tower_grids: tuple[tuple[Grid, ...], ...]
@@ -57,8 +60,10 @@ class Trace:
     visual_rows: list[tuple[int, ...]] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
     sample_loss: Tensor | None = None
+    predicted: tuple[Tensor, ...] | None = None
     plans: "list[LayerPlan | None]" = field(default_factory=list)
     pairs: list[tuple[int, ...]] = field(default_factory=list)
+    probe: "Trace | None" = None
 
     @property
     def base_rows(self) -> tuple[int, ...]:
@@ -202,6 +207,9 @@ class Router(nn.Module):
     #: Whether `keep` is met by choosing a price on training data after training
     #: (`dpn.calibration`).
     calibrated: ClassVar[bool] = False
+    #: Names of the losses that train its gates; `loss=auto` takes the first one, with a `keep` the
+    #: first one that steers to it. None: the language loss alone.
+    losses: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, *, text: TextShape, grid: Grid):
         super().__init__()
@@ -220,6 +228,10 @@ class Router(nn.Module):
     def within(self, layer: int, tokens: PackedTokens, context: RoutingContext) -> LayerPlan | None:
         """What a layer does for visual rows; None: all of it."""
         return None
+
+    def option(self, layer: int, expert: int) -> str:
+        """A word for what it chose at a layer, for reports."""
+        return str(expert)
 
     def check(self) -> list[str]:
         """Everything that is wrong with the arguments, one sentence each; empty if all is well."""

@@ -73,6 +73,8 @@ def test_every_choice_builds_a_trainer(group, tmp_path):
         ("none", None, "LanguageLoss"),
         ("static", 0.6, "LanguageLoss"),
         ("random", 0.6, "LanguageLoss"),
+        ("dyvte", None, "ExitLoss"),
+        ("dyvte", 0.6, "ExitLoss"),
     ],
 )
 def test_auto_loss(router, keep, loss, processor):
