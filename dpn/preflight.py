@@ -109,15 +109,16 @@ def _fit_loss(name: str, router: Node) -> list[str]:
             f"`loss=hinge` has its own target and can not meet router.keep={keep};"
             " use loss=policy, or router.keep=null."
         ]
-    if name == "auto" or not losses.resolve(name).needs_keep:
+    if name in ("auto", "language"):
         return []
     problems = []
-    if not routers.resolve(router["name"]).calibrated:
+    if name not in routers.resolve(router["name"]).losses:
+        able = [other for other in routers.names() if name in routers.resolve(other).losses]
         problems.append(
-            f"`loss={name}` trains gates, and router={router['name']} has none; use router=dpe, or"
-            " loss=auto."
+            f"`loss={name}` trains gates, and router={router['name']} has none that it can train;"
+            f" use router={' or '.join(able)}, or loss=auto."
         )
-    if keep is None:
+    if losses.resolve(name).needs_keep and keep is None:
         problems.append(
             f"`loss={name}` steers to router.keep, which is null; give it, e.g. router.keep=0.6."
         )

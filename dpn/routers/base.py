@@ -50,11 +50,14 @@ class Trace:
         decisions: in the order of the layers.
         sample_loss: `[B]` mean language loss of each sample's supervised tokens, detached; nan for
             samples without any, None without labels.
+        predicted: of each sample, the most probable token at each supervised place; None without
+            labels.
         plans: per layer, what it does for visual rows.
         pairs: per layer, pairs of visual rows of each sample whose scores are computed.
         text_pairs: the same of a visual row that looks at a row of text.
         asked: for each time that attention was looked at, the queries of each sample and its rows,
             see `RoutingContext.attention_scores`.
+        probe: of the pass that the routing loss asked for besides, see `RoutingLoss.probe`.
     """
 
     tower_grids: tuple[tuple[Grid, ...], ...]
@@ -62,10 +65,12 @@ class Trace:
     visual_rows: list[tuple[int, ...]] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
     sample_loss: Tensor | None = None
+    predicted: tuple[Tensor, ...] | None = None
     plans: "list[LayerPlan | None]" = field(default_factory=list)
     pairs: list[tuple[int, ...]] = field(default_factory=list)
     text_pairs: list[tuple[int, ...]] = field(default_factory=list)
     asked: list[tuple[tuple[int, int], ...]] = field(default_factory=list)
+    probe: "Trace | None" = None
 
     @property
     def base_rows(self) -> tuple[int, ...]:
@@ -223,6 +228,9 @@ class Router(nn.Module):
     #: Whether `keep` is met by choosing a price on training data after training
     #: (`dpn.calibration`).
     calibrated: ClassVar[bool] = False
+    #: Names of the losses that train its gates; `loss=auto` takes the first one, with a `keep` the
+    #: first one that steers to it. None: the language loss alone.
+    losses: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, *, text: TextShape, grid: Grid):
         super().__init__()
