@@ -12,6 +12,7 @@ is appended to results.jsonl at once, with its command and commit, and is not re
 import argparse
 import json
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,7 +52,7 @@ class Method:
         acts: where.
         free: whether it works on a model that was trained without it.
         trained: overrides with which it is trained; None: it never is.
-        own: overrides for the size of the embedded data.
+        own: further overrides; `{base}` is the run it starts from.
         keeps: shares to ask for; None where it has none.
     """
 
@@ -63,6 +64,10 @@ class Method:
     keeps: tuple[float | None, ...] = KEEPS
 
 
+#: Only the gates learn.
+_GATES = ("stage=gates", "trainer.max_steps=100", "router.hidden=96")
+#: What `tools/head_scores.py` makes of the base.
+_SCORES = ("router.scores={base}/head_scores.json",)
 _BETWEEN, _BEFORE, _WITHIN = "between layers", "before the decoder", "within layers"
 METHODS = {
     "none": Method("router", "nowhere", keeps=(None,)),
@@ -74,9 +79,14 @@ METHODS = {
     "sparsevlm": Method("router", _BETWEEN, trained=None),
     "vtw": Method("router", _BETWEEN, trained=None),
     "aim": Method("router", _BETWEEN, trained=None),
+    "dyvte": Method("router", _BETWEEN, free=False, trained=_GATES),
     "layer_drop": Method("router", _WITHIN),
-    "neighbor_attention": Method("router", _WITHIN),
+    "neighbor_attention": Method("router", _WITHIN, keeps=(None,)),
+    "head_pruning": Method("router", _WITHIN, own=_SCORES),
     "sparse_ffn": Method("router", _WITHIN),
+    "yopo": Method("router", _WITHIN, own=_SCORES),
+    "redundancy_lens": Method("router", _WITHIN, trained=None),
+    "depth_routing": Method("router", _WITHIN, free=False),
     "random (projector)": Method("projector", _BEFORE),
     "downsample": Method("projector", _BEFORE),
     "pooled": Method("projector", _BEFORE),
@@ -106,7 +116,8 @@ class Job:
     def choice(self) -> list[str]:
         """What chooses the method and its share."""
         method = METHODS[self.method]
-        chosen = [f"{method.part}={self.method.split()[0]}", *method.own]
+        chosen = [f"{method.part}={self.method.split()[0]}"]
+        chosen += [o.format(base=base(self.seed)) for o in method.own]
         if method.part == "projector":
             chosen.append("router=none")
         if self.keep is not None:
@@ -125,6 +136,14 @@ class Job:
 def base(seed: int) -> Path:
     """The run that all of a seed start from."""
     return run_path(compose("train", ["router=none", f"seed={seed}"]))
+
+
+def prepare(seed: int) -> None:
+    """Make the base, and the scores of its heads."""
+    train(compose("train", ["router=none", f"seed={seed}"]))
+    if not (base(seed) / "head_scores.json").exists():
+        tool = Path(__file__).parents[2] / "tools" / "head_scores.py"
+        subprocess.run([sys.executable, tool, f"run={base(seed)}"], check=True)
 
 
 def jobs(names: Sequence[str], keeps: Sequence[float]) -> Iterator[Job]:
@@ -284,7 +303,7 @@ def main() -> None:
         for job in jobs(names, options.keeps):
             wanted = job.seed in options.seeds and options.how in (None, job.how)
             if wanted and tuple(vars(job).values()) not in done:
-                train(compose("train", ["router=none", f"seed={job.seed}"]))
+                prepare(job.seed)
                 run(job)
     (HERE / "table.md").write_text(table())
     draw()
