@@ -277,7 +277,9 @@ def _check_missing(report: Report, needs: set[str], shapes: Mapping[str, Shape])
         parts = "; ".join(f"{part}: {shorten(names)}" for part, names in lacking.items())
         raise ValueError(
             f"{report.source} ({report.title}) lacks weights that it must give, {parts}. Was the"
-            " model built with other sizes, or is a file of the source missing?"
+            " model built with other sizes, or is a file of the source missing? Parts that are new"
+            " here start anew if the others are named: init.language and init.vision instead of"
+            " init.model."
         )
     if not report.taken:
         raise ValueError(

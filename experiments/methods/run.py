@@ -52,6 +52,7 @@ class Method:
         acts: where.
         free: whether it works on a model that was trained without it.
         trained: overrides with which it is trained; None: it never is.
+        start: what training begins with; a projector of a new kind takes the other parts.
         own: further overrides; `{base}` is the run it starts from.
         keeps: shares to ask for; None where it has none.
     """
@@ -60,6 +61,7 @@ class Method:
     acts: str
     free: bool = True
     trained: tuple[str, ...] | None = TUNED
+    start: tuple[str, ...] = ("init.model={base}",)
     own: tuple[str, ...] = ()
     keeps: tuple[float | None, ...] = KEEPS
 
@@ -68,6 +70,8 @@ class Method:
 _GATES = ("stage=gates", "trainer.max_steps=100", "router.hidden=96")
 #: What `tools/head_scores.py` makes of the base.
 _SCORES = ("router.scores={base}/head_scores.json",)
+#: The projector is a new one.
+_NEW = ("init.language={base}", "init.vision={base}")
 _BETWEEN, _BEFORE, _WITHIN = "between layers", "before the decoder", "within layers"
 METHODS = {
     "none": Method("router", "nowhere", keeps=(None,)),
@@ -96,10 +100,14 @@ METHODS = {
     "prumerge_plus": Method("projector", _BEFORE),
     "dfmr": Method("projector", _BEFORE),
     "matryoshka_pool": Method("projector", _BEFORE),
-    "matryoshka_query": Method("projector", _BEFORE, free=False, own=("projector.queries=64",)),
-    "token_packer": Method("projector", _BEFORE, free=False),
-    "query_conv": Method("projector", _BEFORE, free=False),
-    "dense_connector": Method("projector", "before it, no compression", free=False, keeps=(None,)),
+    "matryoshka_query": Method(
+        "projector", _BEFORE, free=False, start=_NEW, own=("projector.queries=64",)
+    ),
+    "token_packer": Method("projector", _BEFORE, free=False, start=_NEW),
+    "query_conv": Method("projector", _BEFORE, free=False, start=_NEW),
+    "dense_connector": Method(
+        "projector", "before it, no compression", free=False, start=_NEW, keeps=(None,)
+    ),
 }
 
 
@@ -117,7 +125,7 @@ class Job:
         """What chooses the method and its share."""
         method = METHODS[self.method]
         chosen = [f"{method.part}={self.method.split()[0]}"]
-        chosen += [o.format(base=base(self.seed)) for o in method.own]
+        chosen += self._based(method.own)
         if method.part == "projector":
             chosen.append("router=none")
         if self.keep is not None:
@@ -129,8 +137,12 @@ class Job:
         """The whole command."""
         if self.how == "applied":
             return [*self.choice, "stage=apply", f"seed={self.seed}"]
-        settings = METHODS[self.method].trained or ()
-        return [*self.choice, *settings, f"init.model={base(self.seed)}", f"seed={self.seed}"]
+        method = METHODS[self.method]
+        settings = (*(method.trained or ()), *self._based(method.start))
+        return [*self.choice, *settings, f"seed={self.seed}"]
+
+    def _based(self, overrides: Sequence[str]) -> list[str]:
+        return [o.format(base=base(self.seed)) for o in overrides]
 
 
 def base(seed: int) -> Path:
