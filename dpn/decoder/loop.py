@@ -55,18 +55,22 @@ def prefill(
         scores = partial(_attention_scores, language, layer, None)
         tokens = router.at("pre", index, tokens, replace(context, attention_scores=scores))
         plan = router.within(index, tokens, context)
-        context.trace.enter(tokens, plan)
-        if seen is None or tokens.spans is not seen.spans:
-            seen = tokens
-            call = _stage_arguments(language, tokens, backend, cache)
-            rows = PlannedRows(tokens, call["packing"])
+        routed = None if plan is None else plan.rows
+        part = tokens if routed is None else tokens.keep(routed)
+        context.trace.enter(part, plan)
+        if seen is None or part.spans is not seen.spans:
+            seen = part
+            call = _stage_arguments(language, part, backend, cache)
+            rows = PlannedRows(part, call["packing"])
         run: Any = layer
-        if plan is not None and tokens.spans:
+        # A factor has a gradient on every process, be it of no rows.
+        if plan is not None and (part.spans or plan.scale is not None):
             run = partial(layer, plan=plan, rows=rows)
         if checkpoint_layers:
             run = partial(checkpoint, run, use_reentrant=False)
-        scores = partial(_attention_scores, language, layer, tokens)
-        tokens = tokens.with_hidden(run(tokens.hidden[None], **call)[0])
+        scores = partial(_attention_scores, language, layer, part)
+        hidden = run(part.hidden[None], **call)[0]
+        tokens = tokens.with_hidden(hidden) if routed is None else tokens.put(routed, hidden)
         tokens = router.at("post", index, tokens, replace(context, attention_scores=scores))
     return tokens
 
@@ -83,8 +87,8 @@ def _attention_scores(
     seen = tokens if before is None else before
     if seen.spans is not tokens.spans:
         raise ValueError(
-            "Two routers of a chain act after the same layer, and the second one needs that layer's"
-            " attention to rows that are gone; let them act after different layers."
+            "Two routers of a chain act at the same layer, and the second one needs that layer's"
+            " attention to rows that are gone or passed it by; let them act after different layers."
         )
     queries = QueryRows(tuple(map(tuple, rows)), seen.offsets)
     rotary = _rotary(language, seen.hidden, seen.positions)

@@ -1,5 +1,6 @@
 """A decoder layer that computes less for visual rows than for text rows: fewer heads, neighbours
-only, a narrower FFN. What is left out is not computed, nor masked afterwards.
+only, a narrower FFN. What is left out is not computed, nor masked afterwards. The rows that pass a
+layer by are none of its pack.
 """
 
 from dataclasses import dataclass
@@ -180,7 +181,11 @@ def run(
     normed = layer.input_layernorm(hidden)
     hidden = hidden + _attention(layer.self_attn, normed, plan, rows, position_embeddings)
     normed = layer.post_attention_layernorm(hidden)
-    return (hidden + _ffn(layer.mlp, normed, plan, rows))[None]
+    out = _ffn(layer.mlp, normed, plan, rows)
+    if plan.scale is not None:
+        factor = out.new_ones(len(out)).index_copy(0, rows.visual, plan.scale.to(out.dtype))
+        out = out * factor[:, None]
+    return (hidden + out)[None]
 
 
 def _attention(
@@ -193,6 +198,9 @@ def _attention(
     """Text rows attend as ever, to values of visual rows that are zero in inactive heads; visual
     rows attend in active heads alone.
     """
+    if plan.radius is None and plan.heads is None:
+        stock = {"position_embeddings": position_embeddings, "attention_mask": None}
+        return attention(normed[None], **stock, packing=rows.attention)[0][0]
     size, group = attention.head_dim, attention.num_key_value_groups
     text, visual = rows.text, rows.visual
     values = heads = None
