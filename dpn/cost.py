@@ -42,7 +42,12 @@ def visual_macs_ratio(trace: Trace, text_config: Any) -> list[float]:
 
 
 def layer_flops(
-    text_rows: int, rows: int, pairs: int, plan: LayerPlan | None, text_config: Any
+    text_rows: int,
+    rows: int,
+    pairs: int,
+    text_pairs: int,
+    plan: LayerPlan | None,
+    text_config: Any,
 ) -> int:
     """Prefill FLOPs of one sample in one decoder layer.
 
@@ -50,6 +55,7 @@ def layer_flops(
         text_rows: rows of text.
         rows: visual rows.
         pairs: of visual rows whose scores are computed.
+        text_pairs: of a visual row that looks at a row of text.
         plan: what the layer does for visual rows.
         text_config: Hugging Face text config.
     """
@@ -61,14 +67,24 @@ def layer_flops(
     units = m if plan is None or plan.ffn is None else plan.ffn
     text = 2 * text_rows * (2 * d * q + 2 * d * kv + 3 * d * m)
     text += 4 * text_rows * (text_rows + rows) * q
-    visual = 2 * rows * (2 * d * q + d * kv) + 4 * (rows * text_rows + pairs) * q
+    visual = 2 * rows * (2 * d * q + d * kv) + 4 * (text_pairs + pairs) * q
     visual = visual * used // shape.kv_heads  # keys are needed in all heads
     return text + visual + 2 * rows * (d * kv + 3 * d * units)
 
 
+def score_flops(queries: int, rows: int, text_config: Any) -> int:
+    """FLOPs of looking at the attention of some queries to all rows of a sample: their queries, all
+    keys, and the products of both.
+    """
+    shape = TextShape.of(text_config)
+    heads, d = text_config.num_attention_heads, shape.hidden_size
+    q = heads * (getattr(text_config, "head_dim", None) or d // heads)
+    return 2 * (queries * d * q + rows * d * shape.kv_size + queries * rows * q)
+
+
 def decoder_flops(rows_per_layer: Sequence[int], text_config: Any) -> int:
     """Prefill FLOPs of one sample's decoder layers, given all its rows in each layer."""
-    return sum(layer_flops(n, 0, 0, None, text_config) for n in rows_per_layer)
+    return sum(layer_flops(n, 0, 0, 0, None, text_config) for n in rows_per_layer)
 
 
 def head_flops(rows: int, text_config: Any) -> int:
@@ -77,7 +93,8 @@ def head_flops(rows: int, text_config: Any) -> int:
 
 
 def prefill_flops(model: Any, trace: Trace, text_columns: Sequence[int]) -> list[int]:
-    """FLOPs of each sample's prefill: vision tower, projector, decoder and one row of the head.
+    """FLOPs of each sample's prefill: vision tower, projector, decoder with the attention that its
+    router looked at, and one row of the head.
 
     Args:
         model: a `DPNForConditionalGeneration` (its parts tell their own cost).
@@ -88,9 +105,12 @@ def prefill_flops(model: Any, trace: Trace, text_columns: Sequence[int]) -> list
     per_sample = []
     for b, text in enumerate(text_columns):
         flops = head_flops(1, config) + sum(
-            layer_flops(text, rows[b], pairs[b], plan, config)
-            for rows, pairs, plan in zip(trace.visual_rows, trace.pairs, trace.plans, strict=True)
+            layer_flops(text, rows[b], pairs[b], text_pairs[b], plan, config)
+            for rows, pairs, text_pairs, plan in zip(
+                trace.visual_rows, trace.pairs, trace.text_pairs, trace.plans, strict=True
+            )
         )
+        flops += sum(score_flops(*asked[b], config) for asked in trace.asked)
         for grid, after in zip(trace.tower_grids[b], trace.grids[b], strict=True):
             flops += model.vision.flops(model.projector.seen(grid))
             flops += model.projector.flops(grid, after)

@@ -23,8 +23,8 @@ from dpn.metrics.memory import Watch
 from dpn.model import DPNForConditionalGeneration
 from dpn.routers import Router, RoutingContext
 from dpn.routers._dropping import DroppingRouter
+from dpn.routers._joined import JoinedRouter
 from dpn.routers._pooling import Choice, PoolingRouter
-from dpn.routers.chain import ChainRouter
 from dpn.routers.depth_routing import DepthRoutingRouter
 from dpn.tokens import PackedTokens
 
@@ -223,7 +223,7 @@ def fix_routes(router: Router, rows: Rows) -> Router:
         router.taken = lambda scores, training: [  # type: ignore[method-assign]
             np.arange(count(len(score))) for score in scores
         ]
-    if isinstance(router, ChainRouter):
+    if isinstance(router, JoinedRouter):
         router.members = torch.nn.ModuleList(fix_routes(m, rows) for m in router.members)
     if not isinstance(router, PoolingRouter):
         return router

@@ -80,9 +80,9 @@ def answer(
         options: of Hugging Face's `generate`; default: greedy.
 
     Returns:
-        For each prompt its answer, route (option of each layer that routes), rows (visual rows that
-        enter each layer), base_rows (the tower's uncompressed tokens), visual_macs_ratio and
-        prefill_flops.
+        For each prompt its answer, route (what was chosen at each layer that chooses), rows (visual
+        rows that enter each layer), base_rows (the tower's uncompressed tokens), visual_macs_ratio
+        and prefill_flops.
     """
     out = model.generate(
         **{name: tensor.to(model.device) for name, tensor in inputs.items()},
@@ -101,10 +101,7 @@ def answer(
     return [
         {
             "answer": text,
-            "route": {
-                str(layer): model.router.option(layer, expert)
-                for layer, expert in trace.experts_of(b).items()
-            },
+            "route": {str(layer): name for layer, name in trace.route_of(b).items()},
             "rows": [rows[b] for rows in trace.visual_rows],
             "base_rows": trace.base_rows[b],
             "visual_macs_ratio": ratios[b],

@@ -2,6 +2,7 @@
 layers.
 """
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -123,7 +124,7 @@ class DPNForConditionalGeneration(PreTrainedModel, GenerationMixin):
         with torch.random.fork_rng(devices=[]):  # one seed, the same other weights for any router
             self.router = routers.build(
                 **(config.router_config or {}),
-                text=TextShape.of(text),
+                text=TextShape.of(text, base_rows=math.prod(self.vision.grid)),
                 grid=self.projector.grid_after(self.vision.grid),
             )
         #: Attention backend of prefill and training, see `dpn.decoder.attention`.

@@ -1,14 +1,15 @@
 """Before anything is built: one error with everything that is wrong with a config."""
 
+import math
 from typing import Any
 
 import torch
 from transformers import AutoConfig
 
 import dpn.config
-from dpn import data, losses, projectors, routers, vision
+from dpn import apply, data, losses, projectors, routers, vision
 from dpn.budget import TextShape
-from dpn.config import Node, Parts, Request
+from dpn.config import ConfigError, Node, Parts, Request
 from dpn.data.base import Source
 from dpn.distributed import processes
 from dpn.losses._auto import AutoLoss
@@ -18,6 +19,8 @@ from dpn.processor import DPNProcessor
 def check(request: Request) -> None:
     """Pre-flight: raise one error with everything that is wrong; see `dpn.config.check`."""
     dpn.config.check(request, PARTS)
+    if problems := apply.problems(request):
+        raise ConfigError(problems)
 
 
 def check_evaluation(request: Request) -> None:
@@ -91,7 +94,7 @@ def _fit_model(config: Node) -> list[str]:
             projector.fit(tower)
             router = routers.build(
                 **config["router"],
-                text=TextShape.of(text_config),
+                text=TextShape.of(text_config, base_rows=math.prod(tower.grid)),
                 grid=projector.grid_after(tower.grid),
             )
             return router.check()

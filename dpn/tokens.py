@@ -31,6 +31,11 @@ def pooled_grid(grid: Grid, kernel: Kernel) -> Grid:
     return -(-grid[0] // kernel[0]), -(-grid[1] // kernel[1])
 
 
+def kernel_on(grid: Grid, kernel: Kernel) -> Kernel:
+    """The kernel that pools a grid; of rows in a line as many as it has cells."""
+    return (1, kernel[0] * kernel[1]) if grid[0] == 1 else kernel
+
+
 @lru_cache(maxsize=4096)
 def window_of_row(grid: Grid, kernel: Kernel) -> np.ndarray:
     """Which pooled row each row of a grid falls into, [h * w]."""
@@ -203,6 +208,14 @@ class PackedTokens:
         """Hidden states of the visual rows, `[Nv, D]`."""
         return torch.cat([self.hidden[:0], *self._pieces()[1::2]])
 
+    @cached_property
+    def is_visual(self) -> np.ndarray:
+        """Which rows are visual, bool `[N]` on the host."""
+        mark = np.zeros(self.offsets[-1], dtype=bool)
+        for start, span in zip(self.starts, self.spans, strict=True):
+            mark[start : start + span.rows] = True
+        return mark
+
     def rows_of_columns(self, samples: np.ndarray, columns: np.ndarray) -> Tensor:
         """`row` for many columns at once.
 
@@ -223,7 +236,7 @@ class PackedTokens:
     # What changes the rows
 
     @cached_property
-    def _piece_sizes(self) -> list[int]:
+    def piece_sizes(self) -> list[int]:
         """Sizes of text, span, text, span, ..., text."""
         sizes, done = [], 0
         for span, begin in zip(self.spans, self.starts, strict=True):
@@ -234,7 +247,7 @@ class PackedTokens:
     def _pieces(self) -> tuple[Tensor, ...]:
         # One split and one cat: their backward passes are one cat and one split, whereas a slice
         # per piece would allocate a gradient of the whole pack for each.
-        return self.hidden.split(self._piece_sizes)
+        return self.hidden.split(self.piece_sizes)
 
     def _with_visual(
         self, pieces: Sequence[Tensor], visual: Sequence[Tensor], spans: Iterable[Span]
@@ -262,7 +275,8 @@ class PackedTokens:
         call.
 
         Args:
-            kernels: kernel (= stride) of each span; (1, 1) leaves its rows as they are.
+            kernels: kernel (= stride) of each span, see `kernel_on`; (1, 1) leaves its rows as they
+                are.
             reduce: `max` or `avg`.
             weights: instead of `reduce`, depthwise convolution weights `[D, 1, kh, kw]` of each
                 span's kernel.
@@ -271,7 +285,7 @@ class PackedTokens:
         groups: dict[tuple, list[int]] = {}
         weights = weights or [None] * len(self.spans)
         for i, (span, kernel, weight) in enumerate(zip(self.spans, kernels, weights, strict=True)):
-            groups.setdefault((span.grid, kernel, id(weight)), []).append(i)
+            groups.setdefault((span.grid, kernel_on(span.grid, kernel), id(weight)), []).append(i)
         pieces = self._pieces()
         visual = list(pieces[1::2])
         spans = list(self.spans)
@@ -281,7 +295,7 @@ class PackedTokens:
                 continue
             rows = torch.stack([visual[i] for i in members]).unflatten(1, grid)  # [S, h, w, D]
             if weight is not None:
-                rows = convolve_grid(rows, weight)
+                rows = convolve_grid(rows, weight.reshape(-1, 1, *kernel))
             elif kernel != (1, 1):
                 rows = pool_grid(rows, kernel, reduce)
             if scale is not None:

@@ -21,9 +21,9 @@ from dpn.model import DPNForConditionalGeneration
 
 log = logging.getLogger(__name__)
 POSITIONS = "embeddings.position_embedding.weight"
-#: What no forward pass reads, the last norms of CLIP and ConvNeXt, and a router's price, which is
-#: found by calibration: a source may lack them, or have them in vain.
-OPTIONAL = ("post_layernorm.", "vision.slow.layernorm.", "router.price")
+#: What no forward pass reads, the last norms of CLIP and ConvNeXt, and prices, which are found
+#: by calibration: a source may lack them, or have them in vain.
+OPTIONAL = ("post_layernorm.", "vision.slow.layernorm.", "router.price", "projector.price")
 
 
 @dataclass

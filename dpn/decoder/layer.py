@@ -10,6 +10,7 @@ from transformers import AutoModel
 from dpn.decoder import within
 from dpn.decoder.attention import IMPLEMENTATION
 from dpn.decoder.projections import rotated
+from dpn.decoder.rows import PlannedRows
 from dpn.routers.base import LayerPlan
 
 
@@ -54,7 +55,7 @@ class DecoderLayer(nn.Module):
         *args: Any,
         queries: QueryRows | None = None,
         plan: LayerPlan | None = None,
-        rows: within.PlannedRows | None = None,
+        rows: PlannedRows | None = None,
         **kwargs: Any,
     ) -> Any:
         """`[1, N, D]` to `[1, N, D]`; see the stock layer for the arguments.

@@ -15,8 +15,9 @@ from torch.utils.checkpoint import checkpoint
 from dpn.decoder.attention import IMPLEMENTATION, BackendName, PrefillAttention
 from dpn.decoder.cache import RaggedCache, Stage
 from dpn.decoder.layer import QueryRows
-from dpn.decoder.within import PlannedRows
-from dpn.routers.base import Router, RoutingContext
+from dpn.decoder.rows import PlannedRows
+from dpn.distributed import connect
+from dpn.routers.base import Router, RoutingContext, Trace
 from dpn.tokens import PackedTokens
 
 
@@ -52,7 +53,7 @@ def prefill(
     seen: PackedTokens | None = None
     call: dict[str, Any] = {}
     for index, layer in enumerate(language.layers):
-        scores = partial(_attention_scores, language, layer, None)
+        scores = partial(_attention_scores, language, layer, context.trace, None)
         tokens = router.at("pre", index, tokens, replace(context, attention_scores=scores))
         plan = router.within(index, tokens, context)
         routed = None if plan is None else plan.rows
@@ -63,12 +64,13 @@ def prefill(
             call = _stage_arguments(language, part, backend, cache)
             rows = PlannedRows(part, call["packing"])
         run: Any = layer
-        # A factor has a gradient on every process, be it of no rows.
-        if plan is not None and (part.spans or plan.scale is not None):
+        if plan is not None and any(part.visual_rows):
             run = partial(layer, plan=plan, rows=rows)
+        elif plan is not None and plan.scale is not None:
+            part = part.with_hidden(connect(part.hidden, [plan.scale]))
         if checkpoint_layers:
             run = partial(checkpoint, run, use_reentrant=False)
-        scores = partial(_attention_scores, language, layer, part)
+        scores = partial(_attention_scores, language, layer, context.trace, part)
         hidden = run(part.hidden[None], **call)[0]
         tokens = tokens.with_hidden(hidden) if routed is None else tokens.put(routed, hidden)
         tokens = router.at("post", index, tokens, replace(context, attention_scores=scores))
@@ -79,6 +81,7 @@ def prefill(
 def _attention_scores(
     language: Any,
     layer: torch.nn.Module,
+    trace: Trace,
     before: PackedTokens | None,
     tokens: PackedTokens,
     rows: Sequence[Sequence[int]],
@@ -91,6 +94,7 @@ def _attention_scores(
             " attention to rows that are gone or passed it by; let them act after different layers."
         )
     queries = QueryRows(tuple(map(tuple, rows)), seen.offsets)
+    trace.asked.append(tuple(zip(map(len, rows), seen.lengths, strict=True)))
     rotary = _rotary(language, seen.hidden, seen.positions)
     return layer(seen.hidden[None], position_embeddings=rotary, queries=queries)
 

@@ -1,9 +1,19 @@
 """What happens to visual tokens inside the decoder: one method, one file."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from dpn.parts import Family
 from dpn.routers.base import Decision, Router, RoutingContext, Trace
 
 _family = Family("dpn.routers", Router)
 names, resolve, build = _family.names, _family.resolve, _family.build
 
-__all__ = ["Decision", "Router", "RoutingContext", "Trace", "build", "names", "resolve"]
+
+def settled(section: Mapping[str, Any]) -> dict[str, Any]:
+    """A router's section as a saved model holds it, see `Router.settled`."""
+    arguments = {key: value for key, value in section.items() if key != "name"}
+    return {"name": section["name"], **resolve(section["name"]).settled(arguments)}
+
+
+__all__ = ["Decision", "Router", "RoutingContext", "Trace", "build", "names", "resolve", "settled"]

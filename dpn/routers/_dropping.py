@@ -93,7 +93,8 @@ class DroppingRouter(StrengthRouter):
 
     def share(self, strength: float) -> float:
         """Share of visual MACs of an image of native size."""
-        return self.text.visual_share(self.rows(strength), self.grid[0] * self.grid[1])
+        full = self.text.full_macs(self.grid[0] * self.grid[1])
+        return self.text.visual_macs(self.rows(strength)) / full
 
     def check(self) -> list[str]:
         """Depths, strength and keep that can not be."""

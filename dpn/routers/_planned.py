@@ -4,21 +4,16 @@ from collections.abc import Sequence
 
 from dpn.budget import TextShape
 from dpn.routers._strength import StrengthRouter
-from dpn.routers.base import (
-    LayerPlan,
-    RoutingContext,
-    layer_macs,
-    pairs_within,
-)
+from dpn.routers.base import LayerPlan, RoutingContext, layer_macs, pairs_within
 from dpn.tokens import Grid, PackedTokens
 
 
 class PlannedRouter(StrengthRouter):
-    """Follows the same plan for every sample at its layers.
+    """Follows the same plans for every sample.
 
     Args:
-        layers: 0-based; default: all.
-        strength: which the plan follows from, see `StrengthRouter`.
+        layers: 0-based ones that leave something out; default: all.
+        strength: which the plans follow from, see `StrengthRouter`.
         bounds: see `StrengthRouter`.
         keep: see `StrengthRouter`.
         text: see `Router`.
@@ -37,22 +32,26 @@ class PlannedRouter(StrengthRouter):
     ):
         self.layers = tuple(range(text.num_layers)) if layers is None else tuple(layers)
         super().__init__(strength, bounds, keep, text=text, grid=grid)
-        self.plan = self.plan_of(self.strength)
+        self.plans = self.plans_of(self.strength)
 
-    def plan_of(self, strength: float) -> LayerPlan:
-        """What the layers do."""
+    def plan_of(self, layer: int, strength: float) -> LayerPlan | None:
+        """What one of its layers does."""
         raise TypeError(f"{type(self).__name__} does not say what its layers leave out")
+
+    def plans_of(self, strength: float) -> list[LayerPlan | None]:
+        """What each layer of the decoder does."""
+        every = range(self.text.num_layers)
+        return [self.plan_of(n, strength) if n in self.layers else None for n in every]
 
     def within(self, layer: int, tokens: PackedTokens, context: RoutingContext) -> LayerPlan | None:
         """See `Router.within`."""
-        return self.plan if layer in self.layers else None
+        return self.plans[layer]
 
     def share(self, strength: float) -> float:
         """Share of visual MACs of an image of native size."""
-        plan, rows = self.plan_of(strength), self.grid[0] * self.grid[1]
-        pairs = rows * rows if plan.radius is None else pairs_within(plan.radius, self.grid)
-        part = layer_macs(self.text, plan, rows, pairs) / self.text.layer_macs(rows)
-        return 1 - len(self.layers) * (1 - part) / self.text.num_layers
+        rows = self.grid[0] * self.grid[1]
+        macs = sum(native_macs(self.text, plan, self.grid) for plan in self.plans_of(strength))
+        return macs / self.text.full_macs(rows)
 
     def check(self) -> list[str]:
         """Layers, strength and keep that can not be."""
@@ -62,3 +61,12 @@ class PlannedRouter(StrengthRouter):
                 f"router.layers={list(self.layers)} must lie between 0 and {last} in this decoder."
             )
         return problems
+
+
+def native_macs(text: TextShape, plan: LayerPlan | None, grid: Grid) -> int:
+    """Visual MACs of a layer for all rows of one image."""
+    rows = grid[0] * grid[1]
+    radius = None if plan is None else plan.radius
+    return layer_macs(
+        text, plan, rows, rows * rows if radius is None else pairs_within(radius, grid)
+    )

@@ -1,14 +1,14 @@
 """What a router is, what it may look at, and the record of what it decided."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dpn.budget import TextShape
+from dpn.budget import TextShape, check_share
 from dpn.keyed import uniform
 from dpn.tokens import Grid, PackedTokens, Positions
 
@@ -25,6 +25,7 @@ class Decision:
         probs: `[S, E]` probabilities, with gradient where the router is trained.
         kept: visual rows of those samples afterwards.
         read: `[S, D]` what each choice was made from, detached; None for routers that read nothing.
+        names: of the experts, e.g. `2x2`; empty where there is nothing to choose.
     """
 
     layer: int
@@ -34,6 +35,7 @@ class Decision:
     probs: Tensor
     kept: tuple[int, ...]
     read: Tensor | None = None
+    names: tuple[str, ...] = ()
 
 
 @dataclass
@@ -69,6 +71,9 @@ class Trace:
             labels.
         plans: per layer, what it does for visual rows.
         pairs: per layer, pairs of visual rows of each sample whose scores are computed.
+        text_pairs: the same of a visual row that looks at a row of text.
+        asked: for each time that attention was looked at, the queries of each sample and its rows,
+            see `RoutingContext.attention_scores`.
         probe: of the pass that the routing loss asked for besides, see `RoutingLoss.probe`.
     """
 
@@ -81,6 +86,8 @@ class Trace:
     predicted: tuple[Tensor, ...] | None = None
     plans: "list[LayerPlan | None]" = field(default_factory=list)
     pairs: list[tuple[int, ...]] = field(default_factory=list)
+    text_pairs: list[tuple[int, ...]] = field(default_factory=list)
+    asked: list[tuple[tuple[int, int], ...]] = field(default_factory=list)
     probe: "Trace | None" = None
 
     @property
@@ -91,14 +98,20 @@ class Trace:
     def enter(self, tokens: PackedTokens, plan: "LayerPlan | None") -> None:
         """Write down what enters a layer."""
         radius = None if plan is None else plan.radius
-        pairs = [n * n for n in tokens.visual_rows]
-        if radius is not None:
-            pairs = [0] * len(pairs)
-            for span in tokens.spans:
-                pairs[span.sample] += pairs_within(radius, span.grid)
-        self.visual_rows.append(tokens.visual_rows)
+        visual = tokens.visual_rows
+        pairs = [n * n for n in visual]
+        text_pairs = [n * (rows - n) for n, rows in zip(visual, tokens.lengths, strict=True)]
+        if radius is not None:  # of the text, only what stands before an image
+            pairs, text_pairs, seen = [0] * len(visual), [0] * len(visual), [0] * len(visual)
+            for start, span in zip(tokens.starts, tokens.spans, strict=True):
+                b = span.sample
+                pairs[b] += pairs_within(radius, span.grid)
+                text_pairs[b] += span.rows * (start - tokens.offsets[b] - seen[b])
+                seen[b] += span.rows
+        self.visual_rows.append(visual)
         self.plans.append(plan)
         self.pairs.append(tuple(pairs))
+        self.text_pairs.append(tuple(text_pairs))
 
     def visual_macs(self, sample: int, text: TextShape) -> int:
         """Visual MACs of a sample."""
@@ -113,6 +126,14 @@ class Trace:
             d.layer: int(d.experts[d.samples.index(sample)])
             for d in self.decisions
             if sample in d.samples
+        }
+
+    def route_of(self, sample: int) -> dict[int, str]:
+        """The name of what was chosen for a sample at each layer where there was a choice."""
+        return {
+            d.layer: d.names[int(d.experts[d.samples.index(sample)])]
+            for d in self.decisions
+            if d.names and sample in d.samples
         }
 
 
@@ -254,6 +275,11 @@ class Router(nn.Module):
         super().__init__()
         self.text, self.grid = text, grid
 
+    @classmethod
+    def settled(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments as a saved model holds them: what a file says in the place of its path."""
+        return dict(arguments)
+
     def between(self, layer: int, tokens: PackedTokens, context: RoutingContext) -> PackedTokens:
         """Change which visual rows go on; called after (`where=pre`: before) every layer."""
         return tokens
@@ -268,10 +294,6 @@ class Router(nn.Module):
         """What a layer does for visual rows; None: all of it."""
         return None
 
-    def option(self, layer: int, expert: int) -> str:
-        """A word for what it chose at a layer, for reports."""
-        return str(expert)
-
     def check(self) -> list[str]:
         """Everything that is wrong with the arguments, one sentence each; empty if all is well."""
         return []
@@ -283,15 +305,5 @@ class Router(nn.Module):
 
 def check_keep(router: Router) -> list[str]:
     """A sentence if `router.keep` is no share, or none that this router can reach."""
-    if router.keep is None:
-        return []
-    if not 0 < router.keep <= 1:
-        return [f"router.keep={router.keep} must be larger than 0 and at most 1."]
-    low, high = router.reach()
-    if not low - 5e-3 <= router.keep <= high + 5e-3:
-        return [
-            f"router.keep={router.keep} can not be reached by this router, its range here is"
-            f" {low:.2f} to {high:.2f}; take a value in it, or change where and how strongly the"
-            " router acts (its other settings)."
-        ]
-    return []
+    way_out = "change where and how strongly the router acts (its other settings)"
+    return check_share("router.keep", router.keep, router.reach, 5e-3, way_out)

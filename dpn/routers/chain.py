@@ -1,18 +1,15 @@
 """Several routers, one after the other, e.g. `fastv` early and `vtw` deep in the decoder."""
 
 from collections.abc import Mapping, Sequence
-from functools import reduce
 from typing import Any
 
-from torch import nn
-
 from dpn import routers as family
-from dpn.budget import TextShape
-from dpn.routers.base import LayerPlan, Router, RoutingContext, Where
-from dpn.tokens import Grid, PackedTokens
+from dpn.budget import TextShape, Unreachable
+from dpn.routers._joined import JoinedRouter
+from dpn.tokens import Grid
 
 
-class ChainRouter(Router):
+class ChainRouter(JoinedRouter):
     """Applies every member before and after each layer, in their order.
 
     Args:
@@ -29,33 +26,24 @@ class ChainRouter(Router):
         text: TextShape,
         grid: Grid,
     ):
-        super().__init__(text=text, grid=grid)
-        self.keep = keep
         members = [family.build(**section, text=text, grid=grid) for section in routers]
-        self.members: Any = nn.ModuleList(members)
-        self.positions = members[0].positions if members else "renumber"
+        super().__init__(members, text=text, grid=grid)
+        self.keep = keep
 
-    def at(
-        self, where: Where, layer: int, tokens: PackedTokens, context: RoutingContext
-    ) -> PackedTokens:
-        """Every member in turn."""
-        for member in self.members:
-            tokens = member.at(where, layer, tokens, context)
-        return tokens
-
-    def within(self, layer: int, tokens: PackedTokens, context: RoutingContext) -> LayerPlan | None:
-        """What is left of a layer where every member leaves something out."""
-        plans = [member.within(layer, tokens, context) for member in self.members]
-        return reduce(lambda one, other: one.joined(other) if one else other, plans, None)
+    @classmethod
+    def settled(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Router.settled`; every member's."""
+        return {**arguments, "routers": [family.settled(s) for s in arguments["routers"]]}
 
     def check(self) -> list[str]:
         """What is wrong with a member, or between them."""
-        problems = []
+        problems: list[str] = []
         if self.keep is not None:
-            problems.append(
+            sentence = (
                 f"router.keep={self.keep} of a chain is not shared out; set router.routers[i].keep"
                 " of its members instead."
             )
+            problems.append(Unreachable(sentence))
         if len({member.positions for member in self.members}) > 1:
             found = [f"{type(m).__name__} {m.positions}" for m in self.members]
             problems.append(

@@ -109,7 +109,7 @@ class DepthRoutingRouter(StrengthRouter):
         whole = self.grid[0] * self.grid[1]
         part = self.left(whole, strength)
         rows = [part if n in self.layers else whole for n in range(self.text.num_layers)]
-        return self.text.visual_share(rows, whole)
+        return self.text.visual_macs(rows) / self.text.full_macs(whole)
 
     def check(self) -> list[str]:
         """Layers, threshold, capacity and keep that can not be."""

@@ -14,6 +14,8 @@ from dpn.routers._gates import ExitGate, mean_rows
 from dpn.routers.base import Decision, Router, RoutingContext, check_keep
 from dpn.tokens import Grid, PackedTokens, Positions
 
+NAMES = ("stay", "leave")
+
 
 class DyVTERouter(Router):
     """After each layer a gate decides whether all visual rows of the sample leave, for good.
@@ -84,7 +86,7 @@ class DyVTERouter(Router):
         grids = tuple(tuple(s.grid for s in tokens.spans if s.sample == b) for b in samples)
         kept = tuple(left.visual_rows[b] for b in samples)
         context.trace.decisions.append(
-            Decision(layer, samples, grids, experts, logits.softmax(-1), kept, read)
+            Decision(layer, samples, grids, experts, logits.softmax(-1), kept, read, NAMES)
         )
         return left
 
@@ -106,10 +108,6 @@ class DyVTERouter(Router):
         parts = [mean_rows(tokens, samples, columns) for columns in (text, last)]
         return torch.cat(parts, 1).detach()
 
-    def option(self, layer: int, expert: int) -> str:
-        """See `Router.option`."""
-        return ("stay", "leave")[expert]
-
     def check(self) -> list[str]:
         """A width or a keep that can not be."""
         problems = check_keep(self)
@@ -119,4 +117,6 @@ class DyVTERouter(Router):
 
     def reach(self) -> tuple[float, float]:
         """The shares if every sample left after the first layer, or never."""
-        return 1 / self.text.num_layers, 1.0
+        entering = self.grid[0] * self.grid[1]
+        layer, full = self.text.layer_macs(entering), self.text.full_macs(entering)
+        return layer / full, self.text.num_layers * layer / full

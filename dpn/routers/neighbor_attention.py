@@ -35,6 +35,6 @@ class NeighborAttentionRouter(PlannedRouter):
         bounds = (0.0, float(max(grid)))
         super().__init__(layers, radius, bounds, keep, text=text, grid=grid)
 
-    def plan_of(self, strength: float) -> LayerPlan:
+    def plan_of(self, layer: int, strength: float) -> LayerPlan:
         """A window."""
         return LayerPlan(radius=round(strength))

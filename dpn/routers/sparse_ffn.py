@@ -30,6 +30,6 @@ class SparseFFNRouter(PlannedRouter):
         bounds = (1.0, float(text.ffn_size))
         super().__init__(layers, units, bounds, keep, text=text, grid=grid)
 
-    def plan_of(self, strength: float) -> LayerPlan:
+    def plan_of(self, layer: int, strength: float) -> LayerPlan:
         """So many units."""
         return LayerPlan(ffn=int(strength))

@@ -14,6 +14,7 @@ CHOICES = [(g, p.stem) for g in GROUPS for p in sorted((CONFIG_DIR / g).glob("*.
 
 #: What a choice needs beside it.
 FURTHER = {
+    ("stage", "apply"): ["init.model=gpt2"],
     ("loss", "budget"): ["router.keep=0.6"],
     ("loss", "policy"): ["router.keep=0.6"],
     ("loss", "exit"): ["router=dyvte"],
@@ -49,7 +50,13 @@ def test_every_choice_composes_and_passes(group, choice, data_root):
     if group == "projector":  # without a grid the default keep is out of the router's reach
         overrides.append("router=none")
     request = compose("train", overrides)
-    allowed = ("give model.weights.", "needs a GPU", "`optim=muon` needs whole matrices")
+    allowed = (
+        "give model.weights.",
+        "give init.model=",
+        "needs a GPU",
+        "`optim=muon` needs whole matrices",
+        "`python tools/head_scores.py run=RUN` and give router.scores",
+    )
     assert [p for p in found(request) if not any(hint in p for hint in allowed)] == []
 
 
@@ -126,7 +133,7 @@ MISTAKES = {
         "model=llava_hr_tiny": "",
         "projector=downsample": "projector.keep=0.5 asks this vision tower for a smaller image",
     },
-    "keep out of reach": {"router.keep=0.02": "router.keep=0.02 can not be reached by this router"},
+    "keep out of reach": {"router.keep=0.02": "router.keep=0.02 can not be reached, only 0."},
     "hinge with keep": {"loss=hinge": "`loss=hinge` has its own target", "router.keep=0.6": ""},
     "budget without keep": {"loss=budget": "`loss=budget` steers to router.keep, which is null"},
     "budget without gates": {

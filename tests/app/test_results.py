@@ -1,6 +1,7 @@
 import io
 import json
 import shutil
+import sys
 
 import pytest
 from PIL import Image
@@ -18,6 +19,7 @@ from dpn.report import report
 from dpn.reports.tables import tables
 from dpn.train import train
 from tests.app.conftest import tiny_run
+from tools import head_scores
 
 
 @pytest.fixture(scope="module")
@@ -254,3 +256,18 @@ def test_loggers_write(logger, squares, tmp_path, monkeypatch):
         logged = {"loss/language", "loss/budget", "router/kept/3", "cost/visual_macs_ratio"}
         assert logged <= set(head)
         assert "val/loss" not in head  # validation comes after 3 steps
+
+
+def test_scores_of_heads_go_from_a_run_into_a_model(finished, squares, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["head_scores.py", f"run={finished}", "samples=8"])
+    head_scores.main()
+    path = finished / "head_scores.json"
+    scores = read_json(path)["layers"]
+    assert [len(row) for row in scores] == [2] * 4
+    command = ["router=head_pruning", f"router.scores={path}", "router.threshold=0"]
+    pruned = train(compose("train", [*tiny_run(squares, tmp_path), *command]))
+    section = read_json(pruned / "model" / "config.json")["router_config"]
+    assert section["scores"] == scores
+    monkeypatch.setattr(sys, "argv", ["head_scores.py", f"run={tmp_path}"])
+    with pytest.raises(SystemExit):
+        head_scores.main()

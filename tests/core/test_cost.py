@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig
 
-from dpn import cost
+from dpn import cost, routers
 from dpn.budget import TextShape
 
 from .conftest import collate, make_model, make_samples, without
@@ -81,3 +81,26 @@ def test_ratio_is_against_the_uncompressed_tokens():
     ratio = cost.visual_macs_ratio(out.trace, model.config.text_config)
     assert ratio[0] == pytest.approx(expected)
     assert ratio[1] != ratio[1]
+
+
+@pytest.mark.parametrize(
+    ("k", "heads", "paper", "ours"), [(20, 24, 1.94, 2.082), (12, 16, 0.93, 1.113)]
+)
+def test_flops_of_yopo(k, heads, paper, ours):
+    """LLaVA-1.5-7B with a quarter of the FFN: 1.94 T and 0.93 T where the paper has 1.91 and 0.92.
+
+    So it is if a head takes its share of all four projections with it. Ours are 2.08 T and 1.11 T:
+    all keys are computed, which text still attends to, the pairs of neighbours are counted, and
+    layers 0 and 1 keep every head.
+    """
+    n, d, m = 576, 4096, 11008
+    convention = k * (4 * n * d * d * heads / 32 + 3 * n * d * m / 4)
+    assert 2 * convention / 1e12 == pytest.approx(paper, abs=5e-3)
+    scores = [[1.0] * heads + [0.0] * (32 - heads)] * 32
+    text = TextShape(32, d, d, m, kv_heads=32)
+    router = routers.build("yopo", scores=scores, ratio=4.0, k=k, text=text, grid=(24, 24))
+    pairs = 24 * 24 * 5 * 24  # each row sees five lines
+    whole_heads = 2 + (k - 2) * heads / 32  # layers 0 and 1 keep all
+    by_hand = k * (n * d * d + 3 * n * d * m / 4) + whole_heads * (3 * n * d * d + 2 * pairs * d)
+    assert router.share(1.0) * text.visual_macs([n] * 32) == pytest.approx(by_hand, rel=1e-12)
+    assert 2 * by_hand / 1e12 == pytest.approx(ours, abs=5e-4)

@@ -8,13 +8,19 @@ from omegaconf import OmegaConf
 
 from dpn import DPNForConditionalGeneration, routers
 from dpn.budget import TextShape
-from dpn.cost import decoder_flops
+from dpn.cost import decoder_flops, prefill_flops
 
 from .conftest import ROUTER, collate, make_model, make_samples, without
+from .test_cost import count
 
 FOLDER = Path(__file__).parents[2] / "configs" / "router"
 #: What the YAMLs take from other groups.
 OTHERS = {"model": {"min_rows": 1, "gate_temperature": 10.0}, "loss": {"keep": None}}
+#: What a YAML leaves open because it comes from data, for a decoder.
+OPEN = {
+    "head_pruning": lambda text: {"scores": head_scores(text)},
+    "yopo": lambda text: {"scores": head_scores(text)},
+}
 ROUTERS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 #: `keep` is ignored by `none`, and a chain's members have their own.
 WITH_KEEP = [name for name in ROUTERS if name not in ("none", "chain")]
@@ -22,14 +28,25 @@ WITH_KEEP = [name for name in ROUTERS if name not in ("none", "chain")]
 #: wide as the decoder.
 ROUGH = ("random", "dpe", "static", "dyvte", "depth_routing")
 #: With all of the work, these compute something else: visual rows see later ones, or have a factor.
-OTHER_WITH_ALL = ("neighbor_attention", "depth_routing")
-LLAVA = TextShape(32, 4096, 4096, 11008)
+OTHER_WITH_ALL = ("neighbor_attention", "yopo", "depth_routing")
+#: Gates, or similarities of rows that are merged.
+OWN_PRODUCTS = ("dpe", "dyvte", "depth_routing", "aim", "sparsevlm")
+LLAVA = TextShape(32, 4096, 4096, 11008, kv_heads=2)
+TINY = TextShape(4, 32, 16, 48, kv_heads=2)
 
 
-def config_of(name):
-    """The router's section as its YAML gives it."""
+def head_scores(text):
+    """Some of every size, half of them above the default threshold."""
+    scores = torch.linspace(0.001, 0.069, text.num_layers * text.kv_heads)
+    mixed = scores[torch.randperm(len(scores), generator=torch.Generator().manual_seed(0))]
+    return mixed.view(text.num_layers, text.kv_heads).tolist()
+
+
+def config_of(name, text=TINY):
+    """The router's section as its YAML gives it, complete."""
     whole = OmegaConf.create({**OTHERS, "router": OmegaConf.load(FOLDER / f"{name}.yaml")})
-    return OmegaConf.to_container(whole, resolve=True)["router"]
+    section = OmegaConf.to_container(whole, resolve=True)["router"]
+    return {**section, **OPEN.get(name, lambda text: {})(text)}
 
 
 def close(got, expected):
@@ -104,6 +121,20 @@ def test_rows_and_flops_of_layers_are_those_of_the_trace(name, model):
     assert (decoder_flops(seen, text_config) < decoder_flops(whole, text_config)) == fewer
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_prefill_flops_equal_the_counter(name, model, which):
+    """The attention that a router looks at is counted; its gates and what it merges by are not."""
+    model.attention = "segments"
+    ids, _, images = make_samples([which])[0]
+    batch = without(collate([(ids, ids, images)]), "labels")
+    out, counted = count(lambda: model(**batch, logits_to_keep=1))
+    (formula,) = prefill_flops(model, out.trace, [len(ids) - len(images)])
+    if name in OWN_PRODUCTS:
+        assert formula < counted
+    else:
+        assert formula == counted
+
+
 def test_appended_text_equals_recomputed(model):
     samples = make_samples()
     batch = without_labels(samples)
@@ -165,7 +196,7 @@ def test_the_whole_share_is_no_compression_or_refused(name):
 @pytest.mark.parametrize("name", [name for name in WITH_KEEP if name not in ROUGH])
 def test_keep_is_met_at_the_size_of_llava(name, keep):
     """All 576 rows and 32 layers, of a narrow decoder; the share counts the widths of a 7B."""
-    router = routers.build(**{**config_of(name), "keep": keep}, text=LLAVA, grid=(24, 24))
+    router = routers.build(**{**config_of(name, LLAVA), "keep": keep}, text=LLAVA, grid=(24, 24))
     low, high = router.reach()
     if not low <= keep <= high:
         assert "can not be reached" in router.check()[0]
@@ -184,6 +215,7 @@ def test_keep_is_met_at_the_size_of_llava(name, keep):
 @pytest.mark.parametrize("keep", [0.0, 1.5])
 @pytest.mark.parametrize("name", WITH_KEEP)
 def test_a_keep_that_is_no_share_is_refused(name, keep):
+    section = {**config_of(name, LLAVA), "keep": keep}
     with torch.device("meta"):
-        router = routers.build(**{**config_of(name), "keep": keep}, text=LLAVA, grid=(24, 24))
+        router = routers.build(**section, text=LLAVA, grid=(24, 24))
     assert any(f"router.keep={keep} must be" in problem for problem in router.check())

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, Qwen2Config, Qwen3Config
 
-from dpn import cost
+from dpn import cost, routers
 from dpn.budget import TextShape
 from dpn.routers.base import LayerPlan, Router, layer_macs, pairs_within
 
@@ -49,13 +49,15 @@ def planned(model, plan):
     return model
 
 
-def naive_layer(layer, hidden, spans, plan, rotary):
-    """One sample `[n, D]` with everything computed and masks over it."""
+def naive_layer(layer, hidden, spans, plan, rotary, blind=False):
+    """One sample `[n, D]` with everything computed and masks over it; blind: text sees text."""
     n, attention = len(hidden), layer.self_attn
     visual = torch.zeros(n, dtype=torch.bool)
     sees = torch.ones(n, n).tril().bool()
     for start, (height, width) in spans:
         visual[start : start + height * width] = True
+    if blind:
+        sees &= visual[:, None] | ~visual
     if plan.radius is not None:
         sees &= ~(visual[:, None] & visual)
         for start, (height, width) in spans:
@@ -97,8 +99,8 @@ def naive_layer(layer, hidden, spans, plan, rotary):
     return hidden + layer.mlp.down_proj(units)
 
 
-def naive(model, sample, plan):
-    """Logits of one sample, and the rows' places."""
+def naive(model, sample, plans, k=4):
+    """Logits of one sample whose layers follow plans and whose text sees visual rows in k."""
     batch = without(collate([sample]), "labels")
     seen = {}
 
@@ -117,8 +119,8 @@ def naive(model, sample, plan):
     spans = [(tokens.row(s.sample, s.column) - s.rows + 1, s.grid) for s in tokens.spans]
     cos, sin = model.language.rotary_emb(hidden[None], position_ids=torch.arange(len(hidden))[None])
     for index, layer in enumerate(model.language.layers):
-        here = plan if index else LayerPlan()
-        hidden = naive_layer(layer, hidden, spans, here, (cos[0], sin[0]))
+        rotary = (cos[0], sin[0])
+        hidden = naive_layer(layer, hidden, spans, plans[index], rotary, blind=index >= k)
     columns = [tokens.row(0, c) for c in range(len(sample[0]))]
     return model.lm_head(model.language.norm(hidden))[columns]
 
@@ -132,7 +134,7 @@ def test_a_pack_equals_masked_samples(kind, family):
     got = model(**without(batch, "labels")).logits
     for b, sample in enumerate(samples):
         with torch.no_grad():
-            want = naive(model, sample, PLANS[kind])
+            want = naive(model, sample, [LayerPlan(), *[PLANS[kind]] * 3])
         torch.testing.assert_close(got[b, : len(want)], want, atol=1e-5, rtol=1e-4)
 
 
@@ -165,7 +167,9 @@ def test_gradients_are_those_of_the_masks(checkpoint):
     got = torch.autograd.grad(
         (model(**batch, return_logits=True).logits[0] * towards).sum(), weights.values()
     )
-    expected = torch.autograd.grad((naive(model, sample, plan) * towards).sum(), weights.values())
+    expected = torch.autograd.grad(
+        (naive(model, sample, [LayerPlan(), *[plan] * 3]) * towards).sum(), weights.values()
+    )
     for name, one, other in zip(weights, got, expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3, msg=name)
 
@@ -177,13 +181,7 @@ def test_flops_equal_the_counter(kind):
     ids, _, images = make_samples([0])[0]
     batch = without(collate([(ids, ids, images)]), "labels")
     out, counted = count(lambda: model(**batch, logits_to_keep=1))
-    text = len(ids) - 1
-    expected = cost.prefill_flops(model, out.trace, [text])[0]
-    if plan.radius is not None:  # text after the image is not among the keys of visual rows
-        heads = 1 if plan.heads is None else len(plan.heads) / 4
-        after = text - int((ids == IMAGE).nonzero())
-        expected -= 3 * 4 * 16 * after * 32 * heads  # layers, visual rows, width
-    assert counted == expected
+    assert cost.prefill_flops(model, out.trace, [len(ids) - 1]) == [counted]
 
 
 def test_macs_of_a_plan_by_hand():
@@ -194,3 +192,27 @@ def test_macs_of_a_plan_by_hand():
     plan = LayerPlan(radius=1, heads=(0,), ffn=24)
     assert pairs_within(1, (4, 4)) == pairs
     assert layer_macs(text, plan, n, pairs) == by_hand
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_yopo_equals_the_released_masks(family):
+    """All four masks over full maps of one sample, against work that is left out of a pack."""
+    model = make_model(text=FAMILIES[family])
+    heads = FAMILIES[family].num_key_value_heads
+    scores = [[0.1 * (h != layer % 2) for h in range(heads)] for layer in range(4)]
+    text, grid = model.router.text, model.router.grid
+    arguments = {"radius": 1, "scores": scores, "ratio": 4.0, "k": 3}
+    model.router = routers.build("yopo", **arguments, text=text, grid=grid)
+    assert model.router.check() == []
+    few = [LayerPlan(1, tuple(h for h in range(heads) if h != n % 2), 12) for n in range(4)]
+    plans = [LayerPlan(radius=1, ffn=12)] * 2 + few[2:]  # two layers keep every head
+    samples = make_samples()
+    batch = collate(samples)
+    out = model(**without(batch, "labels"))
+    assert [sum(rows) for rows in out.trace.visual_rows] == [69, 69, 69, 0]
+    for b, sample in enumerate(samples):
+        with torch.no_grad():
+            want = naive(model, sample, plans, k=3)
+        is_text = sample[0] != IMAGE
+        got = out.logits[b, : len(want)]
+        torch.testing.assert_close(got[is_text], want[is_text], atol=1e-5, rtol=1e-4)

@@ -1,0 +1,97 @@
+"""YOPO (arXiv 2410.06169): all four ways in which visual rows need less than text."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from dpn.budget import TextShape, meet
+from dpn.routers._joined import JoinedRouter, joined
+from dpn.routers._planned import native_macs
+from dpn.routers.base import check_keep
+from dpn.routers.head_pruning import HeadPruningRouter, Scores, read_scores
+from dpn.routers.layer_drop import LayerDropRouter
+from dpn.routers.neighbor_attention import NeighborAttentionRouter
+from dpn.routers.sparse_ffn import SparseFFNRouter
+from dpn.tokens import Grid
+
+
+class YOPORouter(JoinedRouter):
+    """`neighbor_attention`, `head_pruning`, `sparse_ffn` and `layer_drop` in one; see each for what
+    it does and what the release leaves open. Defaults are those of `finetune_yopo.sh`, which trains
+    the 13B, with the layers scaled to the depth.
+
+    A `keep` is met by one strength s for all four, 1 for the arguments as they are: the layers
+    without visual rows, the FFN units left out and the threshold are multiplied by s, the radius is
+    divided by it. At 0 nothing is left out but what is no neighbour in the whole grid.
+
+    Args:
+        radius: 2, see `neighbor_attention`.
+        scores: see `head_pruning`; without them every head stays.
+        threshold: 0.035, see `head_pruning`.
+        ratio: 2, see `sparse_ffn`.
+        k: half of the layers, see `layer_drop`.
+        keep: share of visual MACs to come closest to instead.
+    """
+
+    def __init__(
+        self,
+        radius: int = 2,
+        scores: Scores | str | None = None,
+        threshold: float = 0.035,
+        ratio: float = 2.0,
+        k: int | None = None,
+        keep: float | None = None,
+        *,
+        text: TextShape,
+        grid: Grid,
+    ):
+        super().__init__([], text=text, grid=grid)
+        self.radius, self.threshold, self.ratio = radius, threshold, ratio
+        self.k = text.num_layers // 2 if k is None else k
+        self.scores = read_scores(scores)
+        self.keep, self.positions = keep, "keep"
+        self.bounds = 0.0, float(text.num_layers)  # where every method is at its end
+        strength = 1.0 if keep is None else meet(keep, self.share, *self.bounds)
+        self.members = nn.ModuleList(self.parts(strength).values())
+
+    @classmethod
+    def settled(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """With the scores that the file holds."""
+        return HeadPruningRouter.settled(arguments)
+
+    def parts(self, strength: float) -> dict[str, Any]:
+        """The four methods, by name, each as far as the strength says."""
+        layers, units = self.text.num_layers, self.text.ffn_size
+        sizes: Any = {"text": self.text, "grid": self.grid}
+        radius = min(max(self.grid), self.radius / strength) if strength else max(self.grid)
+        ratio = self.ratio / max(self.ratio * (1 - strength) + strength, self.ratio / units)
+        k = max(0, round(layers - strength * (layers - self.k)))
+        threshold = strength * self.threshold
+        parts: dict[str, Any] = {
+            "neighbor_attention": NeighborAttentionRouter(round(radius), **sizes),
+            "sparse_ffn": SparseFFNRouter(ratio, **sizes),
+            "layer_drop": LayerDropRouter(k, **sizes),
+        }
+        if self.scores is not None:
+            parts["head_pruning"] = HeadPruningRouter(self.scores, threshold, **sizes)
+        return parts
+
+    def share(self, strength: float) -> float:
+        """Share of visual MACs of an image of native size."""
+        parts = self.parts(strength)
+        k = round(parts.pop("layer_drop").strength)
+        plans = list(zip(*(part.plans for part in parts.values()), strict=True))[:k]
+        macs = sum(native_macs(self.text, joined(same), self.grid) for same in plans)
+        whole = self.grid[0] * self.grid[1]
+        return macs / self.text.full_macs(whole)
+
+    def reach(self) -> tuple[float, float]:
+        """The shares at both ends of the strength."""
+        high, low = map(self.share, self.bounds)
+        return low, high
+
+    def check(self) -> list[str]:
+        """What is wrong with the keep, or with the arguments of one of the four."""
+        problems = [f"{n}: {p}" for n, part in self.parts(1.0).items() for p in part.check()]
+        return check_keep(self) + problems

@@ -1,0 +1,41 @@
+"""Score the attention heads of a trained model on its training data, for `router=head_pruning`.
+
+    python tools/head_scores.py run=RUN
+
+Writes RUN/head_scores.json.
+"""
+
+import sys
+from pathlib import Path
+
+from dpn import build, inference
+from dpn.files import write_json
+from dpn.launch import read_arguments, readable_errors
+from dpn.routers import head_pruning
+
+
+def head_scores(run: str, samples: int = 100, device: str = "auto") -> Path:
+    """Score heads and return the file.
+
+    Args:
+        run: run folder.
+        samples: questions of the training data to ask; 100 in the release.
+        device: `auto`, `cpu` or `cuda`.
+    """
+    model, source = build.of_run(Path(run), device)
+    batches = inference.training_prompts(source, model.device, samples)
+    scores = head_pruning.measure(model, inference.progress(batches, "scoring heads"))
+    path = Path(run) / "head_scores.json"
+    write_json(path, {"layers": scores})
+    return path
+
+
+def main() -> None:
+    """Command line of `python tools/head_scores.py`."""
+    with readable_errors():
+        path = head_scores(**read_arguments(head_scores, sys.argv[1:]))
+        print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()
