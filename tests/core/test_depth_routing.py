@@ -235,7 +235,7 @@ def test_a_batch_without_images_has_gradients_of_zero():
         ({"capacity": 1.5}, "own parameter is 1.5"),
         ({"layers": [32]}, "router.layers=[32] must lie between 0 and 31"),
         ({"threshold": 1.0}, "router.threshold=1.0 is a probability"),
-        ({"keep": 0.1}, "its range here is 0.12 to 1.00"),
+        ({"keep": 0.1}, "only 0.12 to 1.00"),
     ],
 )
 def test_check_names_each_problem(arguments, message):
