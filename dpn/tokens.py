@@ -203,6 +203,11 @@ class PackedTokens:
         """First row of each span."""
         return tuple(self.row(s.sample, s.column) - s.rows + 1 for s in self.spans)
 
+    @property
+    def visual(self) -> Tensor:
+        """Hidden states of the visual rows, `[Nv, D]`."""
+        return torch.cat([self.hidden[:0], *self._pieces()[1::2]])
+
     @cached_property
     def is_visual(self) -> np.ndarray:
         """Which rows are visual, bool `[N]` on the host."""
@@ -332,12 +337,27 @@ class PackedTokens:
         """Keep only some visual rows: `rows[span]` are the ascending places to keep; an empty one
         drops the span.
         """
-        targets = []
+        spans = []
         for span, places in zip(self.spans, rows, strict=True):
             target = np.full(span.rows, -1, dtype=np.int64)
             target[places] = np.arange(len(places))
-            targets.append(target)
-        return self.merge(targets)
+            whole = len(places) == span.rows
+            spans.append(span if whole else span.regroup((1, len(places)), target))
+        hidden = self.hidden.index_select(0, self._index_of(rows))
+        return replace(self, hidden=hidden, spans=tuple(spans))
+
+    def put(self, rows: Sequence[np.ndarray], hidden: Tensor) -> "PackedTokens":
+        """New hidden states for the rows that `keep(rows)` leaves; the others stay as they are."""
+        old = self.hidden.to(hidden.dtype)
+        return self.with_hidden(old.index_copy(0, self._index_of(rows), hidden))
+
+    def _index_of(self, rows: Sequence[np.ndarray]) -> Tensor:
+        """The rows that `keep(rows)` leaves."""
+        stays = np.ones(self.offsets[-1], dtype=bool)
+        for span, start, places in zip(self.spans, self.starts, rows, strict=True):
+            stays[start : start + span.rows] = False
+            stays[start + places] = True
+        return torch.from_numpy(np.flatnonzero(stays)).to(self.hidden.device, non_blocking=True)
 
     def restart(self) -> "PackedTokens":
         """Number rows from here on as if the tower had given just these; forgets its cells."""

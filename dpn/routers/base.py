@@ -39,6 +39,21 @@ class Decision:
 
 
 @dataclass
+class RowDecision:
+    """What a router decided about single visual rows at one layer.
+
+    Attributes:
+        layer: 0-based decoder layer.
+        logits: `[Nv, E]` of each option, with gradient where the router is trained.
+        chosen: `[Nv]` an index into the options.
+    """
+
+    layer: int
+    logits: Tensor
+    chosen: Tensor
+
+
+@dataclass
 class Trace:
     """The record of one forward pass that losses, metrics, logs and reports read.
 
@@ -46,8 +61,10 @@ class Trace:
         tower_grids: the vision tower's uncompressed grids, per sample one per image of the size it
             came in.
         grids: the grids that entered the decoder, per sample one per image.
-        visual_rows: per layer, the visual rows of each sample that enter it.
+        visual_rows: per layer, the visual rows of each sample that enter it, without those that
+            pass it by.
         decisions: in the order of the layers.
+        row_decisions: the same of routers that decide about single rows.
         sample_loss: `[B]` mean language loss of each sample's supervised tokens, detached; nan for
             samples without any, None without labels.
         predicted: of each sample, the most probable token at each supervised place; None without
@@ -64,6 +81,7 @@ class Trace:
     grids: tuple[tuple[Grid, ...], ...]
     visual_rows: list[tuple[int, ...]] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
+    row_decisions: list[RowDecision] = field(default_factory=list)
     sample_loss: Tensor | None = None
     predicted: tuple[Tensor, ...] | None = None
     plans: "list[LayerPlan | None]" = field(default_factory=list)
@@ -177,20 +195,41 @@ class LayerPlan:
         heads: key/value heads in which visual rows see and show their values; elsewhere their
             attention is lost to others, not shared out among them.
         ffn: how many hidden units of the FFN, the first ones.
+        rows: of each span, ascending places of the rows that take part; the others pass the layer
+            by as they are, and no row sees them there, nor later in its cache.
+        scale: fp32 factor of the FFN's output, of each visual row that takes part.
     """
 
     radius: int | None = None
     heads: tuple[int, ...] | None = None
     ffn: int | None = None
+    rows: tuple[np.ndarray, ...] | None = None
+    scale: Tensor | None = None
 
     def joined(self, other: "LayerPlan | None") -> "LayerPlan":
-        """What is left where both plans leave something out."""
+        """What is left where both plans leave something out.
+
+        Raises:
+            ValueError: if both let rows pass by.
+        """
         if other is None:
             return self
         heads = self.heads
         if other.heads is not None:
             heads = tuple(h for h in other.heads if heads is None or h in heads)
-        return LayerPlan(_least(self.radius, other.radius), heads, _least(self.ffn, other.ffn))
+        if self.rows is not None and other.rows is not None:
+            raise ValueError(
+                "Two routers of a chain let visual rows pass by the same layer; let them act at"
+                " different layers."
+            )
+        routed = self if other.rows is None else other
+        return LayerPlan(
+            _least(self.radius, other.radius),
+            heads,
+            _least(self.ffn, other.ffn),
+            routed.rows,
+            routed.scale,
+        )
 
 
 def _least(one: int | None, other: int | None) -> int | None:

@@ -18,6 +18,7 @@ FURTHER = {
     ("loss", "budget"): ["router.keep=0.6"],
     ("loss", "policy"): ["router.keep=0.6"],
     ("loss", "exit"): ["router=dyvte"],
+    ("loss", "depth"): ["router=depth_routing"],
 }
 
 

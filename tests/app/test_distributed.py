@@ -22,6 +22,7 @@ LOSSES = {
     "policy": ["loss=policy", "router.keep=0.6"],
     "budget": ["loss=budget", "router.keep=0.6", "router.reduce=conv", *VARIED],
     "attention": ["router=pyramid_drop", *VARIED],
+    "depth": ["router=depth_routing", *VARIED],
     "exit": ["router=dyvte", "router.hidden=8", "stage=gates", *VARIED],
 }
 ZERO = "trainer.strategy.config.zero_optimization"
