@@ -21,6 +21,7 @@ from dpn.cost import prefill_flops, visual_macs_ratio
 from dpn.launch import front_door
 from dpn.metrics.speed import Ratio, compare
 from dpn.model import DPNForConditionalGeneration
+from dpn.routers.base import Work
 
 
 @front_door("bench", preflight.check_bench)
@@ -80,7 +81,7 @@ def cost_of(
     full = copy.deepcopy(trace)
     layers = len(trace.visual_rows)
     full.visual_rows, full.plans = [full.base_rows] * layers, [None] * layers
-    full.pairs = [tuple(n * n for n in full.base_rows)] * layers
+    full.work = [tuple(Work(n, n * n) for n in full.base_rows)] * layers
     text = [text_columns] * len(batch["input_ids"])
     shares = visual_macs_ratio(trace, model.config.text_config)
     flops = [sum(prefill_flops(model, t, text)) for t in (trace, full)]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -49,7 +49,7 @@ class Trace:
         sample_loss: `[B]` mean language loss of each sample's supervised tokens, detached; nan for
             samples without any, None without labels.
         plans: per layer, what it does for visual rows.
-        pairs: per layer, pairs of visual rows of each sample whose scores are computed.
+        work: per layer, what it computes for visual rows of each sample.
     """
 
     tower_grids: tuple[tuple[Grid, ...], ...]
@@ -58,7 +58,7 @@ class Trace:
     decisions: list[Decision] = field(default_factory=list)
     sample_loss: Tensor | None = None
     plans: "list[LayerPlan | None]" = field(default_factory=list)
-    pairs: list[tuple[int, ...]] = field(default_factory=list)
+    work: "list[tuple[Work, ...]]" = field(default_factory=list)
 
     @property
     def base_rows(self) -> tuple[int, ...]:
@@ -67,22 +67,17 @@ class Trace:
 
     def enter(self, tokens: PackedTokens, plan: "LayerPlan | None") -> None:
         """Write down what enters a layer."""
-        radius = None if plan is None else plan.radius
-        pairs = [n * n for n in tokens.visual_rows]
-        if radius is not None:
-            pairs = [0] * len(pairs)
-            for span in tokens.spans:
-                pairs[span.sample] += pairs_within(radius, span.grid)
+        grids: list[list[Grid]] = [[] for _ in tokens.visual_rows]
+        for span in tokens.spans:
+            grids[span.sample].append(span.grid)
         self.visual_rows.append(tokens.visual_rows)
         self.plans.append(plan)
-        self.pairs.append(tuple(pairs))
+        self.work.append(tuple(work_of(plan, images) for images in grids))
 
     def visual_macs(self, sample: int, text: TextShape) -> int:
         """Visual MACs of a sample."""
-        macs = 0
-        for rows, plan, pairs in zip(self.visual_rows, self.plans, self.pairs, strict=True):
-            macs += layer_macs(text, plan, rows[sample], pairs[sample])
-        return macs
+        layers = zip(self.plans, self.work, strict=True)
+        return sum(layer_macs(text, plan, work[sample]) for plan, work in layers)
 
     def experts_of(self, sample: int) -> dict[int, int]:
         """The expert chosen for a sample at each layer where one was."""
@@ -151,11 +146,16 @@ class LayerPlan:
         heads: key/value heads in which visual rows see and show their values; elsewhere their
             attention is lost to others, not shared out among them.
         ffn: how many hidden units of the FFN, the first ones.
+        window: visual rows see, among visual rows, so many of their own image right before them.
+        probe: instead of the first units, those of the largest mean activation over one in so many
+            rows of each image, see `probed_rows`.
     """
 
     radius: int | None = None
     heads: tuple[int, ...] | None = None
     ffn: int | None = None
+    window: int | None = None
+    probe: int | None = None
 
     def joined(self, other: "LayerPlan | None") -> "LayerPlan":
         """What is left where both plans leave something out."""
@@ -164,12 +164,49 @@ class LayerPlan:
         heads = self.heads
         if other.heads is not None:
             heads = tuple(h for h in other.heads if heads is None or h in heads)
-        return LayerPlan(_least(self.radius, other.radius), heads, _least(self.ffn, other.ffn))
+        return LayerPlan(
+            _least(self.radius, other.radius),
+            heads,
+            _least(self.ffn, other.ffn),
+            _least(self.window, other.window),
+            _least(self.probe, other.probe),
+        )
 
 
 def _least(one: int | None, other: int | None) -> int | None:
     known = [value for value in (one, other) if value is not None]
     return min(known) if known else None
+
+
+class Work(NamedTuple):
+    """What one layer computes for the visual rows of a sample.
+
+    Attributes:
+        rows: how many there are.
+        pairs: of them whose scores are computed.
+        probed: those for which every hidden unit of the FFN is computed, to choose among units.
+    """
+
+    rows: int
+    pairs: int
+    probed: int = 0
+
+
+#: Rows that look through their window together: scores are computed for whole blocks.
+BLOCK = 64
+
+
+def work_of(plan: LayerPlan | None, grids: Sequence[Grid]) -> Work:
+    """The work of a layer for the images of a sample."""
+    images = [height * width for height, width in grids]
+    rows, probed = sum(images), 0
+    if plan is not None and plan.probe is not None and plan.ffn is not None:
+        probed = sum(len(probed_rows(n, plan.probe)) for n in images)
+    if plan is not None and plan.radius is not None:
+        return Work(rows, sum(pairs_within(plan.radius, grid) for grid in grids), probed)
+    if plan is not None and plan.window is not None:
+        return Work(rows, sum(pairs_in_window(plan.window, n) for n in images), probed)
+    return Work(rows, rows * rows, probed)
 
 
 def pairs_within(radius: int, grid: Grid) -> int:
@@ -178,11 +215,24 @@ def pairs_within(radius: int, grid: Grid) -> int:
     return height * width * min(height, 2 * radius + 1) * width
 
 
-def layer_macs(text: TextShape, plan: LayerPlan | None, rows: int, pairs: int) -> int:
+def pairs_in_window(window: int, rows: int) -> int:
+    """Pairs whose scores are computed where each row of an image sees a window before it."""
+    blocks = [min(BLOCK, rows - first) for first in range(0, rows, BLOCK)]
+    return sum(block * min(rows, window + block) for block in blocks)
+
+
+def probed_rows(rows: int, probe: int) -> list[int]:
+    """One in `probe` rows of an image, at least one, evenly spaced from the first to the last."""
+    count = max(1, rows // probe) if rows else 0
+    return [i * (rows - 1) // max(count - 1, 1) for i in range(count)]
+
+
+def layer_macs(text: TextShape, plan: LayerPlan | None, work: Work) -> int:
     """Visual MACs of a layer that follows a plan, see `TextShape.layer_macs`."""
     if plan is None:
-        return text.layer_macs(rows, pairs)
-    return text.layer_macs(rows, pairs, None if plan.heads is None else len(plan.heads), plan.ffn)
+        return text.layer_macs(work.rows, work.pairs)
+    heads = None if plan.heads is None else len(plan.heads)
+    return text.layer_macs(work.rows, work.pairs, heads, plan.ffn, work.probed)
 
 
 class Router(nn.Module):
