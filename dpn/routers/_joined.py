@@ -37,6 +37,13 @@ class JoinedRouter(Router):
         """What is left of a layer where every member leaves something out."""
         return joined([member.within(layer, tokens, context) for member in self.members])
 
+    def rehearsed(self, most: bool) -> Router:
+        """Every member's stand-in."""
+        members = [member.rehearsed(most) for member in self.members]
+        other = JoinedRouter(members, text=self.text, grid=self.grid)
+        other.positions = self.positions
+        return other
+
 
 def joined(plans: Sequence[LayerPlan | None]) -> LayerPlan | None:
     """One plan that leaves out what any of these does."""

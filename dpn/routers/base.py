@@ -276,6 +276,14 @@ class Router(nn.Module):
         """What a layer does for visual rows; None: all of it."""
         return None
 
+    def rehearsed(self, most: bool) -> "Router":
+        """What stands in for this router where there are no data, only shapes (`dpn.footprint`).
+
+        Args:
+            most: whether it leaves as many rows as this router can, or as few.
+        """
+        return self
+
     def check(self) -> list[str]:
         """Everything that is wrong with the arguments, one sentence each; empty if all is well."""
         return []
