@@ -53,7 +53,12 @@ class TextShape:
         )
 
     def layer_macs(
-        self, rows: int, pairs: int | None = None, heads: int | None = None, ffn: int | None = None
+        self,
+        rows: int,
+        pairs: int | None = None,
+        heads: int | None = None,
+        ffn: int | None = None,
+        probed: int = 0,
     ) -> int:
         """Visual MACs of one layer for `rows` visual rows.
 
@@ -63,12 +68,14 @@ class TextShape:
             heads: key/value heads in which visual rows ask, show values and get an output; keys are
                 needed in all. Default: all.
             ffn: hidden units of the FFN; default: all.
+            probed: rows for which every hidden unit is computed besides, to choose among them.
         """
         d, m = self.hidden_size, self.ffn_size if ffn is None else ffn
         pairs = rows * rows if pairs is None else pairs
         used = self.kv_heads if heads is None else heads
         by_heads = rows * (2 * d * d + d * self.kv_size) + 2 * pairs * d
-        return rows * (d * self.kv_size + 3 * d * m) + by_heads * used // self.kv_heads
+        by_rows = rows * (d * self.kv_size + 3 * d * m) + 2 * probed * d * self.ffn_size
+        return by_rows + by_heads * used // self.kv_heads
 
     def visual_macs(self, rows_per_layer: Sequence[int]) -> int:
         """Visual MACs of all layers, given the visual rows that enter each."""

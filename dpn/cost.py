@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from dpn.budget import TextShape
-from dpn.routers.base import LayerPlan, Trace
+from dpn.layer_plan import LayerPlan, Work
+from dpn.routers.base import Trace
 
 
 def visual_macs(rows_per_layer: Sequence[Sequence[int]], text_config: Any) -> list[int]:
@@ -41,21 +42,12 @@ def visual_macs_ratio(trace: Trace, text_config: Any) -> list[float]:
     ]
 
 
-def layer_flops(
-    text_rows: int,
-    rows: int,
-    pairs: int,
-    text_pairs: int,
-    plan: LayerPlan | None,
-    text_config: Any,
-) -> int:
+def layer_flops(text_rows: int, work: Work, plan: LayerPlan | None, text_config: Any) -> int:
     """Prefill FLOPs of one sample in one decoder layer.
 
     Args:
         text_rows: rows of text.
-        rows: visual rows.
-        pairs: of visual rows whose scores are computed.
-        text_pairs: of a visual row that looks at a row of text.
+        work: what is computed for visual rows.
         plan: what the layer does for visual rows.
         text_config: Hugging Face text config.
     """
@@ -66,10 +58,11 @@ def layer_flops(
     used = shape.kv_heads if plan is None or plan.heads is None else len(plan.heads)
     units = m if plan is None or plan.ffn is None else plan.ffn
     text = 2 * text_rows * (2 * d * q + 2 * d * kv + 3 * d * m)
+    rows = work.rows
     text += 4 * text_rows * (text_rows + rows) * q
-    visual = 2 * rows * (2 * d * q + d * kv) + 4 * (text_pairs + pairs) * q
+    visual = 2 * rows * (2 * d * q + d * kv) + 4 * (work.text_pairs + work.pairs) * q
     visual = visual * used // shape.kv_heads  # keys are needed in all heads
-    return text + visual + 2 * rows * (d * kv + 3 * d * units)
+    return text + visual + 2 * rows * (d * kv + 3 * d * units) + 4 * work.probed * d * m
 
 
 def score_flops(queries: int, rows: int, text_config: Any) -> int:
@@ -84,7 +77,7 @@ def score_flops(queries: int, rows: int, text_config: Any) -> int:
 
 def decoder_flops(rows_per_layer: Sequence[int], text_config: Any) -> int:
     """Prefill FLOPs of one sample's decoder layers, given all its rows in each layer."""
-    return sum(layer_flops(n, 0, 0, 0, None, text_config) for n in rows_per_layer)
+    return sum(layer_flops(n, Work(0, 0), None, text_config) for n in rows_per_layer)
 
 
 def head_flops(rows: int, text_config: Any) -> int:
@@ -105,10 +98,8 @@ def prefill_flops(model: Any, trace: Trace, text_columns: Sequence[int]) -> list
     per_sample = []
     for b, text in enumerate(text_columns):
         flops = head_flops(1, config) + sum(
-            layer_flops(text, rows[b], pairs[b], text_pairs[b], plan, config)
-            for rows, pairs, text_pairs, plan in zip(
-                trace.visual_rows, trace.pairs, trace.text_pairs, trace.plans, strict=True
-            )
+            layer_flops(text, work[b], plan, config)
+            for work, plan in zip(trace.work, trace.plans, strict=True)
         )
         flops += sum(score_flops(*asked[b], config) for asked in trace.asked)
         for grid, after in zip(trace.tower_grids[b], trace.grids[b], strict=True):

@@ -8,25 +8,17 @@ pass, with checkpointing or without, is in the count. Only what an engine does a
 """
 
 import copy
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch._subclasses import FakeTensor, FakeTensorMode
+from torch._subclasses import FakeTensorMode
 
 from dpn.bench import make_batch
 from dpn.cost import visual_macs_ratio
 from dpn.metrics.memory import Watch
 from dpn.model import DPNForConditionalGeneration
-from dpn.routers import Router, RoutingContext
-from dpn.routers._dropping import DroppingRouter
-from dpn.routers._joined import JoinedRouter
-from dpn.routers._pooling import Choice, PoolingRouter
-from dpn.routers.depth_routing import DepthRoutingRouter
-from dpn.tokens import PackedTokens
 
 if TYPE_CHECKING:
     from dpn.module import DPNModule
@@ -174,7 +166,7 @@ def _step(
         if parameter.requires_grad:  # gradients are the engine's
             parameter.register_post_accumulate_grad_hook(_drop_gradient)
     if rows != "all":
-        model.router = fix_routes(model.router, rows)
+        model.router = model.router.rehearsed(most=rows == "most")
     batch = make_batch(model, batch_size, text)
     batch["pixel_values"] = fake.from_tensor(batch["pixel_values"])
     with Watch(model.parameters()) as watch:
@@ -192,53 +184,6 @@ def _step(
 
 def _drop_gradient(parameter: Tensor) -> None:
     parameter.grad = None
-
-
-class FirstRows(Router):
-    """Leaves as many rows as a dropping router, the first ones: without data none is better.
-
-    Args:
-        router: whose schedule it follows.
-    """
-
-    where = "pre"
-
-    def __init__(self, router: DroppingRouter):
-        super().__init__(text=router.text, grid=router.grid)
-        self.positions, self.left = router.positions, router.rows(router.strength)
-
-    def between(self, layer: int, tokens: PackedTokens, context: RoutingContext) -> PackedTokens:
-        """See `Router.between`."""
-        return tokens.keep([np.arange(min(s.rows, self.left[layer])) for s in tokens.spans])
-
-
-def fix_routes(router: Router, rows: Rows) -> Router:
-    """A router that needs no data: every sample takes the kernel that leaves most or fewest rows,
-    out of those it may get; how many rows a method drops is known.
-    """
-    if isinstance(router, DroppingRouter):
-        return FirstRows(router)
-    if isinstance(router, DepthRoutingRouter):
-        count = router.left
-        router.taken = lambda scores, training: [  # type: ignore[method-assign]
-            np.arange(count(len(score))) for score in scores
-        ]
-    if isinstance(router, JoinedRouter):
-        router.members = torch.nn.ModuleList(fix_routes(m, rows) for m in router.members)
-    if not isinstance(router, PoolingRouter):
-        return router
-    choose, sign = router.choose, 1 if rows == "most" else -1
-
-    def fixed(gate: int, tokens: Any, samples: Any, allowed: Tensor, context: Any) -> Choice:
-        choice = choose(gate, tokens, samples, allowed, context)
-        if not isinstance(choice.probs, FakeTensor):  # known without the data
-            allowed = allowed & (choice.probs > 0)
-        sizes = torch.tensor([sign * float(h * w) for h, w in router.plan.kernels[gate]])
-        experts = sizes.expand(allowed.shape).masked_fill(~allowed, math.inf).argmin(1)
-        return choice._replace(experts=experts)
-
-    router.choose = fixed  # type: ignore[method-assign]
-    return router
 
 
 def _optimizer_bytes(module: "DPNModule") -> tuple[int, int]:

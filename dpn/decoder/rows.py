@@ -3,14 +3,15 @@
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby, pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dpn.decoder.attention import PrefillAttention
-from dpn.tokens import PackedTokens, Span
+from dpn.layer_plan import BLOCK
+from dpn.tokens import Grid, PackedTokens, Span
 
 
 @dataclass(frozen=True)
@@ -68,55 +69,101 @@ class PlannedRows:
         sees = (np.arange(longest) <= place[:, :, None])[:, None]  # padding sees the first row
         return Queries(*map(self._on_device, (take, keys, sees, np.flatnonzero(filled))))
 
-    def neighbourhoods(self, radius: int) -> list["Neighbourhood"]:
-        """One for each grid size among the spans."""
-        if radius not in self._near:
-            self._near[radius] = self._neighbourhoods(radius)
-        return self._near[radius]
+    def neighbourhoods(self, radius: int | None, window: int | None) -> list["Neighbourhood"]:
+        """What visual rows see under `LayerPlan.radius` and `LayerPlan.window`, in few parts."""
+        if (radius, window) not in self._near:
+            shown = [
+                s for s in zip(self.tokens.starts, self.tokens.spans, strict=True) if s[1].rows
+            ]
+            shown.sort(key=lambda s: s[1].grid)
+            self._near[radius, window] = [
+                self._neighbourhood(spans, blocks)
+                for grid, same in groupby(shown, key=lambda s: s[1].grid)
+                for spans in [list(same)]
+                for blocks in blocks_of(grid, radius, window)
+            ]
+        return self._near[radius, window]
 
     @cached_property
-    def _near(self) -> dict[int, list["Neighbourhood"]]:
+    def _near(self) -> dict[tuple[int | None, int | None], list["Neighbourhood"]]:
         return {}
 
-    def _neighbourhoods(self, radius: int) -> list["Neighbourhood"]:
-        spans = sorted(
-            (s for s in zip(self.tokens.starts, self.tokens.spans, strict=True) if s[1].rows),
-            key=lambda s: s[1].grid,
-        )
-        return [
-            self._neighbourhood(list(same), radius)
-            for _, same in groupby(spans, key=lambda s: s[1].grid)
-        ]
-
-    def _neighbourhood(self, spans: list[tuple[int, Span]], radius: int) -> "Neighbourhood":
-        height, width = spans[0][1].grid
-        first = [self.tokens.offsets[span.sample] for _, span in spans]
+    def _neighbourhood(self, spans: list[tuple[int, Span]], blocks: "Blocks") -> "Neighbourhood":
+        offsets, is_visual = self.tokens.offsets, self.tokens.is_visual
         before = [
-            a + np.flatnonzero(~self.tokens.is_visual[a:start])
-            for a, (start, _) in zip(first, spans, strict=True)
+            offsets[span.sample] + np.flatnonzero(~is_visual[offsets[span.sample] : start])
+            for start, span in spans
         ]
         most = max(map(len, before))
-        grid = np.arange(height * width).reshape(height, width)
-        # The same number of lines of the grid for each line, see `pairs_within`.
-        count, line = min(height, 2 * radius + 1), np.arange(height)[:, None]
-        lines = np.clip(line - radius, 0, height - count) + np.arange(count)  # [h, lines]
-        local = grid[lines].reshape(height, -1)  # [h, lines * w]
-        inside = np.repeat(np.abs(lines - line) <= radius, width, axis=1)
-        columns = np.tile(np.arange(width), count)
-        near = np.abs(columns - np.arange(width)[:, None]) <= radius  # [w, lines * w]
-        near_all = inside[:, None] & near  # [h, w, lines * w]
-        place = self.tokens.is_visual.cumsum() - 1
-        take = np.stack([place[start + grid] for start, _ in spans])  # [S, h, w]
-        keys = np.zeros((len(spans), height, most + local.shape[1]), dtype=np.int64)
-        sees = np.zeros((len(spans), height, width, keys.shape[2]), dtype=bool)
+        count, queries = blocks.take.shape
+        place = is_visual.cumsum() - 1
+        take = np.stack([place[start + blocks.take] for start, _ in spans])  # [S, b, q]
+        keys = np.zeros((len(spans), count, most + blocks.keys.shape[1]), dtype=np.int64)
+        sees = np.zeros((len(spans), count, queries, keys.shape[2]), dtype=bool)
         for i, ((start, _), text) in enumerate(zip(spans, before, strict=True)):
             keys[i, :, : len(text)] = text
-            keys[i, :, most:] = start + local
+            keys[i, :, most:] = start + blocks.keys
             sees[i, :, :, : len(text)] = True
-            sees[i, :, :, most:] = near_all
-        shape = (len(spans) * height, -1)
-        parts = (take.reshape(shape), keys.reshape(shape), sees.reshape(shape[0], 1, width, -1))
+            sees[i, :, :, most:] = blocks.sees
+        shape = (len(spans) * count, -1)
+        parts = (take.reshape(shape), keys.reshape(shape), sees.reshape(shape[0], 1, queries, -1))
         return Neighbourhood(*map(self._on_device, parts))
+
+
+class Blocks(NamedTuple):
+    """Blocks of the rows of one image, and which of its rows each of them sees.
+
+    Attributes:
+        take: `[b, q]` rows that ask.
+        keys: `[b, k]` rows that are asked.
+        sees: bool `[b, q, k]`.
+    """
+
+    take: np.ndarray
+    keys: np.ndarray
+    sees: np.ndarray
+
+
+def blocks_of(grid: Grid, radius: int | None, window: int | None) -> list[Blocks]:
+    """All rows of an image in blocks of equal shape; see `pairs_within` and `pairs_in_window`."""
+    if radius is None:
+        assert window is not None
+        return blocks_in_window(grid[0] * grid[1], window)
+    blocks = lines_within(grid, radius)
+    if window is None:
+        return [blocks]
+    return [blocks._replace(sees=blocks.sees & _in_window(blocks.take, blocks.keys, window))]
+
+
+def lines_within(grid: Grid, radius: int) -> Blocks:
+    """The lines of a grid and, for each, the lines around it, the same number for all."""
+    height, width = grid
+    places = np.arange(height * width).reshape(height, width)
+    count, line = min(height, 2 * radius + 1), np.arange(height)[:, None]
+    lines = np.clip(line - radius, 0, height - count) + np.arange(count)  # [h, lines]
+    inside = np.repeat(np.abs(lines - line) <= radius, width, axis=1)
+    columns = np.tile(np.arange(width), count)
+    near = np.abs(columns - np.arange(width)[:, None]) <= radius  # [w, lines * w]
+    return Blocks(places, places[lines].reshape(height, -1), inside[:, None] & near)
+
+
+def blocks_in_window(rows: int, window: int) -> list[Blocks]:
+    """Full blocks of rows and, for each, the rows up to a window before; then the rest."""
+    found = []
+    for size, firsts in ((BLOCK, range(0, rows - BLOCK + 1, BLOCK)), (rows % BLOCK, [-1])):
+        first = np.array([rows - size if f < 0 else f for f in firsts])[:, None]
+        if not first.size or not size:
+            continue
+        take = first + np.arange(size)
+        begin = np.minimum(np.maximum(first - window, 0), rows - min(rows, window + size))
+        keys = begin + np.arange(min(rows, window + size))
+        found.append(Blocks(take, keys, _in_window(take, keys, window)))
+    return found
+
+
+def _in_window(take: np.ndarray, keys: np.ndarray, window: int) -> np.ndarray:
+    steps = take[:, :, None] - keys[:, None]
+    return (steps >= 0) & (steps <= window)
 
 
 @dataclass(frozen=True)
@@ -138,12 +185,12 @@ class Queries:
 
 @dataclass(frozen=True)
 class Neighbourhood:
-    """Visual rows, one line of a grid after the other, and what they see.
+    """Visual rows of images of one grid, in blocks, and what they see.
 
     Attributes:
-        take: `[S * h, w]` queries, counted among the visual rows.
-        keys: `[S * h, k]` rows of their keys: text before the image, then the lines around.
-        sees: bool `[S * h, 1, w, k]`.
+        take: `[S * b, q]` queries, counted among the visual rows.
+        keys: `[S * b, k]` rows of their keys: text before the image, then rows of it.
+        sees: bool `[S * b, 1, q, k]`.
     """
 
     take: Tensor

@@ -1,6 +1,6 @@
 """A decoder layer that computes less for visual rows than for text rows: fewer heads, neighbours
-only, a narrower FFN. What is left out is not computed, nor masked afterwards. The rows that pass a
-layer by are none of its pack.
+or rows before them only, a narrower FFN. What is left out is not computed, nor masked afterwards.
+The rows that pass a layer by are none of its pack.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dpn.decoder.projections import Units, inputs, outputs, rotated, units_of
 from dpn.decoder.rows import Neighbourhood, PlannedRows, Queries
-from dpn.routers.base import LayerPlan
+from dpn.layer_plan import LayerPlan, probed_rows
 
 
 def run(
@@ -55,7 +55,8 @@ def _attention(
     """Text rows attend as ever, to values of visual rows that are zero in inactive heads; visual
     rows attend in active heads alone.
     """
-    if plan.radius is None and plan.heads is None:
+    is_local = plan.radius is not None or plan.window is not None
+    if not is_local and plan.heads is None:
         return attention(
             normed[None],
             attention_mask=None,
@@ -75,11 +76,11 @@ def _attention(
     if rows.attention.write is not None:
         rows.attention.write(attention.layer_idx, key, value)
     text = _padded(asks[0], key, value, rows.queries(visual=False), attention.scaling)
-    if plan.radius is None:
-        visual = _padded(asks[1], *shown, rows.queries(visual=True), attention.scaling)
-    else:
-        near = rows.neighbourhoods(plan.radius)
+    if is_local:
+        near = rows.neighbourhoods(plan.radius, plan.window)
         visual = _near(asks[1], *shown, near, attention.scaling)
+    else:
+        visual = _padded(asks[1], *shown, rows.queries(visual=True), attention.scaling)
     if units is None:
         return attention.o_proj(rows.together(text, visual).flatten(1))
     out = inputs(attention.o_proj, visual.flatten(1), units)
@@ -121,14 +122,30 @@ def _of_heads(
 
 
 def _ffn(mlp: Any, normed: Tensor, plan: LayerPlan, rows: PlannedRows) -> Tensor:
-    """The gated FFN; visual rows have its first `plan.ffn` units only."""
+    """The gated FFN; visual rows have `plan.ffn` of its units only."""
     if plan.ffn is None:
         return mlp(normed)
-    units = slice(0, plan.ffn)
     text, visual = rows.apart(normed)
-    gate = mlp.act_fn(outputs(mlp.gate_proj, visual, units))
-    narrow = inputs(mlp.down_proj, gate * outputs(mlp.up_proj, visual, units), units)
-    return rows.together(mlp(text), narrow)
+    if plan.probe is None:
+        return rows.together(mlp(text), _narrow(mlp, visual, slice(0, plan.ffn)))
+    images = visual.split([span.rows for span in rows.tokens.spans])
+    parts = [_narrow(mlp, x, _most_active(mlp, x, plan.ffn, plan.probe)) for x in images if len(x)]
+    return rows.together(mlp(text), torch.cat(parts))
+
+
+def _narrow(mlp: Any, rows: Tensor, units: Units) -> Tensor:
+    """The gated FFN with some of its units."""
+    gate = mlp.act_fn(outputs(mlp.gate_proj, rows, units))
+    return inputs(mlp.down_proj, gate * outputs(mlp.up_proj, rows, units), units)
+
+
+@torch.no_grad()
+def _most_active(mlp: Any, rows: Tensor, count: int, probe: int) -> Tensor:
+    """`[count]` units of the largest mean absolute activation over some rows of an image."""
+    some = rows[torch.tensor(probed_rows(len(rows), probe)).to(rows.device)]
+    active = mlp.act_fn(mlp.gate_proj(some)) * mlp.up_proj(some)
+    count = min(count, active.shape[1])
+    return active.float().abs().mean(0).topk(count).indices.sort().values
 
 
 def _padded(query: Tensor, key: Tensor, value: Tensor, queries: Queries, scaling: float) -> Tensor:

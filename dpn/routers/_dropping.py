@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dpn.budget import TextShape
 from dpn.routers._strength import StrengthRouter
-from dpn.routers.base import Decision, RoutingContext, Where
+from dpn.routers.base import Decision, Router, RoutingContext, Where
 from dpn.tokens import Grid, PackedTokens, Positions
 
 
@@ -96,6 +96,10 @@ class DroppingRouter(StrengthRouter):
         full = self.text.full_macs(self.grid[0] * self.grid[1])
         return self.text.visual_macs(self.rows(strength)) / full
 
+    def rehearsed(self, most: bool) -> Router:
+        """As many rows as this one leaves, the first ones: without data none is better."""
+        return _FirstRows(self)
+
     def check(self) -> list[str]:
         """Depths, strength and keep that can not be."""
         problems = []
@@ -106,6 +110,24 @@ class DroppingRouter(StrengthRouter):
                 f" {last} in this decoder (the last means never)."
             )
         return problems + super().check()
+
+
+class _FirstRows(Router):
+    """Leaves the first rows of each image before every layer.
+
+    Args:
+        router: whose schedule it follows.
+    """
+
+    where = "pre"
+
+    def __init__(self, router: DroppingRouter):
+        super().__init__(text=router.text, grid=router.grid)
+        self.positions, self.left = router.positions, router.rows(router.strength)
+
+    def between(self, layer: int, tokens: PackedTokens, context: RoutingContext) -> PackedTokens:
+        """See `Router.between`."""
+        return tokens.keep([np.arange(min(s.rows, self.left[layer])) for s in tokens.spans])
 
 
 def highest(scores: Sequence[Tensor], counts: Sequence[int]) -> list[np.ndarray]:

@@ -7,7 +7,8 @@ from typing import Any
 from torch import nn
 
 from dpn.budget import TextShape
-from dpn.routers.base import LayerPlan, Router, RoutingContext, Where
+from dpn.layer_plan import LayerPlan
+from dpn.routers.base import Router, RoutingContext, Where
 from dpn.tokens import Grid, PackedTokens
 
 
@@ -36,6 +37,13 @@ class JoinedRouter(Router):
     def within(self, layer: int, tokens: PackedTokens, context: RoutingContext) -> LayerPlan | None:
         """What is left of a layer where every member leaves something out."""
         return joined([member.within(layer, tokens, context) for member in self.members])
+
+    def rehearsed(self, most: bool) -> Router:
+        """Every member's stand-in."""
+        members = [member.rehearsed(most) for member in self.members]
+        other = JoinedRouter(members, text=self.text, grid=self.grid)
+        other.positions = self.positions
+        return other
 
 
 def joined(plans: Sequence[LayerPlan | None]) -> LayerPlan | None:

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from dpn.budget import TextShape
+from dpn.layer_plan import LayerPlan, layer_macs, work_of
 from dpn.routers._strength import StrengthRouter
-from dpn.routers.base import LayerPlan, RoutingContext, layer_macs, pairs_within
+from dpn.routers.base import RoutingContext
 from dpn.tokens import Grid, PackedTokens
 
 
@@ -65,8 +66,4 @@ class PlannedRouter(StrengthRouter):
 
 def native_macs(text: TextShape, plan: LayerPlan | None, grid: Grid) -> int:
     """Visual MACs of a layer for all rows of one image."""
-    rows = grid[0] * grid[1]
-    radius = None if plan is None else plan.radius
-    return layer_macs(
-        text, plan, rows, rows * rows if radius is None else pairs_within(radius, grid)
-    )
+    return layer_macs(text, plan, work_of(plan, [grid]))

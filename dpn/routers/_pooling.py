@@ -2,6 +2,7 @@
 sample's visual rows.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -9,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 from dpn.budget import TextShape
 from dpn.distributed import connect
@@ -225,6 +227,21 @@ class PoolingRouter(Router):
             weights=weights and [None if e is None else weights[e] for e in experts],
             scale=scale,
         )
+
+    def rehearsed(self, most: bool) -> Router:
+        """Every sample takes the kernel that leaves most or fewest rows, of those it may get."""
+        router, choose, sign = copy.copy(self), self.choose, 1 if most else -1
+
+        def fixed(gate: int, tokens: Any, samples: Any, allowed: Tensor, context: Any) -> Choice:
+            choice = choose(gate, tokens, samples, allowed, context)
+            if not isinstance(choice.probs, FakeTensor):  # known without the data
+                allowed = allowed & (choice.probs > 0)
+            sizes = torch.tensor([sign * float(h * w) for h, w in self.plan.kernels[gate]])
+            experts = sizes.expand(allowed.shape).masked_fill(~allowed, torch.inf).argmin(1)
+            return choice._replace(experts=experts)
+
+        router.choose = fixed  # type: ignore[method-assign]
+        return router
 
     def check(self) -> list[str]:
         """Layers, kernels and keep that can not be."""

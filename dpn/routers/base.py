@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from dpn.budget import TextShape, check_share
 from dpn.keyed import uniform
+from dpn.layer_plan import LayerPlan, Work, layer_macs, work_of
 from dpn.tokens import Grid, PackedTokens, Positions
 
 
@@ -70,8 +72,7 @@ class Trace:
         predicted: of each sample, the most probable token at each supervised place; None without
             labels.
         plans: per layer, what it does for visual rows.
-        pairs: per layer, pairs of visual rows of each sample whose scores are computed.
-        text_pairs: the same of a visual row that looks at a row of text.
+        work: per layer, what it computes for visual rows of each sample.
         asked: for each time that attention was looked at, the queries of each sample and its rows,
             see `RoutingContext.attention_scores`.
         probe: of the pass that the routing loss asked for besides, see `RoutingLoss.probe`.
@@ -84,9 +85,8 @@ class Trace:
     row_decisions: list[RowDecision] = field(default_factory=list)
     sample_loss: Tensor | None = None
     predicted: tuple[Tensor, ...] | None = None
-    plans: "list[LayerPlan | None]" = field(default_factory=list)
-    pairs: list[tuple[int, ...]] = field(default_factory=list)
-    text_pairs: list[tuple[int, ...]] = field(default_factory=list)
+    plans: list[LayerPlan | None] = field(default_factory=list)
+    work: list[tuple[Work, ...]] = field(default_factory=list)
     asked: list[tuple[tuple[int, int], ...]] = field(default_factory=list)
     probe: "Trace | None" = None
 
@@ -95,30 +95,24 @@ class Trace:
         """The vision tower's uncompressed tokens of each sample."""
         return tuple(sum(h * w for h, w in grids) for grids in self.tower_grids)
 
-    def enter(self, tokens: PackedTokens, plan: "LayerPlan | None") -> None:
+    def enter(self, tokens: PackedTokens, plan: LayerPlan | None) -> None:
         """Write down what enters a layer."""
-        radius = None if plan is None else plan.radius
         visual = tokens.visual_rows
-        pairs = [n * n for n in visual]
-        text_pairs = [n * (rows - n) for n, rows in zip(visual, tokens.lengths, strict=True)]
-        if radius is not None:  # of the text, only what stands before an image
-            pairs, text_pairs, seen = [0] * len(visual), [0] * len(visual), [0] * len(visual)
-            for start, span in zip(tokens.starts, tokens.spans, strict=True):
-                b = span.sample
-                pairs[b] += pairs_within(radius, span.grid)
-                text_pairs[b] += span.rows * (start - tokens.offsets[b] - seen[b])
-                seen[b] += span.rows
+        images: list[list[Grid]] = [[] for _ in visual]
+        before: list[list[int]] = [[] for _ in visual]  # rows of text that stand before each image
+        for start, span in zip(tokens.starts, tokens.spans, strict=True):
+            seen = sum(height * width for height, width in images[span.sample])
+            before[span.sample].append(start - tokens.offsets[span.sample] - seen)
+            images[span.sample].append(span.grid)
+        text = [length - n for length, n in zip(tokens.lengths, visual, strict=True)]
         self.visual_rows.append(visual)
         self.plans.append(plan)
-        self.pairs.append(tuple(pairs))
-        self.text_pairs.append(tuple(text_pairs))
+        self.work.append(tuple(map(partial(work_of, plan), images, before, text)))
 
     def visual_macs(self, sample: int, text: TextShape) -> int:
         """Visual MACs of a sample."""
-        macs = 0
-        for rows, plan, pairs in zip(self.visual_rows, self.plans, self.pairs, strict=True):
-            macs += layer_macs(text, plan, rows[sample], pairs[sample])
-        return macs
+        layers = zip(self.plans, self.work, strict=True)
+        return sum(layer_macs(text, plan, work[sample]) for plan, work in layers)
 
     def experts_of(self, sample: int) -> dict[int, int]:
         """The expert chosen for a sample at each layer where one was."""
@@ -185,71 +179,6 @@ class RoutingContext:
         return torch.from_numpy(uniform(keys, self.seed, self.step, layer))
 
 
-@dataclass(frozen=True)
-class LayerPlan:
-    """What one layer does for visual rows; None: all that it does for text rows.
-
-    Attributes:
-        radius: visual rows see, among visual rows, those of their own image at most so many grid
-            rows and columns away, later ones included.
-        heads: key/value heads in which visual rows see and show their values; elsewhere their
-            attention is lost to others, not shared out among them.
-        ffn: how many hidden units of the FFN, the first ones.
-        rows: of each span, ascending places of the rows that take part; the others pass the layer
-            by as they are, and no row sees them there, nor later in its cache.
-        scale: fp32 factor of the FFN's output, of each visual row that takes part.
-    """
-
-    radius: int | None = None
-    heads: tuple[int, ...] | None = None
-    ffn: int | None = None
-    rows: tuple[np.ndarray, ...] | None = None
-    scale: Tensor | None = None
-
-    def joined(self, other: "LayerPlan | None") -> "LayerPlan":
-        """What is left where both plans leave something out.
-
-        Raises:
-            ValueError: if both let rows pass by.
-        """
-        if other is None:
-            return self
-        heads = self.heads
-        if other.heads is not None:
-            heads = tuple(h for h in other.heads if heads is None or h in heads)
-        if self.rows is not None and other.rows is not None:
-            raise ValueError(
-                "Two routers of a chain let visual rows pass by the same layer; let them act at"
-                " different layers."
-            )
-        routed = self if other.rows is None else other
-        return LayerPlan(
-            _least(self.radius, other.radius),
-            heads,
-            _least(self.ffn, other.ffn),
-            routed.rows,
-            routed.scale,
-        )
-
-
-def _least(one: int | None, other: int | None) -> int | None:
-    known = [value for value in (one, other) if value is not None]
-    return min(known) if known else None
-
-
-def pairs_within(radius: int, grid: Grid) -> int:
-    """Pairs whose scores are computed where rows of a grid see neighbours: whole lines of it."""
-    height, width = grid
-    return height * width * min(height, 2 * radius + 1) * width
-
-
-def layer_macs(text: TextShape, plan: LayerPlan | None, rows: int, pairs: int) -> int:
-    """Visual MACs of a layer that follows a plan, see `TextShape.layer_macs`."""
-    if plan is None:
-        return text.layer_macs(rows, pairs)
-    return text.layer_macs(rows, pairs, None if plan.heads is None else len(plan.heads), plan.ffn)
-
-
 class Router(nn.Module):
     """Decides what happens to visual rows inside the decoder. This base class does nothing.
 
@@ -293,6 +222,14 @@ class Router(nn.Module):
     def within(self, layer: int, tokens: PackedTokens, context: RoutingContext) -> LayerPlan | None:
         """What a layer does for visual rows; None: all of it."""
         return None
+
+    def rehearsed(self, most: bool) -> "Router":
+        """What stands in for this router where there are no data, only shapes (`dpn.footprint`).
+
+        Args:
+            most: whether it leaves as many rows as this router can, or as few.
+        """
+        return self
 
     def check(self) -> list[str]:
         """Everything that is wrong with the arguments, one sentence each; empty if all is well."""

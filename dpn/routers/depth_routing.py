@@ -1,5 +1,6 @@
 """Mixture of depths for visual rows, gamma-MoD (arXiv 2410.13859): some rows pass a layer by."""
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import ClassVar
@@ -10,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dpn.budget import TextShape
+from dpn.layer_plan import LayerPlan
 from dpn.routers._dropping import dot, highest
 from dpn.routers._strength import StrengthRouter
-from dpn.routers.base import LayerPlan, RoutingContext, RowDecision
+from dpn.routers.base import Router, RoutingContext, RowDecision
 from dpn.tokens import Grid, PackedTokens, Positions
 
 
@@ -110,6 +112,14 @@ class DepthRoutingRouter(StrengthRouter):
         part = self.left(whole, strength)
         rows = [part if n in self.layers else whole for n in range(self.text.num_layers)]
         return self.text.visual_macs(rows) / self.text.full_macs(whole)
+
+    def rehearsed(self, most: bool) -> Router:
+        """As many rows take part as in training, the first ones: without data none is better."""
+        router = copy.copy(self)
+        router.taken = lambda scores, training: [  # type: ignore[method-assign]
+            np.arange(self.left(len(score))) for score in scores
+        ]
+        return router
 
     def check(self) -> list[str]:
         """Layers, threshold, capacity and keep that can not be."""

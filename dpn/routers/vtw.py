@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from dpn.budget import TextShape
+from dpn.routers._divergence import divergences
 from dpn.routers._dropping import DroppingRouter
-from dpn.routers.base import Router, RoutingContext
+from dpn.routers.base import RoutingContext
 from dpn.tokens import Grid, PackedTokens, Positions
 
 
@@ -44,7 +45,6 @@ class VTWRouter(DroppingRouter):
         return [torch.zeros(span.rows) for span in tokens.spans]
 
 
-@torch.inference_mode()
 def find_layer(
     model: Any, batches: Iterable[Mapping[str, Any]], eta: float = 0.003, first: int = 5
 ) -> int:
@@ -63,24 +63,8 @@ def find_layer(
     Returns:
         K, the number of layers if no K is good enough.
     """
-    own = model.router
-    text, grid = own.text, own.grid
-    depth = text.num_layers
-    sums, count = torch.zeros(depth), 0
-    try:
-        for batch in batches:
-            model.router = Router(text=text, grid=grid)
-            whole = _last_column(model, batch)
-            count += len(whole)
-            for k in range(first, depth):
-                model.router = VTWRouter(k, text=text, grid=grid)
-                part = _last_column(model, batch)
-                sums[k] += (part.exp() * (part - whole)).sum().cpu()
-    finally:
-        model.router = own
-    return next((k for k in range(first, depth) if sums[k] <= eta * count), depth)
-
-
-def _last_column(model: Any, batch: Mapping[str, Any]) -> Tensor:
-    """Log-probabilities of the last column, `[B, vocabulary]`."""
-    return model(**batch, logits_to_keep=1).logits[:, -1].float().log_softmax(-1)
+    text, grid = model.router.text, model.router.grid
+    tried = range(first, text.num_layers)
+    found = divergences(model, batches, [VTWRouter(k, text=text, grid=grid) for k in tried])
+    good = (k for k, value in zip(tried, found, strict=True) if value <= eta)
+    return next(good, text.num_layers)

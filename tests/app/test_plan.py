@@ -162,6 +162,16 @@ def test_a_fixed_kernel_stays_what_it_is():
     assert shares[0] == shares[1] < shares[2] == 1
 
 
+@pytest.mark.parametrize("name", ["yopo", "redundancy_lens"])
+def test_what_layers_leave_out_is_known_without_data(name):
+    rehearsal = rehearse(composed(f"router={name}").config)
+    router = rehearsal.module.model.router
+    strength = 1.0 if name == "yopo" else router.strength
+    share = rehearsal.step(ONE, TEXT, "most").share
+    assert share == pytest.approx(router.share(strength))
+    assert share < 0.8
+
+
 @pytest.mark.parametrize("choice", ["router=aim", "router.routers=[{name: aim}]"])
 def test_rows_that_a_method_drops_are_known_without_data(choice):
     names = ["router=chain", choice] if "routers" in choice else [choice]

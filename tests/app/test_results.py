@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from dpn import build, inference
+from dpn import build, inference, preflight
 from dpn.calibration import measured_share
 from dpn.config import ConfigError
 from dpn.eval import evaluate
@@ -19,7 +19,7 @@ from dpn.report import report
 from dpn.reports.tables import tables
 from dpn.train import train
 from tests.app.conftest import tiny_run
-from tools import head_scores
+from tools import find_layers, head_scores
 
 
 @pytest.fixture(scope="module")
@@ -271,3 +271,13 @@ def test_scores_of_heads_go_from_a_run_into_a_model(finished, squares, tmp_path,
     monkeypatch.setattr(sys, "argv", ["head_scores.py", f"run={tmp_path}"])
     with pytest.raises(SystemExit):
         head_scores.main()
+
+
+@pytest.mark.parametrize("method", ["vtw", "redundancy_lens"])
+def test_found_layers_make_a_router(method, finished, squares, tmp_path, monkeypatch, capsys):
+    line = ["find_layers.py", f"run={finished}", f"method={method}", "samples=4"]
+    monkeypatch.setattr(sys, "argv", line)
+    find_layers.main()
+    overrides = capsys.readouterr().out.split()
+    assert overrides[0] == f"router={method}"
+    preflight.check(compose("train", [*tiny_run(squares, tmp_path), *overrides]))

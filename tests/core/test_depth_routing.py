@@ -7,7 +7,8 @@ import torch
 
 from dpn import cost, losses, routers
 from dpn.budget import TextShape
-from dpn.routers.base import LayerPlan, RowDecision, Trace
+from dpn.layer_plan import LayerPlan
+from dpn.routers.base import RowDecision, Trace
 
 from .conftest import collate, make_model, make_samples, without
 from .eager import Eager

@@ -6,7 +6,9 @@ from transformers import LlamaConfig, Qwen2Config, Qwen3Config
 
 from dpn import cost, routers
 from dpn.budget import TextShape
-from dpn.routers.base import LayerPlan, Router, layer_macs, pairs_within
+from dpn.decoder.rows import blocks_in_window
+from dpn.layer_plan import LayerPlan, Work, layer_macs, pairs_in_window, pairs_within, probed_rows
+from dpn.routers.base import Router
 
 from .conftest import IMAGE, collate, make_model, make_samples, without
 from .test_cost import count
@@ -31,6 +33,10 @@ PLANS = {
     "no heads": LayerPlan(heads=()),
     "ffn": LayerPlan(ffn=12),
     "all": LayerPlan(radius=1, heads=(0,), ffn=24),
+    "window": LayerPlan(window=3),
+    "probe": LayerPlan(ffn=12, probe=4),
+    "hollow": LayerPlan(heads=(0,), ffn=24, window=5, probe=100),
+    "both": LayerPlan(radius=1, window=4),
 }
 
 
@@ -66,6 +72,13 @@ def naive_layer(layer, hidden, spans, plan, rotary, blind=False):
                     rows, columns = abs(i // width - j // width), abs(i % width - j % width)
                     if max(rows, columns) <= plan.radius:
                         sees[start + i, start + j] = True
+    if plan.window is not None:
+        image = torch.zeros(n)
+        for number, (start, (height, width)) in enumerate(spans, 1):
+            image[start : start + height * width] = number
+        steps = torch.arange(n)[:, None] - torch.arange(n)
+        near = (image[:, None] == image) & (steps >= 0) & (steps <= plan.window)
+        sees &= near | ~(visual[:, None] & visual)
     normed = layer.input_layernorm(hidden)
     size, group = attention.head_dim, attention.num_key_value_groups
 
@@ -94,7 +107,14 @@ def naive_layer(layer, hidden, spans, plan, rotary, blind=False):
     hidden = hidden + attention.o_proj(out.transpose(0, 1).flatten(1))
     normed = layer.post_attention_layernorm(hidden)
     units = layer.mlp.act_fn(layer.mlp.gate_proj(normed)) * layer.mlp.up_proj(normed)
-    if plan.ffn is not None:
+    if plan.probe is not None:
+        for start, (height, width) in spans:
+            rows = height * width
+            places = start + torch.linspace(0, rows - 1, max(1, rows // plan.probe)).long()
+            order = units[places].abs().mean(0).argsort(descending=True)
+            for place in range(start, start + rows):
+                units[place, order[plan.ffn :]] = 0
+    elif plan.ffn is not None:
         units[visual, plan.ffn :] = 0
     return hidden + layer.mlp.down_proj(units)
 
@@ -156,9 +176,10 @@ def test_appending_equals_recomputing(kind):
     torch.testing.assert_close(rest, expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["all", "hollow"])
 @pytest.mark.parametrize("checkpoint", [False, True])
-def test_gradients_are_those_of_the_masks(checkpoint):
-    plan, sample = PLANS["all"], make_samples([0])[0]
+def test_gradients_are_those_of_the_masks(checkpoint, kind):
+    plan, sample = PLANS[kind], make_samples([0])[0]
     model = planned(make_model(), plan).train()
     model.checkpoint_layers = checkpoint
     weights = dict(model.language.layers.named_parameters())
@@ -191,7 +212,42 @@ def test_macs_of_a_plan_by_hand():
     by_hand = n * linear + 2 * pairs * 32 / 4
     plan = LayerPlan(radius=1, heads=(0,), ffn=24)
     assert pairs_within(1, (4, 4)) == pairs
-    assert layer_macs(text, plan, n, pairs) == by_hand
+    assert layer_macs(text, plan, Work(n, pairs)) == by_hand
+    probed = by_hand + 3 * 2 * 32 * 48  # gate and up of three rows
+    assert layer_macs(text, plan, Work(n, pairs, probed=3)) == probed
+
+
+def test_windows_over_several_blocks():
+    """Two images of 240 and 16 rows, whose windows end within a block and in the one before."""
+    model = planned(make_model(), LayerPlan(window=70))
+    ids, _, images = make_samples([1])[0]
+    images = [torch.randn(3, 96, 40), images[1]]
+    got = model(**without(collate([(ids, ids, images)]), "labels")).logits[0]
+    with torch.no_grad():
+        want = naive(model, (ids, ids, images), [LayerPlan(), *[LayerPlan(window=70)] * 3])
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("window", [0, 5, 64, 70, 256])
+@pytest.mark.parametrize("rows", [1, 63, 64, 65, 128, 200])
+def test_blocks_hold_every_row_and_its_window_once(rows, window):
+    seen = torch.zeros(rows, rows)
+    blocks = blocks_in_window(rows, window)
+    for take, keys, sees in blocks:
+        for queries, places, see in zip(take, keys, sees, strict=True):
+            assert len(set(places)) == len(places)
+            for query, row in zip(queries, see, strict=True):
+                seen[query, places[row]] += 1
+    assert torch.equal(seen, torch.ones(rows, rows).tril().triu(-window))
+    assert sum(b.take.size * b.keys.shape[1] for b in blocks) == pairs_in_window(window, rows)
+
+
+def test_a_probe_is_evenly_spaced():
+    assert probed_rows(576, 10)[:3] == [0, 10, 20]
+    assert len(probed_rows(576, 10)) == 57
+    assert probed_rows(576, 10)[-1] == 575
+    assert probed_rows(7, 10) == [0]
+    assert probed_rows(0, 10) == []
 
 
 @pytest.mark.parametrize("family", FAMILIES)
