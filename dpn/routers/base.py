@@ -66,7 +66,6 @@ class Trace:
         visual_rows: per layer, the visual rows of each sample that enter it, without those that
             pass it by.
         decisions: in the order of the layers.
-        row_decisions: the same of routers that decide about single rows.
         sample_loss: `[B]` mean language loss of each sample's supervised tokens, detached; nan for
             samples without any, None without labels.
         predicted: of each sample, the most probable token at each supervised place; None without
@@ -76,19 +75,20 @@ class Trace:
         asked: for each time that attention was looked at, the queries of each sample and its rows,
             see `RoutingContext.attention_scores`.
         probe: of the pass that the routing loss asked for besides, see `RoutingLoss.probe`.
+        row_decisions: of routers that decide about single rows, in the order of the layers.
     """
 
     tower_grids: tuple[tuple[Grid, ...], ...]
     grids: tuple[tuple[Grid, ...], ...]
     visual_rows: list[tuple[int, ...]] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
-    row_decisions: list[RowDecision] = field(default_factory=list)
     sample_loss: Tensor | None = None
     predicted: tuple[Tensor, ...] | None = None
     plans: list[LayerPlan | None] = field(default_factory=list)
     work: list[tuple[Work, ...]] = field(default_factory=list)
     asked: list[tuple[tuple[int, int], ...]] = field(default_factory=list)
     probe: "Trace | None" = None
+    row_decisions: list[RowDecision] = field(default_factory=list)
 
     @property
     def base_rows(self) -> tuple[int, ...]:
