@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers import AutoConfig, GenerationMixin, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import ModelOutput
 
@@ -24,14 +24,12 @@ from dpn.decoder.cache import RaggedCache
 from dpn.decoder.layer import build_language
 from dpn.decoder.loop import append, prefill
 from dpn.distributed import connect, several_processes
-from dpn.host_batch import IGNORE, HostBatch, ends
+from dpn.generation import RaggedGenerationMixin
+from dpn.host_batch import IGNORE, HostBatch
 from dpn.keyed import mix
 from dpn.routers.base import Router, RoutingContext, Trace
 from dpn.tokens import Grid, PackedTokens, Source, pack
 from dpn.vision._features import ImageContext, VisualFeatures
-
-#: Arguments of `forward` that belong to images and are read at prefill only.
-IMAGE_INPUTS = ("pixel_values", "image_sizes", "image_sample")
 
 
 class DPNConfig(PreTrainedConfig):
@@ -87,7 +85,7 @@ class DPNOutput(ModelOutput):
     trace: Trace | None = None
 
 
-class DPNForConditionalGeneration(PreTrainedModel, GenerationMixin):
+class DPNForConditionalGeneration(RaggedGenerationMixin, PreTrainedModel):
     """Vision tower, projector, and a stock text model with a router between its layers.
 
     Args:
@@ -378,70 +376,6 @@ class DPNForConditionalGeneration(PreTrainedModel, GenerationMixin):
         rows = np.take_along_axis(row_of, columns, axis=1)[valid]
         logits = _spread(self._head(hidden[torch.from_numpy(rows).to(hidden.device)]), valid)
         return DPNOutput(logits=logits, past_key_values=cache, trace=cache.trace)
-
-    # Generation
-
-    def _prepare_cache_for_generation(
-        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> None:
-        if generation_config.use_cache is not False:
-            model_kwargs.setdefault("past_key_values", RaggedCache())
-            if model_kwargs["past_key_values"] is None:
-                model_kwargs["past_key_values"] = RaggedCache()
-
-    def prepare_inputs_for_generation(
-        self, input_ids: Tensor, is_first_iteration: bool | None = False, **kwargs: Any
-    ) -> dict[str, Any]:
-        """Images go in with the first call; without cache with every call."""
-        if "instruction_end" not in kwargs and is_first_iteration:
-            mask = kwargs.get("attention_mask")
-            kwargs["instruction_end"] = None if mask is None else ends(mask)
-        inputs = super().prepare_inputs_for_generation(
-            input_ids, is_first_iteration=is_first_iteration, **kwargs
-        )
-        inputs.pop("position_ids", None)
-        cache = inputs.get("past_key_values")
-        if cache is not None and cache.get_seq_length():
-            for name in (*IMAGE_INPUTS, "sample_ids", "instruction_end"):
-                inputs.pop(name, None)
-        return inputs
-
-    def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
-        """Hugging Face's `generate`; routes are read from the whole prompt."""
-        ids = kwargs.get("input_ids", inputs)
-        if ids is not None and kwargs.get("instruction_end") is None:
-            mask = kwargs.get("attention_mask")
-            kwargs["instruction_end"] = ends(torch.ones_like(ids) if mask is None else mask)
-        return super().generate(inputs, **kwargs)
-
-    def _expand_inputs_for_generation(
-        self,
-        expand_size: int = 1,
-        is_encoder_decoder: bool = False,
-        input_ids: Tensor | None = None,
-        **model_kwargs: Any,
-    ) -> tuple[Tensor, dict[str, Any]]:
-        """Repeat samples for beams or several sequences; flat images stay with their samples."""
-        images = {name: model_kwargs.pop(name, None) for name in IMAGE_INPUTS}
-        if expand_size > 1 and images["pixel_values"] is not None:
-            owner = images["image_sample"]
-            if owner is None:
-                owner = (input_ids == self.config.image_token_id).nonzero()[:, 0]
-            # Copy r of sample b becomes sample b * expand_size + r.
-            owners = (
-                owner[:, None] * expand_size + torch.arange(expand_size, device=owner.device)
-            ).flatten()
-            images["image_sample"], order = owners.sort(stable=True)
-            index = torch.arange(len(owner), device=owner.device).repeat_interleave(expand_size)[
-                order
-            ]
-            for name in ("pixel_values", "image_sizes"):
-                if images[name] is not None:
-                    images[name] = images[name][index]
-        input_ids, model_kwargs = super()._expand_inputs_for_generation(
-            expand_size, is_encoder_decoder, input_ids, **model_kwargs
-        )
-        return input_ids, {**model_kwargs, **images}
 
 
 def by_sample(

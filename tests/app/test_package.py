@@ -24,6 +24,7 @@ ORDER = [
         "routers",
         "decoder",
         "host_batch",
+        "generation",
         "model",
         "checkpoints",
     ),
