@@ -31,8 +31,8 @@ FAMILIES = ("coarse", "medium", "fine")
 KEEPS = (0.5, 0.25, 0.75)
 #: Of a share: three at 0.5, one elsewhere.
 SEEDS = {0.5: (0, 1, 2)}
-#: A quarter of the steps of the base, at half of its learning rates.
-TUNED = ("stage=finetune", "trainer.max_steps=100", "optim.lr=0.01", "optim.other_lr=5e-4")
+#: 60 steps after the 400 of the base, at half of its learning rates.
+TUNED = ("stage=finetune", "trainer.max_steps=60", "optim.lr=0.01", "optim.other_lr=5e-4")
 #: A decoder large enough for its matrices to cost more than the calls.
 BENCH = (
     "model.text.hidden_size=512",
@@ -67,7 +67,7 @@ class Method:
 
 
 #: Only the gates learn.
-_GATES = ("stage=gates", "trainer.max_steps=100", "router.hidden=96")
+_GATES = ("stage=gates", "trainer.max_steps=60", "router.hidden=96")
 #: What `tools/head_scores.py` makes of the base.
 _SCORES = ("router.scores={base}/head_scores.json",)
 #: The projector is a new one.
