@@ -1,13 +1,13 @@
-"""FLOPs and speed of a model with a router, next to the same model without.
+"""FLOPs and speed of a model, next to the same one without compression: router=none, projector=mlp.
 
     python -m dpn.bench router=static
+    python -m dpn.bench router=none projector=visionzip projector.keep=0.5
     python -m dpn.bench router=random train=false attention=segments
 
 Weights and images are random; both models run in turn in one process and their ratio is told.
 Absolute times are told on a GPU only, where nothing else runs.
 """
 
-import copy
 import json
 from typing import Any
 
@@ -21,7 +21,6 @@ from dpn.cost import prefill_flops, visual_macs_ratio
 from dpn.launch import front_door
 from dpn.metrics.speed import Ratio, compare
 from dpn.model import DPNForConditionalGeneration
-from dpn.routers.base import Work
 
 
 @front_door("bench", preflight.check_bench)
@@ -31,19 +30,19 @@ def main(request: Request) -> None:
 
 
 def bench(request: Request) -> dict[str, Any]:
-    """Measure; returns flat figures, times as `Ratio`s of the router against `none`."""
+    """Measure; returns flat figures, times as `Ratio`s against no compression."""
     preflight.check_bench(request)
     config = request.config
     device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     model = build.bench_model(config, config.router)
-    plain = build.bench_model(config, {"name": "none"})
+    plain = build.bench_model(config, {"name": "none"}, {"name": "mlp"})
     for each in (model, plain):
         each.to(device=device, dtype=getattr(torch, config.dtype)).attention = config.attention
     batch = make_batch(model, config.batch_size, config.text_columns, config.seed)
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
-    result = cost_of(model, batch, config.text_columns)
+    result = cost_of(model, plain, batch, config.text_columns)
     result["device"] = torch.cuda.get_device_name() if device == "cuda" else "cpu"
     result["time/prefill"] = compare(
         lambda: prefill(model, batch), lambda: prefill(plain, batch), config.pairs
@@ -71,25 +70,27 @@ def make_batch(
     return {"input_ids": ids, "labels": labels, "pixel_values": pixels}
 
 
+@torch.inference_mode()
 def cost_of(
-    model: DPNForConditionalGeneration, batch: dict[str, torch.Tensor], text_columns: int
+    model: DPNForConditionalGeneration,
+    plain: DPNForConditionalGeneration,
+    batch: dict[str, torch.Tensor],
+    text_columns: int,
 ) -> dict[str, Any]:
     """What the formulas say for the routes that the model takes in evaluation."""
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-    with torch.inference_mode():
-        trace = model.eval()(**inputs, logits_to_keep=1).trace
-    full = copy.deepcopy(trace)
-    layers = len(trace.visual_rows)
-    full.visual_rows, full.plans = [full.base_rows] * layers, [None] * layers
-    full.work = [tuple(Work(n, n * n) for n in full.base_rows)] * layers
+    traces = [each.eval()(**inputs, logits_to_keep=1).trace for each in (model, plain)]
     text = [text_columns] * len(batch["input_ids"])
-    shares = visual_macs_ratio(trace, model.config.text_config)
-    flops = [sum(prefill_flops(model, t, text)) for t in (trace, full)]
+    flops, base = (
+        sum(prefill_flops(each, trace, text))
+        for each, trace in zip((model, plain), traces, strict=True)
+    )
+    shares = visual_macs_ratio(traces[0], model.config.text_config)
     return {
         "cost/visual_macs_ratio": sum(shares) / len(shares),
-        "cost/prefill_flops": flops[0] / len(text),
-        "cost/prefill_flops_ratio": flops[0] / flops[1],
-        "rows": [sum(rows) / len(rows) for rows in trace.visual_rows],
+        "cost/prefill_flops": flops / len(text),
+        "cost/prefill_flops_ratio": flops / base,
+        "rows": [sum(rows) / len(rows) for rows in traces[0].visual_rows],
     }
 
 
@@ -108,7 +109,7 @@ def train_step(model: DPNForConditionalGeneration, batch: dict[str, torch.Tensor
 
 def print_result(result: dict[str, Any]) -> None:
     """A table for people, then one line of JSON for programs."""
-    table = Table("figure", "value", title="against router=none, median [95 % interval]")
+    table = Table("figure", "value", title="against no compression, median [95 % interval]")
     plain: dict[str, Any] = {}
     for name, value in result.items():
         if isinstance(value, Ratio):

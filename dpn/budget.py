@@ -12,6 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 
+class Unreachable(str):
+    """A sentence about a share that is asked for and that a method can not spend."""
+
+
 @dataclass(frozen=True)
 class TextShape:
     """The sizes of a decoder that its cost follows from.
@@ -22,6 +26,8 @@ class TextShape:
         kv_size: d_kv, width of keys or values over all key/value heads.
         ffn_size: m.
         kv_heads: key/value heads.
+        base_rows: uncompressed tokens of an image of its native size in the vision tower, which
+            shares are counted against; None: those that enter the decoder.
     """
 
     num_layers: int
@@ -29,9 +35,10 @@ class TextShape:
     kv_size: int
     ffn_size: int
     kv_heads: int = 1
+    base_rows: int | None = None
 
     @classmethod
-    def of(cls, text_config: Any) -> "TextShape":
+    def of(cls, text_config: Any, base_rows: int | None = None) -> "TextShape":
         """Read the sizes from a Hugging Face text config."""
         heads = text_config.num_attention_heads
         head_dim = getattr(text_config, "head_dim", None) or text_config.hidden_size // heads
@@ -42,6 +49,7 @@ class TextShape:
             kv_heads * head_dim,
             text_config.intermediate_size,
             kv_heads,
+            base_rows,
         )
 
     def layer_macs(
@@ -73,11 +81,38 @@ class TextShape:
         """Visual MACs of all layers, given the visual rows that enter each."""
         return sum(map(self.layer_macs, rows_per_layer))
 
-    def visual_share(self, rows_per_layer: Sequence[int], base_rows: int) -> float:
-        """Visual MACs against those of `base_rows` in every layer (the vision tower's uncompressed
-        tokens).
-        """
-        return self.visual_macs(rows_per_layer) / (self.num_layers * self.layer_macs(base_rows))
+    def full_macs(self, entering: int) -> int:
+        """Visual MACs of an image without any compression, of which `entering` rows enter."""
+        return self.num_layers * self.layer_macs(self.base_rows or entering)
+
+
+def check_share(
+    key: str,
+    keep: float | None,
+    reach: Callable[[], tuple[float, float]],
+    tolerance: float,
+    way_out: str,
+) -> list[str]:
+    """A sentence if a share is none, or can not be spent.
+
+    Args:
+        key: of the config.
+        keep: its value; None is fine.
+        reach: gives the smallest and largest share that can be spent.
+        tolerance: how far beyond them is near enough.
+        way_out: what else may be changed.
+    """
+    if keep is None:
+        return []
+    if not 0 < keep <= 1:
+        return [f"{key}={keep} must be larger than 0 and at most 1."]
+    low, high = reach()
+    if low - tolerance <= keep <= high + tolerance:
+        return []
+    possible = f"{low:.2f}" if high - low < 0.005 else f"{low:.2f} to {high:.2f}"
+    return [
+        Unreachable(f"{key}={keep} can not be reached, only {possible}; take that, or {way_out}.")
+    ]
 
 
 def meet(keep: float, share: Callable[[float], float], low: float, high: float) -> float:

@@ -9,6 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from dpn import checkpoints, data, hub, inference, lora, losses, routers, vision
+from dpn.checkpoints.keys import part_of
 from dpn.data.tokenizer import train_tokenizer
 from dpn.distributed import processes
 from dpn.losses import RoutingLoss
@@ -17,7 +18,7 @@ from dpn.model import DPNConfig, DPNForConditionalGeneration
 from dpn.processor import DPNProcessor
 from dpn.routers import Router
 from dpn.run_folder import RunFolder
-from dpn.sections import SCHEDULE_KEYS, Schedule
+from dpn.sections import SCHEDULE_KEYS, Schedule, trains
 from dpn.vision import VisionTower
 
 if TYPE_CHECKING:  # Lightning takes seconds to import, and a model needs none of it
@@ -85,6 +86,8 @@ def model(config: DictConfig, words: DPNProcessor) -> DPNForConditionalGeneratio
     for source, parts in init_parts(built.vision).items():
         if (name := config.init[source]) is not None:
             log.info("Starting from init.%s=%s", source, name)
+            if source == "model" and not trains(config.stage):
+                parts = tuple({part_of(name) for name in built.state_dict()})
             checkpoints.load(built, _weights(name), tokens, parts)
     if config.stage.lora is not None:
         lora.add(built.language, **plain(config.stage.lora))
@@ -155,7 +158,9 @@ def of_run(run: Path, device: str = "auto") -> tuple[DPNForConditionalGeneration
     return model, module
 
 
-def bench_model(config: DictConfig, router: Any) -> DPNForConditionalGeneration:
+def bench_model(
+    config: DictConfig, router: Any, projector: Any = None
+) -> DPNForConditionalGeneration:
     """A model of random weights without tokenizer; its last ids are `<image>` and `<ROUTER>`."""
     torch.manual_seed(config.seed)
     text = {"vocab_size": config.model.vocab_size, **plain(config.model.text)}
@@ -164,7 +169,7 @@ def bench_model(config: DictConfig, router: Any) -> DPNForConditionalGeneration:
         DPNConfig(
             text_config=text,
             vision_config=plain(config.model.vision),
-            projector_config=plain(config.projector),
+            projector_config=projector or plain(config.projector),
             router_config=routers.settled(plain(router) if OmegaConf.is_config(router) else router),
             image_token_id=size - 2,
             router_token_id=size - 1,
@@ -172,14 +177,20 @@ def bench_model(config: DictConfig, router: Any) -> DPNForConditionalGeneration:
     )
 
 
-def module_on_meta(config: DictConfig) -> "DPNModule":
-    """What would be trained, by shapes alone: no memory, no tokenizer, no file of weights."""
+def model_on_meta(config: DictConfig) -> DPNForConditionalGeneration:
+    """Shapes alone: no memory, no tokenizer, no file of weights."""
     with torch.device("meta"):
         built = bench_model(config, config.router)
         built.checkpoint_layers = built.vision.checkpoint_layers = config.model.checkpoint_layers
         if config.stage.lora is not None:
             lora.add(built.language, **plain(config.stage.lora))
-        return module(config, built)
+    return built
+
+
+def module_on_meta(config: DictConfig) -> "DPNModule":
+    """What would be trained, by shapes alone."""
+    with torch.device("meta"):
+        return module(config, model_on_meta(config))
 
 
 def routing_loss(config: DictConfig, router: Router) -> RoutingLoss:
@@ -220,6 +231,8 @@ def trainer(config: DictConfig, run: RunFolder, clock: "Clock") -> "Trainer":
     node = plain(config.trainer) | {"_partial_": True}
     if (whole := config.data.global_batch) is not None:
         node["accumulate_grad_batches"] = whole // (config.data.batch_size * processes(node))
+    if not trains(config.stage):
+        node["limit_val_batches"] = 0
     make = instantiate(node, _convert_="all")
     return make(
         callbacks=own + chosen,

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from dpn import hub
+from dpn.budget import Unreachable
 from dpn.schema import check_arguments, keyword_only, nearest
 from dpn.sections import (
     SCHEDULE_KEYS,
@@ -41,6 +42,8 @@ class ConfigError(ValueError):
 
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
+        #: Whether nothing is wrong but that a method can not spend the share that is asked for.
+        self.unreachable = all(isinstance(p, Unreachable) for p in problems)
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         lines = [f"The configuration has {count}:", *(f"- {p}" for p in problems)]
         super().__init__("\n".join(lines))

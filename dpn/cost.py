@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from dpn.budget import TextShape
-from dpn.routers.base import LayerPlan, Trace, Work
+from dpn.layer_plan import LayerPlan, Work
+from dpn.routers.base import Trace
 
 
 def visual_macs(rows_per_layer: Sequence[Sequence[int]], text_config: Any) -> list[int]:
@@ -59,9 +60,19 @@ def layer_flops(text_rows: int, work: Work, plan: LayerPlan | None, text_config:
     text = 2 * text_rows * (2 * d * q + 2 * d * kv + 3 * d * m)
     rows = work.rows
     text += 4 * text_rows * (text_rows + rows) * q
-    visual = 2 * rows * (2 * d * q + d * kv) + 4 * (rows * text_rows + work.pairs) * q
+    visual = 2 * rows * (2 * d * q + d * kv) + 4 * (work.text_pairs + work.pairs) * q
     visual = visual * used // shape.kv_heads  # keys are needed in all heads
     return text + visual + 2 * rows * (d * kv + 3 * d * units) + 4 * work.probed * d * m
+
+
+def score_flops(queries: int, rows: int, text_config: Any) -> int:
+    """FLOPs of looking at the attention of some queries to all rows of a sample: their queries, all
+    keys, and the products of both.
+    """
+    shape = TextShape.of(text_config)
+    heads, d = text_config.num_attention_heads, shape.hidden_size
+    q = heads * (getattr(text_config, "head_dim", None) or d // heads)
+    return 2 * (queries * d * q + rows * d * shape.kv_size + queries * rows * q)
 
 
 def decoder_flops(rows_per_layer: Sequence[int], text_config: Any) -> int:
@@ -75,7 +86,8 @@ def head_flops(rows: int, text_config: Any) -> int:
 
 
 def prefill_flops(model: Any, trace: Trace, text_columns: Sequence[int]) -> list[int]:
-    """FLOPs of each sample's prefill: vision tower, projector, decoder and one row of the head.
+    """FLOPs of each sample's prefill: vision tower, projector, decoder with the attention that its
+    router looked at, and one row of the head.
 
     Args:
         model: a `DPNForConditionalGeneration` (its parts tell their own cost).
@@ -89,6 +101,7 @@ def prefill_flops(model: Any, trace: Trace, text_columns: Sequence[int]) -> list
             layer_flops(text, work[b], plan, config)
             for work, plan in zip(trace.work, trace.plans, strict=True)
         )
+        flops += sum(score_flops(*asked[b], config) for asked in trace.asked)
         for grid, after in zip(trace.tower_grids[b], trace.grids[b], strict=True):
             flops += model.vision.flops(model.projector.seen(grid))
             flops += model.projector.flops(grid, after)

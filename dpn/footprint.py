@@ -132,7 +132,8 @@ class Rehearsal:
         dtype, autocast = _precision(setup)
         key = (dtype, autocast, setup.batch_size, text, rows)
         if key not in self._steps:
-            self._steps[key] = _step(self.module.model, *key)
+            probes = self.module.routing_loss.probe(0, 0) is not None
+            self._steps[key] = _step(self.module.model, probes, *key)
         return self._steps[key]
 
 
@@ -150,6 +151,7 @@ def _precision(setup: Setup) -> tuple[torch.dtype, bool]:
 
 def _step(
     model: DPNForConditionalGeneration,
+    probes: bool,
     dtype: torch.dtype,
     autocast: bool,
     batch_size: int,
@@ -170,8 +172,12 @@ def _step(
     with Watch(model.parameters()) as watch:
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             out = model(**batch, compress=rows != "all")
-        saved = watch.live.total()
-        out.loss.backward()
+            saved = watch.live.total()
+            if probes and rows != "all":  # a further pass, of all rows at most
+                with torch.no_grad():
+                    model(**batch, compress=False)
+        if out.loss.requires_grad:  # or only what a routing loss trains, gates, learns
+            out.loss.backward()
     shares = visual_macs_ratio(out.trace, model.config.text_config)
     return Step(saved, dict(watch.peak), watch.flops, sum(shares) / len(shares))
 

@@ -22,7 +22,7 @@ from dpn.files import atomic_folder
 from dpn.metrics import accuracies, cost_metrics, score
 from dpn.model import DPNForConditionalGeneration
 from dpn.processor import DPNProcessor
-from dpn.routers.base import Router, Trace
+from dpn.routers.base import Trace
 
 if TYPE_CHECKING:
     from dpn.data.module import DataModule
@@ -80,9 +80,9 @@ def answer(
         options: of Hugging Face's `generate`; default: greedy.
 
     Returns:
-        For each prompt its answer, route (expert of each layer that routes), rows (visual rows that
-        enter each layer), base_rows (the tower's uncompressed tokens), visual_macs_ratio and
-        prefill_flops.
+        For each prompt its answer, route (what was chosen at each layer that chooses), rows (visual
+        rows that enter each layer), base_rows (the tower's uncompressed tokens), visual_macs_ratio
+        and prefill_flops.
     """
     out = model.generate(
         **{name: tensor.to(model.device) for name, tensor in inputs.items()},
@@ -101,10 +101,7 @@ def answer(
     return [
         {
             "answer": text,
-            "route": {
-                str(layer): expert_name(model.router, layer, expert)
-                for layer, expert in trace.experts_of(b).items()
-            },
+            "route": {str(layer): name for layer, name in trace.route_of(b).items()},
             "rows": [rows[b] for rows in trace.visual_rows],
             "base_rows": trace.base_rows[b],
             "visual_macs_ratio": ratios[b],
@@ -112,15 +109,6 @@ def answer(
         }
         for b, text in enumerate(texts)
     ]
-
-
-def expert_name(router: Router, layer: int, expert: int) -> str:
-    """What an expert does, e.g. `2x2`; its number for routers without kernels."""
-    plan = getattr(router, "plan", None)
-    if plan is None:
-        return str(expert)
-    height, width = plan.kernels[plan.layers.index(layer)][expert]
-    return f"{height}x{width}"
 
 
 def evaluate(

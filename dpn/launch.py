@@ -17,6 +17,7 @@ from typing import Any
 
 import hydra
 import yaml
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -41,8 +42,13 @@ _NO_NEWS = (
 
 def compose(config_name: str = "train", overrides: Sequence[str] = ()) -> Request:
     """Compose a front door's config in Python, as its command line would."""
-    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        config = hydra.compose(config_name, list(overrides), return_hydra_config=True)
+    state = GlobalHydra.instance()
+    running, state.hydra = state.hydra, None  # a front door may ask for another config
+    try:
+        with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+            config = hydra.compose(config_name, list(overrides), return_hydra_config=True)
+    finally:
+        state.hydra = running
     return _request(config)
 
 

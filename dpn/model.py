@@ -2,6 +2,7 @@
 layers.
 """
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -123,7 +124,7 @@ class DPNForConditionalGeneration(PreTrainedModel, GenerationMixin):
         with torch.random.fork_rng(devices=[]):  # one seed, the same other weights for any router
             self.router = routers.build(
                 **(config.router_config or {}),
-                text=TextShape.of(text),
+                text=TextShape.of(text, base_rows=math.prod(self.vision.grid)),
                 grid=self.projector.grid_after(self.vision.grid),
             )
         #: Attention backend of prefill and training, see `dpn.decoder.attention`.
@@ -174,6 +175,7 @@ class DPNForConditionalGeneration(PreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         return_logits: bool | None = None,
         compress: bool = True,
+        router: Router | None = None,
         return_dict: bool | None = None,
     ) -> DPNOutput:
         """Run the model.
@@ -202,6 +204,7 @@ class DPNForConditionalGeneration(PreTrainedModel, GenerationMixin):
             return_logits: default: unless in training with labels, which computes supervised rows
                 only.
             compress: whether the router acts; False is what `router=none` computes.
+            router: acts instead of the model's own, whose numbering of rows stays.
             return_dict: accepted for Hugging Face, always True.
 
         Raises:
@@ -230,9 +233,10 @@ class DPNForConditionalGeneration(PreTrainedModel, GenerationMixin):
         )
         images = (pixel_values, image_sizes, image_sample)
         tokens = self._pack(input_ids, host, context, *images)
+        own = self.router
         tokens = prefill(
             self.language,
-            self.router if compress else Router(text=self.router.text, grid=self.router.grid),
+            (router or own) if compress else Router(text=own.text, grid=own.grid),
             tokens,
             context,
             self.attention,
@@ -243,7 +247,7 @@ class DPNForConditionalGeneration(PreTrainedModel, GenerationMixin):
             cache.columns, cache.trace = input_ids.shape[1], trace
         loss = None
         if host.labels is not None:
-            loss, trace.sample_loss = self._loss(tokens, host, num_items_in_batch)
+            loss = self._loss(tokens, host, num_items_in_batch, trace)
         if return_logits is None:
             return_logits = loss is None or not self.training
         logits = self._logits(tokens, host, logits_to_keep) if return_logits else None
@@ -323,25 +327,28 @@ class DPNForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return self.lm_head(self.language.norm(hidden))
 
     def _loss(
-        self, tokens: PackedTokens, host: HostBatch, num_items: Tensor | int | None
-    ) -> tuple[Tensor, Tensor]:
-        """Cross entropy of supervised tokens, each predicted by the column before it: of the batch,
-        and `[B]` of its samples.
+        self, tokens: PackedTokens, host: HostBatch, num_items: Tensor | int | None, trace: Trace
+    ) -> Tensor:
+        """Cross entropy of supervised tokens, each predicted by the column before it; that of each
+        sample, and what was predicted, go into the trace.
         """
         assert host.labels is not None
         supervised = host.mask[:, 1:] & host.mask[:, :-1] & (host.labels[:, 1:] != IGNORE)
         samples, columns = np.nonzero(supervised)
         targets = torch.from_numpy(host.labels[samples, columns + 1]).to(tokens.hidden.device)
         hidden = tokens.hidden[tokens.rows_of_columns(samples, columns)]
-        losses = F.cross_entropy(self._head(hidden).float(), targets, reduction="none")
-        counts = torch.from_numpy(supervised.sum(1)).to(losses)
+        logits = self._head(hidden)
+        losses = F.cross_entropy(logits.float(), targets, reduction="none")
+        each = supervised.sum(1)
+        counts = torch.from_numpy(each).to(losses)
         owners = torch.from_numpy(samples).to(losses.device)
-        of_samples = torch.zeros_like(counts).index_add(0, owners, losses.detach()) / counts
+        trace.sample_loss = torch.zeros_like(counts).index_add(0, owners, losses.detach()) / counts
+        trace.predicted = logits.detach().argmax(-1).split(each.tolist())
         if num_items is None:
             num_items = len(samples)
         if not torch.is_tensor(num_items):
             num_items = max(num_items, 1)  # a batch without supervised token has loss zero, not NaN
-        return losses.sum() / num_items, of_samples
+        return losses.sum() / num_items
 
     def _logits(self, tokens: PackedTokens, host: HostBatch, keep: int | Tensor) -> Tensor:
         """Logits of the columns asked for, `[B, K, vocabulary]`."""

@@ -84,13 +84,14 @@ class DPNModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of a micro-batch; over processes and window they add up to the global mean."""
         items, copies = self._count(batch)
-        out = self.model(
-            **batch.model_inputs(),
-            step=self.global_step,
-            seed=self.seed,
-            num_items_in_batch=items,
-            compress=self.global_step >= self.dense_steps,
-        )
+        inputs = batch.model_inputs() | {"step": self.global_step, "seed": self.seed}
+        acts = self.global_step >= self.dense_steps
+        out = self.model(**inputs, num_items_in_batch=items, compress=acts)
+        probe = self.routing_loss.probe(self.seed, self.global_step) if acts else None
+        if probe is not None:
+            # After the pass with gradients: autocast would keep weights that it cast without.
+            with torch.no_grad():
+                out.trace.probe = self.model(**inputs, router=probe).trace
         # Lightning divides by the window and DDP by the processes what `items` already has divided.
         language = out.loss * copies
         routing = self.routing_loss(out.trace)

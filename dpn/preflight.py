@@ -1,14 +1,15 @@
 """Before anything is built: one error with everything that is wrong with a config."""
 
+import math
 from typing import Any
 
 import torch
 from transformers import AutoConfig
 
 import dpn.config
-from dpn import data, losses, projectors, routers, vision
+from dpn import apply, data, losses, projectors, routers, vision
 from dpn.budget import TextShape
-from dpn.config import Node, Parts, Request
+from dpn.config import ConfigError, Node, Parts, Request
 from dpn.data.base import Source
 from dpn.distributed import processes
 from dpn.losses._auto import AutoLoss
@@ -18,6 +19,8 @@ from dpn.processor import DPNProcessor
 def check(request: Request) -> None:
     """Pre-flight: raise one error with everything that is wrong; see `dpn.config.check`."""
     dpn.config.check(request, PARTS)
+    if problems := apply.problems(request):
+        raise ConfigError(problems)
 
 
 def check_evaluation(request: Request) -> None:
@@ -91,7 +94,7 @@ def _fit_model(config: Node) -> list[str]:
             projector.fit(tower)
             router = routers.build(
                 **config["router"],
-                text=TextShape.of(text_config),
+                text=TextShape.of(text_config, base_rows=math.prod(tower.grid)),
                 grid=projector.grid_after(tower.grid),
             )
             return router.check()
@@ -106,15 +109,16 @@ def _fit_loss(name: str, router: Node) -> list[str]:
             f"`loss=hinge` has its own target and can not meet router.keep={keep};"
             " use loss=policy, or router.keep=null."
         ]
-    if name == "auto" or not losses.resolve(name).needs_keep:
+    if name in ("auto", "language"):
         return []
     problems = []
-    if not routers.resolve(router["name"]).calibrated:
+    if name not in routers.resolve(router["name"]).losses:
+        able = [other for other in routers.names() if name in routers.resolve(other).losses]
         problems.append(
-            f"`loss={name}` trains gates, and router={router['name']} has none; use router=dpe, or"
-            " loss=auto."
+            f"`loss={name}` trains gates, and router={router['name']} has none that it can train;"
+            f" use router={' or '.join(able)}, or loss=auto."
         )
-    if keep is None:
+    if losses.resolve(name).needs_keep and keep is None:
         problems.append(
             f"`loss={name}` steers to router.keep, which is null; give it, e.g. router.keep=0.6."
         )

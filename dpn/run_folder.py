@@ -215,6 +215,14 @@ class RunFolder:
         finally:
             self._unlock()
 
+    def record(self, status: str, error: str) -> None:
+        """Write down how a run ended that never began."""
+        if self.writer:
+            self._claim()
+            self._status |= {"status": status, "error": error, "ended": time.time()}
+            self.update()
+            self._unlock()
+
     def update(self, **fields: Any) -> None:
         """Add fields (a step, a note) to the status."""
         if not self.writer:

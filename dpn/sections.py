@@ -1,7 +1,8 @@
 """What the front doors' configs hold besides parts and what has a `_target_`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Part = Literal["vision", "projector", "language", "lm_head", "router"]
 
@@ -31,6 +32,11 @@ class Stage:
     dense: float = 0.0
     lr: float = 2e-5
     lora: dict[str, Any] | None = None
+
+
+def trains(stage: Mapping[str, Any]) -> bool:
+    """Whether a `Stage` changes any weight."""
+    return stage["lora"] is not None or not {*get_args(Part)} <= {*stage["freeze"]}
 
 
 @dataclass
@@ -107,7 +113,6 @@ class Model:
         min_rows: fewest visual rows a router may leave a sample, where the router does not say.
         gate_temperature: divides the logits of a router's gates, where the router does not say.
         keep: share of visual MACs that `loss=auto` steers `router=dpe` to; None: the paper's hinge.
-        projector_gain: factor of the projector's initial weights, where the projector does not say.
         weights: see `Weights`.
         freeze: parts that `stage=finetune` leaves as they are.
         pretrain_image_size: in pixels, in `stage=pretrain`.
@@ -126,7 +131,6 @@ class Model:
     min_rows: int = 18
     gate_temperature: float = 10.0
     keep: float | None = None
-    projector_gain: float = 1.0
     weights: dict[str, Any] = field(default_factory=dict)
     freeze: list[Part] = field(default_factory=list)
     pretrain_image_size: int = 336

@@ -31,12 +31,11 @@ from dpn.checkpoints.distributed import read_index
 from dpn.decoder.layer import DecoderLayer
 from dpn.files import write_json
 from dpn.model import DPNForConditionalGeneration
-from dpn.routers.dpe import GATES
+from dpn.routers._gates import Gate
 from dpn.vision.base import VisionTower
 
 #: File of a checkpoint folder that holds the size of each other file in bytes.
 SIZES = "sizes.json"
-_GATES = tuple(GATES.values())
 
 
 class CompleteFolders(Strategy):
@@ -111,10 +110,10 @@ class ZeRO(CompleteFolders, DeepSpeedStrategy):
 
         assert self.model is not None
         kinds = {type(module) for module in self.model.modules()}
-        units = [kind for kind in kinds if issubclass(kind, (DecoderLayer, VisionTower, *_GATES))]
+        units = [kind for kind in kinds if issubclass(kind, (DecoderLayer, VisionTower, Gate))]
         set_z3_leaf_modules(self.model, units)
         for module in self.model.modules():
-            if isinstance(module, (VisionTower, *_GATES)):
+            if isinstance(module, (VisionTower, Gate)):
                 module.register_forward_pre_hook(_want_input_gradients)
             elif isinstance(module, DPNForConditionalGeneration):
                 for weights in _used_between_units(module):
@@ -166,7 +165,7 @@ def _used_between_units(model: DPNForConditionalGeneration) -> list[nn.Parameter
     gates = {
         p
         for module in model.router.modules()
-        if isinstance(module, _GATES)
+        if isinstance(module, Gate)
         for p in module.parameters()
     }
     return [p for p in model.router.parameters() if p not in gates]
@@ -197,7 +196,7 @@ def shard(
     if any(isinstance(p, DTensor) for p in model.parameters()):
         return
     for module in (*model.router.modules(), *routing_loss.modules()):
-        if isinstance(module, _GATES):  # computes in fp32
+        if isinstance(module, Gate):  # computes in fp32
             fully_shard(module, mesh=mesh)
     language = model.language
     units = [*language.layers, language.embed_tokens, language.norm, model.lm_head]

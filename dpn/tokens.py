@@ -31,6 +31,11 @@ def pooled_grid(grid: Grid, kernel: Kernel) -> Grid:
     return -(-grid[0] // kernel[0]), -(-grid[1] // kernel[1])
 
 
+def kernel_on(grid: Grid, kernel: Kernel) -> Kernel:
+    """The kernel that pools a grid; of rows in a line as many as it has cells."""
+    return (1, kernel[0] * kernel[1]) if grid[0] == 1 else kernel
+
+
 @lru_cache(maxsize=4096)
 def window_of_row(grid: Grid, kernel: Kernel) -> np.ndarray:
     """Which pooled row each row of a grid falls into, [h * w]."""
@@ -198,6 +203,11 @@ class PackedTokens:
         """First row of each span."""
         return tuple(self.row(s.sample, s.column) - s.rows + 1 for s in self.spans)
 
+    @property
+    def visual(self) -> Tensor:
+        """Hidden states of the visual rows, `[Nv, D]`."""
+        return torch.cat([self.hidden[:0], *self._pieces()[1::2]])
+
     @cached_property
     def is_visual(self) -> np.ndarray:
         """Which rows are visual, bool `[N]` on the host."""
@@ -265,7 +275,8 @@ class PackedTokens:
         call.
 
         Args:
-            kernels: kernel (= stride) of each span; (1, 1) leaves its rows as they are.
+            kernels: kernel (= stride) of each span, see `kernel_on`; (1, 1) leaves its rows as they
+                are.
             reduce: `max` or `avg`.
             weights: instead of `reduce`, depthwise convolution weights `[D, 1, kh, kw]` of each
                 span's kernel.
@@ -274,7 +285,7 @@ class PackedTokens:
         groups: dict[tuple, list[int]] = {}
         weights = weights or [None] * len(self.spans)
         for i, (span, kernel, weight) in enumerate(zip(self.spans, kernels, weights, strict=True)):
-            groups.setdefault((span.grid, kernel, id(weight)), []).append(i)
+            groups.setdefault((span.grid, kernel_on(span.grid, kernel), id(weight)), []).append(i)
         pieces = self._pieces()
         visual = list(pieces[1::2])
         spans = list(self.spans)
@@ -284,7 +295,7 @@ class PackedTokens:
                 continue
             rows = torch.stack([visual[i] for i in members]).unflatten(1, grid)  # [S, h, w, D]
             if weight is not None:
-                rows = convolve_grid(rows, weight)
+                rows = convolve_grid(rows, weight.reshape(-1, 1, *kernel))
             elif kernel != (1, 1):
                 rows = pool_grid(rows, kernel, reduce)
             if scale is not None:
@@ -326,12 +337,27 @@ class PackedTokens:
         """Keep only some visual rows: `rows[span]` are the ascending places to keep; an empty one
         drops the span.
         """
-        targets = []
+        spans = []
         for span, places in zip(self.spans, rows, strict=True):
             target = np.full(span.rows, -1, dtype=np.int64)
             target[places] = np.arange(len(places))
-            targets.append(target)
-        return self.merge(targets)
+            whole = len(places) == span.rows
+            spans.append(span if whole else span.regroup((1, len(places)), target))
+        hidden = self.hidden.index_select(0, self._index_of(rows))
+        return replace(self, hidden=hidden, spans=tuple(spans))
+
+    def put(self, rows: Sequence[np.ndarray], hidden: Tensor) -> "PackedTokens":
+        """New hidden states for the rows that `keep(rows)` leaves; the others stay as they are."""
+        old = self.hidden.to(hidden.dtype)
+        return self.with_hidden(old.index_copy(0, self._index_of(rows), hidden))
+
+    def _index_of(self, rows: Sequence[np.ndarray]) -> Tensor:
+        """The rows that `keep(rows)` leaves."""
+        stays = np.ones(self.offsets[-1], dtype=bool)
+        for span, start, places in zip(self.spans, self.starts, rows, strict=True):
+            stays[start : start + span.rows] = False
+            stays[start + places] = True
+        return torch.from_numpy(np.flatnonzero(stays)).to(self.hidden.device, non_blocking=True)
 
     def restart(self) -> "PackedTokens":
         """Number rows from here on as if the tower had given just these; forgets its cells."""

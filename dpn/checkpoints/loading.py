@@ -21,9 +21,9 @@ from dpn.model import DPNForConditionalGeneration
 
 log = logging.getLogger(__name__)
 POSITIONS = "embeddings.position_embedding.weight"
-#: What no forward pass reads, the last norms of CLIP and ConvNeXt, and a router's price, which is
-#: found by calibration: a source may lack them, or have them in vain.
-OPTIONAL = ("post_layernorm.", "vision.slow.layernorm.", "router.price")
+#: What no forward pass reads, the last norms of CLIP and ConvNeXt, and prices, which are found
+#: by calibration: a source may lack them, or have them in vain.
+OPTIONAL = ("post_layernorm.", "vision.slow.layernorm.", "router.price", "projector.price")
 
 
 @dataclass
@@ -277,7 +277,9 @@ def _check_missing(report: Report, needs: set[str], shapes: Mapping[str, Shape])
         parts = "; ".join(f"{part}: {shorten(names)}" for part, names in lacking.items())
         raise ValueError(
             f"{report.source} ({report.title}) lacks weights that it must give, {parts}. Was the"
-            " model built with other sizes, or is a file of the source missing?"
+            " model built with other sizes, or is a file of the source missing? Parts that are new"
+            " here start anew if the others are named: init.language and init.vision instead of"
+            " init.model."
         )
     if not report.taken:
         raise ValueError(

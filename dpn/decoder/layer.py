@@ -11,7 +11,7 @@ from dpn.decoder import within
 from dpn.decoder.attention import IMPLEMENTATION
 from dpn.decoder.projections import rotated
 from dpn.decoder.rows import PlannedRows
-from dpn.routers.base import LayerPlan
+from dpn.layer_plan import LayerPlan
 
 
 class QueryRows(NamedTuple):

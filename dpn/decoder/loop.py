@@ -16,7 +16,8 @@ from dpn.decoder.attention import IMPLEMENTATION, BackendName, PrefillAttention
 from dpn.decoder.cache import RaggedCache, Stage
 from dpn.decoder.layer import QueryRows
 from dpn.decoder.rows import PlannedRows
-from dpn.routers.base import Router, RoutingContext
+from dpn.distributed import connect
+from dpn.routers.base import Router, RoutingContext, Trace
 from dpn.tokens import PackedTokens
 
 
@@ -52,21 +53,26 @@ def prefill(
     seen: PackedTokens | None = None
     call: dict[str, Any] = {}
     for index, layer in enumerate(language.layers):
-        scores = partial(_attention_scores, language, layer, None)
+        scores = partial(_attention_scores, language, layer, context.trace, None)
         tokens = router.at("pre", index, tokens, replace(context, attention_scores=scores))
         plan = router.within(index, tokens, context)
-        context.trace.enter(tokens, plan)
-        if seen is None or tokens.spans is not seen.spans:
-            seen = tokens
-            call = _stage_arguments(language, tokens, backend, cache)
-            rows = PlannedRows(tokens, call["packing"])
+        routed = None if plan is None else plan.rows
+        part = tokens if routed is None else tokens.keep(routed)
+        context.trace.enter(part, plan)
+        if seen is None or part.spans is not seen.spans:
+            seen = part
+            call = _stage_arguments(language, part, backend, cache)
+            rows = PlannedRows(part, call["packing"])
         run: Any = layer
-        if plan is not None and any(tokens.visual_rows):
+        if plan is not None and any(part.visual_rows):
             run = partial(layer, plan=plan, rows=rows)
+        elif plan is not None and plan.scale is not None:
+            part = part.with_hidden(connect(part.hidden, [plan.scale]))
         if checkpoint_layers:
             run = partial(checkpoint, run, use_reentrant=False)
-        scores = partial(_attention_scores, language, layer, tokens)
-        tokens = tokens.with_hidden(run(tokens.hidden[None], **call)[0])
+        scores = partial(_attention_scores, language, layer, context.trace, part)
+        hidden = run(part.hidden[None], **call)[0]
+        tokens = tokens.with_hidden(hidden) if routed is None else tokens.put(routed, hidden)
         tokens = router.at("post", index, tokens, replace(context, attention_scores=scores))
     return tokens
 
@@ -75,6 +81,7 @@ def prefill(
 def _attention_scores(
     language: Any,
     layer: torch.nn.Module,
+    trace: Trace,
     before: PackedTokens | None,
     tokens: PackedTokens,
     rows: Sequence[Sequence[int]],
@@ -83,10 +90,11 @@ def _attention_scores(
     seen = tokens if before is None else before
     if seen.spans is not tokens.spans:
         raise ValueError(
-            "Two routers of a chain act after the same layer, and the second one needs that layer's"
-            " attention to rows that are gone; let them act after different layers."
+            "Two routers of a chain act at the same layer, and the second one needs that layer's"
+            " attention to rows that are gone or passed it by; let them act after different layers."
         )
     queries = QueryRows(tuple(map(tuple, rows)), seen.offsets)
+    trace.asked.append(tuple(zip(map(len, rows), seen.lengths, strict=True)))
     rotary = _rotary(language, seen.hidden, seen.positions)
     return layer(seen.hidden[None], position_embeddings=rotary, queries=queries)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dpn.decoder.attention import PrefillAttention
-from dpn.routers.base import BLOCK
+from dpn.layer_plan import BLOCK
 from dpn.tokens import Grid, PackedTokens, Span
 
 

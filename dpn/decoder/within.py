@@ -1,5 +1,6 @@
 """A decoder layer that computes less for visual rows than for text rows: fewer heads, neighbours
 or rows before them only, a narrower FFN. What is left out is not computed, nor masked afterwards.
+The rows that pass a layer by are none of its pack.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from dpn.decoder.projections import Units, inputs, outputs, rotated, units_of
 from dpn.decoder.rows import Neighbourhood, PlannedRows, Queries
-from dpn.routers.base import LayerPlan, probed_rows
+from dpn.layer_plan import LayerPlan, probed_rows
 
 
 def run(
@@ -37,7 +38,11 @@ def run(
     normed = layer.input_layernorm(hidden)
     hidden = hidden + _attention(layer.self_attn, normed, plan, rows, position_embeddings)
     normed = layer.post_attention_layernorm(hidden)
-    return (hidden + _ffn(layer.mlp, normed, plan, rows))[None]
+    out = _ffn(layer.mlp, normed, plan, rows)
+    if plan.scale is not None:
+        text, visual = rows.apart(out)
+        out = rows.together(text, visual * plan.scale.to(out.dtype)[:, None])
+    return (hidden + out)[None]
 
 
 def _attention(

@@ -3,14 +3,15 @@
 from dataclasses import dataclass
 from typing import Any
 
+from dpn import losses
 from dpn.losses.base import Reduction
 from dpn.routers.base import Router
 
 
 @dataclass
 class AutoLoss:
-    """Section `loss` of `loss=auto`: budget for dpe if it has a keep, else hinge; language for
-    routers without gates; each with its defaults.
+    """Section `loss` of `loss=auto`: what the router names, e.g. budget for dpe if it has a keep,
+    else hinge; language for routers without gates; each with its defaults.
 
     Attributes:
         keep: what `router.keep` of dpe is where it is not given; None leaves it at the hinge.
@@ -22,8 +23,6 @@ class AutoLoss:
 
     def choose(self, router: type[Router], keep: float | None) -> tuple[str, dict[str, Any]]:
         """Name and arguments of the loss."""
-        if not router.calibrated:
-            name = "language"
-        else:
-            name = "hinge" if keep is None else "budget"
+        steering = [n for n in router.losses if keep is not None and losses.resolve(n).needs_keep]
+        name = (*steering, *router.losses, "language")[0]
         return name, {"reduction": self.reduction}

@@ -36,6 +36,14 @@ class RoutingLoss(nn.Module):
         """Whose decisions are judged."""
         return self._router[0]
 
+    def probe(self, seed: int, step: int) -> Router | None:
+        """A router for another pass over the batch, without gradient, if the loss needs one.
+
+        `forward` finds its record in `trace.probe`. It follows from the run's seed and the
+        optimizer step alone, so that all processes and micro-batches take the same.
+        """
+        return None
+
     def forward(self, trace: Trace) -> Tensor:
         """The weighted loss; 0 if nothing was decided anywhere."""
         raise TypeError(f"{type(self).__name__} has no loss")

@@ -5,9 +5,9 @@ from torch import Tensor, nn
 
 from dpn.losses.base import Reduction
 from dpn.losses.budget import BudgetLoss
+from dpn.routers._gates import MLPGate
 from dpn.routers._pooling import PoolingRouter
 from dpn.routers.base import Decision, Router, Trace
-from dpn.routers.dpe import MLPGate
 
 
 class PolicyLoss(BudgetLoss):

@@ -36,7 +36,6 @@ class ReducingProjector(Projector):
         keep: share of the tower's tokens that is left, to the nearest token but at least one (the
             share of visual MACs is nearly the same).
         depth: linear layers of the MLP.
-        gain: of its initial weights, see `dpn.projectors.mlp`.
 
     Attributes:
         needs_keep: whether there are no numbers of its own that `keep` could leave to.
@@ -48,7 +47,6 @@ class ReducingProjector(Projector):
         self,
         keep: float | None = 0.5,
         depth: int = 2,
-        gain: float = 1.0,
         *,
         input_size: int,
         output_size: int,
@@ -56,7 +54,7 @@ class ReducingProjector(Projector):
     ):
         super().__init__(input_size=input_size, output_size=output_size, grid=grid)
         self.keep = keep
-        self.layers = mlp(input_size, output_size, depth, gain)
+        self.layers = mlp(input_size, output_size, depth)
 
     def rows(self, cells: int) -> int:
         """How many of so many tokens are left."""
@@ -76,13 +74,10 @@ class ReducingProjector(Projector):
         return replace(features, tokens=self.layers(features.tokens))
 
     def check(self) -> list[str]:
-        """A keep outside (0, 1], or none where there has to be one."""
-        if self.keep is None:
-            missing = "`projector.keep` is null; give it, e.g. projector.keep=0.5."
-            return [missing] if self.needs_keep else []
-        if 0 < self.keep <= 1:
-            return []
-        return [f"projector.keep={self.keep} must be larger than 0 and at most 1."]
+        """A keep that can not be, or none where there has to be one."""
+        if self.keep is None and self.needs_keep:
+            return ["`projector.keep` is null; give it, e.g. projector.keep=0.5."]
+        return super().check()
 
 
 def by_grid(

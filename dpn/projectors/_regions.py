@@ -30,7 +30,6 @@ class RegionProjector(ReducingProjector):
         levels: after which shares of the tower's layers its hidden states are read.
         keep: instead of the scale, the one that leaves nearly this share of the native grid.
         depth: see `ReducingProjector`.
-        gain: see `ReducingProjector`.
     """
 
     needs_keep: ClassVar[bool] = False
@@ -41,10 +40,9 @@ class RegionProjector(ReducingProjector):
         levels: Sequence[float],
         keep: float | None,
         depth: int,
-        gain: float = 1.0,
         **sizes: Any,
     ):
-        super().__init__(keep, depth, gain, **sizes)
+        super().__init__(keep, depth, **sizes)
         self.scale = scale if keep is None else nearest_scale(self.grid, keep)
         self.needs = Needs(layers=tuple(levels))
 

@@ -1,10 +1,16 @@
 """What every projector is."""
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
+from dpn.budget import check_share
 from dpn.tokens import Grid
 from dpn.vision._features import Needs, VisualFeatures
 from dpn.vision.base import VisionTower
+
+#: How near a share of tokens has to be to the one that is asked for: grids are coarse.
+NEAR = 0.1
 
 
 class Projector(nn.Module):
@@ -21,11 +27,14 @@ class Projector(nn.Module):
     Attributes:
         needs: what it needs of the tower besides tokens.
         adaptive: whether the number of rows depends on what an image shows.
+        calibrated: whether `keep` is met by choosing a price on training data, see
+            `dpn.calibration`.
     """
 
     keep: float | None = None
     needs: Needs = Needs()
     adaptive: bool = False
+    calibrated: ClassVar[bool] = False
 
     def __init__(self, *, input_size: int, output_size: int, grid: Grid):
         super().__init__()
@@ -72,4 +81,13 @@ class Projector(nn.Module):
 
     def check(self) -> list[str]:
         """Everything that is wrong with the arguments, one sentence each; empty if all is well."""
-        return []
+        way_out = "change the projector's other settings"
+        return check_share("projector.keep", self.keep, self.reach, NEAR, way_out)
+
+    def reach(self) -> tuple[float, float]:
+        """Lowest and highest share of the tower's tokens at the native grid that `keep` can ask
+        for; both are what it leaves if there is nothing between.
+        """
+        (height, width), after = self.grid, self.grid_after(self.grid)
+        share = after[0] * after[1] / (height * width)
+        return share, share

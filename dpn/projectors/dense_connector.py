@@ -32,14 +32,14 @@ class DenseConnectorProjector(Projector):
             two states beside each token, before the MLP; `dci`, the default, instead the means of
             the states 0 to 11 and 12 to 23.
         depth: linear layers of the MLP.
-        gain: of its initial weights.
+        keep: is ignored, as by `router=none`.
     """
 
     def __init__(
         self,
         kind: Literal["sti", "sci", "dci"] = "dci",
         depth: int = 2,
-        gain: float = 1.0,
+        keep: float | None = None,
         *,
         input_size: int,
         output_size: int,
@@ -49,7 +49,7 @@ class DenseConnectorProjector(Projector):
         self.kind = kind
         states = range(DEPTH) if kind == "dci" else (7, 15)
         self.needs = Needs(layers=tuple(state / DEPTH for state in states))
-        self.layers = mlp(input_size if kind == "sti" else 3 * input_size, output_size, depth, gain)
+        self.layers = mlp(input_size if kind == "sti" else 3 * input_size, output_size, depth)
 
     def grid_after(self, grid: Grid) -> Grid:
         """See `Projector.grid_after`."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dpn.projectors._reduction import ReducingProjector, Rows, by_grid
 from dpn.tokens import Grid, Kernel, pool_grid, pooled_grid, window_of_row
@@ -23,37 +23,50 @@ class DFMRProjector(ReducingProjector):
     Args:
         kernels: sides of the windows.
         threshold: of the deviation, in the units of the tower's tokens.
+        keep: mean share of the tower's tokens to meet on training data, by a factor of the
+            threshold that is found before training and again after it.
         depth: linear layers of the MLP.
-        gain: of its initial weights.
     """
 
     needs_keep: ClassVar[bool] = False
     adaptive = True
+    calibrated = True
+    price: Tensor
 
     def __init__(
         self,
         kernels: Sequence[int] = (2, 3),
         threshold: float = 0.5,
+        keep: float | None = None,
         depth: int = 2,
-        gain: float = 1.0,
         *,
         input_size: int,
         output_size: int,
         grid: Grid,
     ):
-        super().__init__(
-            None, depth, gain, input_size=input_size, output_size=output_size, grid=grid
-        )
+        super().__init__(keep, depth, input_size=input_size, output_size=output_size, grid=grid)
         self.kernels, self.threshold = sorted(kernels, reverse=True), threshold
+        # Log of the threshold's factor; see `dpn.calibration`.
+        self.register_buffer("price", torch.empty((), dtype=torch.float32))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The threshold starts as it is given."""
+        nn.init.zeros_(self.price)
 
     def grid_after(self, grid: Grid) -> Grid:
         """See `Projector.grid_after`: an image that is not pooled."""
         return grid
 
+    def reach(self) -> tuple[float, float]:
+        """See `Projector.reach`: every image pooled by the largest kernel, or none at all."""
+        height, width = pooled_grid(self.grid, (max(self.kernels, default=1),) * 2)
+        return height * width / (self.grid[0] * self.grid[1]), 1.0
+
     def check(self) -> list[str]:
-        """Kernels that can not be."""
+        """Kernels or a keep that can not be."""
         if all(side > 1 for side in self.kernels):
-            return []
+            return super().check()
         return [f"projector.kernels={self.kernels} must be sides of at least 2."]
 
     def forward(self, features: VisualFeatures) -> VisualFeatures:
@@ -62,7 +75,8 @@ class DFMRProjector(ReducingProjector):
 
     def _pool(self, group: ImageGroup) -> list[Rows]:
         maps = group.tokens.unflatten(1, group.grid)  # [S, h, w, C]
-        plain = [deviation(maps, (side, side)) <= self.threshold for side in self.kernels]
+        threshold = self.threshold * self.price.exp()
+        plain = [deviation(maps, (side, side)) <= threshold for side in self.kernels]
         plain.append(torch.ones_like(plain[0]) if plain else maps.new_ones(len(maps)).bool())
         choices = torch.stack(plain, 1).int().argmax(1).tolist()
         rows = []

@@ -20,22 +20,18 @@ class DivPruneProjector(ReducingProjector):
     Args:
         keep: see `ReducingProjector`; the paper's 0.098 leaves 56 of 576 tokens.
         depth: linear layers of the MLP.
-        gain: of its initial weights.
     """
 
     def __init__(
         self,
         keep: float = 0.098,
         depth: int = 2,
-        gain: float = 1.0,
         *,
         input_size: int,
         output_size: int,
         grid: Grid,
     ):
-        super().__init__(
-            keep, depth, gain, input_size=input_size, output_size=output_size, grid=grid
-        )
+        super().__init__(keep, depth, input_size=input_size, output_size=output_size, grid=grid)
 
     def flops(self, grid: Grid, after: Grid) -> int:
         """The MLP and the cosine of every pair."""

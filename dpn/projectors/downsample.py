@@ -23,7 +23,6 @@ class DownsampleProjector(ReducingProjector):
         keep: share of the tower's tokens at the image's full size that is left, as near as the two
             sides can come to it.
         depth: linear layers of the MLP.
-        gain: of its initial weights.
     """
 
     def seen(self, grid: Grid) -> Grid:

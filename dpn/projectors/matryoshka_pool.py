@@ -22,7 +22,6 @@ class MatryoshkaPoolProjector(ReducingProjector):
         kernel: side at inference.
         keep: instead of `kernel`, the scale that leaves nearly this share of the tower's tokens.
         depth: linear layers of the MLP.
-        gain: of its initial weights.
     """
 
     needs_keep: ClassVar[bool] = False
@@ -33,15 +32,12 @@ class MatryoshkaPoolProjector(ReducingProjector):
         kernel: int = 2,
         keep: float | None = None,
         depth: int = 2,
-        gain: float = 1.0,
         *,
         input_size: int,
         output_size: int,
         grid: Grid,
     ):
-        super().__init__(
-            keep, depth, gain, input_size=input_size, output_size=output_size, grid=grid
-        )
+        super().__init__(keep, depth, input_size=input_size, output_size=output_size, grid=grid)
         self.kernels, self.kernel = tuple(kernels), kernel
 
     def kernel_for(self, grid: Grid) -> Kernel:

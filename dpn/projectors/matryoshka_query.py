@@ -71,15 +71,13 @@ class MatryoshkaQueryProjector(Projector):
         """Queries that form no square, rows that there are no queries for, or an impossible
         keep.
         """
-        problems = []
+        problems = super().check()
         if self.count < 2 or math.isqrt(self.count) ** 2 != self.count:
             problems.append(f"projector.queries={self.count} must be a square number, e.g. 256.")
         if self.rows is not None and not 1 <= self.rows <= self.count:
             problems.append(
                 f"projector.rows={self.rows} must lie between 1 and projector.queries={self.count}."
             )
-        if self.keep is not None and not 0 < self.keep <= 1:
-            problems.append(f"projector.keep={self.keep} must be larger than 0 and at most 1.")
         return problems
 
     def forward(self, features: VisualFeatures) -> VisualFeatures:

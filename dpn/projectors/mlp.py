@@ -1,6 +1,5 @@
 """LLaVA-1.5's projector: two linear layers with a GELU between them (arXiv 2310.03744)."""
 
-import torch
 from torch import nn
 
 from dpn.projectors.base import Projector
@@ -13,14 +12,20 @@ class MLPProjector(Projector):
 
     Args:
         depth: number of linear layers (LLaVA's `mlp2x_gelu` has 2).
-        gain: factor of PyTorch's default initial weights, which LLaVA takes as they are (1).
+        keep: is ignored, as by `router=none`: every token stays.
     """
 
     def __init__(
-        self, depth: int = 2, gain: float = 1.0, *, input_size: int, output_size: int, grid: Grid
+        self,
+        depth: int = 2,
+        keep: float | None = None,
+        *,
+        input_size: int,
+        output_size: int,
+        grid: Grid,
     ):
         super().__init__(input_size=input_size, output_size=output_size, grid=grid)
-        self.layers = mlp(input_size, output_size, depth, gain)
+        self.layers = mlp(input_size, output_size, depth)
 
     def flops(self, grid: Grid, after: Grid) -> int:
         """See `Projector.flops`."""
@@ -35,18 +40,13 @@ def mlp(
     input_size: int,
     output_size: int,
     depth: int,
-    gain: float = 1.0,
     linear: type[nn.Linear] = nn.Linear,
 ) -> nn.Sequential:
     """`depth` layers of a class `linear` with GELUs between them; see `MLPProjector`."""
     layers: list[nn.Module] = [linear(input_size, output_size)]
     for _ in range(depth - 1):
         layers += [nn.GELU(), linear(output_size, output_size)]
-    made = nn.Sequential(*layers)
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.mul_(gain)
-    return made
+    return nn.Sequential(*layers)
 
 
 def mlp_flops(layers: nn.Sequential, rows: int) -> int:

@@ -23,7 +23,6 @@ class PooledProjector(ReducingProjector):
             the same).
         reduce: `max` or `avg`.
         depth: linear layers of the MLP.
-        gain: of its initial weights, see `dpn.projectors.mlp`.
     """
 
     needs_keep: ClassVar[bool] = False
@@ -34,15 +33,12 @@ class PooledProjector(ReducingProjector):
         keep: float | None = None,
         reduce: Literal["max", "avg"] = "max",
         depth: int = 2,
-        gain: float = 1.0,
         *,
         input_size: int,
         output_size: int,
         grid: Grid,
     ):
-        super().__init__(
-            keep, depth, gain, input_size=input_size, output_size=output_size, grid=grid
-        )
+        super().__init__(keep, depth, input_size=input_size, output_size=output_size, grid=grid)
         self.kernel, self.reduce = (kernel[0], kernel[1]), reduce
 
     def grid_after(self, grid: Grid) -> Grid:

@@ -29,7 +29,6 @@ class PruMergeProjector(ReducingProjector):
             of the outliers; null: outliers, as many as the image has.
         neighbours: tokens added to each (the source's 32).
         depth: linear layers of the MLP.
-        gain: of its initial weights.
     """
 
     needs_keep: ClassVar[bool] = False
@@ -40,15 +39,12 @@ class PruMergeProjector(ReducingProjector):
         keep: float | None = None,
         neighbours: int = 32,
         depth: int = 2,
-        gain: float = 1.0,
         *,
         input_size: int,
         output_size: int,
         grid: Grid,
     ):
-        super().__init__(
-            keep, depth, gain, input_size=input_size, output_size=output_size, grid=grid
-        )
+        super().__init__(keep, depth, input_size=input_size, output_size=output_size, grid=grid)
         self.neighbours, self.adaptive = neighbours, keep is None
 
     def rows(self, cells: int) -> int:

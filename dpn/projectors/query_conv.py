@@ -28,7 +28,6 @@ class QueryConvProjector(RegionProjector):
             TokenPacker's; which ones the source reads is open).
         heads: of the attention.
         depth: linear layers of the MLP.
-        gain: of its initial weights.
     """
 
     def __init__(
@@ -38,7 +37,6 @@ class QueryConvProjector(RegionProjector):
         levels: Sequence[float] = (0.5, 0.667, 0.917, 0.958),
         heads: int = 8,
         depth: int = 2,
-        gain: float = 1.0,
         *,
         input_size: int,
         output_size: int,
@@ -49,7 +47,6 @@ class QueryConvProjector(RegionProjector):
             levels,
             keep,
             depth,
-            gain,
             input_size=input_size,
             output_size=output_size,
             grid=grid,

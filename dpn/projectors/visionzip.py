@@ -28,7 +28,6 @@ class VisionZipProjector(ReducingProjector):
         dominant: tokens, CLS among them (54 and 10 are the source's example of 64 tokens).
         contextual: tokens.
         depth: linear layers of the MLP.
-        gain: of its initial weights.
     """
 
     needs_keep: ClassVar[bool] = False
@@ -46,15 +45,12 @@ class VisionZipProjector(ReducingProjector):
         dominant: int = 54,
         contextual: int = 10,
         depth: int = 2,
-        gain: float = 1.0,
         *,
         input_size: int,
         output_size: int,
         grid: Grid,
     ):
-        super().__init__(
-            keep, depth, gain, input_size=input_size, output_size=output_size, grid=grid
-        )
+        super().__init__(keep, depth, input_size=input_size, output_size=output_size, grid=grid)
         self.dominant, self.contextual = dominant, contextual
 
     def numbers(self, cells: int) -> tuple[int, int]:

@@ -61,6 +61,7 @@ def _routes(figure, rows: Sequence[Row]) -> None:
         for family, group in by(rows, "family").items()
         for level, part in (by_level(group) or {"": group}).items()
     }
+    figure.set_figwidth(max(figure.get_figwidth(), 1.5 * len(layers)))
     experts = sorted({expert for row in rows for expert in row["route"].values()})
     for axes, layer in zip(
         figure.subplots(1, len(layers), sharey=True, squeeze=False)[0], layers, strict=True
@@ -72,4 +73,4 @@ def _routes(figure, rows: Sequence[Row]) -> None:
             below = [b + s for b, s in zip(below, shares, strict=True)]
         axes.set(title=f"layer {layer}", xlim=(0, 1), xlabel="share of prompts")
         axes.invert_yaxis()
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", title="kernel")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", title="choice")

@@ -92,7 +92,7 @@ def routes(rows: Sequence[Row]) -> Table:
             ]
             body.append((name, str(len(part)), f"{_last(part):.3f}", *cells))
     head = ("family, difficulty", "answers", "kept", *(f"layer {n}" for n in layers))
-    note = "Share of the prompts sent to each kernel; kept: share of rows in the last layer."
+    note = "Share of the prompts by what was chosen; kept: share of rows in the last layer."
     return Table("Routes", head, tuple(body), note)
 
 

@@ -93,7 +93,8 @@ class DroppingRouter(StrengthRouter):
 
     def share(self, strength: float) -> float:
         """Share of visual MACs of an image of native size."""
-        return self.text.visual_share(self.rows(strength), self.grid[0] * self.grid[1])
+        full = self.text.full_macs(self.grid[0] * self.grid[1])
+        return self.text.visual_macs(self.rows(strength)) / full
 
     def rehearsed(self, most: bool) -> Router:
         """As many rows as this one leaves, the first ones: without data none is better."""

@@ -7,7 +7,8 @@ from typing import Any
 from torch import nn
 
 from dpn.budget import TextShape
-from dpn.routers.base import LayerPlan, Router, RoutingContext, Where
+from dpn.layer_plan import LayerPlan
+from dpn.routers.base import Router, RoutingContext, Where
 from dpn.tokens import Grid, PackedTokens
 
 

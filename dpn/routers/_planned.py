@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from dpn.budget import TextShape
+from dpn.layer_plan import LayerPlan, layer_macs, work_of
 from dpn.routers._strength import StrengthRouter
-from dpn.routers.base import LayerPlan, RoutingContext, layer_macs, work_of
+from dpn.routers.base import RoutingContext
 from dpn.tokens import Grid, PackedTokens
 
 
@@ -51,7 +52,7 @@ class PlannedRouter(StrengthRouter):
         """Share of visual MACs of an image of native size."""
         rows = self.grid[0] * self.grid[1]
         macs = sum(native_macs(self.text, plan, self.grid) for plan in self.plans_of(strength))
-        return macs / self.text.visual_macs([rows] * self.text.num_layers)
+        return macs / self.text.full_macs(rows)
 
     def check(self) -> list[str]:
         """Layers, strength and keep that can not be."""

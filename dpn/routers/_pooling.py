@@ -15,7 +15,7 @@ from torch._subclasses import FakeTensor
 from dpn.budget import TextShape
 from dpn.distributed import connect
 from dpn.routers.base import Decision, Router, RoutingContext, check_keep
-from dpn.tokens import Grid, Kernel, PackedTokens, Positions, pooled_grid
+from dpn.tokens import Grid, Kernel, PackedTokens, Positions, kernel_on, pooled_grid
 
 Grids = tuple[Grid, ...]
 PAPER_KERNELS: tuple[Kernel, ...] = ((1, 1), (1, 2), (2, 2))
@@ -59,7 +59,8 @@ class PoolingPlan:
             one.
         """
         after = [
-            tuple(pooled_grid(grid, kernel) for grid in grids) for kernel in self.kernels[gate]
+            tuple(pooled_grid(grid, kernel_on(grid, kernel)) for grid in grids)
+            for kernel in self.kernels[gate]
         ]
         largest = max(map(count_rows, after))
         return tuple(g if count_rows(g) >= min(self.min_rows, largest) else None for g in after)
@@ -192,8 +193,9 @@ class PoolingRouter(Router):
         scale = self.scale(choice.probs, choice.experts)
         pooled = self._pool(gate, tokens, samples, chosen, scale)
         kept = tuple(pooled.visual_rows[b] for b in samples)
+        names = tuple(f"{h}x{w}" for h, w in self.plan.kernels[gate])
         context.trace.decisions.append(
-            Decision(layer, samples, grids, *choice[:2], kept, choice.read)
+            Decision(layer, samples, grids, *choice[:2], kept, choice.read, names)
         )
         return pooled
 
@@ -261,7 +263,8 @@ class PoolingRouter(Router):
                     grids = pick(allowed, key=count_rows)
                 if self.where == "pre":
                     rows.append(count_rows(grids))
-            shares.append(self.text.visual_share(rows, count_rows((self.grid,))))
+            full = self.text.full_macs(count_rows((self.grid,)))
+            shares.append(self.text.visual_macs(rows) / full)
         return shares[0], shares[1]
 
 
@@ -286,16 +289,18 @@ def check_plan(plan: PoolingPlan, text: TextShape, grid: Grid) -> list[str]:
     largest = grid
     for layer, kernels in zip(plan.layers, plan.kernels, strict=False):
         for kernel in kernels:
-            # Rows that form no grid are 1 x n ones, along which every kernel pools.
-            height = max(kernel[0], 1) if largest[0] == 1 else largest[0]
-            if min(kernel) < 1 or kernel[0] > height or kernel[1] > largest[1]:
+            height, width = kernel_on(largest, kernel)
+            if min(kernel) < 1 or height > largest[0] or width > largest[1]:
                 problems.append(
                     f"router.kernels has {list(kernel)} at layer {layer}, where the grid is at most"
                     f" {largest[0]} x {largest[1]}; take a smaller kernel there."
                 )
         if kernels:
             usable = [(max(1, h), max(1, w)) for h, w in kernels]
-            largest = max((pooled_grid(largest, k) for k in usable), key=lambda g: g[0] * g[1])
+            largest = max(
+                (pooled_grid(largest, kernel_on(largest, k)) for k in usable),
+                key=lambda g: g[0] * g[1],
+            )
         else:
             problems.append(f"router.kernels has no kernel for layer {layer}.")
     return problems

@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple
+from functools import partial
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dpn.budget import TextShape
+from dpn.budget import TextShape, check_share
 from dpn.keyed import uniform
+from dpn.layer_plan import LayerPlan, Work, layer_macs, work_of
 from dpn.tokens import Grid, PackedTokens, Positions
 
 
@@ -25,6 +27,7 @@ class Decision:
         probs: `[S, E]` probabilities, with gradient where the router is trained.
         kept: visual rows of those samples afterwards.
         read: `[S, D]` what each choice was made from, detached; None for routers that read nothing.
+        names: of the experts, e.g. `2x2`; empty where there is nothing to choose.
     """
 
     layer: int
@@ -34,6 +37,22 @@ class Decision:
     probs: Tensor
     kept: tuple[int, ...]
     read: Tensor | None = None
+    names: tuple[str, ...] = ()
+
+
+@dataclass
+class RowDecision:
+    """What a router decided about single visual rows at one layer.
+
+    Attributes:
+        layer: 0-based decoder layer.
+        logits: `[Nv, E]` of each option, with gradient where the router is trained.
+        chosen: `[Nv]` an index into the options.
+    """
+
+    layer: int
+    logits: Tensor
+    chosen: Tensor
 
 
 @dataclass
@@ -44,12 +63,19 @@ class Trace:
         tower_grids: the vision tower's uncompressed grids, per sample one per image of the size it
             came in.
         grids: the grids that entered the decoder, per sample one per image.
-        visual_rows: per layer, the visual rows of each sample that enter it.
+        visual_rows: per layer, the visual rows of each sample that enter it, without those that
+            pass it by.
         decisions: in the order of the layers.
         sample_loss: `[B]` mean language loss of each sample's supervised tokens, detached; nan for
             samples without any, None without labels.
+        predicted: of each sample, the most probable token at each supervised place; None without
+            labels.
         plans: per layer, what it does for visual rows.
         work: per layer, what it computes for visual rows of each sample.
+        asked: for each time that attention was looked at, the queries of each sample and its rows,
+            see `RoutingContext.attention_scores`.
+        probe: of the pass that the routing loss asked for besides, see `RoutingLoss.probe`.
+        row_decisions: of routers that decide about single rows, in the order of the layers.
     """
 
     tower_grids: tuple[tuple[Grid, ...], ...]
@@ -57,22 +83,31 @@ class Trace:
     visual_rows: list[tuple[int, ...]] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
     sample_loss: Tensor | None = None
-    plans: "list[LayerPlan | None]" = field(default_factory=list)
-    work: "list[tuple[Work, ...]]" = field(default_factory=list)
+    predicted: tuple[Tensor, ...] | None = None
+    plans: list[LayerPlan | None] = field(default_factory=list)
+    work: list[tuple[Work, ...]] = field(default_factory=list)
+    asked: list[tuple[tuple[int, int], ...]] = field(default_factory=list)
+    probe: "Trace | None" = None
+    row_decisions: list[RowDecision] = field(default_factory=list)
 
     @property
     def base_rows(self) -> tuple[int, ...]:
         """The vision tower's uncompressed tokens of each sample."""
         return tuple(sum(h * w for h, w in grids) for grids in self.tower_grids)
 
-    def enter(self, tokens: PackedTokens, plan: "LayerPlan | None") -> None:
+    def enter(self, tokens: PackedTokens, plan: LayerPlan | None) -> None:
         """Write down what enters a layer."""
-        grids: list[list[Grid]] = [[] for _ in tokens.visual_rows]
-        for span in tokens.spans:
-            grids[span.sample].append(span.grid)
-        self.visual_rows.append(tokens.visual_rows)
+        visual = tokens.visual_rows
+        images: list[list[Grid]] = [[] for _ in visual]
+        before: list[list[int]] = [[] for _ in visual]  # rows of text that stand before each image
+        for start, span in zip(tokens.starts, tokens.spans, strict=True):
+            seen = sum(height * width for height, width in images[span.sample])
+            before[span.sample].append(start - tokens.offsets[span.sample] - seen)
+            images[span.sample].append(span.grid)
+        text = [length - n for length, n in zip(tokens.lengths, visual, strict=True)]
+        self.visual_rows.append(visual)
         self.plans.append(plan)
-        self.work.append(tuple(work_of(plan, images) for images in grids))
+        self.work.append(tuple(map(partial(work_of, plan), images, before, text)))
 
     def visual_macs(self, sample: int, text: TextShape) -> int:
         """Visual MACs of a sample."""
@@ -85,6 +120,14 @@ class Trace:
             d.layer: int(d.experts[d.samples.index(sample)])
             for d in self.decisions
             if sample in d.samples
+        }
+
+    def route_of(self, sample: int) -> dict[int, str]:
+        """The name of what was chosen for a sample at each layer where there was a choice."""
+        return {
+            d.layer: d.names[int(d.experts[d.samples.index(sample)])]
+            for d in self.decisions
+            if d.names and sample in d.samples
         }
 
 
@@ -136,105 +179,6 @@ class RoutingContext:
         return torch.from_numpy(uniform(keys, self.seed, self.step, layer))
 
 
-@dataclass(frozen=True)
-class LayerPlan:
-    """What one layer does for visual rows; None: all that it does for text rows.
-
-    Attributes:
-        radius: visual rows see, among visual rows, those of their own image at most so many grid
-            rows and columns away, later ones included.
-        heads: key/value heads in which visual rows see and show their values; elsewhere their
-            attention is lost to others, not shared out among them.
-        ffn: how many hidden units of the FFN, the first ones.
-        window: visual rows see, among visual rows, so many of their own image right before them.
-        probe: instead of the first units, those of the largest mean activation over one in so many
-            rows of each image, see `probed_rows`.
-    """
-
-    radius: int | None = None
-    heads: tuple[int, ...] | None = None
-    ffn: int | None = None
-    window: int | None = None
-    probe: int | None = None
-
-    def joined(self, other: "LayerPlan | None") -> "LayerPlan":
-        """What is left where both plans leave something out."""
-        if other is None:
-            return self
-        heads = self.heads
-        if other.heads is not None:
-            heads = tuple(h for h in other.heads if heads is None or h in heads)
-        return LayerPlan(
-            _least(self.radius, other.radius),
-            heads,
-            _least(self.ffn, other.ffn),
-            _least(self.window, other.window),
-            _least(self.probe, other.probe),
-        )
-
-
-def _least(one: int | None, other: int | None) -> int | None:
-    known = [value for value in (one, other) if value is not None]
-    return min(known) if known else None
-
-
-class Work(NamedTuple):
-    """What one layer computes for the visual rows of a sample.
-
-    Attributes:
-        rows: how many there are.
-        pairs: of them whose scores are computed.
-        probed: those for which every hidden unit of the FFN is computed, to choose among units.
-    """
-
-    rows: int
-    pairs: int
-    probed: int = 0
-
-
-#: Rows that look through their window together: scores are computed for whole blocks.
-BLOCK = 64
-
-
-def work_of(plan: LayerPlan | None, grids: Sequence[Grid]) -> Work:
-    """The work of a layer for the images of a sample."""
-    images = [height * width for height, width in grids]
-    rows, probed = sum(images), 0
-    if plan is not None and plan.probe is not None and plan.ffn is not None:
-        probed = sum(len(probed_rows(n, plan.probe)) for n in images)
-    if plan is not None and plan.radius is not None:
-        return Work(rows, sum(pairs_within(plan.radius, grid) for grid in grids), probed)
-    if plan is not None and plan.window is not None:
-        return Work(rows, sum(pairs_in_window(plan.window, n) for n in images), probed)
-    return Work(rows, rows * rows, probed)
-
-
-def pairs_within(radius: int, grid: Grid) -> int:
-    """Pairs whose scores are computed where rows of a grid see neighbours: whole lines of it."""
-    height, width = grid
-    return height * width * min(height, 2 * radius + 1) * width
-
-
-def pairs_in_window(window: int, rows: int) -> int:
-    """Pairs whose scores are computed where each row of an image sees a window before it."""
-    blocks = [min(BLOCK, rows - first) for first in range(0, rows, BLOCK)]
-    return sum(block * min(rows, window + block) for block in blocks)
-
-
-def probed_rows(rows: int, probe: int) -> list[int]:
-    """One in `probe` rows of an image, at least one, evenly spaced from the first to the last."""
-    count = max(1, rows // probe) if rows else 0
-    return [i * (rows - 1) // max(count - 1, 1) for i in range(count)]
-
-
-def layer_macs(text: TextShape, plan: LayerPlan | None, work: Work) -> int:
-    """Visual MACs of a layer that follows a plan, see `TextShape.layer_macs`."""
-    if plan is None:
-        return text.layer_macs(work.rows, work.pairs)
-    heads = None if plan.heads is None else len(plan.heads)
-    return text.layer_macs(work.rows, work.pairs, heads, plan.ffn, work.probed)
-
-
 class Router(nn.Module):
     """Decides what happens to visual rows inside the decoder. This base class does nothing.
 
@@ -252,6 +196,9 @@ class Router(nn.Module):
     #: Whether `keep` is met by choosing a price on training data after training
     #: (`dpn.calibration`).
     calibrated: ClassVar[bool] = False
+    #: Names of the losses that train its gates; `loss=auto` takes the first one, with a `keep` the
+    #: first one that steers to it. None: the language loss alone.
+    losses: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, *, text: TextShape, grid: Grid):
         super().__init__()
@@ -295,15 +242,5 @@ class Router(nn.Module):
 
 def check_keep(router: Router) -> list[str]:
     """A sentence if `router.keep` is no share, or none that this router can reach."""
-    if router.keep is None:
-        return []
-    if not 0 < router.keep <= 1:
-        return [f"router.keep={router.keep} must be larger than 0 and at most 1."]
-    low, high = router.reach()
-    if not low - 5e-3 <= router.keep <= high + 5e-3:
-        return [
-            f"router.keep={router.keep} can not be reached by this router, its range here is"
-            f" {low:.2f} to {high:.2f}; take a value in it, or change where and how strongly the"
-            " router acts (its other settings)."
-        ]
-    return []
+    way_out = "change where and how strongly the router acts (its other settings)"
+    return check_share("router.keep", router.keep, router.reach, 5e-3, way_out)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dpn import routers as family
-from dpn.budget import TextShape
+from dpn.budget import TextShape, Unreachable
 from dpn.routers._joined import JoinedRouter
 from dpn.tokens import Grid
 
@@ -37,12 +37,13 @@ class ChainRouter(JoinedRouter):
 
     def check(self) -> list[str]:
         """What is wrong with a member, or between them."""
-        problems = []
+        problems: list[str] = []
         if self.keep is not None:
-            problems.append(
+            sentence = (
                 f"router.keep={self.keep} of a chain is not shared out; set router.routers[i].keep"
                 " of its members instead."
             )
+            problems.append(Unreachable(sentence))
         if len({member.positions for member in self.members}) > 1:
             found = [f"{type(m).__name__} {m.positions}" for m in self.members]
             problems.append(

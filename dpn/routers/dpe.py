@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dpn.budget import TextShape
+from dpn.routers._gates import Gate, LinearGate, MLPGate, mean_rows
 from dpn.routers._pooling import PAPER_KERNELS, Choice, PoolingRouter
 from dpn.routers.base import RoutingContext
 from dpn.routers.random import draw
@@ -43,6 +44,7 @@ class DPERouter(PoolingRouter):
     """
 
     calibrated: ClassVar[bool] = True
+    losses: ClassVar[tuple[str, ...]] = ("hinge", "budget", "policy")
     price: Tensor
 
     def __init__(
@@ -117,24 +119,12 @@ class DPERouter(PoolingRouter):
 
         A sample without `<ROUTER>` token, or `token=last`, reads its last instruction row.
         """
-        rows, owners = [], []
-        for place, sample in enumerate(samples):
-            columns = context.router_columns[sample] if self.token == "router" else ()
-            if not columns:
-                columns = (context.instruction[sample][1] - 1,)
-            columns = columns[:1] if self.read == "first" else columns
-            rows += [tokens.row(sample, column) for column in columns]
-            owners += [place] * len(columns)
-        device = tokens.hidden.device
-        index = torch.tensor(rows, dtype=torch.long).to(device, non_blocking=True)
-        taken = tokens.hidden.index_select(0, index).float()
-        if len(rows) == len(samples):
-            mean = taken
-        else:
-            owner = torch.tensor(owners).to(device, non_blocking=True)
-            counts = torch.bincount(torch.tensor(owners), minlength=len(samples)).to(device)
-            total = taken.new_zeros(len(samples), taken.shape[1]).index_add(0, owner, taken)
-            mean = total / counts[:, None]
+        columns = []
+        for sample in samples:
+            own = context.router_columns[sample] if self.token == "router" else ()
+            own = own or (context.instruction[sample][1] - 1,)
+            columns.append(own[:1] if self.read == "first" else own)
+        mean = mean_rows(tokens, samples, columns)
         return mean.detach() if self.detach else mean
 
     def choose(
@@ -171,42 +161,4 @@ class DPERouter(PoolingRouter):
         return list(self.experts[str(self.plan.layers[gate])].parameters())
 
 
-class MLPGate(nn.Sequential):
-    """LayerNorm, Linear(D, D/4), GELU, Linear(D/4, E) without biases: `[S, D] -> [S, E]` logits.
-
-    Computes in fp32, whatever precision its weights are stored in. Linear starts as in PyTorch,
-    which is kaiming_uniform(a=sqrt(5)).
-    """
-
-    def __init__(self, width: int, experts: int):
-        hidden = max(1, width // 4)
-        super().__init__(
-            nn.LayerNorm(width),
-            nn.Linear(width, hidden, bias=False),
-            nn.GELU(),
-            nn.Linear(hidden, experts, bias=False),
-        )
-
-    def forward(self, read: Tensor) -> Tensor:
-        """`[S, D]` rows to `[S, E]` logits."""
-        with torch.autocast(read.device.type, enabled=False):
-            out = read.float()
-            for step in self:
-                weights = {name: p.float() for name, p in step.named_parameters()}
-                out = torch.func.functional_call(step, weights, (out,))
-            return out
-
-
-class LinearGate(nn.Linear):
-    """Linear(D, E) without bias, in fp32."""
-
-    def __init__(self, width: int, experts: int):
-        super().__init__(width, experts, bias=False)
-
-    def forward(self, read: Tensor) -> Tensor:
-        """`[S, D]` rows to `[S, E]` logits."""
-        with torch.autocast(read.device.type, enabled=False):
-            return nn.functional.linear(read.float(), self.weight.float())
-
-
-GATES: dict[str, type[nn.Module]] = {"mlp": MLPGate, "linear": LinearGate}
+GATES: dict[str, type[Gate]] = {"mlp": MLPGate, "linear": LinearGate}

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from dpn.budget import TextShape
+from dpn.layer_plan import LayerPlan
 from dpn.routers._planned import PlannedRouter
-from dpn.routers.base import LayerPlan, Router, RoutingContext, Where
+from dpn.routers.base import Router, RoutingContext, Where
 from dpn.tokens import Grid, PackedTokens
 
 #: How scores are made, for messages.

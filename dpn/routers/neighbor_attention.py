@@ -5,8 +5,8 @@ around them.
 from collections.abc import Sequence
 
 from dpn.budget import TextShape
+from dpn.layer_plan import LayerPlan
 from dpn.routers._planned import PlannedRouter
-from dpn.routers.base import LayerPlan
 from dpn.tokens import Grid
 
 

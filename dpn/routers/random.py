@@ -70,7 +70,7 @@ class RandomRouter(PoolingRouter):
         return every
 
     def _chances_for(self, keep: float) -> list[list[float]]:
-        full = self.text.num_layers * self.text.layer_macs(count_rows((self.grid,)))
+        full = self.text.full_macs(count_rows((self.grid,)))
         low, high = -100.0, 100.0
         for _ in range(60):  # the expected share grows with the tilt
             middle = (low + high) / 2

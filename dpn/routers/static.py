@@ -99,4 +99,4 @@ def _share(
 ) -> float:
     plan = PoolingPlan(layers, tuple((kernel,) for kernel in kernels))
     macs = plan.expected_macs([[1.0]] * len(layers), (grid,), text, where)
-    return macs / (text.num_layers * text.layer_macs(count_rows((grid,))))
+    return macs / text.full_macs(count_rows((grid,)))

@@ -84,7 +84,7 @@ class YOPORouter(JoinedRouter):
         plans = list(zip(*(part.plans for part in parts.values()), strict=True))[:k]
         macs = sum(native_macs(self.text, joined(same), self.grid) for same in plans)
         whole = self.grid[0] * self.grid[1]
-        return macs / self.text.visual_macs([whole] * self.text.num_layers)
+        return macs / self.text.full_macs(whole)
 
     def reach(self) -> tuple[float, float]:
         """The shares at both ends of the strength."""

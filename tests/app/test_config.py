@@ -12,6 +12,15 @@ from dpn.schema import check_arguments, matches
 GROUPS = sorted(p.name for p in CONFIG_DIR.iterdir() if p.is_dir() and p.name != "hydra")
 CHOICES = [(g, p.stem) for g in GROUPS for p in sorted((CONFIG_DIR / g).glob("*.yaml"))]
 
+#: What a choice needs beside it.
+FURTHER = {
+    ("stage", "apply"): ["init.model=gpt2"],
+    ("loss", "budget"): ["router.keep=0.6"],
+    ("loss", "policy"): ["router.keep=0.6"],
+    ("loss", "exit"): ["router=dyvte"],
+    ("loss", "depth"): ["router=depth_routing"],
+}
+
 
 def problems(*overrides: str, sweep: bool = False) -> list[str]:
     request = compose("train", [*overrides, *(["hydra.mode=MULTIRUN"] if sweep else [])])
@@ -37,13 +46,13 @@ def data_root(tmp_path_factory):
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_choice_composes_and_passes(group, choice, data_root):
     overrides = [f"{group}={choice}", f"paths.data_root={data_root}"]
-    if (group, choice) in (("loss", "budget"), ("loss", "policy")):
-        overrides.append("router.keep=0.6")
+    overrides += FURTHER.get((group, choice), [])
     if group == "projector":  # without a grid the default keep is out of the router's reach
         overrides.append("router=none")
     request = compose("train", overrides)
     allowed = (
         "give model.weights.",
+        "give init.model=",
         "needs a GPU",
         "`optim=muon` needs whole matrices",
         "`python tools/head_scores.py run=RUN` and give router.scores",
@@ -124,13 +133,20 @@ MISTAKES = {
         "model=llava_hr_tiny": "",
         "projector=downsample": "projector.keep=0.5 asks this vision tower for a smaller image",
     },
-    "keep out of reach": {"router.keep=0.02": "router.keep=0.02 can not be reached by this router"},
+    "keep out of reach": {"router.keep=0.02": "router.keep=0.02 can not be reached, only 0."},
     "hinge with keep": {"loss=hinge": "`loss=hinge` has its own target", "router.keep=0.6": ""},
     "budget without keep": {"loss=budget": "`loss=budget` steers to router.keep, which is null"},
     "budget without gates": {
         "loss=policy": "`loss=policy` trains gates, and router=static has none",
         "router=static": "",
         "router.keep=0.6": "",
+    },
+    "gates that another router has": {
+        "loss=exit": "has none that it can train; use router=dyvte, or loss=auto",
+    },
+    "gates of no width": {
+        "router=dyvte": "",
+        "router.hidden=0": "router.hidden=0 must be at least 1",
     },
     "impossible text model": {"model.text.hidden_size=97": "The model can not be built"},
     "no DeepSpeed for muon": {"trainer=deepspeed_zero3": "`optim=muon` needs whole matrices"},

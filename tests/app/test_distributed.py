@@ -25,6 +25,8 @@ LOSSES = {
     "budget": ["loss=budget", "router.keep=0.6", "router.reduce=conv", *VARIED],
     "attention": ["router=pyramid_drop", *VARIED],
     "plans": ["router=chain", f"router.routers=[{HEADS},{LENS}]", *VARIED],
+    "depth": ["router=depth_routing", *VARIED],
+    "exit": ["router=dyvte", "router.hidden=8", "stage=gates", *VARIED],
 }
 ZERO = "trainer.strategy.config.zero_optimization"
 ENGINES = {

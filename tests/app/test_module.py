@@ -14,7 +14,7 @@ from dpn.model import DPNForConditionalGeneration
 from dpn.module import learning_rate_factor, parameter_groups
 from dpn.processor import DPNProcessor
 from dpn.run_folder import RunFolder
-from dpn.sections import Schedule
+from dpn.sections import Schedule, trains
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +42,8 @@ def test_every_choice_builds_a_module(group, choice, processor):
         module = build.module(config, build.model(config, processor))
     for part in config.stage.freeze:
         assert not any(p.requires_grad for p in getattr(module.model, part).parameters())
+    if not trains(config.stage):
+        return
     optimizer = module.make_optimizer(parameter_groups(module, Schedule()))
     trained = {p for p in module.parameters() if p.requires_grad}
     assert {p for g in optimizer.param_groups for p in g["params"]} == trained
@@ -73,6 +75,8 @@ def test_every_choice_builds_a_trainer(group, tmp_path):
         ("none", None, "LanguageLoss"),
         ("static", 0.6, "LanguageLoss"),
         ("random", 0.6, "LanguageLoss"),
+        ("dyvte", None, "ExitLoss"),
+        ("dyvte", 0.6, "ExitLoss"),
     ],
 )
 def test_auto_loss(router, keep, loss, processor):

@@ -182,6 +182,25 @@ def test_rows_that_a_method_drops_are_known_without_data(choice):
     assert share == pytest.approx(aim.share(aim.strength))
 
 
+def test_a_further_pass_of_the_routing_loss_is_counted():
+    frozen = "stage.freeze=[vision,projector,language,lm_head]"
+    gates = ["router=dyvte", "router.hidden=8", frozen]
+    rehearsal = rehearse(composed(*gates).config)
+    text = rehearsal.module.model.router.text
+    gate = 2 * ONE.batch_size * (2 * text.hidden_size * 8 + 8 * 2)
+    once = rehearse(composed(*gates, "loss=language").config).step(ONE, TEXT, "most").flops
+    expected = 2 * once - (text.num_layers - 1) * gate  # which the further pass has not
+    assert rehearsal.step(ONE, TEXT, "most").flops == expected
+
+
+def test_rows_that_pass_layers_by_are_known_without_data():
+    rehearsal = rehearse(composed("router=depth_routing").config)
+    router = rehearsal.module.model.router
+    step = rehearsal.step(ONE, TEXT, "most")
+    assert step.share == pytest.approx(router.share(router.strength))
+    assert step.flops < rehearsal.step(ONE, TEXT, "all").flops
+
+
 @pytest.mark.slow
 def test_half_precision():
     """Autocast keeps weights and residual stream in fp32, sharding engines compute with bf16."""

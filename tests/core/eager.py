@@ -208,7 +208,21 @@ def sparsevlm(eager, depth, entered, end):
         eager.put(instead, gone)
 
 
+def dyvte(eager, depth, entered, end):
+    if depth == 0 or not eager.images():
+        return
+    last, first = eager.last_row(end), min(eager.images())
+    before = eager.rows[last][0]
+    text = [i for i, (c, cell, _) in enumerate(eager.rows) if cell is None and first < c < before]
+    read = torch.cat([eager.hidden[text or [last]].mean(0), eager.hidden[last]])
+    one, _, two = eager.model.router.gates[str(depth - 1)]
+    stay, leave = two.weight @ torch.nn.functional.gelu(one.weight @ read)
+    if leave > stay:
+        eager.drop([i for image in eager.images().values() for i in image])
+
+
 RULES = {
+    "dyvte": (dyvte, {"hidden": 8}, "keep"),
     "aim": (aim, {"merge": 0.4, "first": 1, "steps": 2}, "keep"),
     "sparsevlm": (sparsevlm, {"layers": [0, 2], "counts": [0.5, 0.3]}, "renumber"),
     "fastv": (fastv, {"k": 2, "ratio": 0.4}, "keep"),

@@ -6,11 +6,13 @@ from dpn.calibration import calibrate, measured_share
 
 from .conftest import collate, make_model, make_samples, without
 
+ROUTERS = ({"name": "dpe", "layers": [0, 2], "min_rows": 1}, {"name": "dyvte", "hidden": 16})
 
+
+@pytest.mark.parametrize("router", ROUTERS, ids=lambda router: router["name"])
 @pytest.mark.parametrize("keep", [0.45, 0.7, 0.95])
-def test_calibration_meets_keep(keep):
-    router = {"name": "dpe", "layers": [0, 2], "min_rows": 1, "keep": keep}
-    model = make_model(router, seed=3)
+def test_calibration_meets_keep(keep, router):
+    model = make_model({**router, "keep": keep}, seed=3)
     batches = [without(collate(make_samples(seed=s)), "labels") for s in range(12)]
     assert calibrate(model, batches) == pytest.approx(keep, abs=0.05)
     assert measured_share(model, batches) == pytest.approx(keep, abs=0.05)

@@ -80,7 +80,8 @@ READ = torch.arange(2 * 96.0).view(2, 96).sin()
 def chosen(probs, experts, sample_loss, layer=1, grid=GRID):
     """A trace of one gate that drew the given experts."""
     decision = Decision(layer, (0, 1), (grid, grid), torch.tensor(experts), probs, (1, 1), READ)
-    return Trace((GRID, GRID), (GRID, GRID), [], [decision], torch.tensor(sample_loss))
+    loss = torch.tensor(sample_loss)
+    return Trace((GRID, GRID), (GRID, GRID), [], [decision], sample_loss=loss)
 
 
 def test_policy_by_hand():

@@ -7,6 +7,7 @@ import torch
 from omegaconf import OmegaConf
 
 from dpn import DPNForConditionalGeneration, cost, projectors
+from dpn.budget import Unreachable
 from dpn.launch import CONFIG_DIR
 
 from .conftest import collate, make_model, make_samples, without
@@ -31,15 +32,16 @@ NEAREST = {
     "token_packer": 0.25,
     "query_conv": 0.25,
     "matryoshka_query": 256 / 576,  # it has no more queries
+    "dfmr": 1.0,  # an image that is not pooled
 }
-
-
-def settings_of(case):
-    return {k: 1.0 if k == "gain" else v for k, v in CASES[case].items()}
+#: Those of them that are too far from 0.5 to stand for it.
+FAR = ("matryoshka_pool", "token_packer", "query_conv")
+#: Projectors that compress nothing take any `keep`, and ignore it.
+IGNORES_KEEP = ("mlp", "dense_connector")
 
 
 def model_of(case, router=None):
-    return make_model(router, settings_of(case), seed=3)
+    return make_model(router, CASES[case], seed=3)
 
 
 def test_every_projector_has_a_yaml_that_says_how_to_use_it():
@@ -155,14 +157,19 @@ def test_flops_equal_the_counter(case):
     assert cost.prefill_flops(model, out.trace, [len(ids) - len(images)]) == [counted]
 
 
-@pytest.mark.parametrize("name", [name for name in SETTINGS if f"{name}, half" in CASES])
+def test_every_projector_has_a_keep():
+    assert all("keep" in settings for settings in SETTINGS.values())
+
+
+@pytest.mark.parametrize("name", [name for name in SETTINGS if name not in IGNORES_KEEP])
 def test_keep_is_met(name):
-    settings = settings_of(f"{name}, half")
+    settings = CASES[f"{name}, half"]
     with torch.device("meta"):
         sizes = {"input_size": 32, "output_size": 32, "grid": (24, 24)}
         projector = projectors.build(**settings, **sizes)
         height, width = projector.grid_after((24, 24))
         assert height * width / 576 == pytest.approx(NEAREST.get(name, 0.5))
-        assert not projector.check()
+        problems = projector.check()
+        assert [type(problem) for problem in problems] == [Unreachable] * (name in FAR)
         bad = projectors.build(**settings | {"keep": 1.5}, **sizes)
         assert any("projector.keep=1.5 must be" in problem for problem in bad.check())

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 
 from dpn import routers
 from dpn.budget import TextShape
-from dpn.routers.base import LayerPlan, Router
+from dpn.layer_plan import LayerPlan
+from dpn.routers.base import Router
 from dpn.routers.redundancy_lens import rank_layers
 
 from .conftest import collate, make_model, make_samples, without

@@ -8,9 +8,10 @@ from omegaconf import OmegaConf
 
 from dpn import DPNForConditionalGeneration, routers
 from dpn.budget import TextShape
-from dpn.cost import decoder_flops
+from dpn.cost import decoder_flops, prefill_flops
 
 from .conftest import ROUTER, collate, make_model, make_samples, without
+from .test_cost import count
 
 FOLDER = Path(__file__).parents[2] / "configs" / "router"
 #: What the YAMLs take from other groups.
@@ -23,10 +24,13 @@ OPEN = {
 ROUTERS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 #: `keep` is ignored by `none`, and a chain's members have their own.
 WITH_KEEP = [name for name in ROUTERS if name not in ("none", "chain")]
-#: These meet it in expectation, by calibration, or with one of a few kernels.
-ROUGH = ("random", "dpe", "static")
-#: Visual rows see later ones, too.
-NOT_CAUSAL = ("neighbor_attention", "yopo")
+#: These meet it in expectation, by calibration, or with one of a few kernels; or their gates are as
+#: wide as the decoder.
+ROUGH = ("random", "dpe", "static", "dyvte", "depth_routing")
+#: With all of the work, these compute something else: visual rows see later ones, or have a factor.
+OTHER_WITH_ALL = ("neighbor_attention", "yopo", "depth_routing")
+#: Gates, or similarities of rows that are merged.
+OWN_PRODUCTS = ("dpe", "dyvte", "depth_routing", "aim", "sparsevlm")
 LLAVA = TextShape(32, 4096, 4096, 11008, kv_heads=2)
 TINY = TextShape(4, 32, 16, 48, kv_heads=2)
 
@@ -117,6 +121,20 @@ def test_rows_and_flops_of_layers_are_those_of_the_trace(name, model):
     assert (decoder_flops(seen, text_config) < decoder_flops(whole, text_config)) == fewer
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_prefill_flops_equal_the_counter(name, model, which):
+    """The attention that a router looks at is counted; its gates and what it merges by are not."""
+    model.attention = "segments"
+    ids, _, images = make_samples([which])[0]
+    batch = without(collate([(ids, ids, images)]), "labels")
+    out, counted = count(lambda: model(**batch, logits_to_keep=1))
+    (formula,) = prefill_flops(model, out.trace, [len(ids) - len(images)])
+    if name in OWN_PRODUCTS:
+        assert formula < counted
+    else:
+        assert formula == counted
+
+
 def test_appended_text_equals_recomputed(model):
     samples = make_samples()
     batch = without_labels(samples)
@@ -169,7 +187,7 @@ def test_the_whole_share_is_no_compression_or_refused(name):
     model = make_model({**config_of(name), "keep": 1.0}, seed=3)
     if model.router.check():
         assert "can not be reached" in model.router.check()[0]
-    elif not model.router.calibrated and name not in NOT_CAUSAL:  # the former scale their rows
+    elif not model.router.calibrated and name not in OTHER_WITH_ALL:  # the former scale their rows
         batch = collate(make_samples())
         close(model(**batch).logits, make_model(seed=3)(**batch).logits)
 
@@ -197,5 +215,7 @@ def test_keep_is_met_at_the_size_of_llava(name, keep):
 @pytest.mark.parametrize("keep", [0.0, 1.5])
 @pytest.mark.parametrize("name", WITH_KEEP)
 def test_a_keep_that_is_no_share_is_refused(name, keep):
-    router = routers.build(**{**config_of(name, LLAVA), "keep": keep}, text=LLAVA, grid=(24, 24))
+    section = {**config_of(name, LLAVA), "keep": keep}
+    with torch.device("meta"):
+        router = routers.build(**section, text=LLAVA, grid=(24, 24))
     assert any(f"router.keep={keep} must be" in problem for problem in router.check())

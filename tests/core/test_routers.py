@@ -220,7 +220,7 @@ def test_expected_macs_by_enumeration():
         ({"kernels": [[0, 1]]}, "smaller kernel"),
         ({"kernels": [[[1, 1]], [[2, 2]]]}, "kernels for 2 layers"),
         ({"keep": 1.5}, "larger than 0 and at most 1"),
-        ({"keep": 0.1}, "its range here is 0.33 to 1.00"),
+        ({"keep": 0.1}, "only 0.33 to 1.00"),
     ],
 )
 def test_check_names_each_problem(arguments, message):

@@ -42,6 +42,15 @@ def test_pool_with_smaller_windows_at_the_edge():
     assert again.spans[0].owner.tolist() == [0] * 6
 
 
+@pytest.mark.parametrize("weight", [None, torch.full((1, 1, 2, 2), 0.25)])
+def test_on_a_line_a_kernel_takes_as_many_rows_as_it_has_cells(weight):
+    line = make().keep([np.arange(1, 6), np.arange(2)])
+    assert line.spans[0].grid == (1, 5)
+    pooled = line.pool([(2, 2), (1, 1)], "avg", [weight, None])
+    assert rows(pooled) == [100, 2.5, 5, 102, 110, 10, 11, 120]
+    assert pooled.spans[0].owner.tolist() == [-1, 0, 0, 0, 0, 1]
+
+
 def test_kept_positions_are_those_of_the_first_cell():
     t = make("keep").pool([(1, 2), (2, 2)])
     assert rows(t) == [100, 1, 2, 4, 5, 102, 110, 13, 120]

@@ -1,0 +1,82 @@
+"""Gates that learn after which layer a sample's answer no longer needs its visual rows."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dpn.distributed import connect
+from dpn.keyed import uniform
+from dpn.losses.base import Reduction, RoutingLoss
+from dpn.routers.base import Router, Trace
+from dpn.routers.vtw import VTWRouter
+
+
+class ExitLoss(RoutingLoss):
+    """Cross entropy of one gate of `dyvte` against whether leaving at its layer is right.
+
+    As in `modeling_llama.py` of DoubtedSteam/DyVTE (arXiv 2411.19628): each step draws one layer,
+    every one as likely, and runs the batch a second time without visual rows from there on. Leaving
+    is right for a sample if more than `agreement` of the most probable tokens at its supervised
+    places stay what they are and its language loss is below `margin` times that with all rows.
+    Neither pass needs a gradient. Other gates get one of zero, alike on every engine, where the
+    release leaves them out of the step.
+
+    Args:
+        agreement: share of tokens.
+        margin: factor of the language loss.
+        reduction: see `RoutingLoss`.
+    """
+
+    def __init__(
+        self,
+        agreement: float = 0.99,
+        margin: float = 1.03,
+        reduction: Reduction = "global",
+        *,
+        router: Router,
+    ):
+        super().__init__(reduction, router=router)
+        self.agreement, self.margin = agreement, margin
+
+    def probe(self, seed: int, step: int) -> Router:
+        """Leaves after the layer of this step."""
+        router = self.router
+        draw = float(uniform(np.zeros(1, dtype=np.uint64), seed, step)[0])
+        layer = int(draw * (router.text.num_layers - 1))
+        return VTWRouter(layer + 1, router.positions, text=router.text, grid=router.grid)
+
+    def forward(self, trace: Trace) -> Tensor:
+        """See `RoutingLoss.forward`."""
+        if trace.probe is None:
+            return torch.zeros(())
+        layer = trace.probe.decisions[0].layer - 1  # the probe acts before a layer, gates after one
+        decision = next(d for d in trace.decisions if d.layer == layer)
+        labels = self.labels(trace)
+        places = [place for place, b in enumerate(decision.samples) if b in labels]
+        device = decision.probs.device
+        chances = decision.probs[torch.tensor(places, dtype=torch.long).to(device)]
+        right = [labels[decision.samples[place]] for place in places]
+        target = torch.stack(right) if right else torch.zeros(0, dtype=torch.long, device=device)
+        logs = chances.clamp(min=torch.finfo(chances.dtype).tiny).log()
+        loss = self.mean(F.nll_loss(logs, target, reduction="none"))
+        return connect(loss, [d.probs for d in trace.decisions])
+
+    def labels(self, trace: Trace) -> dict[int, Tensor]:
+        """For each sample with supervised tokens, 1 if leaving is right, else 0.
+
+        Raises:
+            ValueError: if the passes had no labels.
+        """
+        probe = trace.probe
+        if probe is None or probe.predicted is None or trace.predicted is None:
+            raise ValueError("loss=exit compares answers; give labels, and a second pass.")
+        assert probe.sample_loss is not None
+        assert trace.sample_loss is not None
+        below = probe.sample_loss < self.margin * trace.sample_loss
+        found = {}
+        for sample, (one, other) in enumerate(zip(probe.predicted, trace.predicted, strict=True)):
+            if len(one):
+                same = (one == other).float().mean() > self.agreement
+                found[sample] = (same & below[sample]).long()
+        return found

@@ -1,0 +1,135 @@
+"""Mixture of depths for visual rows, gamma-MoD (arXiv 2410.13859): some rows pass a layer by."""
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dpn.budget import TextShape
+from dpn.layer_plan import LayerPlan
+from dpn.routers._dropping import dot, highest
+from dpn.routers._strength import StrengthRouter
+from dpn.routers.base import Router, RoutingContext, RowDecision
+from dpn.tokens import Grid, PackedTokens, Positions
+
+
+class DepthRoutingRouter(StrengthRouter):
+    """At its layers a gate picks the visual rows that take part; the others stay what they are.
+
+    As in `llava_llama_mod.py` of Yaxin9Luo/Gamma-MOD: one gate, Linear(D, 2) without bias and the
+    same for all layers, gives each row a probability p of taking part. In training the
+    ceil(capacity * n) of n rows with the highest p do, in evaluation those with p above a
+    threshold. A layer's attention and cache hold the rows that take part alone, numbered without
+    gaps; the output of its FFN is multiplied by p. `loss=depth` (weight 0.01) teaches the gate what
+    was picked.
+
+    Differences: text always takes part, at full weight, where the release routes the system
+    prompt's tokens with the image's, weights all tokens by p, and lets a generated one with p below
+    0.5 pass by. The gate reads rows after an RMS norm without weights instead of each layer's own
+    norm. With a `keep` the highest p of each image take part in evaluation, too, so that the share
+    is met. Of several images each has its own capacity.
+
+    A short training does not bring p below the threshold: then only a `keep`, or a threshold of
+    null, saves work in evaluation.
+
+    A row's p depends on what stands before the row, so after an answer on that answer, as the row
+    itself does; what stands before the answer never does.
+
+    Args:
+        capacity: share of an image's rows that take part in training; 0.5, as released.
+        layers: 0-based; default: all but the first 3 of 32, and their like in other decoders, and
+            the last, as with `arank_mod`. `tools/arank.py` finds those of lowest rank.
+        threshold: of p in evaluation; null: as in training.
+        positions: in these layers, `renumber`, as released, or `keep`.
+        keep: share of visual MACs to meet instead, by choosing the capacity.
+    """
+
+    losses: ClassVar[tuple[str, ...]] = ("depth",)
+
+    def __init__(
+        self,
+        capacity: float = 0.5,
+        layers: Sequence[int] | None = None,
+        threshold: float | None = 0.005,
+        positions: Positions = "renumber",
+        keep: float | None = None,
+        *,
+        text: TextShape,
+        grid: Grid,
+    ):
+        depth = text.num_layers
+        default = range(max(1, round(depth * 3 / 32)), depth - 1)
+        self.layers = tuple(default if layers is None else layers)
+        super().__init__(capacity, (0.0, 1.0), keep, text=text, grid=grid)
+        self.positions, self.threshold = positions, threshold
+        # No `Gate` of its own: engines that share out weights gather those once in a pass.
+        self.gate = nn.Parameter(torch.empty(2, text.hidden_size))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The gate starts as a Linear does."""
+        nn.init.kaiming_uniform_(self.gate, a=math.sqrt(5))
+
+    def within(self, layer: int, tokens: PackedTokens, context: RoutingContext) -> LayerPlan | None:
+        """See `Router.within`; one host synchronisation."""
+        if layer not in self.layers:
+            return None
+        read = F.rms_norm(tokens.visual.float(), (self.text.hidden_size,), eps=1e-6)
+        logits = dot(read, self.gate.T)  # [Nv, 2] passes by, takes part
+        probs = logits.softmax(-1)[:, 1]
+        sizes = [span.rows for span in tokens.spans]
+        rows = self.taken(probs.detach().split(sizes), context.training)
+        starts = np.cumsum([0, *sizes])
+        flat = [start + places for start, places in zip(starts, rows, strict=False)]
+        index = torch.from_numpy(np.concatenate([starts[:0], *flat])).to(probs.device)
+        chosen = torch.zeros_like(probs, dtype=torch.long).index_fill(0, index, 1)
+        context.trace.row_decisions.append(RowDecision(layer, logits, chosen))
+        return LayerPlan(rows=tuple(rows), scale=probs[index])
+
+    def taken(self, scores: Sequence[Tensor], training: bool) -> list[np.ndarray]:
+        """Ascending places of each image's rows that take part, given their probabilities."""
+        if training or self.keep is not None or self.threshold is None:
+            return highest(scores, [self.left(len(score)) for score in scores])
+        if not scores:
+            return []
+        above = (torch.cat(list(scores)) > self.threshold).cpu().numpy()
+        ends = np.cumsum([len(score) for score in scores])[:-1]
+        return [np.flatnonzero(part) for part in np.split(above, ends)]
+
+    def left(self, rows: int, capacity: float | None = None) -> int:
+        """How many of an image's rows take part."""
+        capacity = self.strength if capacity is None else capacity
+        return min(rows, math.ceil(rows * capacity - 1e-6))
+
+    def share(self, strength: float) -> float:
+        """Share of visual MACs of an image of native size."""
+        whole = self.grid[0] * self.grid[1]
+        part = self.left(whole, strength)
+        rows = [part if n in self.layers else whole for n in range(self.text.num_layers)]
+        return self.text.visual_macs(rows) / self.text.full_macs(whole)
+
+    def rehearsed(self, most: bool) -> Router:
+        """As many rows take part as in training, the first ones: without data none is better."""
+        router = copy.copy(self)
+        router.taken = lambda scores, training: [  # type: ignore[method-assign]
+            np.arange(self.left(len(score))) for score in scores
+        ]
+        return router
+
+    def check(self) -> list[str]:
+        """Layers, threshold, capacity and keep that can not be."""
+        problems, last = super().check(), self.text.num_layers - 1
+        if any(not 0 <= layer <= last for layer in self.layers):
+            problems.append(
+                f"router.layers={list(self.layers)} must lie between 0 and {last} in this decoder."
+            )
+        if self.threshold is not None and not 0 <= self.threshold < 1:
+            problems.append(
+                f"router.threshold={self.threshold} is a probability; it must be from 0 to below 1."
+            )
+        return problems

@@ -1,0 +1,325 @@
+"""Every method at equal budgets: on the trained model as it is, and trained with it.
+
+    python experiments/methods/run.py                       # all that is missing, hours on 2 cores
+    python experiments/methods/run.py fastv vtw --keeps 0.5 # some of it
+    python experiments/methods/run.py --speed               # prefill times, on an idle machine
+    python experiments/methods/run.py --table               # only write table.md and the figure
+
+Every run starts from the run of `router=none` with its seed, which is made first. Each finished run
+is appended to results.jsonl at once, with its command and commit, and is not repeated.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from dpn.bench import bench
+from dpn.files import read_json
+from dpn.launch import compose, set_up_logging
+from dpn.run_folder import run_path
+from dpn.train import train
+
+HERE = Path(__file__).parent
+RESULTS, SPEED = HERE / "results.jsonl", HERE / "speed.jsonl"
+FAMILIES = ("coarse", "medium", "fine")
+KEEPS = (0.5, 0.25, 0.75)
+#: Of a share: three at 0.5, one elsewhere.
+SEEDS = {0.5: (0, 1, 2)}
+#: A quarter of the steps of the base, at half of its learning rates.
+TUNED = ("stage=finetune", "trainer.max_steps=100", "optim.lr=0.01", "optim.other_lr=5e-4")
+#: A decoder large enough for its matrices to cost more than the calls.
+BENCH = (
+    "model.text.hidden_size=512",
+    "model.text.intermediate_size=1376",
+    "model.vision.image_size=128",
+    "train=false",
+    "pairs=20",
+)
+
+
+@dataclass(frozen=True)
+class Method:
+    """One line of the table.
+
+    Attributes:
+        part: `router` or `projector`.
+        acts: where.
+        free: whether it works on a model that was trained without it.
+        trained: overrides with which it is trained; None: it never is.
+        start: what training begins with; a projector of a new kind takes the other parts.
+        own: further overrides; `{base}` is the run it starts from.
+        keeps: shares to ask for; None where it has none.
+    """
+
+    part: str
+    acts: str
+    free: bool = True
+    trained: tuple[str, ...] | None = TUNED
+    start: tuple[str, ...] = ("init.model={base}",)
+    own: tuple[str, ...] = ()
+    keeps: tuple[float | None, ...] = KEEPS
+
+
+#: Only the gates learn.
+_GATES = ("stage=gates", "trainer.max_steps=100", "router.hidden=96")
+#: What `tools/head_scores.py` makes of the base.
+_SCORES = ("router.scores={base}/head_scores.json",)
+#: The projector is a new one.
+_NEW = ("init.language={base}", "init.vision={base}")
+_BETWEEN, _BEFORE, _WITHIN = "between layers", "before the decoder", "within layers"
+METHODS = {
+    "none": Method("router", "nowhere", keeps=(None,)),
+    "random": Method("router", _BETWEEN),
+    "static": Method("router", _BETWEEN),
+    "dpe": Method("router", _BETWEEN, free=False),
+    "fastv": Method("router", _BETWEEN, trained=None),
+    "pyramid_drop": Method("router", _BETWEEN),
+    "sparsevlm": Method("router", _BETWEEN, trained=None),
+    "vtw": Method("router", _BETWEEN, trained=None),
+    "aim": Method("router", _BETWEEN, trained=None),
+    "dyvte": Method("router", _BETWEEN, free=False, trained=_GATES),
+    "layer_drop": Method("router", _WITHIN),
+    "neighbor_attention": Method("router", _WITHIN, keeps=(None,)),
+    "head_pruning": Method("router", _WITHIN, own=_SCORES),
+    "sparse_ffn": Method("router", _WITHIN),
+    "yopo": Method("router", _WITHIN, own=_SCORES),
+    "redundancy_lens": Method("router", _WITHIN, trained=None),
+    "depth_routing": Method("router", _WITHIN, free=False),
+    "random (projector)": Method("projector", _BEFORE),
+    "downsample": Method("projector", _BEFORE),
+    "pooled": Method("projector", _BEFORE),
+    "divprune": Method("projector", _BEFORE, trained=None),
+    "visionzip": Method("projector", _BEFORE, trained=None),
+    "prumerge": Method("projector", _BEFORE),
+    "prumerge_plus": Method("projector", _BEFORE),
+    "dfmr": Method("projector", _BEFORE),
+    "matryoshka_pool": Method("projector", _BEFORE),
+    "matryoshka_query": Method(
+        "projector", _BEFORE, free=False, start=_NEW, own=("projector.queries=64",)
+    ),
+    "token_packer": Method("projector", _BEFORE, free=False, start=_NEW),
+    "query_conv": Method("projector", _BEFORE, free=False, start=_NEW),
+    "dense_connector": Method(
+        "projector", "before it, no compression", free=False, start=_NEW, keeps=(None,)
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: a method, `applied` or `trained`, at a share, with a seed."""
+
+    method: str
+    how: str
+    keep: float | None
+    seed: int
+
+    @property
+    def choice(self) -> list[str]:
+        """What chooses the method and its share."""
+        method = METHODS[self.method]
+        chosen = [f"{method.part}={self.method.split()[0]}"]
+        chosen += self._based(method.own)
+        if method.part == "projector":
+            chosen.append("router=none")
+        if self.keep is not None:
+            chosen.append(f"{method.part}.keep={self.keep}")
+        return chosen
+
+    @property
+    def overrides(self) -> list[str]:
+        """The whole command."""
+        if self.how == "applied":
+            return [*self.choice, "stage=apply", f"seed={self.seed}"]
+        method = METHODS[self.method]
+        settings = (*(method.trained or ()), *self._based(method.start))
+        return [*self.choice, *settings, f"seed={self.seed}"]
+
+    def _based(self, overrides: Sequence[str]) -> list[str]:
+        return [o.format(base=base(self.seed)) for o in overrides]
+
+
+def base(seed: int) -> Path:
+    """The run that all of a seed start from."""
+    return run_path(compose("train", ["router=none", f"seed={seed}"]))
+
+
+def prepare(seed: int) -> None:
+    """Make the base, and the scores of its heads."""
+    train(compose("train", ["router=none", f"seed={seed}"]))
+    if not (base(seed) / "head_scores.json").exists():
+        tool = Path(__file__).parents[2] / "tools" / "head_scores.py"
+        subprocess.run([sys.executable, tool, f"run={base(seed)}"], check=True)
+
+
+def jobs(names: Sequence[str], keeps: Sequence[float]) -> Iterator[Job]:
+    """All runs, the first seeds of all methods first."""
+    for seed in (0, 1, 2):
+        for how in ("applied", "trained"):
+            for keep in (None, *keeps):
+                for name in names:
+                    method = METHODS[name]
+                    possible = method.free if how == "applied" else method.trained is not None
+                    known = keep in method.keeps and seed in SEEDS.get(keep or 0.5, (0,))
+                    if possible and known:
+                        yield Job(name, how, keep, seed)
+
+
+def run(job: Job) -> None:
+    """Do it and append a row."""
+    changed = _git("status", "--porcelain", "--", "dpn", "configs")
+    commit = _git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
+    print("python -m dpn.train", *job.overrides, flush=True)
+    folder = train(replace(compose("train", job.overrides), in_sweep=True))
+    status = read_json(folder / "status.json") or {}
+    row: dict[str, Any] = {
+        **vars(job),
+        "status": status["status"],
+        "command": " ".join(["python -m dpn.train", *job.overrides]),
+        "commit": commit,
+    }
+    if status["status"] == "finished":
+        metrics, plain = (read_json(f / "metrics.json") or {} for f in (folder, base(job.seed)))
+        row |= {
+            "accuracy": {family: metrics[f"val/accuracy/{family}"] for family in FAMILIES},
+            "share": metrics["cost/visual_macs_ratio"],
+            "flops": metrics["cost/prefill_flops"] / plain["cost/prefill_flops"],
+        }
+    _append(RESULTS, row)
+
+
+def time_prefill(name: str) -> None:
+    """Prefill of random weights against no compression, at half of the visual work."""
+    job = Job(name, "timed", 0.5 if METHODS[name].keeps == KEEPS else None, 0)
+    overrides = [*job.choice, *BENCH]
+    print("python -m dpn.bench", *overrides, flush=True)
+    try:
+        found = bench(compose("bench", overrides))
+    except ValueError as problem:
+        print(problem)
+        return
+    ratio = found["time/prefill"]
+    _append(
+        SPEED,
+        {
+            "method": name,
+            "command": " ".join(["python -m dpn.bench", *overrides]),
+            "commit": _git("rev-parse", "--short", "HEAD"),
+            "share": found["cost/visual_macs_ratio"],
+            "flops": found["cost/prefill_flops_ratio"],
+            "time": ratio.ratio,
+            "interval": [ratio.low, ratio.high],
+        },
+    )
+
+
+def table() -> str:
+    """A line for each method and way."""
+    rows = [row for row in _read(RESULTS) if row["status"] == "finished"]
+    speed = {row["method"]: row for row in _read(SPEED)}
+    head = ["method", "acts", "", "asked", "seeds", *FAMILIES, "share reached", "prefill FLOPs"]
+    lines = [[*head, "timed at: FLOPs", "time"]]
+    for name, method in METHODS.items():
+        for how in ("applied", "trained"):
+            for keep in (None, *sorted(KEEPS)):
+                same = [r for r in rows if (r["method"], r["how"], r["keep"]) == (name, how, keep)]
+                if not same:
+                    continue
+                cells = [[r["accuracy"][f] for r in same] for f in FAMILIES]
+                cells += [[r["share"] for r in same], [r["flops"] for r in same]]
+                asked = "" if keep is None else str(keep)
+                line = [f"`{name}`", method.acts, how, asked, str(len(same)), *map(_spread, cells)]
+                at = speed.get(name) if keep in (None, 0.5) else None
+                lines.append([*line, *(_timed(at) if at else ("", ""))])
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def draw() -> None:
+    """Accuracy against the share reached, a line for each method."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = [row for row in _read(RESULTS) if row["status"] == "finished"]
+    figure = Figure(figsize=(11, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, how in zip(panels, ("applied", "trained"), strict=True):
+        for number, name in enumerate(METHODS):
+            points = {}
+            for keep in (None, *sorted(KEEPS)):
+                same = [r for r in rows if (r["method"], r["how"], r["keep"]) == (name, how, keep)]
+                if same:
+                    right = fmean(fmean(r["accuracy"].values()) for r in same)
+                    points[fmean(r["share"] for r in same)] = right
+            if points:
+                style = {"color": f"C{number % 10}", "marker": "os^vD"[number // 10 % 5]}
+                if name.startswith(("random", "downsample")):
+                    style |= {"color": "black", "linestyle": "--"}
+                shares = sorted(points)
+                axes.plot(shares, [points[s] for s in shares], label=name, **style)
+        axes.set(xlabel="share of visual MACs", title=f"{how}", xlim=(0, 1.05))
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7, ncols=2)
+    panels[0].set_ylabel("accuracy, mean of the families")
+    figure.savefig(HERE / "accuracy.png", dpi=120)
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{fmean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
+
+
+def _timed(row: dict[str, Any]) -> tuple[str, str]:
+    low, high = row["interval"]
+    return f"{row['flops']:.2f}", f"{row['time']:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _append(path: Path, row: dict[str, Any]) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def _git(*arguments: str) -> str:
+    out = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    return out.stdout.strip()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("methods", nargs="*", choices=[[], *METHODS], help="default: all")
+    parser.add_argument("--keeps", type=float, nargs="+", default=KEEPS)
+    parser.add_argument("--how", choices=["applied", "trained"], help="default: both")
+    parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2))
+    parser.add_argument("--speed", action="store_true", help="time prefill instead")
+    parser.add_argument("--table", action="store_true", help="only write table and figure")
+    options = parser.parse_args()
+    set_up_logging()
+    names = options.methods or list(METHODS)
+    if options.speed:
+        done = {row["method"] for row in _read(SPEED)}
+        for name in names:
+            if name not in done:
+                time_prefill(name)
+    elif not options.table:
+        done = {(r["method"], r["how"], r["keep"], r["seed"]) for r in _read(RESULTS)}
+        for job in jobs(names, options.keeps):
+            wanted = job.seed in options.seeds and options.how in (None, job.how)
+            if wanted and tuple(vars(job).values()) not in done:
+                prepare(job.seed)
+                run(job)
+    (HERE / "table.md").write_text(table())
+    draw()
+
+
+if __name__ == "__main__":
+    main()

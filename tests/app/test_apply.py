@@ -1,0 +1,135 @@
+"""`stage=apply`: methods without training on the run without compression that they belong to."""
+
+import sys
+from dataclasses import replace
+
+import pytest
+
+from dpn import build, inference
+from dpn.apply import base_overrides, base_run
+from dpn.config import ConfigError
+from dpn.files import read_json, read_rows
+from dpn.launch import compose
+from dpn.train import main, train
+from tests.app.conftest import tiny_run
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory):
+    return tmp_path_factory.mktemp("apply")
+
+
+@pytest.fixture(scope="module")
+def base(squares, outputs):
+    """Folder of the run without compression."""
+    return train(compose("train", [*tiny_run(squares, outputs), "router=none", "seed=3"]))
+
+
+@pytest.fixture
+def tiny(squares, outputs):
+    return [*tiny_run(squares, outputs), "seed=3"]
+
+
+def applied(tiny, *overrides):
+    return train(compose("train", [*tiny, "stage=apply", *overrides]))
+
+
+def test_a_router_is_applied_to_the_weights_of_its_base(base, tiny):
+    folder = applied(tiny, "router=fastv", "router.keep=0.7")
+    assert read_json(folder / "status.json")["applied_to"] == str(base)
+    assert not (folder / "model").exists()
+    model, processor = inference.load(base, "cpu")
+    config = compose("train", [*tiny, "router=fastv", "router.keep=0.7"]).config
+    model.router = build.model(config, processor).router
+    source = build.source(config.data)
+    source.processor = processor
+    metrics, rows = inference.evaluate(model, processor, source, 4)
+    assert read_json(folder / "metrics.json") == pytest.approx(metrics)
+    assert [row["answer"] for row in read_rows(folder / "rows.jsonl")] == [
+        row["answer"] for row in rows
+    ]
+    assert 0.6 < metrics["cost/visual_macs_ratio"] < 0.8
+
+
+def test_no_method_is_the_base_itself(base, tiny):
+    folder = applied(tiny, "router=none")
+    assert read_rows(folder / "rows.jsonl") == read_rows(base / "rows.jsonl")
+    before, after = (read_json(place / "metrics.json") for place in (base, folder))
+    assert after == {name: value for name, value in before.items() if not name.startswith("time/")}
+
+
+def test_what_the_base_is(squares, tmp_path):
+    common = tiny_run(squares, tmp_path)
+
+    def base_of(*overrides):
+        return base_overrides(compose("train", [*common, "stage=apply", *overrides]))
+
+    method = ["router=vtw", "router.k=2", "loss.reduction=reference"]
+    assert base_of(*method, "projector=visionzip", "seed=1") == ["router=none", *common, "seed=1"]
+    assert base_of("projector=token_packer", "projector.keep=0.25", "projector.scale=2") == [
+        *("router=none", *common),
+        *("projector=token_packer", "projector.scale=2"),
+    ]
+    assert base_run(compose("train", [*common, "stage=apply", "router=vtw"])) is None
+
+
+def test_a_missing_base_is_named(tiny):
+    with pytest.raises(ConfigError) as error:
+        applied(tiny, "router=fastv", "model.text.initializer_range=0.1")
+    (sentence,) = error.value.problems
+    assert "make it: python -m dpn.train router=none data=llava_json" in sentence
+    assert "model.text.initializer_range=0.1" in sentence
+
+
+def test_weights_that_the_base_has_not_are_asked_for(base, tiny):
+    with pytest.raises(ConfigError, match="`router=dpe` has weights of its own"):
+        applied(tiny, "router=dpe")
+    with pytest.raises(ValueError, match=r"lacks weights .* router: router.gates"):
+        applied(tiny, "router=dpe", f"init.model={base}")
+
+
+def test_gates_are_applied_at_another_share(tiny):
+    trained = train(compose("train", [*tiny, "router=dpe", "router.keep=0.8"]))
+    folder = applied(tiny, "router=dpe", "router.keep=0.6", f"init.model={trained}")
+    shares = [
+        read_json(place / "metrics.json")["cost/visual_macs_ratio"] for place in (trained, folder)
+    ]
+    assert shares[1] < shares[0]
+
+
+def test_dfmr_meets_its_keep(base, tiny):
+    """Its pooling depends on the image: the threshold is found on training data."""
+    keep = ("projector=dfmr", "projector.kernels=[2]", "projector.keep=0.6", "router=none")
+    share = read_json(applied(tiny, *keep) / "metrics.json")["cost/visual_macs_ratio"]
+    assert share < 1
+
+
+def test_a_share_out_of_reach_is_an_outcome_of_a_sweep(tiny):
+    request = compose("train", [*tiny, "router=dpe", "router.keep=0.01"])
+    with pytest.raises(ConfigError, match="can not be reached"):
+        train(request)
+    folder = train(replace(request, in_sweep=True))
+    status = read_json(folder / "status.json")
+    assert status["status"] == "unreachable"
+    assert "router.keep=0.01 can not be reached" in status["error"]
+
+
+def test_other_mistakes_are_none(tiny):
+    request = compose("train", [*tiny, "router=dpe", "router.keep=0.01", "data.batch_size=0"])
+    with pytest.raises(ConfigError):
+        train(replace(request, in_sweep=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["router", "projector"])
+def test_a_sweep_over_all_methods(part, base, tiny, monkeypatch, capsys):
+    """As typed: no method needs a word of its own; those with weights say that they have some."""
+    jobs = ["-m", "stage=apply", f"{part}=glob(*)", f"{part}.keep=0.5"]
+    jobs += ["router=none"] if part == "projector" else []
+    monkeypatch.setattr(sys, "argv", ["dpn-train", *jobs, *tiny])
+    with pytest.raises(SystemExit):
+        main()
+    errors = capsys.readouterr().err
+    failed = errors.count("The configuration has")
+    assert failed == errors.count("has weights of its own") + errors.count("needs the run that")
+    assert 0 < failed < 6

@@ -1,0 +1,32 @@
+"""The ranks that `tools/arank.py` prints, against maps of the stock model."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tools.arank import mean_ranks
+
+from .conftest import collate, make_model, make_samples, without
+from .eager import Eager
+
+
+@pytest.mark.parametrize("tolerance", [None, 0.05, 0.3])
+@torch.no_grad()
+def test_ranks_are_those_of_eager_maps(tolerance):
+    model, samples = make_model({"name": "vtw", "k": 1}, seed=3), make_samples()
+    batches = [without(collate(part), "labels") for part in (samples[:2], samples[2:])]
+    found = mean_ranks(model, batches, tolerance)
+    config = model.config.text_config
+    stock = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    stock.model.load_state_dict(model.language.state_dict())
+    eager, expected = Eager(model, "keep"), torch.zeros(4)
+    for ids, _, images in samples:
+        eager.start(ids, images)
+        out = stock(inputs_embeds=eager.hidden[None], output_attentions=True)
+        for layer, maps in enumerate(out.attentions):
+            singular = torch.linalg.svdvals(maps[0])  # [H, n]
+            least = maps.shape[-1] * torch.finfo(torch.float32).eps
+            least = least if tolerance is None else tolerance
+            expected[layer] += (singular > least * singular[:, :1]).sum(1).float().mean() / 5
+    torch.testing.assert_close(torch.tensor(found), expected)
+    assert len(set(found)) > 1 or tolerance is None
