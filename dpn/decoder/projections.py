@@ -15,7 +15,7 @@ def units_of(heads: Tensor | None, size: int) -> Units:
     """The places of some heads in what a projection gives or takes."""
     if heads is None:
         return None
-    return (heads[:, None] * size + torch.arange(size).to(heads)).flatten()
+    return (heads[:, None] * size + torch.arange(size, device=heads.device)).flatten()
 
 
 def outputs(linear: nn.Module, x: Tensor, units: Units = None) -> Tensor:

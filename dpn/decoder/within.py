@@ -70,7 +70,7 @@ def _attention(
         value = attention.v_proj(normed).unflatten(-1, (-1, attention.head_dim))
         shown, units = (key, value), None
     else:
-        kv = torch.tensor(plan.heads, dtype=torch.long).to(normed.device)
+        kv = torch.tensor(plan.heads, dtype=torch.long).to(normed.device, non_blocking=True)
         asks, value, units = _of_heads(attention, normed, kv, rows, (cos, sin))
         shown = key.index_select(1, kv), value.index_select(1, kv)
     if rows.attention.write is not None:
@@ -108,7 +108,7 @@ def _of_heads(
         `[N, Hkv, Dh]`, zero for visual rows elsewhere; places of the active heads in the output.
     """
     size, group = attention.head_dim, attention.num_key_value_groups
-    heads = (kv[:, None] * group + torch.arange(group).to(kv)).flatten()
+    heads = (kv[:, None] * group + torch.arange(group, device=kv.device)).flatten()
     text, visual = rows.apart(normed)
     (text_cos, cos), (text_sin, sin) = map(rows.apart, rotary)
     asks = (
@@ -142,7 +142,8 @@ def _narrow(mlp: Any, rows: Tensor, units: Units) -> Tensor:
 @torch.no_grad()
 def _most_active(mlp: Any, rows: Tensor, count: int, probe: int) -> Tensor:
     """`[count]` units of the largest mean absolute activation over some rows of an image."""
-    some = rows[torch.tensor(probed_rows(len(rows), probe)).to(rows.device)]
+    places = torch.tensor(probed_rows(len(rows), probe)).to(rows.device, non_blocking=True)
+    some = rows.index_select(0, places)
     active = mlp.act_fn(mlp.gate_proj(some)) * mlp.up_proj(some)
     count = min(count, active.shape[1])
     return active.float().abs().mean(0).topk(count).indices.sort().values

@@ -26,10 +26,17 @@ class SparseFFNRouter(PlannedRouter):
         text: TextShape,
         grid: Grid,
     ):
-        units = text.ffn_size / ratio
+        self.ratio = ratio
+        units = text.ffn_size / max(ratio, 1.0)
         bounds = (1.0, float(text.ffn_size))
         super().__init__(layers, units, bounds, keep, text=text, grid=grid)
 
     def plan_of(self, layer: int, strength: float) -> LayerPlan:
         """So many units."""
         return LayerPlan(ffn=int(strength))
+
+    def check(self) -> list[str]:
+        """As for all, and a ratio that would widen the FFN."""
+        if self.ratio < 1:
+            return [f"router.ratio={self.ratio} must be at least 1, which leaves every unit."]
+        return super().check()

@@ -23,7 +23,7 @@ class YOPORouter(JoinedRouter):
 
     A `keep` is met by one strength s for all four, 1 for the arguments as they are: the layers
     without visual rows, the FFN units left out and the threshold are multiplied by s, the radius is
-    divided by it. At 0 nothing is left out but what is no neighbour in the whole grid.
+    divided by it. At 0 nothing is left out, and each visual row sees its whole image.
 
     Args:
         radius: 2, see `neighbor_attention`.

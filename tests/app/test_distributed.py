@@ -17,11 +17,14 @@ from dpn.files import read_rows
 from tests.app.conftest import tiny_run
 
 VARIED = ["trainer.accumulate_grad_batches=2", "model.processor.image_mode=none"]
+HEADS = "{name: head_pruning, scores: [[0, 1], [1, 0], [1, 1], [0, 0]], keep_layers: 0}"
+LENS = "{name: redundancy_lens, reduced: 4, window: 2, probe: 4}"
 LOSSES = {
     "hinge": ["loss=hinge"],
     "policy": ["loss=policy", "router.keep=0.6"],
     "budget": ["loss=budget", "router.keep=0.6", "router.reduce=conv", *VARIED],
     "attention": ["router=pyramid_drop", *VARIED],
+    "plans": ["router=chain", f"router.routers=[{HEADS},{LENS}]", *VARIED],
     "depth": ["router=depth_routing", *VARIED],
     "exit": ["router=dyvte", "router.hidden=8", "stage=gates", *VARIED],
 }
