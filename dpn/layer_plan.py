@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from dpn.budget import TextShape
-from dpn.tokens import Grid
+from dpn.grids import Grid
 
 
 @dataclass(frozen=True)

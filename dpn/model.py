@@ -25,10 +25,11 @@ from dpn.decoder.layer import build_language
 from dpn.decoder.loop import append, prefill
 from dpn.distributed import connect, several_processes
 from dpn.generation import RaggedGenerationMixin
+from dpn.grids import Grid
 from dpn.host_batch import IGNORE, HostBatch
 from dpn.keyed import mix
 from dpn.routers.base import Router, RoutingContext, Trace
-from dpn.tokens import Grid, PackedTokens, Source, pack
+from dpn.tokens import PackedTokens, Source, pack
 from dpn.vision._features import ImageContext, VisualFeatures
 
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from dpn.decoder.attention import PrefillAttention
+from dpn.grids import Grid
 from dpn.layer_plan import BLOCK
-from dpn.tokens import Grid, PackedTokens, Span
+from dpn.tokens import PackedTokens, Span
 
 
 @dataclass(frozen=True)

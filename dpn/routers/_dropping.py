@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from dpn.budget import TextShape
+from dpn.grids import Grid
 from dpn.routers._strength import StrengthRouter
 from dpn.routers.base import Decision, Router, RoutingContext, Where
-from dpn.tokens import Grid, PackedTokens, Positions
+from dpn.tokens import PackedTokens, Positions
 
 
 class DroppingRouter(StrengthRouter):

@@ -7,9 +7,10 @@ from typing import Any
 from torch import nn
 
 from dpn.budget import TextShape
+from dpn.grids import Grid
 from dpn.layer_plan import LayerPlan
 from dpn.routers.base import Router, RoutingContext, Where
-from dpn.tokens import Grid, PackedTokens
+from dpn.tokens import PackedTokens
 
 
 class JoinedRouter(Router):

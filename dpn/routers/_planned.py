@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 
 from dpn.budget import TextShape
+from dpn.grids import Grid
 from dpn.layer_plan import LayerPlan, layer_macs, work_of
 from dpn.routers._strength import StrengthRouter
 from dpn.routers.base import RoutingContext
-from dpn.tokens import Grid, PackedTokens
+from dpn.tokens import PackedTokens
 
 
 class PlannedRouter(StrengthRouter):

@@ -14,8 +14,9 @@ from torch._subclasses import FakeTensor
 
 from dpn.budget import TextShape
 from dpn.distributed import connect
+from dpn.grids import Grid, Kernel, kernel_on, pooled_grid
 from dpn.routers.base import Decision, Router, RoutingContext, check_keep
-from dpn.tokens import Grid, Kernel, PackedTokens, Positions, kernel_on, pooled_grid
+from dpn.tokens import PackedTokens, Positions
 
 Grids = tuple[Grid, ...]
 PAPER_KERNELS: tuple[Kernel, ...] = ((1, 1), (1, 2), (2, 2))

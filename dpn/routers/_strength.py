@@ -1,8 +1,8 @@
 """What the methods share that follow from one number, for which `keep` can stand."""
 
 from dpn.budget import TextShape, meet
+from dpn.grids import Grid
 from dpn.routers.base import Router, check_keep
-from dpn.tokens import Grid
 
 
 class StrengthRouter(Router):

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from dpn.budget import TextShape, check_share
+from dpn.grids import Grid
 from dpn.keyed import uniform
 from dpn.layer_plan import LayerPlan, Work, layer_macs, work_of
-from dpn.tokens import Grid, PackedTokens, Positions
+from dpn.tokens import PackedTokens, Positions
 
 
 @dataclass

@@ -5,8 +5,8 @@ from typing import Any
 
 from dpn import routers as family
 from dpn.budget import TextShape, Unreachable
+from dpn.grids import Grid
 from dpn.routers._joined import JoinedRouter
-from dpn.tokens import Grid
 
 
 class ChainRouter(JoinedRouter):

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from dpn.budget import TextShape
+from dpn.grids import Grid
 from dpn.routers._gates import Gate, LinearGate, MLPGate, mean_rows
 from dpn.routers._pooling import PAPER_KERNELS, Choice, PoolingRouter
 from dpn.routers.base import RoutingContext
 from dpn.routers.random import draw
-from dpn.tokens import Grid, PackedTokens, Positions
+from dpn.tokens import PackedTokens, Positions
 
 
 class DPERouter(PoolingRouter):

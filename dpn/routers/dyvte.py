@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from dpn.budget import TextShape
+from dpn.grids import Grid
 from dpn.routers._gates import ExitGate, mean_rows
 from dpn.routers.base import Decision, Router, RoutingContext, check_keep
-from dpn.tokens import Grid, PackedTokens, Positions
+from dpn.tokens import PackedTokens, Positions
 
 NAMES = ("stay", "leave")
 

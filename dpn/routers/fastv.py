@@ -3,9 +3,10 @@
 from torch import Tensor
 
 from dpn.budget import TextShape
+from dpn.grids import Grid
 from dpn.routers._dropping import DroppingRouter, last_instruction_rows, mean_attention
 from dpn.routers.base import RoutingContext
-from dpn.tokens import Grid, PackedTokens, Positions
+from dpn.tokens import PackedTokens, Positions
 
 
 class FastVRouter(DroppingRouter):

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from dpn.budget import TextShape
+from dpn.grids import Grid
 from dpn.layer_plan import LayerPlan
 from dpn.routers._planned import PlannedRouter
 from dpn.routers.base import Router, RoutingContext, Where
-from dpn.tokens import Grid, PackedTokens
+from dpn.tokens import PackedTokens
 
 #: How scores are made, for messages.
 COMMAND = "python tools/head_scores.py run=RUN"

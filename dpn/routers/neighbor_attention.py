@@ -5,9 +5,9 @@ around them.
 from collections.abc import Sequence
 
 from dpn.budget import TextShape
+from dpn.grids import Grid
 from dpn.layer_plan import LayerPlan
 from dpn.routers._planned import PlannedRouter
-from dpn.tokens import Grid
 
 
 class NeighborAttentionRouter(PlannedRouter):

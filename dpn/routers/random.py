@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from dpn.budget import TextShape
+from dpn.grids import Grid
 from dpn.routers._pooling import PAPER_KERNELS, Choice, PoolingRouter, count_rows
 from dpn.routers.base import RoutingContext
-from dpn.tokens import Grid, PackedTokens, Positions
+from dpn.tokens import PackedTokens, Positions
 
 
 class RandomRouter(PoolingRouter):

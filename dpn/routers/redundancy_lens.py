@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from dpn.budget import TextShape
+from dpn.grids import Grid
 from dpn.layer_plan import LayerPlan
 from dpn.routers._divergence import divergences
 from dpn.routers._planned import PlannedRouter
 from dpn.routers.base import Router
-from dpn.tokens import Grid
 
 COMMAND = "python tools/find_layers.py run=RUN method=redundancy_lens"
 KINDS = ("attention", "ffn")

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from dpn.budget import TextShape
+from dpn.grids import Grid
 from dpn.layer_plan import LayerPlan
 from dpn.routers._planned import PlannedRouter
-from dpn.tokens import Grid
 
 
 class SparseFFNRouter(PlannedRouter):

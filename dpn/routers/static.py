@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dpn.budget import TextShape
+from dpn.grids import Grid, Kernel
 from dpn.routers._pooling import (
     PAPER_KERNELS,
     Choice,
@@ -17,7 +18,7 @@ from dpn.routers._pooling import (
     quarter_layers,
 )
 from dpn.routers.base import RoutingContext
-from dpn.tokens import Grid, Kernel, PackedTokens, Positions
+from dpn.tokens import PackedTokens, Positions
 
 
 class StaticRouter(PoolingRouter):

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from dpn.budget import TextShape
+from dpn.grids import Grid
 from dpn.routers._divergence import divergences
 from dpn.routers._dropping import DroppingRouter
 from dpn.routers.base import RoutingContext
-from dpn.tokens import Grid, PackedTokens, Positions
+from dpn.tokens import PackedTokens, Positions
 
 
 class VTWRouter(DroppingRouter):

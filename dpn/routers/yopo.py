@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from dpn.budget import TextShape, meet
+from dpn.grids import Grid
 from dpn.routers._joined import JoinedRouter, joined
 from dpn.routers._planned import native_macs
 from dpn.routers.base import check_keep
@@ -13,7 +14,6 @@ from dpn.routers.head_pruning import HeadPruningRouter, Scores, read_scores
 from dpn.routers.layer_drop import LayerDropRouter
 from dpn.routers.neighbor_attention import NeighborAttentionRouter
 from dpn.routers.sparse_ffn import SparseFFNRouter
-from dpn.tokens import Grid
 
 
 class YOPORouter(JoinedRouter):

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dpn.grids import Grid
 from dpn.keyed import mix, uniform
-from dpn.tokens import Grid
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,17 @@ import dpn
 
 PACKAGE = Path(dpn.__file__).parent
 ROOT = PACKAGE.parent
-# design.md section 2, each importing only from those before it. `tokens` stands before `vision`
-# here: it holds the geometry of grids, which towers and projectors speak of too; `sections` are
-# the values that `config` checks.
+# design.md section 2, each importing only from those before it; `grids` is the geometry that
+# towers, projectors and tokens speak of, `sections` are the values that `config` checks.
 ORDER = [
     *(
         "sections",
         "config",
         "data",
-        "tokens",
+        "grids",
         "vision",
         "projectors",
+        "tokens",
         "routers",
         "decoder",
         "host_batch",

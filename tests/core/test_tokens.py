@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from dpn.tokens import pack, pool_grid
+from dpn.grids import pool_grid
+from dpn.tokens import pack
 
 
 def make(numbering="renumber"):

@@ -1,0 +1,62 @@
+"""Grids of visual tokens: what pooling leaves of them."""
+
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
+
+Grid = tuple[int, int]
+Kernel = tuple[int, int]
+Reduce = Literal["max", "avg"]
+
+
+def pooled_grid(grid: Grid, kernel: Kernel) -> Grid:
+    """The grid that is left after pooling with kernel = stride, smaller windows at the edges
+    included.
+    """
+    return -(-grid[0] // kernel[0]), -(-grid[1] // kernel[1])
+
+
+def kernel_on(grid: Grid, kernel: Kernel) -> Kernel:
+    """The kernel that pools a grid; of rows in a line as many as it has cells."""
+    return (1, kernel[0] * kernel[1]) if grid[0] == 1 else kernel
+
+
+@lru_cache(maxsize=4096)
+def window_of_row(grid: Grid, kernel: Kernel) -> np.ndarray:
+    """Which pooled row each row of a grid falls into, [h * w]."""
+    rows, columns = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
+    return rows // kernel[0] * pooled_grid(grid, kernel)[1] + columns // kernel[1]
+
+
+def pool_grid(hidden: Tensor, kernel: Kernel, reduce: Reduce = "max") -> Tensor:
+    """Pool `[S, h, w, D]` with kernel = stride; edge windows may be smaller, so no row is lost.
+
+    Returns:
+        `[S, ceil(h / kh), ceil(w / kw), D]`.
+    """
+    pool = F.max_pool2d if reduce == "max" else F.avg_pool2d
+    # The permuted view is channels_last memory, for which both kernels are native: nothing is
+    # copied.
+    return pool(hidden.permute(0, 3, 1, 2), kernel, ceil_mode=True).permute(0, 2, 3, 1)
+
+
+def convolve_grid(hidden: Tensor, weight: Tensor) -> Tensor:
+    """Depthwise convolution of `[S, h, w, D]` with kernel = stride and weight `[D, 1, kh, kw]`.
+
+    A smaller window at the edge uses the weights of its real cells, scaled as if it were full: at
+    the initial weights 1 / (kh * kw) this is its average.
+    """
+    kernel = (weight.shape[2], weight.shape[3])
+    height, width = pooled_grid((hidden.shape[1], hidden.shape[2]), kernel)
+    missing = (0, width * kernel[1] - hidden.shape[2], 0, height * kernel[0] - hidden.shape[1])
+    x = hidden.permute(0, 3, 1, 2)
+    full = hidden.new_ones(1, 1, hidden.shape[1], hidden.shape[2])
+    if any(missing):
+        x, full = F.pad(x, missing), F.pad(full, missing)
+    share = F.avg_pool2d(full, kernel)  # [1, 1, h', w'] real cells / kernel area
+    return (F.conv2d(x, weight.to(x.dtype), stride=kernel, groups=x.shape[1]) / share).permute(
+        0, 2, 3, 1
+    )
