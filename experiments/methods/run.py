@@ -10,6 +10,7 @@ is appended to results.jsonl at once, with its command and commit, and is not re
 """
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -220,55 +221,72 @@ def time_prefill(name: str) -> None:
 
 
 def table() -> str:
-    """A line for each method and way."""
-    rows = [row for row in _read(RESULTS) if row["status"] == "finished"]
-    speed = {row["method"]: row for row in _read(SPEED)}
+    """A line for each method, way and share."""
+    groups, speed = _groups(), {row["method"]: row for row in _read(SPEED)}
     head = ["method", "acts", "", "asked", "seeds", *FAMILIES, "share reached", "prefill FLOPs"]
-    lines = [[*head, "timed at: FLOPs", "time"]]
-    for name, method in METHODS.items():
-        for how in ("applied", "trained"):
-            for keep in (None, *sorted(KEEPS)):
-                same = [r for r in rows if (r["method"], r["how"], r["keep"]) == (name, how, keep)]
-                if not same:
-                    continue
-                cells = [[r["accuracy"][f] for r in same] for f in FAMILIES]
-                cells += [[r["share"] for r in same], [r["flops"] for r in same]]
-                asked = "" if keep is None else str(keep)
-                line = [f"`{name}`", method.acts, how, asked, str(len(same)), *map(_spread, cells)]
-                at = speed.get(name) if keep in (None, 0.5) else None
-                lines.append([*line, *(_timed(at) if at else ("", ""))])
-    lines.insert(1, ["---"] * len(lines[0]))
+    lines = [[*head, "timed at: FLOPs", "time"], ["---"] * (len(head) + 2)]
+    for (name, how, keep), rows in groups.items():
+        asked = "" if keep is None else str(keep)
+        line = [f"`{name}`", METHODS[name].acts, how, asked, str(len(rows))]
+        if rows[0]["status"] == "unreachable":
+            lines.append([*line, "unreachable", *[""] * 6])
+            continue
+        cells = [[r["accuracy"][f] for r in rows] for f in FAMILIES]
+        cells += [[r["share"] for r in rows], [r["flops"] for r in rows]]
+        at = speed.get(name) if keep in (None, 0.5) else None
+        lines.append([*line, *map(_spread, cells), *(_timed(at) if at else ("", ""))])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def draw() -> None:
-    """Accuracy against the share reached, a line for each method."""
+    """Accuracy against the share reached: inside the decoder and before it, applied and trained."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows = [row for row in _read(RESULTS) if row["status"] == "finished"]
-    figure = Figure(figsize=(11, 5), layout="constrained")
+    figure = Figure(figsize=(12, 9), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, 2, sharey=True)
-    for axes, how in zip(panels, ("applied", "trained"), strict=True):
-        for number, name in enumerate(METHODS):
-            points = {}
-            for keep in (None, *sorted(KEEPS)):
-                same = [r for r in rows if (r["method"], r["how"], r["keep"]) == (name, how, keep)]
-                if same:
-                    right = fmean(fmean(r["accuracy"].values()) for r in same)
-                    points[fmean(r["share"] for r in same)] = right
-            if points:
+    panels = figure.subplots(2, 2, sharex=True, sharey=True)
+    for line, part in zip(panels, ("router", "projector"), strict=True):
+        names = [n for n, m in METHODS.items() if n == "none" or m.part == part]
+        for axes, how in zip(line, ("applied", "trained"), strict=True):
+            for number, name in enumerate(names):
+                points = _points(name, how)
                 style = {"color": f"C{number % 10}", "marker": "os^vD"[number // 10 % 5]}
-                if name.startswith(("random", "downsample")):
-                    style |= {"color": "black", "linestyle": "--"}
-                shares = sorted(points)
-                axes.plot(shares, [points[s] for s in shares], label=name, **style)
-        axes.set(xlabel="share of visual MACs", title=f"{how}", xlim=(0, 1.05))
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=7, ncols=2)
-    panels[0].set_ylabel("accuracy, mean of the families")
-    figure.savefig(HERE / "accuracy.png", dpi=120)
+                if name.startswith(("random", "downsample", "none")):
+                    style |= {"color": "black", "marker": "*x+"[number % 3], "linestyle": ":"}
+                axes.plot(*points, label=name, markersize=7, **style)
+            where = "inside the decoder" if part == "router" else "before the decoder"
+            titles = {"applied": "to the model of router=none", "trained": "60 more steps with it"}
+            axes.set(title=f"{where}, {how}: {titles[how]}", xlim=(0.15, 1.03), ylim=(0, 1.03))
+            axes.grid(alpha=0.3)
+        line[0].set_ylabel("accuracy, mean of the families")
+        line[1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    for axes in panels[1]:
+        axes.set_xlabel("share of visual MACs reached")
+    figure.savefig(HERE / "accuracy.png", dpi=110)
+
+
+Key = tuple[str, str, float | None]
+
+
+def _groups() -> dict[Key, list[dict[str, Any]]]:
+    """The rows of all seeds by method, way and share, in the order of `METHODS`."""
+    found: dict[Key, list[dict[str, Any]]] = {}
+    for row in _read(RESULTS):
+        found.setdefault((row["method"], row["how"], row["keep"]), []).append(row)
+    keys = itertools.product(METHODS, ("applied", "trained"), (None, *sorted(KEEPS)))
+    return {key: found[key] for key in keys if key in found}
+
+
+def _points(name: str, how: str) -> tuple[list[float], list[float]]:
+    """Shares and accuracies of a method, means over seeds."""
+    points = []
+    for (method, way, _), rows in _groups().items():
+        if (method, way) == (name, how) and rows[0]["status"] == "finished":
+            right = fmean(fmean(r["accuracy"].values()) for r in rows)
+            points.append((fmean(r["share"] for r in rows), right))
+    points.sort()
+    return [share for share, _ in points], [right for _, right in points]
 
 
 def _spread(values: Sequence[float]) -> str:
