@@ -78,6 +78,7 @@ def front_door(
                 failures.append((request, error))
 
         def main() -> None:
+            failures.clear()
             set_up_logging()
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here, not to its printer
             door = hydra.main(str(CONFIG_DIR), config_name, version_base="1.3")
