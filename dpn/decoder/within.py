@@ -64,14 +64,18 @@ def _attention(
             packing=rows.attention,
         )[0][0]
     cos, sin = (x[0] for x in position_embeddings)
-    key = rotated(attention, "k", normed, cos, sin).contiguous()
+    # Queries, keys, values, as in the stock layer: ZeRO-2 adds up the gradients of all processes in
+    # the order in which they come, and a process without images runs that one.
     if plan.heads is None:
         asks = rows.apart(rotated(attention, "q", normed, cos, sin))
+        key = rotated(attention, "k", normed, cos, sin).contiguous()
         value = attention.v_proj(normed).unflatten(-1, (-1, attention.head_dim))
         shown, units = (key, value), None
     else:
         kv = torch.tensor(plan.heads, dtype=torch.long).to(normed.device, non_blocking=True)
-        asks, value, units = _of_heads(attention, normed, kv, rows, (cos, sin))
+        asks, units = _queries_of(attention, normed, kv, rows, (cos, sin))
+        key = rotated(attention, "k", normed, cos, sin).contiguous()
+        value = _values_of(attention, normed, kv, rows)
         shown = key.index_select(1, kv), value.index_select(1, kv)
     if rows.attention.write is not None:
         rows.attention.write(attention.layer_idx, key, value)
@@ -87,14 +91,14 @@ def _attention(
     return rows.together(attention.o_proj(text.flatten(1)), out)
 
 
-def _of_heads(
+def _queries_of(
     attention: Any,
     normed: Tensor,
     kv: Tensor,
     rows: PlannedRows,
     rotary: tuple[Tensor, Tensor],
-) -> tuple[tuple[Tensor, Tensor], Tensor, Units]:
-    """Queries and values where visual rows have some heads only.
+) -> tuple[tuple[Tensor, Tensor], Units]:
+    """Queries where visual rows have some heads only.
 
     Args:
         attention: the stock attention module.
@@ -104,8 +108,8 @@ def _of_heads(
         rotary: cosines and sines, `[N, Dh]` each.
 
     Returns:
-        Queries of text rows `[Nt, H, Dh]` and of visual rows `[Nv, active, Dh]`; values
-        `[N, Hkv, Dh]`, zero for visual rows elsewhere; places of the active heads in the output.
+        Queries of text rows `[Nt, H, Dh]` and of visual rows `[Nv, active, Dh]`; places of the
+        active heads in the output.
     """
     size, group = attention.head_dim, attention.num_key_value_groups
     heads = (kv[:, None] * group + torch.arange(group, device=kv.device)).flatten()
@@ -115,10 +119,17 @@ def _of_heads(
         rotated(attention, "q", text, text_cos, text_sin),
         rotated(attention, "q", visual, cos, sin, heads),
     )
+    return asks, units_of(heads, size)
+
+
+def _values_of(attention: Any, normed: Tensor, kv: Tensor, rows: PlannedRows) -> Tensor:
+    """Values `[N, Hkv, Dh]`, zero for visual rows in other heads than those of `kv`."""
+    size = attention.head_dim
+    text, visual = rows.apart(normed)
     values = outputs(attention.v_proj, text).unflatten(-1, (-1, size))
     some = outputs(attention.v_proj, visual, units_of(kv, size)).unflatten(-1, (-1, size))
     none = some.new_zeros(len(some), values.shape[1], size)
-    return asks, rows.together(values, none.index_copy(1, kv, some)), units_of(heads, size)
+    return rows.together(values, none.index_copy(1, kv, some))
 
 
 def _ffn(mlp: Any, normed: Tensor, plan: LayerPlan, rows: PlannedRows) -> Tensor:
