@@ -39,8 +39,9 @@ BENCH = (
     "model.text.hidden_size=512",
     "model.text.intermediate_size=1376",
     "model.vision.image_size=128",
+    "batch_size=2",
     "train=false",
-    "pairs=20",
+    "pairs=11",
 )
 
 
