@@ -21,6 +21,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from dpn.bench import bench
+from dpn.config import ConfigError
 from dpn.files import read_json
 from dpn.launch import compose, set_up_logging
 from dpn.run_folder import run_path
@@ -197,20 +198,25 @@ def run(job: Job) -> None:
 
 
 def time_prefill(name: str) -> None:
-    """Prefill of random weights against no compression, at half of the visual work."""
-    job = Job(name, "timed", 0.5 if METHODS[name].keeps == KEEPS else None, 0)
-    overrides = [*job.choice, *BENCH]
-    print("python -m dpn.bench", *overrides, flush=True)
-    try:
-        found = bench(compose("bench", overrides))
-    except ValueError as problem:
-        print(problem)
+    """Prefill of random weights against no compression, at half of the visual work, or at the first
+    of the other shares that the method can spend.
+    """
+    for keep in METHODS[name].keeps:
+        overrides = [*Job(name, "timed", keep, 0).choice, *BENCH]
+        print("python -m dpn.bench", *overrides, flush=True)
+        try:
+            found = bench(compose("bench", overrides))
+            break
+        except ConfigError as problem:
+            print(problem)
+    else:
         return
     ratio = found["time/prefill"]
     _append(
         SPEED,
         {
             "method": name,
+            "keep": keep,
             "command": " ".join(["python -m dpn.bench", *overrides]),
             "commit": _git("rev-parse", "--short", "HEAD"),
             "share": found["cost/visual_macs_ratio"],
@@ -223,7 +229,7 @@ def time_prefill(name: str) -> None:
 
 def table() -> str:
     """A line for each method, way and share."""
-    groups, speed = _groups(), {row["method"]: row for row in _read(SPEED)}
+    groups, speed = _groups(), {(row["method"], row["keep"]): row for row in _read(SPEED)}
     head = ["method", "acts", "", "asked", "seeds", *FAMILIES, "share reached", "prefill FLOPs"]
     lines = [[*head, "timed at: FLOPs", "time"], ["---"] * (len(head) + 2)]
     for (name, how, keep), rows in groups.items():
@@ -234,7 +240,7 @@ def table() -> str:
             continue
         cells = [[r["accuracy"][f] for r in rows] for f in FAMILIES]
         cells += [[r["share"] for r in rows], [r["flops"] for r in rows]]
-        at = speed.get(name) if keep in (None, 0.5) else None
+        at = speed.get((name, keep))
         lines.append([*line, *map(_spread, cells), *(_timed(at) if at else ("", ""))])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
