@@ -1,4 +1,4 @@
-"""The share that `router.keep` asks for is met by argmax routes."""
+"""The share that `keep` asks for is met where it depends on the sample."""
 
 import pytest
 
@@ -16,6 +16,21 @@ def test_calibration_meets_keep(keep, router):
     batches = [without(collate(make_samples(seed=s)), "labels") for s in range(12)]
     assert calibrate(model, batches) == pytest.approx(keep, abs=0.05)
     assert measured_share(model, batches) == pytest.approx(keep, abs=0.05)
+
+
+@pytest.mark.parametrize("keep", [0.4, 0.6, 0.8])
+def test_dfmr_meets_its_share_of_tokens(keep):
+    """Images of every contrast; the threshold that is given would pool all of them."""
+    projector = {"name": "dfmr", "kernels": [2], "threshold": 100.0, "keep": keep}
+    model = make_model(projector=projector, seed=3)
+    batches = [without(collate(make_samples([0, 1], seed=s)), "labels") for s in range(12)]
+    assert calibrate(model, batches, "projector") == pytest.approx(keep, abs=0.05)
+    shares = []
+    for batch in batches:
+        trace = model(**batch).trace
+        for before, after in zip(trace.tower_grids, trace.grids, strict=True):
+            shares.append(sum(h * w for h, w in after) / sum(h * w for h, w in before))
+    assert sum(shares) / len(shares) == pytest.approx(keep, abs=0.05)
 
 
 def test_calibration_needs_images():

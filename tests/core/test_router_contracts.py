@@ -192,7 +192,7 @@ def test_the_whole_share_is_no_compression_or_refused(name):
         close(model(**batch).logits, make_model(seed=3)(**batch).logits)
 
 
-@pytest.mark.parametrize("keep", [0.3, 0.5])
+@pytest.mark.parametrize("keep", [0.3, 0.5, 0.65])
 @pytest.mark.parametrize("name", [name for name in WITH_KEEP if name not in ROUGH])
 def test_keep_is_met_at_the_size_of_llava(name, keep):
     """All 576 rows and 32 layers, of a narrow decoder; the share counts the widths of a 7B."""
