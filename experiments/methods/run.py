@@ -31,6 +31,8 @@ HERE = Path(__file__).parent
 RESULTS, SPEED = HERE / "results.jsonl", HERE / "speed.jsonl"
 FAMILIES = ("coarse", "medium", "fine")
 KEEPS = (0.5, 0.25, 0.75)
+#: What `head_pruning` can still spend.
+MORE = 0.8
 #: Of a share: three at 0.5, one elsewhere.
 SEEDS = {0.5: (0, 1, 2)}
 #: 60 steps after the 400 of the base, at half of its learning rates.
@@ -89,7 +91,7 @@ METHODS = {
     "dyvte": Method("router", _BETWEEN, free=False, trained=_GATES),
     "layer_drop": Method("router", _WITHIN),
     "neighbor_attention": Method("router", _WITHIN, keeps=(None,)),
-    "head_pruning": Method("router", _WITHIN, own=_SCORES),
+    "head_pruning": Method("router", _WITHIN, own=_SCORES, keeps=(*KEEPS, MORE)),
     "sparse_ffn": Method("router", _WITHIN),
     "yopo": Method("router", _WITHIN, own=_SCORES),
     "redundancy_lens": Method("router", _WITHIN, trained=None),
@@ -281,7 +283,7 @@ def _groups() -> dict[Key, list[dict[str, Any]]]:
     found: dict[Key, list[dict[str, Any]]] = {}
     for row in _read(RESULTS):
         found.setdefault((row["method"], row["how"], row["keep"]), []).append(row)
-    keys = itertools.product(METHODS, ("applied", "trained"), (None, *sorted(KEEPS)))
+    keys = itertools.product(METHODS, ("applied", "trained"), (None, *sorted((*KEEPS, MORE))))
     return {key: found[key] for key in keys if key in found}
 
 
@@ -322,7 +324,7 @@ def _git(*arguments: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("methods", nargs="*", choices=[[], *METHODS], help="default: all")
-    parser.add_argument("--keeps", type=float, nargs="+", default=KEEPS)
+    parser.add_argument("--keeps", type=float, nargs="+", default=(*KEEPS, MORE))
     parser.add_argument("--how", choices=["applied", "trained"], help="default: both")
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2))
     parser.add_argument("--speed", action="store_true", help="time prefill instead")
