@@ -75,6 +75,8 @@ class Method:
 _GATES = ("stage=gates", "trainer.max_steps=60", "router.hidden=96")
 #: What `tools/head_scores.py` makes of the base.
 _SCORES = ("router.scores={base}/head_scores.json",)
+#: What `tools/find_layers.py` makes of it.
+_RANKING = ("router.ranking={base}/layer_ranking.json",)
 #: The projector is a new one.
 _NEW = ("init.language={base}", "init.vision={base}")
 _BETWEEN, _BEFORE, _WITHIN = "between layers", "before the decoder", "within layers"
@@ -94,7 +96,7 @@ METHODS = {
     "head_pruning": Method("router", _WITHIN, own=_SCORES, keeps=(*KEEPS, MORE)),
     "sparse_ffn": Method("router", _WITHIN),
     "yopo": Method("router", _WITHIN, own=_SCORES),
-    "redundancy_lens": Method("router", _WITHIN, trained=None),
+    "redundancy_lens": Method("router", _WITHIN, trained=None, own=_RANKING),
     "depth_routing": Method("router", _WITHIN, free=False),
     "random (projector)": Method("projector", _BEFORE),
     "downsample": Method("projector", _BEFORE),
@@ -156,11 +158,16 @@ def base(seed: int) -> Path:
 
 
 def prepare(seed: int) -> None:
-    """Make the base, and the scores of its heads."""
+    """Make the base, the scores of its heads and the ranking of its layers."""
     train(compose("train", ["router=none", f"seed={seed}"]))
-    if not (base(seed) / "head_scores.json").exists():
-        tool = Path(__file__).parents[2] / "tools" / "head_scores.py"
-        subprocess.run([sys.executable, tool, f"run={base(seed)}"], check=True)
+    tools = HERE.parents[1] / "tools"
+    for file, tool, *arguments in (
+        ("head_scores.json", "head_scores.py"),
+        ("layer_ranking.json", "find_layers.py", "method=redundancy_lens"),
+    ):
+        if not (base(seed) / file).exists():
+            command = [sys.executable, tools / tool, f"run={base(seed)}", *arguments]
+            subprocess.run(command, check=True)
 
 
 def jobs(names: Sequence[str], keeps: Sequence[float]) -> Iterator[Job]:
