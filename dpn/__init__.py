@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "DPNConfig": "dpn.model",
+    "DPNConfig": "dpn.model_config",
     "DPNForConditionalGeneration": "dpn.model",
     "DPNProcessor": "dpn.processor",
 }
 __all__ = ["DPNConfig", "DPNForConditionalGeneration", "DPNProcessor", "__version__"]
 
 if TYPE_CHECKING:
-    from dpn.model import DPNConfig, DPNForConditionalGeneration
+    from dpn.model import DPNForConditionalGeneration
+    from dpn.model_config import DPNConfig
     from dpn.processor import DPNProcessor
 
 

@@ -11,7 +11,7 @@ from dpn.build import model_on_meta
 from dpn.config import Request
 from dpn.files import read_json
 from dpn.launch import compose
-from dpn.run_folder import config_hash
+from dpn.run_path import config_hash
 from dpn.sections import trains
 
 #: What a run without compression has its own of.

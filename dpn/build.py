@@ -14,7 +14,8 @@ from dpn.data.tokenizer import train_tokenizer
 from dpn.distributed import processes
 from dpn.losses import RoutingLoss
 from dpn.losses._auto import AutoLoss
-from dpn.model import DPNConfig, DPNForConditionalGeneration
+from dpn.model import DPNForConditionalGeneration
+from dpn.model_config import DPNConfig
 from dpn.processor import DPNProcessor
 from dpn.routers import Router
 from dpn.run_folder import RunFolder

@@ -14,7 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 from dpn.resume import Checkpoints
-from dpn.run_folder import Interrupted, RunError, StopRequest
+from dpn.run_folder import RunError
+from dpn.stop_request import Interrupted, StopRequest
 
 log = logging.getLogger(__name__)
 progress_log = logging.getLogger("dpn.progress")

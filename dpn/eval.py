@@ -15,7 +15,8 @@ from dpn.config import Request
 from dpn.files import write_json, write_rows
 from dpn.launch import front_door
 from dpn.reports.page import print_tables, write_report
-from dpn.run_folder import RunFolder, slug
+from dpn.run_folder import RunFolder
+from dpn.run_path import slug
 
 
 @front_door("eval", preflight.check_evaluation)

@@ -1,11 +1,14 @@
 """What the host knows of a batch: which columns hold text, images, instructions and answers."""
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from dpn.grids import Grid
 
 IGNORE = -100
 
@@ -93,3 +96,12 @@ class HostBatch:
 def ends(attention_mask: Tensor) -> Tensor:
     """`[B]` column after the last one that is not padding."""
     return attention_mask.shape[1] - attention_mask.flip(1).argmax(1)
+
+
+def by_sample(
+    grids: Sequence[Grid], owners: Sequence[int], batch: int
+) -> tuple[tuple[Grid, ...], ...]:
+    """The grids of each sample's images, given those of all images."""
+    return tuple(
+        tuple(g for g, owner in zip(grids, owners, strict=True) if owner == b) for b in range(batch)
+    )

@@ -25,8 +25,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from dpn.config import ConfigError, Request
 from dpn.data.batch import DataError
-from dpn.run_folder import Interrupted, RunError
+from dpn.run_folder import RunError
 from dpn.schema import check_arguments, matches, nearest
+from dpn.stop_request import Interrupted
 
 _PACKAGE = Path(__file__).parent
 CONFIG_DIR = next(d for d in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if d.is_dir())

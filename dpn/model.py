@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedModel
-from transformers.configuration_utils import PreTrainedConfig
+from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from dpn import projectors, routers, vision
@@ -26,47 +25,12 @@ from dpn.decoder.loop import append, prefill
 from dpn.distributed import connect, several_processes
 from dpn.generation import RaggedGenerationMixin
 from dpn.grids import Grid
-from dpn.host_batch import IGNORE, HostBatch
+from dpn.host_batch import IGNORE, HostBatch, by_sample
 from dpn.keyed import mix
+from dpn.model_config import DPNConfig
 from dpn.routers.base import Router, RoutingContext, Trace
 from dpn.tokens import PackedTokens, Source, pack
 from dpn.vision._features import ImageContext, VisualFeatures
-
-
-class DPNConfig(PreTrainedConfig):
-    """Configuration of `DPNForConditionalGeneration`.
-
-    Attributes:
-        text_config: of any Llama-like Hugging Face text model.
-        vision_config: {"name": a file in dpn/vision, and its arguments}.
-        projector_config: {"name": a file in dpn/projectors, and its arguments}.
-        router_config: {"name": a file in dpn/routers, and its arguments}.
-        image_token_id: of `<image>`, one per image in `input_ids`.
-        router_token_id: of `<ROUTER>`, or None.
-    """
-
-    model_type = "dpn_llava"
-
-    text_config: dict | PreTrainedConfig | None = None
-    vision_config: dict | None = None
-    projector_config: dict | None = None
-    router_config: dict | None = None
-    image_token_id: int = 32000
-    router_token_id: int | None = None
-    tie_word_embeddings: bool = False
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        if self.text_config is None:
-            self.text_config = AutoConfig.for_model("llama")
-        elif isinstance(self.text_config, dict):
-            values = dict(self.text_config)
-            self.text_config = AutoConfig.for_model(values.pop("model_type", "llama"), **values)
-        self.vision_config = self.vision_config or {"name": "vit"}
-        self.projector_config = self.projector_config or {"name": "mlp"}
-        self.router_config = self.router_config or {"name": "none"}
-        text: Any = self.text_config
-        self.tie_word_embeddings = bool(text.tie_word_embeddings)
-        super().__post_init__(**kwargs)
 
 
 @dataclass
@@ -379,15 +343,6 @@ class DPNForConditionalGeneration(RaggedGenerationMixin, PreTrainedModel):
         return DPNOutput(logits=logits, past_key_values=cache, trace=cache.trace)
 
 
-def by_sample(
-    grids: Sequence[Grid], owners: Sequence[int], batch: int
-) -> tuple[tuple[Grid, ...], ...]:
-    """The grids of each sample's images, given those of all images."""
-    return tuple(
-        tuple(g for g, owner in zip(grids, owners, strict=True) if owner == b) for b in range(batch)
-    )
-
-
 def image_context(
     text: Tensor, text_index: np.ndarray, width: int, owners: Sequence[int], context: RoutingContext
 ) -> ImageContext:
@@ -419,6 +374,3 @@ def _spread(logits: Tensor, valid: np.ndarray) -> Tensor:
     full = logits.new_zeros(*valid.shape, logits.shape[-1])
     full[torch.from_numpy(valid).to(logits.device)] = logits
     return full
-
-
-AutoConfig.register(DPNConfig.model_type, DPNConfig, exist_ok=True)

@@ -24,12 +24,11 @@ from dpn.data.conversation import (
     Piece,
     Turn,
     check_words,
-    encode,
     read_turns,
     render,
     template,
-    tokenize,
 )
+from dpn.data.encoding import encode, tokenize
 from dpn.data.images import CLIP_MEAN, CLIP_STD, ImageMode, ImageTransform
 from dpn.files import write_json
 

@@ -9,27 +9,25 @@ machines, where locks may not reach.
 """
 
 import fcntl
-import hashlib
-import json
 import logging
 import os
-import re
 import shlex
-import signal
 import socket
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, Self
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from dpn.config import Request
 from dpn.files import read_json, write_json, write_text
+from dpn.run_path import config_hash, run_path
+from dpn.stop_request import Interrupted, StopRequest
 
 log = logging.getLogger(__name__)
 
@@ -37,10 +35,6 @@ HEARTBEAT_S = 10.0
 """Seconds between two heartbeats."""
 DEAD_AFTER_S = 60.0
 """A run whose last heartbeat is older than this is dead."""
-SLUG_BYTES = 100
-# Settings that change where or how fast a run happens, never what it computes.
-_NOT_IDENTITY = ("paths", "logger", "hydra", "experiment")
-_NOT_IDENTITY_LEAVES = ("num_workers",)
 
 
 class RunError(RuntimeError):
@@ -49,85 +43,6 @@ class RunError(RuntimeError):
 
 class RunIsLive(RunError):
     """Another process is writing the run folder."""
-
-
-class Interrupted(BaseException):
-    """Ctrl-C or a scheduler's signal; no `Exception`, so that nothing swallows it that skips on
-    errors.
-    """
-
-
-def config_hash(config: DictConfig) -> str:
-    """8 hex digits of the resolved config without paths, loggers, launcher and workers."""
-    bare = OmegaConf.create(OmegaConf.to_container(config, resolve=False))
-    assert isinstance(bare, DictConfig)
-    # Values that are built from paths keep the name of the path, not the place it points to.
-    bare.paths = {key: f"<{key}>" for key in bare.get("paths", {})}
-    for key in set(_NOT_IDENTITY) - {"paths"}:
-        bare.pop(key, None)
-    resolved = OmegaConf.to_container(bare, resolve=True)
-    text = json.dumps(_identity(resolved), sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def _identity(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _identity(v) for k, v in value.items() if k not in _NOT_IDENTITY_LEAVES}
-    return [_identity(item) for item in value] if isinstance(value, list) else value
-
-
-def slug(overrides: Sequence[str], config: DictConfig) -> str:
-    """Name of the run's folder: its overrides in `[A-Za-z0-9._-]` and its hash, at most 100 bytes.
-
-    Overrides that the hash leaves out are left out here too, and their order does not matter, so
-    the same run with another logger finds its folder again.
-    """
-    kept = []
-    for override in sorted(overrides, key=lambda o: ("." in o.partition("=")[0], o)):
-        key = re.split(r"[=@]", override.lstrip("+~"))[0]
-        parts = re.split(r"[./]", key)
-        if parts[0] not in _NOT_IDENTITY and parts[-1] not in _NOT_IDENTITY_LEAVES:
-            kept.append(re.sub(r"[^A-Za-z0-9._-]+", "-", override.lstrip("+")).strip("-."))
-    digits = config_hash(config)
-    return f"{('_'.join(kept) or 'default')[: SLUG_BYTES - 1 - len(digits)]}-{digits}"
-
-
-def run_path(request: Request) -> Path:
-    """Where a run lives: `paths.run_dir`, or the folder that its overrides and config name."""
-    paths, name = request.config.paths, slug(request.overrides, request.config)
-    return Path(paths.run_dir or Path(paths.output_root) / request.experiment / name)
-
-
-class StopRequest:
-    """Signals that become `Interrupted`: at once or, while `patient`, after the step.
-
-    Ctrl-C sends SIGINT; Slurm SIGTERM or SIGUSR1, before it takes a machine away. A second signal
-    never waits.
-    """
-
-    def __init__(self) -> None:
-        self.signal: str | None = None
-        self.patient = False
-        self._previous: dict[int, Any] = {}
-
-    def install(self) -> None:
-        """Take the signals over, again if someone else did; only the main thread can."""
-        if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-                self._previous.setdefault(signum, signal.getsignal(signum))
-                signal.signal(signum, self._handle)
-
-    def restore(self) -> None:
-        """Give the signals back."""
-        for signum, handler in self._previous.items():
-            signal.signal(signum, handler)
-        self._previous = {}
-
-    def _handle(self, signum: int, frame: FrameType | None) -> None:
-        again, self.signal = self.signal is not None, signal.Signals(signum).name
-        if again or not self.patient:
-            raise Interrupted(self.signal)
-        log.warning("%s: stopping after this step (once more to stop at once).", self.signal)
 
 
 class RunFolder:

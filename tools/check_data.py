@@ -22,7 +22,8 @@ from dpn.checkpoints import read_tokenizer
 from dpn.config import ConfigError, Request, check_part
 from dpn.data.base import Source, Split
 from dpn.data.batch import DataError
-from dpn.data.conversation import checked_pieces, count_words, cut, image_names, template
+from dpn.data.conversation import checked_pieces, count_words, image_names, template
+from dpn.data.encoding import cut
 from dpn.data.images import CorruptImageError, MissingImageError, OutsideImageError, open_image
 from dpn.data.rows import Rows, answered_turns
 from dpn.data.tokenizer import EOS

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from dpn import build, inference
+from dpn.data.batch import DataError
 from dpn.files import write_json
 from dpn.launch import read_arguments, readable_errors
 from dpn.routers import head_pruning
@@ -21,9 +22,14 @@ def head_scores(run: str, samples: int = 100, device: str = "auto") -> Path:
         run: run folder.
         samples: questions of the training data to ask; 100 in the release.
         device: `auto`, `cpu` or `cuda`.
+
+    Raises:
+        DataError: if the training data has no images.
     """
     model, source = build.of_run(Path(run), device)
     batches = inference.training_prompts(source, model.device, samples)
+    if not any("pixel_values" in batch for batch in batches):
+        raise DataError(f"run={run} was trained on text alone; heads are scored on images.")
     scores = head_pruning.measure(model, inference.progress(batches, "scoring heads"))
     path = Path(run) / "head_scores.json"
     write_json(path, {"layers": scores})

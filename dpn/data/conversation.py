@@ -1,19 +1,16 @@
-"""Turns of a conversation to token ids and labels, by template.
+"""Turns of a conversation, and templates that render them.
 
 A template renders the whole conversation as text pieces that know whether they are supervised.
-Pieces are then tokenised together, chunk by chunk between `<image>` marks as LLaVA does, and the
-tokenizer's character offsets tell which ids are supervised: no length is guessed, and any Hugging
-Face fast tokenizer works.
 """
 
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
-from dpn.data.batch import IGNORE, DataError
+from dpn.data.batch import DataError
 
 IMAGE = "<image>"
 ROUTER = "<ROUTER>"
@@ -273,91 +270,3 @@ def checked_pieces(
     pieces = render(turns, images, style, eos, router)
     check_cues(pieces, style)
     return pieces
-
-
-def tokenize(pieces: Iterable[Piece], tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Ids, opened by BOS, and labels of rendered pieces.
-
-    An id is supervised if its first character is. Everything between two images is tokenised in one
-    go.
-    """
-    image_id = tokenizer.convert_tokens_to_ids(IMAGE)
-    ids, labels = [tokenizer.bos_token_id], [IGNORE]
-    for number, chunk in enumerate(_chunks(pieces)):
-        if number:
-            ids.append(image_id)
-            labels.append(IGNORE)
-        text = "".join(piece.text for piece in chunk)
-        if not text:
-            continue
-        supervised = [flag for piece in chunk for flag in [piece.supervised] * len(piece.text)]
-        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        for token, (start, _) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
-            ids.append(token)
-            labels.append(token if supervised[start] else IGNORE)
-    return ids, labels
-
-
-def encode(
-    turns: Sequence[Turn],
-    images: int,
-    tokenizer: Any,
-    style: Template,
-    router: bool,
-    max_length: int | None = None,
-) -> tuple[list[int], list[int]]:
-    """Ids and labels of a conversation.
-
-    Args:
-        turns: alternate, starting with the human; a last human turn is left open for the answer.
-        images: how many images the sample has.
-        tokenizer: a Hugging Face fast tokenizer with `<image>`.
-        style: the template.
-        router: whether `<ROUTER>` ends every human turn of a sample with images.
-        max_length: most ids that are allowed, each image counted as one.
-
-    Raises:
-        DataError: if the conversation can not be learned, see `checked_pieces`, or is too long.
-    """
-    pieces = checked_pieces(turns, images, style, tokenizer.eos_token, router)
-    ids, labels = tokenize(pieces, tokenizer)
-    if max_length is not None and len(ids) > max_length:
-        raise DataError(
-            f"the sample has {len(ids)} ids, the maximum is {max_length};"
-            " raise `data.max_length`, set data.too_long=cut or drop the row."
-        )
-    return ids, labels
-
-
-def cut(
-    ids: list[int], labels: list[int], max_length: int, image_id: int
-) -> tuple[list[int], list[int]]:
-    """The first ids and labels of a sample.
-
-    Raises:
-        DataError: if an image or all answers would be lost.
-    """
-    kept, supervised = ids[:max_length], labels[:max_length]
-    if image_id in ids[max_length:]:
-        lost = "an image comes after"
-    elif supervised.count(IGNORE) == len(supervised):
-        lost = "no answer begins within"
-    else:
-        return kept, supervised
-    raise DataError(f"{lost} the first {max_length} ids; raise `data.max_length` or drop the row.")
-
-
-def corpus_text(turns: Sequence[Turn], images: int, style: Template) -> list[str]:
-    """The rendered text between images, without special tokens: what a tokenizer is trained on."""
-    pieces = render(turns, images, style, eos="", router=False)
-    return ["".join(piece.text for piece in chunk) for chunk in _chunks(pieces)]
-
-
-def _chunks(pieces: Iterable[Piece]) -> list[list[Piece]]:
-    """Pieces cut at the `<image>` marks, which separate the chunks."""
-    chunks: list[list[Piece]] = [[]]
-    for text, supervised in pieces:
-        first, *others = text.split(IMAGE)
-        chunks[-1].append(Piece(first, supervised))
-        chunks.extend([Piece(other, supervised)] for other in others)
-    return chunks

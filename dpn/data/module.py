@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader
 
 from dpn.data.base import Source, Split
 from dpn.data.batch import Batch, DataError, PaddingSide, collate
-from dpn.data.conversation import corpus_text, image_names, read_turns, template
+from dpn.data.conversation import image_names, read_turns, template
+from dpn.data.encoding import corpus_text
 from dpn.data.rows import Conversations, Questions, Rows
 from dpn.data.sampler import BatchSampler
 

@@ -13,7 +13,8 @@ from torch.utils.data import Dataset
 
 from dpn.data.base import OnError, Split, TooLong
 from dpn.data.batch import IGNORE, DataError, Sample
-from dpn.data.conversation import IMAGE, Turn, cut, image_names, place_images, read_turns
+from dpn.data.conversation import IMAGE, Turn, image_names, place_images, read_turns
+from dpn.data.encoding import cut
 from dpn.data.images import open_image
 from dpn.data.index import open_index
 

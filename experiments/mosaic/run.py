@@ -20,7 +20,7 @@ from typing import Any
 
 from dpn.launch import compose
 from dpn.metrics import by, by_level, route_shares
-from dpn.run_folder import run_path
+from dpn.run_path import run_path
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.jsonl"

@@ -10,8 +10,9 @@ from rich.console import Console
 from dpn import build, inference, preflight
 from dpn.calibration import measured_share
 from dpn.config import ConfigError
+from dpn.data.batch import DataError
 from dpn.eval import evaluate
-from dpn.files import read_json, read_rows
+from dpn.files import read_json, read_rows, write_json
 from dpn.generate import generate
 from dpn.launch import compose
 from dpn.metrics import accuracies, by_level, cost_metrics, route_shares, score
@@ -271,6 +272,20 @@ def test_scores_of_heads_go_from_a_run_into_a_model(finished, squares, tmp_path,
     monkeypatch.setattr(sys, "argv", ["head_scores.py", f"run={tmp_path}"])
     with pytest.raises(SystemExit):
         head_scores.main()
+
+
+def test_heads_are_not_scored_on_text_alone(finished, squares, tmp_path):
+    for split in ("train", "val"):
+        rows = read_json(squares / f"{split}.json")
+        for row in rows:
+            del row["image"]
+            row["conversations"][0]["value"] = "Which colour?"
+        write_json(tmp_path / f"{split}.json", rows)
+    run = shutil.copytree(finished, tmp_path / "run")
+    config = (run / "config.yaml").read_text().replace(str(squares), str(tmp_path))
+    (run / "config.yaml").write_text(config)
+    with pytest.raises(DataError, match="was trained on text alone"):
+        head_scores.head_scores(str(run))
 
 
 @pytest.mark.parametrize("method", ["vtw", "redundancy_lens"])

@@ -8,7 +8,9 @@ import pytest
 
 from dpn.files import atomic_path, read_json, write_json
 from dpn.launch import compose
-from dpn.run_folder import Interrupted, RunFolder, RunIsLive, config_hash, run_path, slug
+from dpn.run_folder import RunFolder, RunIsLive
+from dpn.run_path import config_hash, run_path, slug
+from dpn.stop_request import Interrupted
 
 
 def name_of(*overrides: str) -> str:

@@ -13,8 +13,6 @@ from dpn.launch import CONFIG_DIR
 from .conftest import collate, make_model, make_samples, without
 from .test_cost import count
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 FILES = sorted((Path(CONFIG_DIR) / "projector").glob("*.yaml"))
 SETTINGS = {file.stem: OmegaConf.to_container(OmegaConf.load(file)) for file in FILES}
 #: As the YAML says, and with half of the tokens.

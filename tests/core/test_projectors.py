@@ -12,8 +12,6 @@ from dpn.vision import ImageContext, VisualFeatures
 
 from .conftest import collate, make_model, make_samples
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 GRIDS = ((4, 5), (3, 3), (4, 5), (1, 2))
 C, D, HEADS = 16, 12, 2
 

@@ -8,7 +8,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from dpn.data.batch import DataError
-from dpn.data.conversation import IMAGE, ROUTER, TEMPLATES, encode, read_turns
+from dpn.data.conversation import IMAGE, ROUTER, TEMPLATES, read_turns
+from dpn.data.encoding import encode
 from dpn.data.tokenizer import train_tokenizer
 from tests.data.conftest import CORPUS, gpt, human
 

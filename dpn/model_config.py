@@ -1,0 +1,45 @@
+"""Hugging Face configuration of the model: what stands in its `config.json`."""
+
+from typing import Any
+
+from transformers import AutoConfig
+from transformers.configuration_utils import PreTrainedConfig
+
+
+class DPNConfig(PreTrainedConfig):
+    """Configuration of `DPNForConditionalGeneration`.
+
+    Attributes:
+        text_config: of any Llama-like Hugging Face text model.
+        vision_config: {"name": a file in dpn/vision, and its arguments}.
+        projector_config: {"name": a file in dpn/projectors, and its arguments}.
+        router_config: {"name": a file in dpn/routers, and its arguments}.
+        image_token_id: of `<image>`, one per image in `input_ids`.
+        router_token_id: of `<ROUTER>`, or None.
+    """
+
+    model_type = "dpn_llava"
+
+    text_config: dict | PreTrainedConfig | None = None
+    vision_config: dict | None = None
+    projector_config: dict | None = None
+    router_config: dict | None = None
+    image_token_id: int = 32000
+    router_token_id: int | None = None
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.text_config is None:
+            self.text_config = AutoConfig.for_model("llama")
+        elif isinstance(self.text_config, dict):
+            values = dict(self.text_config)
+            self.text_config = AutoConfig.for_model(values.pop("model_type", "llama"), **values)
+        self.vision_config = self.vision_config or {"name": "vit"}
+        self.projector_config = self.projector_config or {"name": "mlp"}
+        self.router_config = self.router_config or {"name": "none"}
+        text: Any = self.text_config
+        self.tie_word_embeddings = bool(text.tie_word_embeddings)
+        super().__post_init__(**kwargs)
+
+
+AutoConfig.register(DPNConfig.model_type, DPNConfig, exist_ok=True)

@@ -1,0 +1,58 @@
+"""Where a run lives: a folder that its settings name, the same for the same command."""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from dpn.config import Request
+
+SLUG_BYTES = 100
+# Settings that change where or how fast a run happens, never what it computes.
+_NOT_IDENTITY = ("paths", "logger", "hydra", "experiment")
+_NOT_IDENTITY_LEAVES = ("num_workers",)
+
+
+def config_hash(config: DictConfig) -> str:
+    """8 hex digits of the resolved config without paths, loggers, launcher and workers."""
+    bare = OmegaConf.create(OmegaConf.to_container(config, resolve=False))
+    assert isinstance(bare, DictConfig)
+    # Values that are built from paths keep the name of the path, not the place it points to.
+    bare.paths = {key: f"<{key}>" for key in bare.get("paths", {})}
+    for key in set(_NOT_IDENTITY) - {"paths"}:
+        bare.pop(key, None)
+    resolved = OmegaConf.to_container(bare, resolve=True)
+    text = json.dumps(_identity(resolved), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _identity(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _identity(v) for k, v in value.items() if k not in _NOT_IDENTITY_LEAVES}
+    return [_identity(item) for item in value] if isinstance(value, list) else value
+
+
+def slug(overrides: Sequence[str], config: DictConfig) -> str:
+    """Name of the run's folder: its overrides in `[A-Za-z0-9._-]` and its hash, at most 100 bytes.
+
+    Overrides that the hash leaves out are left out here too, and their order does not matter, so
+    the same run with another logger finds its folder again.
+    """
+    kept = []
+    for override in sorted(overrides, key=lambda o: ("." in o.partition("=")[0], o)):
+        key = re.split(r"[=@]", override.lstrip("+~"))[0]
+        parts = re.split(r"[./]", key)
+        if parts[0] not in _NOT_IDENTITY and parts[-1] not in _NOT_IDENTITY_LEAVES:
+            kept.append(re.sub(r"[^A-Za-z0-9._-]+", "-", override.lstrip("+")).strip("-."))
+    digits = config_hash(config)
+    return f"{('_'.join(kept) or 'default')[: SLUG_BYTES - 1 - len(digits)]}-{digits}"
+
+
+def run_path(request: Request) -> Path:
+    """Where a run lives: `paths.run_dir`, or the folder that its overrides and config name."""
+    paths, name = request.config.paths, slug(request.overrides, request.config)
+    return Path(paths.run_dir or Path(paths.output_root) / request.experiment / name)

@@ -1,0 +1,47 @@
+"""Signals that end a run early, so that it can go on later."""
+
+import logging
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+
+class Interrupted(BaseException):
+    """Ctrl-C or a scheduler's signal; no `Exception`, so that nothing swallows it that skips on
+    errors.
+    """
+
+
+class StopRequest:
+    """Signals that become `Interrupted`: at once or, while `patient`, after the step.
+
+    Ctrl-C sends SIGINT; Slurm SIGTERM or SIGUSR1, before it takes a machine away. A second signal
+    never waits.
+    """
+
+    def __init__(self) -> None:
+        self.signal: str | None = None
+        self.patient = False
+        self._previous: dict[int, Any] = {}
+
+    def install(self) -> None:
+        """Take the signals over, again if someone else did; only the main thread can."""
+        if threading.current_thread() is threading.main_thread():
+            for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+                self._previous.setdefault(signum, signal.getsignal(signum))
+                signal.signal(signum, self._handle)
+
+    def restore(self) -> None:
+        """Give the signals back."""
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+        self._previous = {}
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        again, self.signal = self.signal is not None, signal.Signals(signum).name
+        if again or not self.patient:
+            raise Interrupted(self.signal)
+        log.warning("%s: stopping after this step (once more to stop at once).", self.signal)
