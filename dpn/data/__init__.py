@@ -15,8 +15,8 @@ class _Sources(Family):
 
     steps = frozenset(
         {
-            *("batch", "conversation", "grouping", "images", "index", "module"),
-            *("rows", "sampler", "tokenizer"),
+            *("batch", "conversation", "encoding", "grouping", "images", "index"),
+            *("module", "rows", "sampler", "tokenizer"),
         }
     )
 
