@@ -1,0 +1,121 @@
+"""POPE: is an object in the picture? (arXiv 2305.10355)"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+
+from dpn.benchmarks._files import ID, image_of, read_jsonl
+from dpn.benchmarks.base import Benchmark, OfficialFile, Question, Scores
+from dpn.data.batch import DataError
+
+CATEGORIES = ("random", "popular", "adversarial")
+_LLAVA = "LLaVA's eval.zip (docs/Evaluation.md of github.com/haotian-liu/LLaVA)"
+
+
+class POPE(Benchmark):
+    """Three sets of yes/no questions about objects in COCO pictures.
+
+    LLaVA's rule: of an answer's text before its first full stop, without commas and cut at single
+    blanks, `no` is said if a word is exactly `No`, `no` or `not`, else `yes`. Answers of a category
+    are compared with the lines of its label file by position.
+
+    Metrics: accuracy, precision, recall, f1 (positive: yes) and yes_ratio of each category, and
+    accuracy and f1 as means of the categories; papers report f1.
+    """
+
+    files = (
+        OfficialFile("pope/llava_pope_test.jsonl", _LLAVA),
+        *(
+            OfficialFile(
+                f"pope/coco/coco_pope_{name}.json", "output/coco of github.com/AoiDragon/POPE"
+            )
+            for name in CATEGORIES
+        ),
+        OfficialFile("pope/val2014", "val2014.zip of cocodataset.org"),
+    )
+    headline = "f1"
+
+    def questions(self) -> list[Question]:
+        """See `Benchmark.questions`."""
+        path = self.root / "pope" / "llava_pope_test.jsonl"
+        rows = read_jsonl(path, {"question_id": ID, "image": str, "text": str, "category": str})
+        labels = {name: iter(self._labels(name)) for name in CATEGORIES}
+        questions = []
+        for row in rows:
+            if row["category"] not in labels:
+                raise DataError(
+                    f"{path}: question {row['question_id']} has the category {row['category']!r};"
+                    f" there is {', '.join(CATEGORIES)}."
+                )
+            label = next(labels[row["category"]], None)
+            if label is None:
+                raise DataError(
+                    f"{self._label_file(row['category'])} has fewer lines than {path} has questions"
+                    " of its category; get both again."
+                )
+            image = image_of(self.root / "pope" / "val2014", row["image"])
+            questions.append(
+                Question(row["question_id"], row["text"], (image,), label, row["category"])
+            )
+        return questions
+
+    def score(
+        self, questions: Sequence[Question], answers: Sequence[str | None], folder: Path
+    ) -> Scores:
+        """See `Benchmark.score`."""
+        said = [
+            _other(question.reference) if answer is None else yes_or_no(answer)
+            for question, answer in zip(questions, answers, strict=True)
+        ]
+        metrics: dict[str, float] = {}
+        for name in CATEGORIES:
+            pairs = [
+                (word, question.reference)
+                for word, question in zip(said, questions, strict=True)
+                if question.category == name
+            ]
+            if pairs:
+                metrics |= {f"{key}/{name}": value for key, value in _binary(pairs).items()}
+        for key in ("accuracy", "f1"):
+            of_categories = [v for name, v in metrics.items() if name.startswith(f"{key}/")]
+            if of_categories:
+                metrics[key] = fmean(of_categories)
+        right = [float(w == q.reference) for w, q in zip(said, questions, strict=True)]
+        return Scores(metrics, list(right))
+
+    def _label_file(self, category: str) -> Path:
+        return self.root / "pope" / "coco" / f"coco_pope_{category}.json"
+
+    def _labels(self, category: str) -> list[str]:
+        path = self._label_file(category)
+        labels = [row["label"] for row in read_jsonl(path, {"label": str})]
+        for number, label in enumerate(labels, 1):
+            if label not in ("yes", "no"):
+                raise DataError(f"{path}, row {number}: label {label!r} must be yes or no.")
+        return labels
+
+
+def yes_or_no(answer: str) -> str:
+    """What an answer says, by the rule of LLaVA's `eval_pope.py`."""
+    words = answer.partition(".")[0].replace(",", "").split(" ")
+    return "no" if {"No", "no", "not"} & set(words) else "yes"
+
+
+def _other(label: str) -> str:
+    return "no" if label == "yes" else "yes"
+
+
+def _binary(pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
+    """Percent, of what was said and what is right; 0 where nothing is divided."""
+    hits = sum(said == true == "yes" for said, true in pairs)
+    said_yes = sum(said == "yes" for said, _ in pairs)
+    true_yes = sum(true == "yes" for _, true in pairs)
+    precision, recall = hits / max(said_yes, 1), hits / max(true_yes, 1)
+    values = {
+        "accuracy": sum(said == true for said, true in pairs) / len(pairs),
+        "precision": precision,
+        "recall": recall,
+        "f1": 2 * precision * recall / (precision + recall) if hits else 0.0,
+        "yes_ratio": said_yes / len(pairs),
+    }
+    return {key: 100 * value for key, value in values.items()}

@@ -1,0 +1,107 @@
+import pytest
+
+from dpn.benchmarks import build
+from dpn.benchmarks.pope import yes_or_no
+from dpn.data.batch import DataError
+from tests.benchmarks.files import damage, picture, write_jsonl
+
+#: Category, object and label; the questions of a category do not stand together.
+QUESTIONS = [
+    ("adversarial", "dog", "no"),
+    ("random", "cat", "yes"),
+    ("adversarial", "car", "yes"),
+    ("popular", "tree", "yes"),
+    ("adversarial", "sky", "no"),
+]
+
+
+def make(root):
+    rows, labels = [], {"adversarial": [], "random": [], "popular": []}
+    for number, (category, thing, label) in enumerate(QUESTIONS):
+        text = f"Is there a {thing} in the image?"
+        image = f"COCO_val2014_{number:012}.jpg"
+        picture(root / "pope" / "val2014" / image)
+        prompt = f"{text}\nAnswer the question using a single word or phrase."
+        rows.append({"question_id": number, "image": image, "text": prompt, "category": category})
+        labels[category].append({"question_id": 1, "image": image, "text": text, "label": label})
+    write_jsonl(root / "pope" / "llava_pope_test.jsonl", rows)
+    for category, lines in labels.items():
+        write_jsonl(root / "pope" / "coco" / f"coco_pope_{category}.json", lines)
+
+
+@pytest.fixture
+def pope(tmp_path):
+    make(tmp_path)
+    return build("pope", root=tmp_path)
+
+
+def test_prompt_and_label_of_each_question(pope):
+    questions = pope.questions()
+    assert questions[1].prompt == (
+        "Is there a cat in the image?\nAnswer the question using a single word or phrase."
+    )
+    assert [(q.category, q.reference) for q in questions] == [(c, l) for c, _, l in QUESTIONS]
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ("No", "no"),
+        ("no.", "no"),
+        ("There is not, I think", "no"),
+        ("No, there is none", "no"),
+        ("Yes. But no cat", "yes"),  # only the first sentence counts
+        ("NO", "yes"),  # not one of the words
+        ("Nothing", "yes"),
+        ("", "yes"),
+        ("a\nno", "yes"),  # cut at blanks alone
+    ],
+)
+def test_words_that_mean_no(answer, said):
+    assert yes_or_no(answer) == said
+
+
+def test_scores_by_hand(pope, tmp_path):
+    answers = ["Yes", "yes", "Yes, a car.", None, "no"]
+    scores = pope.score(pope.questions(), answers, tmp_path)
+    assert scores.samples == [0, 1, 1, 0, 1]
+    third = 100 / 3
+    assert scores.metrics == pytest.approx(
+        {
+            "accuracy/random": 100,
+            "precision/random": 100,
+            "recall/random": 100,
+            "f1/random": 100,
+            "yes_ratio/random": 100,
+            **dict.fromkeys(["accuracy/popular", "precision/popular", "recall/popular"], 0),
+            **dict.fromkeys(["f1/popular", "yes_ratio/popular"], 0),
+            "accuracy/adversarial": 2 * third,
+            "precision/adversarial": 50,
+            "recall/adversarial": 100,
+            "f1/adversarial": 2 * third,
+            "yes_ratio/adversarial": 2 * third,
+            "accuracy": (100 + 0 + 2 * third) / 3,
+            "f1": (100 + 0 + 2 * third) / 3,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"text": None}, r"llava_pope_test.jsonl, line 5: field 'text' \(str\) is missing"),
+        ({"text": 3}, r"line 5: field 'text' is 3; it must be str"),
+        ({"category": "rare"}, "question 4 has the category 'rare'; there is random, popular"),
+        ({"category": "random"}, "coco_pope_random.json has fewer lines than"),
+    ],
+)
+def test_a_damaged_question_is_named(pope, changes, sentence):
+    damage(pope.root / "pope" / "llava_pope_test.jsonl", **changes)
+    with pytest.raises(DataError, match=sentence):
+        pope.questions()
+
+
+def test_a_damaged_label_is_named(pope):
+    damage(pope.root / "pope" / "coco" / "coco_pope_adversarial.json", label="maybe")
+    with pytest.raises(DataError, match="row 3: label 'maybe' must be yes or no"):
+        pope.questions()
