@@ -98,9 +98,8 @@ def _checked(
         words = " or ".join(kind.__name__ for kind in allowed)
         if name not in row or (row[name] is None and type(None) not in allowed):
             raise DataError(f"{path}, {unit} {number}: field {name!r} ({words}) is missing.")
-        if not isinstance(row[name], allowed) or (
-            isinstance(row[name], bool) and bool not in allowed
-        ):
+        is_flag = isinstance(row[name], bool) and bool not in allowed
+        if is_flag or not isinstance(row[name], allowed):
             raise DataError(
                 f"{path}, {unit} {number}: field {name!r} is {row[name]!r:.60}; it must be {words}."
             )

@@ -10,6 +10,8 @@ from PIL import Image
 
 from dpn.files import write_rows
 
+#: Where LLaVA's question files come from.
+EVAL_ZIP = "eval.zip, linked in docs/Evaluation.md of github.com/haotian-liu/LLaVA"
 #: Ends a prompt that wants few words.
 SHORT = "\nAnswer the question using a single word or phrase."
 #: Ends a prompt that wants an option.
@@ -130,7 +132,7 @@ class Benchmark:
             folder: of this benchmark's results.
             model_id: names the model in the file.
         """
-        rows = [
+        rows: list[dict[str, Any]] = [
             {
                 "question_id": question.id,
                 "prompt": question.prompt,

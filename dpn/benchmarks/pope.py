@@ -5,11 +5,11 @@ from pathlib import Path
 from statistics import fmean
 
 from dpn.benchmarks._files import ID, image_of, read_jsonl
-from dpn.benchmarks.base import Benchmark, OfficialFile, Question, Scores
+from dpn.benchmarks.base import EVAL_ZIP, Benchmark, OfficialFile, Question, Scores
 from dpn.data.batch import DataError
 
 CATEGORIES = ("random", "popular", "adversarial")
-_LLAVA = "LLaVA's eval.zip (docs/Evaluation.md of github.com/haotian-liu/LLaVA)"
+_LABELS = "output/coco of github.com/AoiDragon/POPE"
 
 
 class POPE(Benchmark):
@@ -24,13 +24,8 @@ class POPE(Benchmark):
     """
 
     files = (
-        OfficialFile("pope/llava_pope_test.jsonl", _LLAVA),
-        *(
-            OfficialFile(
-                f"pope/coco/coco_pope_{name}.json", "output/coco of github.com/AoiDragon/POPE"
-            )
-            for name in CATEGORIES
-        ),
+        OfficialFile("pope/llava_pope_test.jsonl", EVAL_ZIP),
+        *(OfficialFile(f"pope/coco/coco_pope_{name}.json", _LABELS) for name in CATEGORIES),
         OfficialFile("pope/val2014", "val2014.zip of cocodataset.org"),
     )
     headline = "f1"

@@ -40,7 +40,9 @@ def test_prompt_and_label_of_each_question(pope):
     assert questions[1].prompt == (
         "Is there a cat in the image?\nAnswer the question using a single word or phrase."
     )
-    assert [(q.category, q.reference) for q in questions] == [(c, l) for c, _, l in QUESTIONS]
+    assert [(q.category, q.reference) for q in questions] == [
+        (c, label) for c, _, label in QUESTIONS
+    ]
 
 
 @pytest.mark.parametrize(
