@@ -69,6 +69,7 @@ def test_only_front_doors_build():
     assert users <= doors
 
 
+@pytest.mark.slow
 def test_model_and_routers_import_nothing_heavy():
     heavy = ("lightning", "hydra", "omegaconf", "wandb", "datasets", "matplotlib", "torchmetrics")
     code = f"import sys, dpn.model, dpn.routers; print([m for m in {heavy} if m in sys.modules])"
