@@ -21,6 +21,7 @@ from dpn.schema import check_arguments, keyword_only, nearest
 from dpn.sections import (
     SCHEDULE_KEYS,
     Benchmark,
+    Decoding,
     Evaluation,
     Generation,
     Init,
@@ -35,6 +36,8 @@ from dpn.sections import (
 )
 
 Node = dict[str, Any]
+#: Stands among benchmarks for the questions held out from the training data.
+HELD_OUT = "held_out"
 
 
 class ConfigError(ValueError):
@@ -83,7 +86,7 @@ class Parts:
     """What configs can choose from; `dpn.preflight` fills it in, so that this file imports no part.
 
     Attributes:
-        vision: families of parts that are chosen by name, and likewise the next four.
+        vision: families of parts that are chosen by name, and likewise the next five.
         processor: class behind `model.processor`.
         fit: says what is wrong between parts, given the config, the sections that are sound, and
             whether files have to be there.
@@ -94,6 +97,7 @@ class Parts:
     router: Family
     loss: Family
     data: Family
+    benchmark: Family
     processor: type[Any]
     fit: Callable[..., list[str]]
 
@@ -142,15 +146,45 @@ def check_evaluation(request: Request, parts: Parts) -> None:
     config = _resolve(request)
     problems = check_arguments("", Evaluation, config)
     problems += check_arguments("paths", Paths, config["paths"])
+    problems += check_arguments("generation", Decoding, config.get("generation") or {})
     if config.get("data"):
         problems += check_part("data", config["data"], parts.data)
+    if not problems:
+        problems = _check_benchmarks(config, parts.benchmark)
+    for key in ("batch_size", "limit", "max_new_tokens"):
+        if isinstance(config.get(key), int) and config[key] < 1:
+            problems.append(f"`{key}={config[key]}` is too small; it must be at least 1.")
     run = Path(str(config["run"]))
     if not run.is_dir():
         problems.append(f"`run={run}` is no folder; give a run folder or a model folder.")
-    elif not (run / "config.yaml").exists() and not config.get("data"):
+    elif HELD_OUT in config["benchmarks"] and not (config.get("data") or is_run(run)):
         problems.append(f"`run={run}` is no run folder, so it names no data; add data=mosaic.")
+    if config.get("against") and not (Path(config["against"]) / "rows.jsonl").is_file():
+        problems.append(f"`against={config['against']}` holds no rows.jsonl; give its results.")
     if problems:
         raise ConfigError(problems)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run, and no mere model."""
+    return (folder / "config.yaml").is_file()
+
+
+def _check_benchmarks(config: Node, family: Family) -> list[str]:
+    """What is wrong with the names of benchmarks and with their settings."""
+    chosen, known, problems = config["benchmarks"], [HELD_OUT, *family.names()], []
+    if not chosen:
+        problems.append("`benchmarks=[]` asks nothing; name some, or take a suite.")
+    for name in chosen:
+        if name not in known:
+            problems.append(f"There is no benchmark `{name}`; {nearest(name, known)}")
+    for name, settings in config["settings"].items():
+        if name not in chosen:
+            problems.append(f"`settings.{name}` is for none of benchmarks={chosen}.")
+        elif name in family.names():
+            arguments = settings | {"root": Path(config["data_root"])}
+            problems += check_arguments(f"settings.{name}", family.resolve(name), arguments)
+    return problems
 
 
 def check_benchmark(request: Request, parts: Parts) -> None:

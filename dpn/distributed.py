@@ -1,12 +1,40 @@
 """How many processes there are, and what keeps them on one path."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+
+def is_first_process() -> bool:
+    """Whether this is the process of a distributed run that writes and speaks.
+
+    Known from the environment, since the Trainer does not exist yet.
+    """
+    ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
+    return all(os.environ.get(name, "0") == "0" for name in ranks)
+
+
+@contextmanager
+def joined_processes() -> Iterator[None]:
+    """What torchrun started belongs together while the block runs; alone, nothing happens."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    # One process may have hours more to do than another.
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(days=7))
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 def several_processes() -> bool:

@@ -1,22 +1,36 @@
-"""Evaluate a trained model on held-out questions.
+"""Evaluate a trained model on held-out questions and on benchmarks.
 
     python -m dpn.eval run=outputs/main/default-0123abcd
-    python -m dpn.eval run=MODEL_FOLDER data=mosaic
+    python -m dpn.eval run=MODEL_FOLDER suite=paper data_root=playground/data/eval
+    torchrun --nproc-per-node 8 -m dpn.eval run=MODEL_FOLDER benchmarks=[pope,gqa]
 
-Results go to `eval/<slug>` in the run folder, or in `paths.output_root` for a model folder.
+Results go to `eval/<slug>` in the run folder, or in `paths.output_root` for a model folder. The
+same command again goes on where it stopped, and asks what was not there before.
 """
 
+import logging
 from pathlib import Path
+from typing import Any
 
-from omegaconf import OmegaConf
+import torch
+from omegaconf import DictConfig, OmegaConf
 
-from dpn import build, inference, preflight
-from dpn.config import Request
+from dpn import benchmarks, build, inference, preflight
+from dpn.answering import Row
+from dpn.config import HELD_OUT, Request, is_run
+from dpn.data.batch import DataError
+from dpn.distributed import is_first_process, joined_processes
+from dpn.evaluation import evaluate_benchmark, evaluate_held_out
 from dpn.files import write_json, write_rows
 from dpn.launch import front_door
+from dpn.metrics import cost_metrics
+from dpn.metrics.speed import answer_speed, peak_memory_gib
 from dpn.reports.page import print_tables, write_report
-from dpn.run_folder import RunFolder
+from dpn.run_folder import RunError, RunFolder
 from dpn.run_path import slug
+from dpn.sections import Decoding
+
+log = logging.getLogger(__name__)
 
 
 @front_door("eval", preflight.check_evaluation)
@@ -26,37 +40,103 @@ def main(request: Request) -> None:
 
 
 def evaluate(request: Request) -> Path:
-    """Answer held-out questions, of the run's data unless told otherwise; returns the folder."""
+    """Answer all questions that are not answered yet, and score; returns the folder."""
     preflight.check_evaluation(request)
-    folder = RunFolder.of(request, _results_path(request))
-    if folder.finished:
+    folder = RunFolder.of(request, _results_path(request), writer=is_first_process())
+    if folder.finished and not folder.status.get("missing"):
         print(f"Finished before; remove {folder.path} to evaluate again.")
     else:
-        with folder:
-            _run(request, folder)
-    print_tables(folder.path)
+        with joined_processes(), folder:
+            _run(request.config, folder)
+    if folder.writer:
+        write_report(folder.path, request.config.against)
+        print_tables(folder.path)
     return folder.path
 
 
-def _run(request: Request, folder: RunFolder) -> None:
-    config, run = request.config, Path(request.config.run)
-    model, processor = inference.load(run, config.device)
+def _run(config: DictConfig, folder: RunFolder) -> None:
+    torch.manual_seed(config.seed)
+    model, processor = inference.load(Path(config.run), config.device)
+    metrics: dict[str, float] = {}
+    rows: list[Row] = []
+    missing: dict[str, list[str]] = {}
+    problems: list[str] = []
+    for name in config.benchmarks:
+        if name != HELD_OUT and (files := _benchmark(config, name).missing()):
+            missing[name] = [f"{Path(config.data_root) / f.path}: {f.where}" for f in files]
+            continue
+        examine = _held_out if name == HELD_OUT else _official
+        try:
+            found, answered = examine(config, folder, name, model, processor)
+        except DataError as error:
+            problems.append(str(error))
+            log.warning("%s", error)
+        else:
+            metrics |= found
+            rows += answered
+    for name, lines in missing.items():
+        log.warning("%s was left out, files are missing:\n  %s", name, "\n  ".join(lines))
+    if missing and not rows and not problems:
+        raise RunError("Nothing could be asked: the files of all benchmarks are missing.")
+    metrics |= {**cost_metrics(rows), **answer_speed(rows), "memory/peak_gib": peak_memory_gib()}
+    folder.update(missing=missing)
+    if folder.writer:
+        write_rows(folder.path / "rows.jsonl", rows)
+        write_json(folder.path / "metrics.json", metrics)
+    if problems:
+        raise RunError(" ".join(problems))
+
+
+def _benchmark(config: DictConfig, name: str) -> benchmarks.Benchmark:
+    return benchmarks.build(name, root=Path(config.data_root), **(config.settings.get(name) or {}))
+
+
+def _official(
+    config: DictConfig, folder: RunFolder, name: str, model: Any, processor: Any
+) -> tuple[dict[str, float], list[Row]]:
+    """Metrics and rows of a benchmark."""
+    return evaluate_benchmark(
+        model,
+        processor,
+        _benchmark(config, name),
+        folder.path,
+        **_asking(config),
+    )
+
+
+def _held_out(
+    config: DictConfig, folder: RunFolder, name: str, model: Any, processor: Any
+) -> tuple[dict[str, float], list[Row]]:
+    """Metrics and rows of the held-out questions of the run's data, or of the data asked for."""
+    run = Path(config.run)
     trained = OmegaConf.create({"data": None, "model": {"generation": {"max_new_tokens": 128}}})
-    if (run / "config.yaml").exists():
+    if is_run(run):
         trained.merge_with(OmegaConf.load(run / "config.yaml"))
     source = build.source(config.get("data") or trained.data)
     source.processor = processor
     source.prepare_data()
-    limit = config.max_new_tokens or trained.model.generation.max_new_tokens
-    metrics, rows = inference.evaluate(model, processor, source, limit)
-    write_rows(folder.path / "rows.jsonl", rows)
-    write_json(folder.path / "metrics.json", metrics)
-    write_report(folder.path)
+    asking = _asking(config)
+    asking["max_new_tokens"] = asking["max_new_tokens"] or trained.model.generation.max_new_tokens
+    return evaluate_held_out(model, processor, source, folder=folder.path, **asking)
+
+
+def _asking(config: DictConfig) -> dict[str, Any]:
+    """How questions are asked, of whatever kind."""
+    decoding = Decoding(**OmegaConf.to_container(config.generation))  # type: ignore[arg-type]
+    return {
+        "model_files": inference.model_folder(Path(config.run)),
+        "batch_size": config.batch_size,
+        "limit": config.limit,
+        "workers": config.num_workers,
+        "overlays": config.overlays,
+        "max_new_tokens": config.max_new_tokens,
+        **decoding.options,
+    }
 
 
 def _results_path(request: Request) -> Path:
     run = Path(request.config.run)
-    root = run if (run / "config.yaml").exists() else Path(request.config.paths.output_root)
+    root = run if is_run(run) else Path(request.config.paths.output_root)
     others = [o for o in request.overrides if not o.startswith("run=")]
     return root / "eval" / slug(others, request.config)
 

@@ -1,25 +1,21 @@
-"""Answers of a trained model: the one path that train, eval and generate share."""
+"""A trained model and its answers: the one path that train, eval, generate and chat share."""
 
-import logging
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from PIL import Image
-from rich.progress import track
 from torch import Tensor
+from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.utils.logging import disable_progress_bar
 
 from dpn.cost import prefill_flops, visual_macs_ratio
 from dpn.data.batch import IGNORE, Batch, collate
 from dpn.data.rows import Questions
-from dpn.distributed import several_processes
 from dpn.files import atomic_folder
-from dpn.metrics import accuracies, cost_metrics, score
+from dpn.metrics.speed import now
 from dpn.model import DPNForConditionalGeneration
 from dpn.processor import DPNProcessor
 from dpn.routers.base import Trace
@@ -27,7 +23,6 @@ from dpn.routers.base import Trace
 if TYPE_CHECKING:
     from dpn.data.module import DataModule
 
-log = logging.getLogger(__name__)
 disable_progress_bar()  # of reading and writing weights
 Answer = dict[str, Any]
 
@@ -68,6 +63,7 @@ def answer(
     processor: DPNProcessor,
     inputs: dict[str, Tensor],
     max_new_tokens: int,
+    stop: Sequence[str] = (),
     **options: Any,
 ) -> list[Answer]:
     """Answer left-padded prompts.
@@ -77,25 +73,34 @@ def answer(
         processor: of the model.
         inputs: tensors of `forward`, without labels.
         max_new_tokens: upper limit.
+        stop: strings that end an answer, and are no part of it.
         options: of Hugging Face's `generate`; default: greedy.
 
     Returns:
         For each prompt its answer, route (what was chosen at each layer that chooses), rows (visual
-        rows that enter each layer), base_rows (the tower's uncompressed tokens), visual_macs_ratio
-        and prefill_flops.
+        rows that enter each layer), base_rows (the tower's uncompressed tokens), visual_macs_ratio,
+        prefill_flops, new_tokens, and ms and prefill_ms: its share of the batch's time, and of that
+        until the first token.
     """
+    watch = _Stopwatch()
+    if stop:
+        options |= {"stop_strings": list(stop), "tokenizer": processor.tokenizer}
     out = model.generate(
         **{name: tensor.to(model.device) for name, tensor in inputs.items()},
         max_new_tokens=max_new_tokens,
         pad_token_id=processor.pad_token_id,
         eos_token_id=processor.tokenizer.eos_token_id,
         return_dict_in_generate=True,
+        stopping_criteria=StoppingCriteriaList([watch]),
         **{"do_sample": False, **options},
     )
-    texts = processor.batch_decode(out.sequences[:, inputs["input_ids"].shape[1] :])
+    took = now() - watch.start
+    new = out.sequences[:, inputs["input_ids"].shape[1] :]
+    texts = [_before(text, stop) for text in processor.batch_decode(new)]
     trace: Trace = out.past_key_values.trace
+    beams = len(trace.base_rows) // len(texts)  # each prompt as often as it has beams
     mask, marks = inputs["attention_mask"], inputs["input_ids"] == processor.image_token_id
-    columns = (mask.sum(1) - marks.sum(1)).tolist()
+    columns = (mask.sum(1) - marks.sum(1)).repeat_interleave(beams).tolist()
     flops = prefill_flops(model, trace, columns)
     ratios = visual_macs_ratio(trace, model.config.text_config)
     return [
@@ -106,46 +111,44 @@ def answer(
             "base_rows": trace.base_rows[b],
             "visual_macs_ratio": ratios[b],
             "prefill_flops": flops[b],
+            "new_tokens": tokens,
+            "ms": 1e3 * took / len(texts),
+            "prefill_ms": 1e3 * watch.first / len(texts),
         }
-        for b, text in enumerate(texts)
+        for b, text, tokens in zip(
+            range(0, len(trace.base_rows), beams),
+            texts,
+            _lengths(new, processor.pad_token_id),
+            strict=True,
+        )
     ]
 
 
-def evaluate(
-    model: DPNForConditionalGeneration,
-    processor: DPNProcessor,
-    source: "DataModule",
-    max_new_tokens: int,
-) -> tuple[dict[str, float], list[Answer]]:
-    """Answer every held-out question, with the true answers of earlier turns as history.
+class _Stopwatch(StoppingCriteria):
+    """Stops nothing.
 
-    In a distributed run each process answers its share and all return the same result.
-
-    Returns:
-        Metrics of metrics.json, and one row per question.
+    Attributes:
+        start: seconds on the clock when it was made.
+        first: seconds from then until the first token of all prompts was there.
     """
-    model.eval()
-    rows = []
-    for batch in progress(source.predict_dataloader(), "answering"):
-        answers = answer(model, processor, prompts(batch), max_new_tokens)
-        numbers = batch.sample_ids.tolist()
-        for number, meta, found in zip(numbers, batch.meta, answers, strict=True):
-            rows.append(
-                {
-                    "row": number,
-                    "id": meta["id"],
-                    "turn": meta["turn"],
-                    "family": meta["family"],
-                    "difficulty": meta["difficulty"],
-                    "prompt": meta["question"],
-                    "reference": meta["answer"],
-                    "score": score(found["answer"], meta["answer"]),
-                    **found,
-                }
-            )
-    rows = _gather(rows)
-    loss = language_loss(model, progress(source.val_dataloader(), "validating"))
-    return {"val/loss": loss, **accuracies(rows), **cost_metrics(rows)}, rows
+
+    def __init__(self) -> None:
+        self.start, self.first = now(), 0.0
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        self.first = self.first or now() - self.start
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+def _before(text: str, stop: Sequence[str]) -> str:
+    """What stands before the first of the strings."""
+    return text[: min((text.find(s) for s in stop if s in text), default=None)].strip()
+
+
+def _lengths(ids: Tensor, pad: int) -> list[int]:
+    """Ids of each row of `[B, T]` without the padding at its end; at least 1."""
+    places = torch.arange(1, ids.shape[1] + 1, device=ids.device)
+    return ((ids != pad) * places).amax(1).clamp(min=1).tolist()
 
 
 def prompts(batch: Batch) -> dict[str, Tensor]:
@@ -173,21 +176,6 @@ def training_prompts(
     return [{k: v.to(device) for k, v in prompts(batch).items()} for batch in batches]
 
 
-@torch.inference_mode()
-def language_loss(model: DPNForConditionalGeneration, batches: Iterable[Batch]) -> float:
-    """Mean cross entropy per supervised token, over all processes."""
-    total = torch.zeros(2, dtype=torch.float64)
-    for batch in batches:
-        if batch.num_supervised:
-            inputs = batch.to(model.device).model_inputs()
-            loss = model(**inputs, return_logits=False).loss
-            total += torch.tensor([float(loss) * batch.num_supervised, batch.num_supervised])
-    if several_processes():
-        total = total.to(model.device)
-        dist.all_reduce(total)
-    return float(total[0] / total[1]) if total[1] else float("nan")
-
-
 def ask(
     model: DPNForConditionalGeneration,
     processor: DPNProcessor,
@@ -201,29 +189,3 @@ def ask(
     message = {"role": "user", "content": "<image>\n" * max(0, missing) + prompt}
     inputs = dict(processor(messages=[message], images=images or None))
     return answer(model, processor, inputs, max_new_tokens, **options)[0]
-
-
-def progress(batches: Any, title: str) -> Iterator[Batch]:
-    """The batches, with a bar on a terminal or ten plain lines in a log."""
-    total = len(batches)
-    if sys.stderr.isatty():
-        yield from track(batches, description=title, total=total, transient=True)
-        return
-    for number, batch in enumerate(batches, 1):
-        yield batch
-        if number * 10 // total > (number - 1) * 10 // total:
-            log.info("%s %d/%d", title, number, total)
-
-
-def _gather(rows: list[Answer]) -> list[Answer]:
-    """Rows of all processes, each question once, in the order of the file.
-
-    A question comes twice where a bad row was replaced by its neighbour, and where a process
-    without questions of its own repeated the last one.
-    """
-    shares: list[Any] = [rows]
-    if several_processes():
-        shares = [None] * dist.get_world_size()
-        dist.all_gather_object(shares, rows)
-    unique = {(row["row"], row["turn"]): row for share in shares for row in share}
-    return [unique[place] for place in sorted(unique)]

@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dpn.config import ConfigError, Request
 from dpn.data.batch import DataError
+from dpn.distributed import is_first_process
 from dpn.run_folder import RunError
 from dpn.schema import check_arguments, matches, nearest
 from dpn.stop_request import Interrupted
@@ -152,15 +153,6 @@ def set_up_logging() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in _NO_NEWS:
         warnings.filterwarnings("ignore", message)
-
-
-def is_first_process() -> bool:
-    """Whether this is the process of a distributed run that writes and speaks.
-
-    Known from the environment, since the Trainer does not exist yet.
-    """
-    ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
-    return all(os.environ.get(name, "0") == "0" for name in ranks)
 
 
 class _Console(logging.StreamHandler):

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig
 
 import dpn.config
-from dpn import apply, data, losses, projectors, routers, vision
+from dpn import apply, benchmarks, data, losses, projectors, routers, vision
 from dpn.budget import TextShape
 from dpn.config import ConfigError, Node, Parts, Request
 from dpn.data.base import Source
@@ -131,6 +131,7 @@ PARTS = Parts(
     router=routers,
     loss=_Losses(),
     data=data,
+    benchmark=benchmarks,
     processor=DPNProcessor,
     fit=_fit,
 )

@@ -208,11 +208,38 @@ class Evaluation:
     """The sections and values of eval.yaml."""
 
     run: str
+    benchmarks: list[str]
     paths: dict[str, Any]
+    data_root: str
+    settings: dict[str, Any]
+    generation: dict[str, Any]
+    limit: int | None = None
+    batch_size: int = 16
+    num_workers: int = 0
     data: dict[str, Any] | None = None
-    device: str = "auto"
     max_new_tokens: int | None = None
+    against: str | None = None
+    overlays: int = 12
+    device: str = "auto"
     seed: int = 0
+
+
+@dataclass
+class Decoding:
+    """How answers are chosen, see `dpn.inference.answer`."""
+
+    num_beams: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+    stop: list[str] = field(default_factory=list)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments of `dpn.inference.answer`."""
+        options: dict[str, Any] = {"num_beams": self.num_beams, "stop": list(self.stop)}
+        if self.temperature:
+            options |= {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p}
+        return options
 
 
 @dataclass

@@ -10,12 +10,13 @@ The same command again resumes, or says that the run is finished.
 import logging
 from pathlib import Path
 
-from dpn import apply, build, inference, plan, preflight
+from dpn import apply, build, evaluation, inference, plan, preflight
 from dpn.calibration import calibrate, needs_calibration
 from dpn.callbacks import Clock
 from dpn.config import ConfigError, Request
+from dpn.distributed import is_first_process
 from dpn.files import write_json, write_rows
-from dpn.launch import front_door, is_first_process
+from dpn.launch import front_door
 from dpn.reports.page import print_tables, write_report
 from dpn.resume import latest_checkpoint
 from dpn.run_folder import RunFolder
@@ -83,7 +84,7 @@ def _run(request: Request, folder: RunFolder) -> None:
         if needs_calibration(model, part):
             calibrate(model, inference.training_prompts(source, model.device), part)
     limit = config.model.generation.max_new_tokens
-    metrics, rows = inference.evaluate(model, processor, source, limit)
+    metrics, rows = evaluation.evaluate_held_out(model, processor, source, limit)
     if learns:
         metrics |= {"time/train_s": clock.train_s, "time/step_ms": clock.step_ms}
     if folder.writer:

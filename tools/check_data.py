@@ -27,9 +27,9 @@ from dpn.data.encoding import cut
 from dpn.data.images import CorruptImageError, MissingImageError, OutsideImageError, open_image
 from dpn.data.rows import Rows, answered_turns
 from dpn.data.tokenizer import EOS
-from dpn.inference import progress
 from dpn.launch import front_door
 from dpn.processor import DPNProcessor
+from dpn.progress import progress
 from dpn.schema import check_arguments
 
 KINDS = {

@@ -12,6 +12,7 @@ from dpn import build, inference
 from dpn.data.batch import DataError
 from dpn.files import write_json
 from dpn.launch import read_arguments, readable_errors
+from dpn.progress import progress
 from dpn.routers import head_pruning
 
 
@@ -30,7 +31,7 @@ def head_scores(run: str, samples: int = 100, device: str = "auto") -> Path:
     batches = inference.training_prompts(source, model.device, samples)
     if not any("pixel_values" in batch for batch in batches):
         raise DataError(f"run={run} was trained on text alone; heads are scored on images.")
-    scores = head_pruning.measure(model, inference.progress(batches, "scoring heads"))
+    scores = head_pruning.measure(model, progress(batches, "scoring heads"))
     path = Path(run) / "head_scores.json"
     write_json(path, {"layers": scores})
     return path

@@ -11,10 +11,10 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from dpn.data.base import Source, Split
-from dpn.data.batch import Batch, DataError, PaddingSide, collate
+from dpn.data.batch import Batch, DataError, collate
 from dpn.data.conversation import image_names, read_turns, template
 from dpn.data.encoding import corpus_text
-from dpn.data.rows import Conversations, Questions, Rows
+from dpn.data.rows import Conversations, Rows
 from dpn.data.sampler import BatchSampler
 
 log = logging.getLogger(__name__)
@@ -75,20 +75,17 @@ class DataModule(LightningDataModule):
         def step() -> int:
             return self.trainer.global_step if self.trainer and not overfit else 0
 
-        return self._loader(dataset, sampler, "right", step=step, accumulate=accumulate)
+        return self._loader(dataset, sampler, step, accumulate)
 
     def val_dataloader(self) -> "Loader | list[Any]":
         """Held-out conversations in the order of the file, with labels."""
         split = self.source.split("val")
-        return self._eval_loader(self._conversations(split), "right") if split else []
-
-    def predict_dataloader(self) -> "Loader | list[Any]":
-        """Every held-out question as a left-padded prompt; `meta` holds the true answer."""
-        source, split = self.source, self.source.split("val")
         if split is None:
             return []
-        questions = Questions(split, self._processor, source.max_length, source.on_error)
-        return self._eval_loader(questions, "left")
+        dataset = self._conversations(split)
+        size = self.source.eval_batch_size
+        sampler = BatchSampler(len(dataset), size, shuffle=False, last="keep", **self._place())
+        return self._loader(dataset, sampler)
 
     def _conversations(self, split: Split) -> Conversations:
         source = self.source
@@ -96,16 +93,10 @@ class DataModule(LightningDataModule):
             split, self._processor, source.max_length, source.on_error, source.too_long
         )
 
-    def _eval_loader(self, dataset: Conversations, padding_side: PaddingSide) -> "Loader":
-        size = self.source.eval_batch_size
-        sampler = BatchSampler(len(dataset), size, shuffle=False, last="keep", **self._place())
-        return self._loader(dataset, sampler, padding_side)
-
     def _loader(
         self,
         dataset: Conversations,
         sampler: BatchSampler,
-        padding_side: PaddingSide,
         step: Callable[[], int] = lambda: 0,
         accumulate: int = 1,
     ) -> "Loader":
@@ -115,11 +106,7 @@ class DataModule(LightningDataModule):
             num_workers=self.source.num_workers,
             persistent_workers=self.source.num_workers > 0,
             pin_memory=self._on_gpu,
-            collate_fn=partial(
-                collate,
-                pad_token_id=self._processor.pad_token_id,
-                padding_side=padding_side,
-            ),
+            collate_fn=partial(collate, pad_token_id=self._processor.pad_token_id),
         )
         return Loader(batches, sampler, self._note_skipped, step, accumulate)
 

@@ -105,7 +105,7 @@ class Conversations(Dataset[Sample]):
             try:
                 sample = self.make(place)
             except DataError as error:
-                message = f"Row {number} of {self.split.file}: {error}"
+                message = f"{self.where(place)}: {error}"
                 if self.on_error == "raise":
                     raise DataError(message) from error
                 skipped[str(self.split.file), number] = message
@@ -117,6 +117,10 @@ class Conversations(Dataset[Sample]):
     def number_of(self, index: int) -> int:
         """Number, from 0, of the file's row that a place comes from."""
         return int(self.rows.numbers[index])
+
+    def where(self, index: int) -> str:
+        """The place in words, for a message."""
+        return f"Row {self.number_of(index)} of {self.split.file}"
 
     def make(self, index: int) -> Sample:
         """The sample of one place, or a DataError."""
@@ -163,8 +167,8 @@ def answered_turns(row: Any) -> list[Turn]:
 class Questions(Conversations):
     """Every human turn as one prompt for generation; earlier turns hold their true answers.
 
-    `meta` adds turn (from 0), question and answer. The images of later turns are not part of the
-    prompt.
+    `meta` adds row and turn (from 0), prompt and reference. The images of later turns are not part
+    of the prompt.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -182,6 +186,11 @@ class Questions(Conversations):
     def __len__(self) -> int:
         return len(self.places)
 
+    @property
+    def lengths(self) -> np.ndarray:
+        """Words of the conversation that each question is part of."""
+        return np.abs(self.rows.lengths)[self.places]
+
     def number_of(self, index: int) -> int:
         """See `Conversations.number_of`."""
         return super().number_of(self.places[index])
@@ -196,6 +205,13 @@ class Questions(Conversations):
         shown = turns[: 2 * turn + 1]
         marks = sum(one.text.count(IMAGE) for one in shown)
         sample = self.sample(
-            index, row, shown, images[:marks], turn=turn, question=question.text, answer=answer.text
+            index,
+            row,
+            shown,
+            images[:marks],
+            turn=turn,
+            prompt=question.text,
+            reference=answer.text,
         )
-        return replace(sample, labels=[IGNORE] * len(sample.labels))
+        meta = {"row": self.number_of(index), **sample.meta}
+        return replace(sample, labels=[IGNORE] * len(sample.labels), meta=meta)

@@ -1,12 +1,16 @@
 """Times of two ways to do one thing, in turn in one process: only their ratio is worth telling."""
 
+import resource
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
 import torch
+
+from dpn.metrics.answers import Row
 
 
 @dataclass(frozen=True)
@@ -66,14 +70,39 @@ def compare(
     )
 
 
-def _seconds(call: Callable[[], object]) -> float:
-    _synchronise()
-    start = time.perf_counter()
-    call()
-    _synchronise()
-    return time.perf_counter() - start
-
-
-def _synchronise() -> None:
+def now() -> float:
+    """Seconds on a clock, once the GPU is done with what it was given."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def answer_speed(rows: Sequence[Row]) -> dict[str, float]:
+    """Throughput of one process over answered questions.
+
+    `time/samples_per_s`; `time/prefill_ms`, per sample, vision tower and first token included; and
+    `time/new_token_ms`, per token after the first of each answer.
+    """
+    if not rows:
+        return {}
+    whole, prefill = (sum(row[key] for row in rows) for key in ("ms", "prefill_ms"))
+    later = sum(row["new_tokens"] - 1 for row in rows)
+    return {
+        "time/samples_per_s": 1e3 * len(rows) / whole,
+        "time/prefill_ms": prefill / len(rows),
+        "time/new_token_ms": (whole - prefill) / later if later else float("nan"),
+    }
+
+
+def peak_memory_gib() -> float:
+    """Most memory that was taken so far: of the GPU if there is one, else of the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    unit = 1 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    start = now()
+    call()
+    return now() - start

@@ -7,10 +7,22 @@ from statistics import fmean
 from dpn.files import atomic_path
 from dpn.metrics import by, by_level, route_shares
 from dpn.metrics.answers import Row
+from dpn.reports.tables import by_benchmark
 
 
 def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
     """Write all figures that the rows allow; returns their files."""
+    groups = by_benchmark(rows)
+    files = [file for name, group in groups.items() for file in _draw(group, folder / name)]
+    scored = [row for row in rows if row["base_rows"] and row["score"] is not None]
+    if any(groups) and scored:
+        files.append(_save(folder / "work.png", _work, scored))
+    return files
+
+
+def _draw(rows: Sequence[Row], folder: Path) -> list[Path]:
+    """Figures of one benchmark."""
+    rows = [row for row in rows if row["score"] is not None]
     seeing = [row for row in rows if row["base_rows"] and row["family"] is not None]
     wanted = {"accuracy.png": _accuracy}
     if seeing:
@@ -35,11 +47,28 @@ def _save(path: Path, plot, rows: Sequence[Row]) -> Path:
 
 
 def _accuracy(figure, rows: Sequence[Row]) -> None:
-    axes = figure.subplots()
     families = by(rows, "family")
-    bars = axes.bar(list(families), [fmean(r["score"] for r in g) for g in families.values()])
+    means = [fmean(r["score"] for r in g) for g in families.values()]
+    figure.set_figheight(max(figure.get_figheight(), 0.25 * len(families)))
+    axes = figure.subplots()
+    bars = axes.barh(list(map(str, families)), means)
     axes.bar_label(bars, fmt="%.2f")
-    axes.set(ylim=(0, 1.1), ylabel="accuracy", title="Accuracy by family")
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 1.1), xlabel="accuracy", title="Accuracy by family")
+
+
+def _work(figure, rows: Sequence[Row]) -> None:
+    """Accuracy against the share of visual work, a point for each category."""
+    axes = figure.subplots()
+    for number, (name, group) in enumerate(by_benchmark(rows).items()):
+        parts = list(by(group, "family").values()) or [group]
+        shares = [fmean(row["visual_macs_ratio"] for row in part) for part in parts]
+        means = [fmean(row["score"] for row in part) for part in parts]
+        style = {"marker": "os^vD"[number // 10 % 5], "color": f"C{number % 10}"}
+        axes.scatter(shares, means, label=name or "held out", **style)
+    axes.set(xlabel="share of visual MACs", ylabel="accuracy", ylim=(-0.03, 1.03))
+    axes.set_title("Accuracy and visual work of each category")
+    figure.legend(loc="outside right upper")
 
 
 def _rows(figure, rows: Sequence[Row]) -> None:

@@ -6,24 +6,33 @@ from typing import Any
 from rich.console import Console
 
 from dpn.files import read_json, read_rows, write_text
+from dpn.reports.differences import differences
 from dpn.reports.figures import draw
-from dpn.reports.tables import Table, tables
+from dpn.reports.tables import OVERVIEW, Table, tables
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: Path, against: str | None = None) -> Path:
     """Make report.md and the figures again from metrics.json and rows.jsonl.
 
+    Args:
+        folder: of the results.
+        against: folder of another model's results on the same questions.
+
     Raises:
-        FileNotFoundError: if the folder holds no results.
+        FileNotFoundError: if one of them holds no results.
     """
     metrics, rows = read_results(folder)
     status: dict[str, Any] = read_json(folder / "status.json") or {}
-    figures = draw(rows, folder / "figures")
+    shown = tables(metrics, rows)
+    if against:
+        shown[-1:-1] = differences(rows, read_results(Path(against))[1], against)
+    figures = [*draw(rows, folder / "figures"), *sorted(folder.glob("figures/overlays/*.png"))]
+    links = (str(figure.relative_to(folder)) for figure in figures)
     parts = [
         f"# {folder.name}",
         f"`{status['command']}`" if status.get("command") else "",
-        *(table.markdown() for table in tables(metrics, rows)),
-        *(f"![{figure.stem}](figures/{figure.name})" for figure in figures),
+        *(table.markdown() for table in shown),
+        *(f"![{Path(link).stem}]({link})" for link in links),
     ]
     page = folder / "report.md"
     write_text(page, "\n\n".join(part.strip() for part in parts if part) + "\n")
@@ -32,8 +41,8 @@ def write_report(folder: Path) -> Path:
 
 def print_tables(folder: Path) -> None:
     """Print the tables of a folder with results."""
-    console = Console()
-    for table in results_of(folder):
+    console, shown = Console(), results_of(folder)
+    for table in [shown[0], shown[-1]] if shown[0].title == OVERVIEW else shown:
         table.show(console)
     console.print(f"Report: {folder / 'report.md'}", soft_wrap=True, highlight=False)
 

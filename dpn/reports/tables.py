@@ -1,15 +1,18 @@
 """The tables of a run, as plain cells that a terminal and a page show alike."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from dpn import benchmarks
 from dpn.metrics import by, by_level, kept_shares, route_shares
 from dpn.metrics.answers import Row
+
+OVERVIEW = "Benchmarks"
 
 
 @dataclass(frozen=True)
@@ -46,19 +49,49 @@ class Table:
 
 def tables(metrics: Mapping[str, float], rows: Sequence[Row]) -> list[Table]:
     """All tables of a run; those about images only where prompts have some."""
-    shown = [results(metrics, rows)] if rows else []
+    groups = by_benchmark(rows)
+    shown = [overview(metrics, groups)] if any(groups) else []
+    for name, group in groups.items():
+        shown += [replace(t, title=f"{name}: {t.title}" if name else t.title) for t in _of(group)]
+    return [*shown, numbers(metrics)]
+
+
+def by_benchmark(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows of each benchmark; those of held-out questions under an empty name."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.get("benchmark") or "", []).append(row)
+    return groups
+
+
+def _of(rows: Sequence[Row]) -> list[Table]:
+    """All tables of one benchmark."""
+    shown = [results(rows)]
     seeing = [row for row in rows if row["base_rows"]]
     if seeing:
         shown.append(rows_per_layer(seeing))
     if any(row["route"] for row in seeing):
         shown.append(routes(seeing))
-    return [*shown, numbers(metrics)]
+    return shown
 
 
-def results(metrics: Mapping[str, float], rows: Sequence[Row]) -> Table:
+def overview(metrics: Mapping[str, float], groups: Mapping[str, Sequence[Row]]) -> Table:
+    """What papers report of each benchmark, and what it took."""
+    body = []
+    for name, rows in groups.items():
+        metric = benchmarks.resolve(name).headline if name else "accuracy"
+        value = metrics.get(f"{name}/{metric}" if name else f"val/{metric}")
+        told = "not scored here" if value is None else f"{value:.2f}"
+        body.append((name or "held out", str(len(rows)), metric, told, _share(rows)))
+    head = ("benchmark", "questions", "metric", "value", "visual MACs")
+    note = "Values as papers report them; what is not scored here waits for a server or a judge."
+    return Table(OVERVIEW, head, tuple(body), note)
+
+
+def results(rows: Sequence[Row]) -> Table:
     """Accuracy and visual work by family."""
     body = [
-        (str(name), str(len(group)), f"{_mean(group, 'score'):.3f}", _share(group))
+        (str(name), str(len(group)), _accuracy(group), _share(group))
         for name, group in _families(rows).items()
     ]
     note = "Accuracy: right answers, or digits in place. Visual MACs: against no compression."
@@ -106,6 +139,11 @@ def numbers(metrics: Mapping[str, float]) -> Table:
 def _families(rows: Sequence[Row]) -> dict[Any, list[Row]]:
     families = by(rows, "family")
     return {**families, "all": list(rows)} if len(families) != 1 else families
+
+
+def _accuracy(rows: Sequence[Row]) -> str:
+    scores = [row["score"] for row in rows if row["score"] is not None]
+    return f"{fmean(scores):.3f}" if scores else "-"
 
 
 def _mean(rows: Sequence[Row], key: str) -> float:

@@ -15,6 +15,16 @@ def squares(tmp_path_factory) -> Path:
     return write_squares(tmp_path_factory.mktemp("squares"))
 
 
+def without_times(rows):
+    """Rows without what differs each time."""
+    return [{k: v for k, v in row.items() if k not in ("ms", "prefill_ms")} for row in rows]
+
+
+def timeless(metrics):
+    """Metrics without what differs each time."""
+    return {k: v for k, v in metrics.items() if not k.startswith(("time/", "memory/"))}
+
+
 def write_squares(folder: Path) -> Path:
     """A folder with train.json, val.json and their images; two families, one of two turns."""
     for split, count in (("train", 16), ("val", 4)):

@@ -9,7 +9,9 @@ from dpn.config import ConfigError
 from dpn.launch import CONFIG_DIR, compose, diagnose, read_arguments
 from dpn.schema import check_arguments, matches
 
-GROUPS = sorted(p.name for p in CONFIG_DIR.iterdir() if p.is_dir() and p.name != "hydra")
+GROUPS = sorted(
+    p.name for p in CONFIG_DIR.iterdir() if p.is_dir() and p.name not in ("hydra", "suite")
+)
 CHOICES = [(g, p.stem) for g in GROUPS for p in sorted((CONFIG_DIR / g).glob("*.yaml"))]
 
 #: What a choice needs beside it.

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback
 from safetensors.torch import load_file
 
-from dpn import build, inference
+from dpn import build, evaluation, inference
 from dpn.callbacks import Diverged, StepSeed
 from dpn.files import read_json, read_rows
 from dpn.launch import compose
@@ -143,7 +143,7 @@ def test_interrupted_evaluation_does_not_train_again(finished, tiny, monkeypatch
     def stop(*args):
         raise Interrupted("SIGTERM")
 
-    monkeypatch.setattr(inference, "evaluate", stop)
+    monkeypatch.setattr(evaluation, "evaluate_held_out", stop)
     with pytest.raises(Interrupted):
         run(tiny)
     monkeypatch.undo()

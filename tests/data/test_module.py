@@ -129,10 +129,6 @@ def test_validation_keeps_the_order_of_the_file(write, processor):
     file = write(answers_of(5))
     data = data_of(file, processor, val_file=str(file), val_rows=5, eval_batch_size=2)
     assert [b.sample_ids.tolist() for b in data.val_dataloader()] == [[0, 1], [2, 3], [4]]
-    prompts = list(data.predict_dataloader())
-    assert [len(b) for b in prompts] == [2, 2, 1]
-    assert all(b.attention_mask[:, -1].all() for b in prompts)  # left padded
-    assert prompts[0].meta[1]["answer"] == "b b "
     assert data_of(file, processor).val_dataloader() == []
 
 
@@ -187,12 +183,12 @@ def test_held_out_rows_are_the_same_for_all_seeds_and_never_trained_on(
 
     def rows_of(seed, **options):
         data = data_of(file, processor, batch_size=1, seed=seed, holdout=holdout, **options)
-        loaders = data.train_dataloader(), data.val_dataloader(), data.predict_dataloader()
-        train, val, prompts = (
+        loaders = data.train_dataloader(), data.val_dataloader()
+        train, val = (
             [number for batch in loader for number in batch.sample_ids.tolist()]
             for loader in loaders
         )
-        assert prompts == val == sorted(val)
+        assert val == sorted(val)
         return train, val
 
     (train, val), (shuffled, again) = rows_of(0), rows_of(1)

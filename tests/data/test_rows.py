@@ -89,7 +89,8 @@ def test_questions_are_the_prompts_of_each_turn(write, processor):
     whole = dataset(write(rows), processor)[0]
     for i, (turn, answer) in enumerate([(0, "red"), (1, "green")]):
         sample = questions[i]
-        assert (sample.sample_id, sample.meta["turn"], sample.meta["answer"]) == (0, turn, answer)
+        assert sample.sample_id == 0
+        assert (sample.meta["turn"], sample.meta["reference"]) == (turn, answer)
         assert set(sample.labels) == {-100}
         length = len(sample.input_ids)
         assert sample.input_ids == whole.input_ids[:length]

@@ -1,0 +1,72 @@
+"""Where two models differ on the same questions."""
+
+from collections.abc import Sequence
+
+from dpn.metrics.answers import Row
+from dpn.reports.tables import Table
+
+SHOWN = 20
+_KEY = ("benchmark", "id", "turn", "prompt")
+
+
+def differences(rows: Sequence[Row], others: Sequence[Row], other: str) -> list[Table]:
+    """How many questions went better or worse than with another model, and which.
+
+    Args:
+        rows: scored answers of a model.
+        others: of another one.
+        other: its name.
+    """
+    theirs = {_key(row): row for row in others if row["score"] is not None}
+    pairs = [
+        (row, theirs[_key(row)]) for row in rows if row["score"] is not None and _key(row) in theirs
+    ]
+    groups: dict[str, list[tuple[Row, Row]]] = {}
+    for row, same in pairs:
+        name = row.get("benchmark") or "all"
+        family = row["family"]
+        groups.setdefault(name if family is None else f"{name}, {family}", []).append((row, same))
+    body = tuple((name, str(len(group)), *_counts(group)) for name, group in groups.items())
+    head = ("questions", "asked of both", "better", "worse", "visual MACs here", "there")
+    note = f"Better and worse: than {other}. Visual MACs: mean share over these questions."
+    changed = [(a, b) for a, b in pairs if a["score"] != b["score"]]
+    return [Table("Against another model", head, body, note), *_changed(changed)]
+
+
+def _changed(pairs: Sequence[tuple[Row, Row]]) -> list[Table]:
+    if not pairs:
+        return []
+    body = tuple(
+        (
+            str(row["id"]),
+            _short(row["prompt"], 60),
+            _short(row["reference"], 24),
+            _short(row["answer"], 24),
+            _short(same["answer"], 24),
+            ", ".join(f"{layer}: {name}" for layer, name in row["route"].items()) or "-",
+        )
+        for row, same in pairs[:SHOWN]
+    )
+    head = ("id", "question", "right", "here", "there", "route here")
+    note = f"{len(pairs)} in all." if len(pairs) > SHOWN else ""
+    return [Table("Questions that went differently", head, body, note)]
+
+
+def _counts(pairs: Sequence[tuple[Row, Row]]) -> tuple[str, ...]:
+    better = sum(a["score"] > b["score"] for a, b in pairs)
+    worse = sum(a["score"] < b["score"] for a, b in pairs)
+    return str(better), str(worse), *(_share([pair[n] for pair in pairs]) for n in (0, 1))
+
+
+def _share(rows: Sequence[Row]) -> str:
+    shares = [row["visual_macs_ratio"] for row in rows if row["base_rows"]]
+    return f"{sum(shares) / len(shares):.3f}" if shares else "-"
+
+
+def _key(row: Row) -> tuple[str, ...]:
+    return tuple(str(row.get(name)) for name in _KEY)
+
+
+def _short(value: object, letters: int) -> str:
+    words = " ".join(str(value).replace("|", "/").split())
+    return words if len(words) <= letters else words[: letters - 1] + "…"

@@ -1,0 +1,79 @@
+"""What is left of an image inside the decoder, drawn on the image."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from dpn.files import atomic_path
+
+SIDE = 280  # pixels of a panel
+LINES = 4  # of text above the panels
+_GREY = (110, 110, 110)
+
+
+def draw_overlay(
+    pixels: np.ndarray, owners: Sequence[np.ndarray], text: Sequence[str], path: Path
+) -> None:
+    """Write one picture: the image as the model sees it, and again at each layer where rows went.
+
+    A frame surrounds the cells that share a row; cells without a row are grey.
+
+    Args:
+        pixels: `[H, W, 3]` in 0..255.
+        owners: per layer, `[h, w]` which row holds each cell, -1 if none does.
+        text: lines above: question, answer, route.
+        path: PNG.
+    """
+    changed = [n for n, owner in enumerate(owners) if n == 0 or (owner != owners[n - 1]).any()]
+    panels = [("image", None), *((f"layer {n}", owners[n]) for n in changed)]
+    line = 14
+    top = line * (LINES + 1)
+    canvas = Image.new("RGB", (SIDE * len(panels), top + SIDE + line), "white")
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(11)
+    for number, words in enumerate(text[:LINES]):
+        most = int(canvas.width / 6)
+        draw.text((4, 2 + line * number), _fits(words, most), fill="black", font=font)
+    for number, (title, owner) in enumerate(panels):
+        left = number * SIDE
+        rows = "" if owner is None else f": {len(np.unique(owner[owner >= 0]))} rows"
+        draw.text((left + 4, top - line), title + rows, fill="black", font=font)
+        canvas.paste(_panel(pixels, owner), (left, top))
+    with atomic_path(path) as temporary:
+        canvas.save(temporary, "PNG")
+
+
+def to_pixels(image: Any, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """`[3, H, W]` normalised pixels back to `[H, W, 3]` in 0..255."""
+    array = np.asarray(image, dtype=np.float32).transpose(1, 2, 0)
+    return ((array * np.array(std) + np.array(mean)) * 255).clip(0, 255).astype(np.uint8)
+
+
+def _panel(pixels: np.ndarray, owner: np.ndarray | None) -> Image.Image:
+    """The image, and on it what each row holds."""
+    panel = Image.fromarray(pixels).resize((SIDE - 6, SIDE - 6), Image.Resampling.BICUBIC)
+    if owner is None:
+        return panel
+    height, width = owner.shape
+    edges_y, edges_x = (np.linspace(0, SIDE - 6, n + 1).astype(int) for n in (height, width))
+    draw = ImageDraw.Draw(panel)
+    padded = np.pad(owner, 1, constant_values=-2)
+    for y in range(height):
+        for x in range(width):
+            box = (edges_x[x], edges_y[y], edges_x[x + 1] - 1, edges_y[y + 1] - 1)
+            own = owner[y, x]
+            if own < 0:
+                draw.rectangle(box, fill=_GREY)
+                continue
+            if padded[y, x + 1] != own:
+                draw.line((box[0], box[1], box[2], box[1]), fill="yellow")
+            if padded[y + 1, x] != own:
+                draw.line((box[0], box[1], box[0], box[3]), fill="yellow")
+    return panel
+
+
+def _fits(words: str, letters: int) -> str:
+    words = " ".join(words.split())
+    return words if len(words) <= letters else words[: letters - 1] + "…"
