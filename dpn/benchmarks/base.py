@@ -81,7 +81,7 @@ class Benchmark:
         max_new_tokens: upper limit of an answer in LLaVA's evaluation.
     """
 
-    files: ClassVar[tuple[OfficialFile, ...]] = ()
+    files: tuple[OfficialFile, ...] = ()
     headline: ClassVar[str] = "accuracy"
     max_new_tokens: ClassVar[int] = 128
 
