@@ -57,15 +57,15 @@ def read_array(path: Path, fields: Fields, key: str | None = None) -> list[dict[
 
 
 def read_object(path: Path, fields: Fields) -> dict[str, dict[str, Any]]:
-    """Entries of a JSON file that holds an object of objects.
+    """Entries of a JSON file that holds an object, by their keys.
 
     Raises:
-        DataError: naming file, entry and field.
+        DataError: naming file, entry (its key) and field.
     """
     value = read_json(path)
     if not isinstance(value, dict):
         raise DataError(f"{path} must hold an object; get the official file again.")
-    return {key: _checked(row, fields, path, key, "entry") for key, row in value.items()}
+    return {key: _checked(row, fields, path, repr(key), "entry") for key, row in value.items()}
 
 
 def read_table(path: Path, fields: Fields, delimiter: str = "\t") -> list[dict[str, Any]]:

@@ -1,5 +1,4 @@
-"""VQA's annotation files and its soft accuracy (arXiv 1505.00468), for all data sets that have
-them."""
+"""VQA's annotation and result files and its soft accuracy (arXiv 1505.00468)."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -19,9 +18,9 @@ def soft_accuracy(answer: str, references: Sequence[str]) -> float:
 
     Of ten references one match is worth 0.3, two 0.6, three 0.9, four and more 1.
     """
-    all_of_them, same = len(references), references.count(answer)
-    left_out_once = same * min(1, (same - 1) / 3) + (all_of_them - same) * min(1, same / 3)
-    return left_out_once / all_of_them
+    people, same = len(references), references.count(answer)
+    total = same * min(1, (same - 1) / 3) + (people - same) * min(1, same / 3)
+    return total / people
 
 
 def official_accuracy(answer: str, references: Sequence[str]) -> float:
@@ -60,20 +59,25 @@ def people_said(row: Mapping[str, Any], place: str) -> list[str]:
     """The texts of a row's `answers`.
 
     Raises:
-        DataError: naming the place, if there are none.
+        DataError: naming the place, if there are none or they are no texts.
     """
-    texts = [item.get("answer") for item in row["answers"] if isinstance(item, dict)]
-    if not texts or not all(isinstance(text, str) for text in texts):
-        raise DataError(f"{place}: field 'answers' must hold objects with a text as 'answer'.")
-    return [str(text) for text in texts]
+    texts = []
+    for item in row["answers"]:
+        text = item.get("answer") if isinstance(item, dict) else None
+        if not isinstance(text, str):
+            raise DataError(f"{place}: field 'answers' must hold objects with a text as 'answer'.")
+        texts.append(text)
+    if not texts:
+        raise DataError(f"{place}: field 'answers' is empty.")
+    return texts
 
 
 def vqa_scores(questions: Sequence[Question], answers: Sequence[str | None]) -> Scores:
     """Accuracy of all, of answer types and of question types, in percent with two decimals."""
     scores = accuracy(questions, answers, official_accuracy)
-    samples = [sample for sample in scores.samples if sample is not None]
-    if len(samples) < len(questions):
+    if not scores.metrics:
         return scores
+    samples = [sample for sample in scores.samples if sample is not None]
     asked = [replace(question, category=question.meta["question_type"]) for question in questions]
     metrics = scores.metrics | by_group("accuracy_by_question_type", asked, samples)
     return Scores({key: round(value, 2) for key, value in metrics.items()}, scores.samples)

@@ -67,6 +67,8 @@ def _answered(question: Question, rows: dict[str, dict[str, Any]], path: Path) -
     if row is None:
         raise DataError(f"{path} has no question {question.id}; get it and {_QUESTIONS} again.")
     if not isinstance(row["types"].get("structural"), str):
-        raise DataError(f"{path}, entry {question.id}: field 'types' must hold 'structural'.")
+        raise DataError(
+            f"{path}, entry {str(question.id)!r}: field 'types' must hold 'structural'."
+        )
     category = "open" if row["types"]["structural"] == "query" else "binary"
     return replace(question, reference=row["answer"], category=category)

@@ -69,7 +69,7 @@ class MME(Benchmark):
         for question, sample in zip(questions, samples, strict=True):
             subtask = pictures.setdefault(str(question.category), {})
             subtask.setdefault(question.id, []).append(sample)
-        metrics = {}
+        metrics: dict[str, float] = {}
         for kind, subtasks in SUBTASKS.items():
             points = {
                 f"score/{name}": _points(pictures[name].values())
