@@ -28,7 +28,7 @@ _CONTRACTIONS: dict[str, str] = json.loads(
 
 
 def evalai(answer: str) -> str:
-    """By the rule of EvalAI's processor (MMF), which TextVQA uses."""
+    """By the rule of EvalAI's processor (from MMF), for TextVQA and uploads."""
     text = answer.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
     return vqa_eval(text)
 
@@ -39,7 +39,7 @@ def uploaded(answers: Sequence[str | None]) -> list[str | None]:
 
 
 def vqa_eval(answer: str) -> str:
-    """By the rule of `vqaEval.py` (github.com/GT-Vision-Lab/VQA), which the others use."""
+    """By the rule of `vqaEval.py` (github.com/GT-Vision-Lab/VQA), for VQAv2 and OKVQA."""
     text = answer.replace("\n", " ").replace("\t", " ").strip()
     words = (_NUMBERS.get(word, word) for word in punctuation(text).lower().split())
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from dpn.benchmarks._answers import uploaded, vqa_eval
+from dpn.benchmarks._answers import uploaded
 from dpn.benchmarks._files import image_of, read_array
 from dpn.benchmarks._short_answers import accuracy, files_of, read_questions
 from dpn.benchmarks._vqa import people_said, soft_accuracy
@@ -29,8 +29,8 @@ class VizWiz(Benchmark):
     """Short answers or `Unanswerable`, which count by how many of ten people gave them.
 
     answers_upload.json is what the server (eval.ai, challenge 1911) takes: all pictures of the
-    split, with an empty answer where not asked. Answers are compared as VizWiz's evaluator does,
-    with references as they are, after LLaVA's step of EvalAI's words.
+    split, with an empty answer where not asked. The same answers, in EvalAI's words, are compared
+    with the references as they are, which is what VizWiz's evaluator does.
 
     Metrics: accuracy, also of each answer type; of split val alone.
 
@@ -66,7 +66,7 @@ class VizWiz(Benchmark):
         self, questions: Sequence[Question], answers: Sequence[str | None], folder: Path
     ) -> Scores:
         """See `Benchmark.score`."""
-        return accuracy(questions, uploaded(answers), _official_accuracy)
+        return accuracy(questions, uploaded(answers), soft_accuracy)
 
     def upload(
         self, questions: Sequence[Question], answers: Sequence[str | None], folder: Path
@@ -81,7 +81,3 @@ class VizWiz(Benchmark):
             for question in self.questions()
         ]
         write_json(folder / "answers_upload.json", rows)
-
-
-def _official_accuracy(answer: str, references: Sequence[str]) -> float:
-    return soft_accuracy(vqa_eval(answer), references)

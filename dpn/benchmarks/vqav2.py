@@ -33,8 +33,8 @@ class VQAv2(Benchmark):
     """Short answers, which count by how many of ten people gave them.
 
     answers_upload.json is what the server (eval.ai, challenge 830) takes: all questions of
-    test2015, empty where not asked. Answers are compared as the server does, after LLaVA's step of
-    EvalAI's words.
+    test2015, empty where not asked. The same answers, in EvalAI's words, are scored by the rule of
+    VQA's own evaluator.
 
     Metrics: accuracy, also of each answer type, and accuracy_by_question_type; of split val alone.
 

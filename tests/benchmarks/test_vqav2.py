@@ -31,7 +31,7 @@ def make_val(root):
     ]
     write_json(folder / "v2_OpenEnded_mscoco_val2014_questions.json", {"questions": asked})
     types = [("what color", "other"), ("how many", "number"), ("is it", "yes/no")]
-    said = [people(red=2, brown=8), people(**{"2": 10}), people(yes=3, no=7)]
+    said = [people(red=2, **{"man's": 8}), people(**{"2": 10}), people(yes=3, no=7)]
     answers = [
         {"question_id": n, "answers": s, "question_type": question, "answer_type": answer}
         for n, (s, (question, answer)) in enumerate(zip(said, types, strict=True))
@@ -98,6 +98,7 @@ def test_val_scores_by_hand(val, tmp_path):
         "accuracy_by_question_type/is it": 90,
     }
     assert val.score(questions, [None, "many", ""], tmp_path).samples == [0, 0, 0]
+    assert val.score(questions[:1], ["man's"], tmp_path).samples == [0]  # uploaded as man 's
 
 
 def test_val_results_are_what_the_evaluator_reads(val, tmp_path):
