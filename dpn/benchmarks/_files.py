@@ -56,6 +56,18 @@ def read_array(path: Path, fields: Fields, key: str | None = None) -> list[dict[
     return [_checked(row, fields, path, n, "entry") for n, row in enumerate(value, 1)]
 
 
+def read_object(path: Path, fields: Fields) -> dict[str, dict[str, Any]]:
+    """Entries of a JSON file that holds an object, by their keys.
+
+    Raises:
+        DataError: naming file, entry (its key) and field.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise DataError(f"{path} must hold an object; get the official file again.")
+    return {key: _checked(row, fields, path, repr(key), "entry") for key, row in value.items()}
+
+
 def read_table(path: Path, fields: Fields, delimiter: str = "\t") -> list[dict[str, Any]]:
     """Rows of a file with a head line; cells are texts, missing ones empty.
 
@@ -89,7 +101,7 @@ def _parsed(text: str, path: Path, place: str = "") -> Any:
 
 
 def _checked(
-    row: Any, fields: Fields, path: Path, number: int, unit: str = "line"
+    row: Any, fields: Fields, path: Path, number: int | str, unit: str = "line"
 ) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise DataError(f"{path}, {unit} {number}: it holds no object but {row!r:.60}.")

@@ -76,12 +76,12 @@ class Benchmark:
         root: folder of all benchmarks, laid out as LLaVA's `playground/data/eval`.
 
     Attributes:
-        files: what has to be there.
+        files: what has to be there; a benchmark with splits sets those of its split.
         headline: the metric that papers report.
         max_new_tokens: upper limit of an answer in LLaVA's evaluation.
     """
 
-    files: ClassVar[tuple[OfficialFile, ...]] = ()
+    files: tuple[OfficialFile, ...] = ()
     headline: ClassVar[str] = "accuracy"
     max_new_tokens: ClassVar[int] = 128
 

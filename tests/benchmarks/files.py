@@ -30,3 +30,16 @@ def damage(path: Path, **changes) -> None:
     row = {**json.loads(lines[-1]), **changes}
     lines[-1] = json.dumps({key: value for key, value in row.items() if value is not None})
     write(path, "\n".join(lines) + "\n")
+
+
+def change(path: Path, edit) -> None:
+    """Edit the value of a JSON file in place."""
+    value = json.loads(path.read_text(encoding="utf-8"))
+    edit(value)
+    write_json(path, value)
+
+
+def people(**counts) -> list[dict]:
+    """VQA's answers of ten people: how many gave which one."""
+    texts = [text for text, count in counts.items() for _ in range(count)]
+    return [{"answer": text, "answer_id": n} for n, text in enumerate(texts, 1)]

@@ -1,0 +1,60 @@
+"""Answers in the form in which VQA's evaluators compare them: two rules of the same steps."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+_MARKS = frozenset(';/[]"{}()=+\\_-><@`,?!')
+_NUMBERS = {
+    "none": "0",
+    "zero": "0",
+    "one": "1",
+    "two": "2",
+    "three": "3",
+    "four": "4",
+    "five": "5",
+    "six": "6",
+    "seven": "7",
+    "eight": "8",
+    "nine": "9",
+    "ten": "10",
+}
+_ARTICLES = frozenset(("a", "an", "the"))
+#: The official list with its oddities: some entries change nothing, one loses its apostrophe.
+_CONTRACTIONS: dict[str, str] = json.loads(
+    Path(__file__).with_name("contractions.json").read_text(encoding="utf-8")
+)
+
+
+def evalai(answer: str) -> str:
+    """By the rule of EvalAI's processor (from MMF), for TextVQA and uploads."""
+    text = answer.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
+    return vqa_eval(text)
+
+
+def uploaded(answers: Sequence[str | None]) -> list[str | None]:
+    """Answers as the servers of VQAv2 and VizWiz get them."""
+    return [None if answer is None else evalai(answer) for answer in answers]
+
+
+def vqa_eval(answer: str) -> str:
+    """By the rule of `vqaEval.py` (github.com/GT-Vision-Lab/VQA), for VQAv2 and OKVQA."""
+    text = answer.replace("\n", " ").replace("\t", " ").strip()
+    words = (_NUMBERS.get(word, word) for word in punctuation(text).lower().split())
+    return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
+
+
+def punctuation(text: str) -> str:
+    """The step of both rules that takes marks away.
+
+    A mark that is beside a blank somewhere goes, any other one becomes a blank; all go if there is
+    a comma between digits. Then go full stops that no digit follows, but no more than 32: where the
+    evaluators mean to pass the flag `re.UNICODE`, its value is taken as a count.
+    """
+    thousands = re.search(r"\d,\d", text) is not None
+    left = text
+    for mark in _MARKS.intersection(text):
+        goes = thousands or f"{mark} " in text or f" {mark}" in text
+        left = left.replace(mark, "" if goes else " ")
+    return re.sub(r"\.(?!\d)", "", left, count=32)

@@ -1,0 +1,144 @@
+"""MME: two yes/no questions about each picture, one of them to be denied (arXiv 2306.13394)."""
+
+import re
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+from dpn.benchmarks._short_answers import graded, read_questions
+from dpn.benchmarks.base import EVAL_ZIP, SHORT, Benchmark, OfficialFile, Question, Scores, percent
+from dpn.data.batch import DataError
+from dpn.files import write_text
+
+SUBTASKS = {
+    "perception": (
+        "existence",
+        "count",
+        "position",
+        "color",
+        "posters",
+        "celebrity",
+        "scene",
+        "landmark",
+        "artwork",
+        "OCR",
+    ),
+    "cognition": (
+        "commonsense_reasoning",
+        "numerical_calculation",
+        "text_translation",
+        "code_reasoning",
+    ),
+}
+_QUESTIONS = "MME/llava_mme.jsonl"
+_RELEASE = "MME/MME_Benchmark_release_version"
+_SITE = "the MME release of github.com/BradyFU/Awesome-Multimodal-Large-Language-Models"
+_DEMAND = "Please answer yes or no."
+
+
+class MME(Benchmark):
+    """14 subtasks of two kinds, perception and cognition.
+
+    Of an answer's first four letters, `yes` counts, else `no`, else it is wrong. A subtask's score
+    is its accuracy plus accuracy+, the share of pictures of which all questions are right, both in
+    percent: at most 200. results/<subtask>.txt is what MME's own `calculation.py` reads.
+
+    Metrics, in points: perception, which papers report, cognition, the sums of their subtasks'
+    scores, and score of each subtask.
+    """
+
+    files = (
+        OfficialFile(_QUESTIONS, EVAL_ZIP),
+        OfficialFile(_RELEASE, _SITE),
+    )
+    headline = "perception"
+
+    def questions(self) -> list[Question]:
+        """See `Benchmark.questions`."""
+        labels_of = cache(_labels)
+        questions = read_questions(self.root / _QUESTIONS, self.root / _RELEASE)
+        return [self._labelled(question, labels_of) for question in questions]
+
+    def score(
+        self, questions: Sequence[Question], answers: Sequence[str | None], folder: Path
+    ) -> Scores:
+        """See `Benchmark.score`."""
+        samples = graded(questions, answers, lambda answer, right: said(answer) == right.lower())
+        pictures: dict[str, dict[int | str, list[float]]] = {}
+        for question, sample in zip(questions, samples, strict=True):
+            subtask = pictures.setdefault(str(question.category), {})
+            subtask.setdefault(question.id, []).append(sample)
+        metrics: dict[str, float] = {}
+        for kind, subtasks in SUBTASKS.items():
+            points = {
+                f"score/{name}": _points(pictures[name].values())
+                for name in subtasks
+                if name in pictures
+            }
+            metrics |= {kind: sum(points.values()), **points} if points else {}
+        return Scores(metrics, [*samples])
+
+    def upload(
+        self, questions: Sequence[Question], answers: Sequence[str | None], folder: Path
+    ) -> None:
+        """See `Benchmark.upload`."""
+        rows: dict[str, str] = {}
+        for question, answer in zip(questions, answers, strict=True):
+            one_line = re.sub(r"[\t\r\n]", " ", answer or "")
+            cells = question.meta["file"], question.meta["question"], question.reference, one_line
+            subtask = str(question.category)
+            rows[subtask] = rows.get(subtask, "") + "\t".join(cells) + "\n"
+        for subtask, text in rows.items():
+            write_text(folder / "results" / f"{subtask}.txt", text)
+
+    def _labelled(
+        self, question: Question, labels_of: Callable[[Path], dict[str, str]]
+    ) -> Question:
+        """A question with its label in the release, whose wording is a little different."""
+        parts = str(question.id).split("/")
+        subtask, picture = parts[0], parts[-1]
+        if not any(subtask in subtasks for subtasks in SUBTASKS.values()):
+            raise DataError(
+                f"{self.root / _QUESTIONS}: question {question.id} is of no subtask of MME but of"
+                f" {subtask!r}; get the official file again."
+            )
+        folder = self.root / _RELEASE / subtask
+        nested = folder / "questions_answers_YN"
+        file = (nested if nested.is_dir() else folder) / f"{picture.partition('.')[0]}.txt"
+        text = question.prompt.replace(SHORT.strip(), "").strip()
+        forms = [text] if _DEMAND in text else [f"{text} {_DEMAND}", f"{text}  {_DEMAND}"]
+        labels = labels_of(file)
+        form = next((form for form in forms if form in labels), None)
+        if form is None:
+            raise DataError(f"{file} has no question {forms[0]!r}; get it and {_QUESTIONS} again.")
+        meta = {"file": file.name, "question": form}
+        return replace(question, reference=labels[form], category=subtask, meta=meta)
+
+
+def said(answer: str) -> str:
+    """What an answer says, by the rule of MME's `calculation.py`."""
+    start = answer.lower()[:4]
+    return next((word for word in ("yes", "no") if word in start), "other")
+
+
+def _labels(file: Path) -> dict[str, str]:
+    """Yes or No of each question about a picture."""
+    if not file.exists():
+        raise DataError(f"{file} does not exist; get {_SITE} again.")
+    labels = {}
+    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), 1):
+        if line.strip():
+            question, _, label = line.strip().partition("\t")
+            if label.lower() not in ("yes", "no"):
+                raise DataError(
+                    f"{file}, line {number}: {line!r:.60} must be a question, a tab and Yes or No."
+                )
+            labels[question] = label
+    return labels
+
+
+def _points(pictures: Collection[Sequence[float]]) -> float:
+    """Accuracy and accuracy+, each in percent."""
+    singles = [sample for picture in pictures for sample in picture]
+    return percent(singles) + percent([min(picture) for picture in pictures])

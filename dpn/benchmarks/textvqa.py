@@ -1,0 +1,71 @@
+"""TextVQA: questions whose answers are to be read in the picture (arXiv 1904.08920)."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from dpn.benchmarks._answers import evalai
+from dpn.benchmarks._files import read_array
+from dpn.benchmarks._short_answers import accuracy, read_questions
+from dpn.benchmarks._vqa import soft_accuracy
+from dpn.benchmarks.base import EVAL_ZIP, Benchmark, OfficialFile, Question, Scores
+from dpn.data.batch import DataError
+
+_QUESTIONS = "textvqa/llava_textvqa_val_v051_ocr.jsonl"
+_ANSWERS = "textvqa/TextVQA_0.5.1_val.json"
+_SITE = "the dataset page of textvqa.org"
+_HINT = "Reference OCR token:"
+
+
+class TextVQA(Benchmark):
+    """The validation set, version 0.5.1; prompts hold the words that an OCR system has read.
+
+    Answers count by how many of ten people gave them, all in EvalAI's words. The reference belongs
+    to picture and question, which is the first line of a prompt, or the second one below the hint.
+
+    Metrics: accuracy.
+    """
+
+    files = (
+        OfficialFile(_QUESTIONS, EVAL_ZIP),
+        OfficialFile(_ANSWERS, _SITE),
+        OfficialFile("textvqa/train_images", f"train_val_images.zip of {_SITE}"),
+    )
+
+    def questions(self) -> list[Question]:
+        """See `Benchmark.questions`."""
+        references = self._references()
+        path = self.root / _QUESTIONS
+        questions = []
+        for question in read_questions(path, self.root / "textvqa" / "train_images"):
+            key = question.id, _asked(question.prompt)
+            if key not in references:
+                raise DataError(
+                    f"{path}: question {question.id} asks {key[1]!r:.60}, which"
+                    f" {self.root / _ANSWERS} does not; get both again."
+                )
+            questions.append(replace(question, reference=references[key]))
+        return questions
+
+    def score(
+        self, questions: Sequence[Question], answers: Sequence[str | None], folder: Path
+    ) -> Scores:
+        """See `Benchmark.score`."""
+        return accuracy(questions, answers, _agreement)
+
+    def _references(self) -> dict[tuple[str, str], list[str]]:
+        path = self.root / _ANSWERS
+        rows = read_array(path, {"image_id": str, "question": str, "answers": list}, "data")
+        for number, row in enumerate(rows, 1):
+            if len(row["answers"]) != 10 or not all(isinstance(a, str) for a in row["answers"]):
+                raise DataError(f"{path}, entry {number}: field 'answers' must hold ten texts.")
+        return {(row["image_id"], row["question"].lower()): row["answers"] for row in rows}
+
+
+def _asked(prompt: str) -> str:
+    lines = prompt.lower().split("\n")
+    return lines[1] if prompt.startswith(_HINT) and len(lines) > 1 else lines[0]
+
+
+def _agreement(answer: str, people: Sequence[str]) -> float:
+    return soft_accuracy(evalai(answer), [evalai(person) for person in people])

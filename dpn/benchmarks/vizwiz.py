@@ -1,0 +1,83 @@
+"""VizWiz: questions of blind people about photos they took (arXiv 1802.08218)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from dpn.benchmarks._answers import uploaded
+from dpn.benchmarks._files import image_of, read_array
+from dpn.benchmarks._short_answers import accuracy, files_of, read_questions
+from dpn.benchmarks._vqa import people_said, soft_accuracy
+from dpn.benchmarks.base import EVAL_ZIP, SHORT, Benchmark, OfficialFile, Question, Scores
+from dpn.files import write_json
+
+_SITE = "the VQA page of vizwiz.org"
+_FILES = {
+    "test": (
+        OfficialFile("vizwiz/llava_test.jsonl", EVAL_ZIP),
+        OfficialFile("vizwiz/test", f"test.zip of {_SITE}"),
+    ),
+    "val": (
+        OfficialFile("vizwiz/val.json", f"Annotations.zip of {_SITE}"),
+        OfficialFile("vizwiz/val", f"val.zip of {_SITE}"),
+    ),
+}
+_SUFFIX = "\nWhen the provided information is insufficient, respond with 'Unanswerable'." + SHORT
+
+
+class VizWiz(Benchmark):
+    """Short answers or `Unanswerable`, which count by how many of ten people gave them.
+
+    answers_upload.json is what the server (eval.ai, challenge 1911) takes: all pictures of the
+    split, with an empty answer where not asked. The same answers, in EvalAI's words, are compared
+    with the references as they are, which is what VizWiz's evaluator does.
+
+    Metrics: accuracy, also of each answer type; of split val alone.
+
+    Args:
+        root: see `Benchmark`.
+        split: test, which the server scores, or val.
+    """
+
+    def __init__(self, root: Path, split: Literal["test", "val"] = "test"):
+        super().__init__(root)
+        self.split, self.files = split, files_of(split, _FILES)
+
+    def questions(self) -> list[Question]:
+        """See `Benchmark.questions`."""
+        folder = self.root / "vizwiz"
+        if self.split == "test":
+            return read_questions(folder / "llava_test.jsonl", folder / "test")
+        path = folder / "val.json"
+        fields = {"image": str, "question": str, "answers": list, "answer_type": str}
+        return [
+            Question(
+                id=row["image"],
+                prompt=row["question"] + _SUFFIX,
+                images=(image_of(folder / "val", row["image"]),),
+                reference=people_said(row, f"{path}, entry {number}"),
+                category=row["answer_type"],
+                meta={"image": row["image"]},
+            )
+            for number, row in enumerate(read_array(path, fields), 1)
+        ]
+
+    def score(
+        self, questions: Sequence[Question], answers: Sequence[str | None], folder: Path
+    ) -> Scores:
+        """See `Benchmark.score`."""
+        return accuracy(questions, uploaded(answers), soft_accuracy)
+
+    def upload(
+        self, questions: Sequence[Question], answers: Sequence[str | None], folder: Path
+    ) -> None:
+        """See `Benchmark.upload`."""
+        said = {
+            question.id: answer
+            for question, answer in zip(questions, uploaded(answers), strict=True)
+        }
+        rows = [
+            {"image": question.meta["image"], "answer": said.get(question.id) or ""}
+            for question in self.questions()
+        ]
+        write_json(folder / "answers_upload.json", rows)

@@ -1,0 +1,146 @@
+import json
+
+import pytest
+
+from dpn.benchmarks import build
+from dpn.data.batch import DataError
+from tests.benchmarks.files import change, damage, people, picture, write_json, write_jsonl
+
+SHORT = "\nAnswer the question using a single word or phrase."
+QUESTIONS = ["What color is it?", "How many dogs?", "Is it day?"]
+
+
+def make(root):
+    folder = root / "vqav2"
+    rows = [
+        {"question_id": 10 + n, "image": f"COCO_{n}.jpg", "text": text + SHORT, "category": "x"}
+        for n, text in enumerate(QUESTIONS)
+    ]
+    for row in rows:
+        picture(folder / "test2015" / row["image"])
+    write_jsonl(folder / "llava_vqav2_mscoco_test-dev2015.jsonl", rows)
+    more = {**rows[0], "question_id": 99}
+    write_jsonl(folder / "llava_vqav2_mscoco_test2015.jsonl", [more, *rows])
+
+
+def make_val(root):
+    folder = root / "vqav2"
+    picture(folder / "val2014" / "COCO_val2014_000000000042.jpg")
+    asked = [
+        {"question_id": n, "image_id": 42, "question": text} for n, text in enumerate(QUESTIONS)
+    ]
+    write_json(folder / "v2_OpenEnded_mscoco_val2014_questions.json", {"questions": asked})
+    types = [("what color", "other"), ("how many", "number"), ("is it", "yes/no")]
+    said = [people(red=2, **{"man's": 8}), people(**{"2": 10}), people(yes=3, no=7)]
+    answers = [
+        {"question_id": n, "answers": s, "question_type": question, "answer_type": answer}
+        for n, (s, (question, answer)) in enumerate(zip(said, types, strict=True))
+    ]
+    write_json(folder / "v2_mscoco_val2014_annotations.json", {"annotations": answers})
+
+
+@pytest.fixture
+def vqav2(tmp_path):
+    make(tmp_path)
+    return build("vqav2", root=tmp_path)
+
+
+@pytest.fixture
+def val(tmp_path):
+    make_val(tmp_path)
+    return build("vqav2", root=tmp_path, split="val")
+
+
+def test_prompt(vqav2):
+    question = vqav2.questions()[0]
+    assert question.prompt == (
+        "What color is it?\nAnswer the question using a single word or phrase."
+    )
+    assert question.id == 10
+
+
+def test_server_scores_the_test_set(vqav2, tmp_path):
+    scores = vqav2.score(vqav2.questions(), ["red", None, "yes"], tmp_path)
+    assert scores.metrics == {}
+    assert scores.samples == [None] * 3
+
+
+def test_upload_has_all_questions_of_the_test_set(vqav2, tmp_path):
+    questions = vqav2.questions()[:2]
+    vqav2.write(questions, ["The Cat's hat.", None], tmp_path, "tiny")
+    assert json.loads((tmp_path / "answers_upload.json").read_text()) == [
+        {"question_id": 99, "answer": ""},
+        {"question_id": 10, "answer": "cat 's hat"},
+        {"question_id": 11, "answer": ""},
+        {"question_id": 12, "answer": ""},
+    ]
+
+
+def test_val_prompts_and_pictures_come_from_vqas_own_files(val):
+    assert val.missing() == []
+    question = val.questions()[1]
+    assert question.prompt == "How many dogs?" + SHORT
+    assert question.images[0]().size == (16, 12)
+    assert question.reference == ["2"] * 10
+
+
+def test_val_scores_by_hand(val, tmp_path):
+    questions = val.questions()
+    scores = val.score(questions, ["A red.", "Two", "yes"], tmp_path)
+    assert scores.samples == pytest.approx([0.6, 1, 0.9])
+    assert scores.metrics == {
+        "accuracy": 83.33,
+        "accuracy/other": 60,
+        "accuracy/number": 100,
+        "accuracy/yes-no": 90,
+        "accuracy_by_question_type/what color": 60,
+        "accuracy_by_question_type/how many": 100,
+        "accuracy_by_question_type/is it": 90,
+    }
+    assert val.score(questions, [None, "many", ""], tmp_path).samples == [0, 0, 0]
+    assert val.score(questions[:1], ["man's"], tmp_path).samples == [0]  # uploaded as man 's
+
+
+def test_val_results_are_what_the_evaluator_reads(val, tmp_path):
+    val.write(val.questions()[1:2], ["Two dogs"], tmp_path, "tiny")
+    assert json.loads((tmp_path / "answers_upload.json").read_text()) == [
+        {"question_id": 0, "answer": ""},
+        {"question_id": 1, "answer": "2 dogs"},
+        {"question_id": 2, "answer": ""},
+    ]
+
+
+def test_unknown_split(tmp_path):
+    with pytest.raises(ValueError, match="no split 'train'; there is test-dev, val"):
+        build("vqav2", root=tmp_path, split="train")
+
+
+def test_a_damaged_question_is_named(vqav2):
+    damage(vqav2.root / "vqav2" / "llava_vqav2_mscoco_test-dev2015.jsonl", text=None)
+    with pytest.raises(DataError, match=r"test-dev2015.jsonl, line 3: field 'text' \(str\)"):
+        vqav2.questions()
+
+
+@pytest.mark.parametrize(
+    ("edit", "sentence"),
+    [
+        (lambda rows: rows[1].pop("answers"), r"entry 2: field 'answers' \(list\) is missing"),
+        (lambda rows: rows[1].update(answers=[]), "question 1: field 'answers' is empty"),
+        (lambda rows: rows[1]["answers"][3].pop("answer"), "question 1: field 'answers' must hold"),
+        (lambda rows: rows[1]["answers"].append("2"), "question 1: field 'answers' must hold"),
+        (lambda rows: rows[1].update(question_type=3), "entry 2: field 'question_type' is 3"),
+        (lambda rows: rows.pop(), "differ in 1 questions, one is 2; get both again"),
+    ],
+)
+def test_a_damaged_annotation_is_named(val, edit, sentence):
+    path = val.root / "vqav2" / "v2_mscoco_val2014_annotations.json"
+    change(path, lambda value: edit(value["annotations"]))
+    with pytest.raises(DataError, match=f"annotations.json.*{sentence}"):
+        val.questions()
+
+
+def test_a_damaged_val_question_is_named(val):
+    path = val.root / "vqav2" / "v2_OpenEnded_mscoco_val2014_questions.json"
+    change(path, lambda value: value["questions"][0].update(image_id="42"))
+    with pytest.raises(DataError, match=r"questions.json, entry 1: field 'image_id' is '42'"):
+        val.questions()
