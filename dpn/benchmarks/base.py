@@ -76,12 +76,12 @@ class Benchmark:
         root: folder of all benchmarks, laid out as LLaVA's `playground/data/eval`.
 
     Attributes:
-        files: what has to be there.
+        files: what has to be there; a benchmark with splits sets those of its split.
         headline: the metric that papers report.
         max_new_tokens: upper limit of an answer in LLaVA's evaluation.
     """
 
-    files: ClassVar[tuple[OfficialFile, ...]] = ()
+    files: tuple[OfficialFile, ...] = ()
     headline: ClassVar[str] = "accuracy"
     max_new_tokens: ClassVar[int] = 128
 
@@ -140,12 +140,17 @@ class Benchmark:
                 "answer_id": _digest(model_id, str(number), answer),
                 "model_id": model_id,
                 "metadata": {},
+                **self.answer_fields(question),
             }
             for number, (question, answer) in enumerate(zip(questions, answers, strict=True))
             if answer is not None
         ]
         write_rows(folder / "answers.jsonl", rows)
         self.upload(questions, answers, folder)
+
+    def answer_fields(self, question: Question) -> dict[str, Any]:
+        """Further fields of a question's row in answers.jsonl; default: none."""
+        return {}
 
     def upload(
         self, questions: Sequence[Question], answers: Sequence[str | None], folder: Path

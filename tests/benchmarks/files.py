@@ -1,5 +1,7 @@
 """Tiny files in the official formats."""
 
+import csv
+import io
 import json
 from pathlib import Path
 
@@ -19,9 +21,23 @@ def write_jsonl(path: Path, rows) -> None:
     write(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
+def write_table(path: Path, rows) -> None:
+    text = io.StringIO()
+    table = csv.DictWriter(text, rows[0], delimiter="\t")
+    table.writeheader()
+    table.writerows(rows)
+    write(path, text.getvalue())
+
+
 def picture(path: Path, colour=(200, 20, 20)) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (16, 12), colour).save(path)
+    path.write_bytes(picture_bytes(colour))
+
+
+def picture_bytes(colour=(200, 20, 20)) -> bytes:
+    data = io.BytesIO()
+    Image.new("RGB", (16, 12), colour).save(data, "PNG")
+    return data.getvalue()
 
 
 def damage(path: Path, **changes) -> None:
@@ -30,3 +46,13 @@ def damage(path: Path, **changes) -> None:
     row = {**json.loads(lines[-1]), **changes}
     lines[-1] = json.dumps({key: value for key, value in row.items() if value is not None})
     write(path, "\n".join(lines) + "\n")
+
+
+def damage_json(path: Path, *keys, value) -> None:
+    """Change what stands under keys of a JSON file."""
+    whole = json.loads(path.read_text(encoding="utf-8"))
+    place = whole
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = value
+    write_json(path, whole)
