@@ -46,7 +46,7 @@ class MMBenchTable(Benchmark):
     def __init__(self, root: Path, split: str, all_rounds: bool):
         super().__init__(root)
         self.split, self.all_rounds = split, all_rounds
-        where = "github.com/open-compass/MMBench"
+        where = "README.md of github.com/open-compass/MMBench"
         self.files = (OfficialFile(f"{self.folder}/{split}.tsv", where),)
 
     def questions(self) -> list[Question]:

@@ -20,7 +20,7 @@ class LLaVABench(Benchmark):
     question_id, category and content; no answer is an empty one. Put what it says beside it as
     `reviews.jsonl`, a row for each question: question_id and content, the first line of which are
     two numbers from 1 to 10, GPT-4's and the model's. A first line of anything else counts -1 for
-    both, as in LLaVA.
+    both, as in LLaVA. New answers want new reviews.
 
     Metrics: score, the mean of the model's numbers in percent of the mean of GPT-4's, of all
     questions and of each category; a question without answer gets 0.

@@ -17,7 +17,8 @@ class MMVet(Benchmark):
 
     `predictions.json` is what MM-Vet's evaluator reads: answers by `v1_<question_id>`, an empty one
     where there is none. Put the grades that it writes (`..._gpt-4-...-grade-1runs.json`) beside it
-    as `grades.json`: by the same ids `{"score": [...]}`, a number from 0 to 1 of each run.
+    as `grades.json`: by the same ids `{"score": [...]}`, a number from 0 to 1 of each run. New
+    answers want new grades.
 
     Metrics: score, the mean of all questions in percent, and that of each capability.
     """

@@ -69,7 +69,7 @@ class MMMU(Benchmark):
 
     files = (
         OfficialFile("MMMU", "the data set MMMU/MMMU of the Hugging Face hub"),
-        OfficialFile("MMMU/answer_dict_val.json", "github.com/MMMU-Benchmark/MMMU"),
+        OfficialFile("MMMU/answer_dict_val.json", "mmmu of github.com/MMMU-Benchmark/MMMU"),
     )
     max_new_tokens = 16
 

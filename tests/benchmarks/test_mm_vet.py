@@ -91,3 +91,6 @@ def test_a_damaged_entry_is_named(mm_vet):
     damage_json(mm_vet.root / "mm-vet" / "mm-vet.json", "v1_1", "capability", value="rec")
     with pytest.raises(DataError, match=r"mm-vet.json, entry 'v1_1': field 'capability' is 'rec'"):
         mm_vet.questions()
+    write_json(mm_vet.root / "mm-vet" / "mm-vet.json", [])
+    with pytest.raises(DataError, match=r"mm-vet.json must hold an object; get the file again"):
+        mm_vet.questions()

@@ -2,6 +2,7 @@ import base64
 import json
 
 import pytest
+from openpyxl import load_workbook
 
 from dpn.benchmarks import build
 from dpn.benchmarks._mmbench import said_option
@@ -25,8 +26,8 @@ CELLS = {
     "comment": "none",
     "split": "dev",
 }
-TURNED = {"index": 1_000_241, "A": "Na", "B": "a dog", "C": "a cat", "answer": "B"}
-OTHER = {"index": 7, "hint": "NaN", "C": "", "answer": "A", "l2-category": "LR"}
+TURNED = {"index": 1_000_241, "A": "Na", "B": "a dog", "C": "a cat", "D": "", "answer": "B"}
+OTHER = {"index": 7, "hint": "NaN", "C": "NONE", "answer": "A", "l2-category": "LR"}
 
 
 def rows(*changes):
@@ -53,6 +54,7 @@ def test_prompts_stop_at_the_first_empty_option(mmbench):
     ask = "\nAnswer with the option's letter from the given choices directly."
     assert questions[0].prompt == f"Look.\nWhat is it?\nA. a cat\nB. Na\nC. a dog{ask}"
     assert questions[2].prompt == f"What is it?\nA. a cat\nB. Na{ask}"
+    assert [len(q.meta["options"]) for q in questions] == [3, 3, 2]
     assert [(q.id, q.reference) for q in questions] == [(241, "C"), (1_000_241, "B"), (7, "A")]
 
 
@@ -67,6 +69,7 @@ def test_prompts_stop_at_the_first_empty_option(mmbench):
         ("b", None),
         ("A cat", "A"),
         ("A", "A"),
+        ("A red thing", "A"),
         ("A thing that is red", None),  # an article
         ("A or B", None),
         ("A, or B.", "B"),  # by the order of the forms
@@ -116,8 +119,6 @@ def test_all_rounds_turn_the_options(tmp_path):
 
 
 def table(path):
-    from openpyxl import load_workbook
-
     return [list(row) for row in load_workbook(path).active.values]
 
 
@@ -129,6 +130,7 @@ def test_the_upload_holds_all_rows(mmbench, tmp_path):
         [1_000_241, "What is it?", "Na", "a dog", "a cat", None, "=1+1", "B", "dev"],
         [7, "What is it?", "a cat", "Na", None, None, None, "A", "dev"],
     ]
+    assert load_workbook(tmp_path / f"{SPLIT}.xlsx").active["G3"].data_type == "s"  # no formula
 
 
 def test_the_upload_takes_the_round_with_the_tables_own_order(tmp_path):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from datasets import Dataset, DatasetDict, Features, Image, Value, concatenate_datasets, config
 
@@ -120,6 +122,7 @@ def test_all_layouts_hold_the_same_questions(mmmu, tmp_path, save):
         ("I am sure that it is a cat", "A"),
         ("it is a cat", None),  # too short for texts
         ("Some say a cat and some say a dog", "B"),
+        ("The picture shows me a DOG today", "B"),
         ("", None),
         ("b", None),
     ],
@@ -143,6 +146,8 @@ def test_option_of_an_answer(answer, letter):
         ("It is an oil", "paint", False),
         ("coil", "o", False),  # one letter wants a blank
         ("the o", "o", True),
+        (".5", "5", True),  # full stops at both ends go
+        ("The answer is :", "answer", True),  # a mark is no answer
         ("", "x", False),
     ],
 )
@@ -167,13 +172,16 @@ def test_scores_by_hand(mmmu, tmp_path):
 
 def test_guesses_depend_on_seed_and_question_alone(mmmu, tmp_path):
     questions = mmmu.questions()
-    worth = []
+    twin = replace(questions[0], id="validation_Art_2")
+    alone, behind, twins = [], [], []
     for seed in range(20):
         seeded = build("mmmu", root=tmp_path, seed=seed)
-        worth += seeded.score(questions[:1], ["no idea"], tmp_path).samples
-        later = seeded.score([questions[3], questions[0]], ["A", "no idea"], tmp_path).samples
-        assert later[1] == worth[-1]
-    assert set(worth) == {0, 1}
+        alone += seeded.score(questions[:1], ["no idea"], tmp_path).samples
+        both = seeded.score([twin, questions[0]], ["no idea"] * 2, tmp_path).samples
+        twins.append(both[0])
+        behind.append(both[1])
+    assert set(alone) == {0, 1}
+    assert alone == behind != twins
 
 
 def test_options_that_are_pictures_are_guessed(mmmu, tmp_path):
@@ -187,6 +195,7 @@ def test_options_that_are_pictures_are_guessed(mmmu, tmp_path):
     ("changes", "sentence"),
     [
         ({"options": "['a', 3]"}, r"question validation_Math_1: field 'options' is \"\['a', 3\]\""),
+        ({"options": "'ab'"}, "field 'options' is .*; it must be the text of a list"),
         ({"options": "__import__('os')"}, "field 'options' is .*; it must be the text of a list"),
         ({"question": None}, r"MMMU, row 4: field 'question' \(str\) is missing"),
         ({"id": "validation_Math_2"}, "together, 'validation_Math_1' is in one of them alone"),

@@ -53,6 +53,7 @@ def test_prompt_picture_and_answer_of_each_question(scienceqa):
         ("B", "B", "B"),
         ("B. two", "B", "B"),
         ("B.", None, None),
+        ("B.two", None, "B"),
         ("B) two", None, "B"),
         ("Both of them", None, "B"),
         ("F. two", None, None),
