@@ -48,11 +48,8 @@ def damage(path: Path, **changes) -> None:
     write(path, "\n".join(lines) + "\n")
 
 
-def damage_json(path: Path, *keys, value) -> None:
-    """Change what stands under keys of a JSON file."""
-    whole = json.loads(path.read_text(encoding="utf-8"))
-    place = whole
-    for key in keys[:-1]:
-        place = place[key]
-    place[keys[-1]] = value
-    write_json(path, whole)
+def change(path: Path, edit) -> None:
+    """Edit the value of a JSON file in place."""
+    value = json.loads(path.read_text(encoding="utf-8"))
+    edit(value)
+    write_json(path, value)

@@ -5,7 +5,7 @@ import pytest
 from dpn.benchmarks import build
 from dpn.benchmarks.llava_bench import ratings
 from dpn.data.batch import DataError
-from tests.benchmarks.files import damage, damage_json, picture, write, write_json, write_jsonl
+from tests.benchmarks.files import change, damage, picture, write, write_json, write_jsonl
 
 #: Category and caption of each question.
 QUESTIONS = [("conv", "A cat."), ("detail", ["A dog.", "It runs."]), ("conv", "A cat.")]
@@ -129,6 +129,6 @@ def test_a_damaged_file_is_named(llava_bench, file, changes, sentence):
 
 def test_a_damaged_rule_is_named(llava_bench):
     path = llava_bench.root / "llava-bench-in-the-wild" / "rule.json"
-    damage_json(path, "llava_bench_conv", "prompt", value=None)
+    change(path, lambda rules: rules["llava_bench_conv"].pop("prompt"))
     with pytest.raises(DataError, match=r"entry 'llava_bench_conv': field 'prompt' \(str\) is mis"):
         llava_bench.questions()

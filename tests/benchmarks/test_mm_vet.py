@@ -4,7 +4,7 @@ import pytest
 
 from dpn.benchmarks import build
 from dpn.data.batch import DataError
-from tests.benchmarks.files import damage, damage_json, picture, write_json, write_jsonl
+from tests.benchmarks.files import change, damage, picture, write_json, write_jsonl
 
 #: Capabilities of each question.
 QUESTIONS = [["ocr", "math"], ["rec"], ["rec", "ocr"]]
@@ -88,9 +88,10 @@ def test_a_damaged_question_is_named(mm_vet, changes, sentence):
 
 
 def test_a_damaged_entry_is_named(mm_vet):
-    damage_json(mm_vet.root / "mm-vet" / "mm-vet.json", "v1_1", "capability", value="rec")
+    path = mm_vet.root / "mm-vet" / "mm-vet.json"
+    change(path, lambda entries: entries["v1_1"].update(capability="rec"))
     with pytest.raises(DataError, match=r"mm-vet.json, entry 'v1_1': field 'capability' is 'rec'"):
         mm_vet.questions()
-    write_json(mm_vet.root / "mm-vet" / "mm-vet.json", [])
+    write_json(path, [])
     with pytest.raises(DataError, match=r"mm-vet.json must hold an object; get the file again"):
         mm_vet.questions()

@@ -7,7 +7,7 @@ from dpn.benchmarks import build
 from dpn.benchmarks._mmmu import chosen, is_right
 from dpn.data.batch import DataError
 from dpn.data.images import CorruptImageError
-from tests.benchmarks.files import damage_json, picture_bytes, write, write_json
+from tests.benchmarks.files import change, picture_bytes, write, write_json
 
 ASK = "\nAnswer with the option's letter from the given choices directly."
 FEATURES = Features(
@@ -209,7 +209,7 @@ def test_a_damaged_question_is_named(mmmu, changes, sentence):
 
 def test_a_damaged_answer_is_named(mmmu):
     path = mmmu.root / "MMMU" / "answer_dict_val.json"
-    damage_json(path, "validation_Art_1", "ground_truth", value=3)
+    change(path, lambda answers: answers["validation_Art_1"].update(ground_truth=3))
     with pytest.raises(DataError, match="entry 'validation_Art_1': field 'ground_truth' is 3"):
         mmmu.questions()
 

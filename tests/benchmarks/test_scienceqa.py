@@ -3,7 +3,7 @@ import pytest
 from dpn.benchmarks import build
 from dpn.benchmarks.scienceqa import letter
 from dpn.data.batch import DataError
-from tests.benchmarks.files import damage_json, picture, write_json
+from tests.benchmarks.files import change, picture, write_json
 
 #: Id, whether it has a picture, number of choices and of the right one.
 QUESTIONS = [("4", True, 2, 1), ("5", False, 4, 3), ("11", True, 3, 0), ("12", True, 5, 4)]
@@ -92,24 +92,51 @@ def test_an_unknown_rule_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("file", "keys", "value", "sentence"),
+    ("file", "edit", "sentence"),
     [
-        ("llava_test_CQM-A.json", [1, "id"], 5, "entry 2: field 'id' is 5; it must be str"),
-        ("llava_test_CQM-A.json", [1, "id"], "6", "do not belong together, '5' is in one of them"),
-        ("llava_test_CQM-A.json", [1, "conversations"], [], "entry 2: it holds no object but None"),
         (
             "llava_test_CQM-A.json",
-            [2, "conversations", 0, "value"],
-            None,
+            lambda rows: rows[1].update(id=5),
+            "entry 2: field 'id' is 5; it must be str",
+        ),
+        (
+            "llava_test_CQM-A.json",
+            lambda rows: rows[1].update(id="6"),
+            "do not belong together, '5' is in one of them",
+        ),
+        (
+            "llava_test_CQM-A.json",
+            lambda rows: rows[1].update(conversations=[]),
+            "entry 2: it holds no object but None",
+        ),
+        (
+            "llava_test_CQM-A.json",
+            lambda rows: rows[2]["conversations"][0].pop("value"),
             r"CQM-A.json, entry 3: field 'value' \(str\) is missing",
         ),
-        ("problems.json", ["11", "choices"], "ab", "entry '11': field 'choices' is 'ab'"),
-        ("problems.json", ["11", "answer"], 3, "entry '11': field 'answer' is 3; there are 3 ch"),
-        ("pid_splits.json", ["test"], None, r"entry 'test': field 'test' \(list\) is missing"),
-        ("pid_splits.json", ["test", 0], "9", "problems.json lacks problem '9' of"),
+        (
+            "problems.json",
+            lambda rows: rows["11"].update(choices="ab"),
+            "entry '11': field 'choices' is 'ab'",
+        ),
+        (
+            "problems.json",
+            lambda rows: rows["11"].update(answer=3),
+            "entry '11': field 'answer' is 3; there are 3 ch",
+        ),
+        (
+            "pid_splits.json",
+            lambda splits: splits.pop("test"),
+            r"entry 'test': field 'test' \(list\) is missing",
+        ),
+        (
+            "pid_splits.json",
+            lambda splits: splits.update(test=["9"]),
+            "problems.json lacks problem '9' of",
+        ),
     ],
 )
-def test_a_damaged_file_is_named(scienceqa, file, keys, value, sentence):
-    damage_json(scienceqa.root / "scienceqa" / file, *keys, value=value)
+def test_a_damaged_file_is_named(scienceqa, file, edit, sentence):
+    change(scienceqa.root / "scienceqa" / file, edit)
     with pytest.raises(DataError, match=sentence):
         scienceqa.questions()

@@ -4,7 +4,7 @@ import pytest
 
 from dpn.benchmarks import build
 from dpn.data.batch import DataError
-from tests.benchmarks.files import damage, damage_json, picture, write_json, write_jsonl
+from tests.benchmarks.files import change, damage, picture, write_json, write_jsonl
 
 KINDS = {"Scene Understanding": 1, "Action Recognition": 10}
 #: Id in the questions, id in the annotations, kind and answer.
@@ -93,15 +93,24 @@ def test_a_damaged_question_is_named(seed_bench, changes, sentence):
 
 
 @pytest.mark.parametrize(
-    ("keys", "value", "sentence"),
+    ("edit", "sentence"),
     [
-        (["questions", 1, "answer"], None, r"SEED-Bench.json, entry 2: field 'answer' \(str\)"),
-        (["questions", 0, "question_type_id"], 7, "question 30 is of the kind 7, which"),
-        (["questions"], {}, "must hold an array under 'questions'"),
-        (["question_type"], [], r"entry 'question_type': field 'question_type' is \[\]"),
+        (
+            lambda file: file["questions"][1].pop("answer"),
+            r"SEED-Bench.json, entry 2: field 'answer' \(str\)",
+        ),
+        (
+            lambda file: file["questions"][0].update(question_type_id=7),
+            "question 30 is of the kind 7, which",
+        ),
+        (lambda file: file.update(questions={}), "must hold an array under 'questions'"),
+        (
+            lambda file: file.update(question_type=[]),
+            r"entry 'question_type': field 'question_type' is \[\]",
+        ),
     ],
 )
-def test_a_damaged_annotation_is_named(seed_bench, keys, value, sentence):
-    damage_json(seed_bench.root / "seed_bench" / "SEED-Bench.json", *keys, value=value)
+def test_a_damaged_annotation_is_named(seed_bench, edit, sentence):
+    change(seed_bench.root / "seed_bench" / "SEED-Bench.json", edit)
     with pytest.raises(DataError, match=sentence):
         seed_bench.questions()
