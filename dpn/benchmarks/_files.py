@@ -1,9 +1,10 @@
 """Reading official files: what is wrong with one is said with file, line and field."""
 
 import csv
+import io
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from dpn.data.batch import DataError
-from dpn.data.images import open_image
+from dpn.data.images import CorruptImageError, open_image
 
 #: Field names and the types that their values may have.
 Fields = Mapping[str, type | tuple[type, ...]]
@@ -28,7 +29,7 @@ def read_jsonl(path: Path, fields: Fields) -> list[dict[str, Any]]:
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
-                rows.append(_checked(_parsed(line, path, f"line {number}"), fields, path, number))
+                rows.append(checked(_parsed(line, path, f"line {number}"), fields, path, number))
     return rows
 
 
@@ -53,7 +54,7 @@ def read_array(path: Path, fields: Fields, key: str | None = None) -> list[dict[
     if not isinstance(value, list):
         place = f"an array under {key!r}" if key else "an array"
         raise DataError(f"{path} must hold {place}; get the official file again.")
-    return [_checked(row, fields, path, n, "entry") for n, row in enumerate(value, 1)]
+    return [checked(row, fields, path, n, "entry") for n, row in enumerate(value, 1)]
 
 
 def read_object(path: Path, fields: Fields) -> dict[str, dict[str, Any]]:
@@ -64,8 +65,8 @@ def read_object(path: Path, fields: Fields) -> dict[str, dict[str, Any]]:
     """
     value = read_json(path)
     if not isinstance(value, dict):
-        raise DataError(f"{path} must hold an object; get the official file again.")
-    return {key: _checked(row, fields, path, repr(key), "entry") for key, row in value.items()}
+        raise DataError(f"{path} must hold an object; get the file again.")
+    return {key: checked(row, fields, path, repr(key), "entry") for key, row in value.items()}
 
 
 def read_table(path: Path, fields: Fields, delimiter: str = "\t") -> list[dict[str, Any]]:
@@ -77,12 +78,65 @@ def read_table(path: Path, fields: Fields, delimiter: str = "\t") -> list[dict[s
     csv.field_size_limit(sys.maxsize)  # images stand in cells
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file, delimiter=delimiter)
-        return [_checked(row, fields, path, reader.line_num) for row in _rows(reader, path)]
+        return [checked(row, fields, path, reader.line_num) for row in _rows(reader, path)]
+
+
+def check_same(
+    keys: Iterable[int | str], others: Iterable[int | str], path: Path, other: Path
+) -> None:
+    """Two files of one release have the same keys, say ids of questions.
+
+    Raises:
+        DataError: naming both files and a key that one of them lacks.
+    """
+    if odd := set(keys) ^ set(others):
+        raise DataError(
+            f"{path} and {other} do not belong together, {min(odd, key=str)!r} is in one of them"
+            " alone; get both again."
+        )
 
 
 def image_of(folder: Path, name: str) -> partial[Image.Image]:
     """Opens an image of a folder, see `dpn.data.images.open_image`."""
     return partial(open_image, folder, name)
+
+
+def decoded(data: bytes, place: str) -> Image.Image:
+    """The RGB image of a file's bytes that stand in a table.
+
+    Raises:
+        CorruptImageError: naming the place.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.convert("RGB")
+    except Exception as error:  # PIL's decoders raise about ten different types on broken files
+        raise CorruptImageError(
+            f"{place}: the image is corrupt ({error}); get the official file again."
+        ) from error
+
+
+def checked(
+    row: Any, fields: Fields, path: Path, number: int | str, unit: str = "line"
+) -> dict[str, Any]:
+    """The row, if it is an object whose fields have the right types.
+
+    Raises:
+        DataError: naming file, row (`unit` and `number`) and field.
+    """
+    if not isinstance(row, dict):
+        raise DataError(f"{path}, {unit} {number}: it holds no object but {row!r:.60}.")
+    for name, types in fields.items():
+        allowed = types if isinstance(types, tuple) else (types,)
+        words = " or ".join(kind.__name__ for kind in allowed)
+        if name not in row or (row[name] is None and type(None) not in allowed):
+            raise DataError(f"{path}, {unit} {number}: field {name!r} ({words}) is missing.")
+        is_flag = isinstance(row[name], bool) and bool not in allowed
+        if is_flag or not isinstance(row[name], allowed):
+            raise DataError(
+                f"{path}, {unit} {number}: field {name!r} is {row[name]!r:.60}; it must be {words}."
+            )
+    return row
 
 
 def _rows(reader: "csv.DictReader[str]", path: Path) -> Iterator[dict[str, Any]]:
@@ -97,22 +151,4 @@ def _parsed(text: str, path: Path, place: str = "") -> Any:
         return json.loads(text)
     except ValueError as error:
         where = ", ".join(filter(None, (str(path), place)))
-        raise DataError(f"{where}: no JSON ({error}); get the official file again.") from error
-
-
-def _checked(
-    row: Any, fields: Fields, path: Path, number: int | str, unit: str = "line"
-) -> dict[str, Any]:
-    if not isinstance(row, dict):
-        raise DataError(f"{path}, {unit} {number}: it holds no object but {row!r:.60}.")
-    for name, types in fields.items():
-        allowed = types if isinstance(types, tuple) else (types,)
-        words = " or ".join(kind.__name__ for kind in allowed)
-        if name not in row or (row[name] is None and type(None) not in allowed):
-            raise DataError(f"{path}, {unit} {number}: field {name!r} ({words}) is missing.")
-        is_flag = isinstance(row[name], bool) and bool not in allowed
-        if is_flag or not isinstance(row[name], allowed):
-            raise DataError(
-                f"{path}, {unit} {number}: field {name!r} is {row[name]!r:.60}; it must be {words}."
-            )
-    return row
+        raise DataError(f"{where}: no JSON ({error}); get the file again.") from error

@@ -140,12 +140,17 @@ class Benchmark:
                 "answer_id": _digest(model_id, str(number), answer),
                 "model_id": model_id,
                 "metadata": {},
+                **self.answer_fields(question),
             }
             for number, (question, answer) in enumerate(zip(questions, answers, strict=True))
             if answer is not None
         ]
         write_rows(folder / "answers.jsonl", rows)
         self.upload(questions, answers, folder)
+
+    def answer_fields(self, question: Question) -> dict[str, Any]:
+        """Further fields of a question's row in answers.jsonl; default: none."""
+        return {}
 
     def upload(
         self, questions: Sequence[Question], answers: Sequence[str | None], folder: Path

@@ -1,5 +1,7 @@
 """Tiny files in the official formats."""
 
+import csv
+import io
 import json
 from pathlib import Path
 
@@ -19,9 +21,23 @@ def write_jsonl(path: Path, rows) -> None:
     write(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
+def write_table(path: Path, rows) -> None:
+    text = io.StringIO()
+    table = csv.DictWriter(text, rows[0], delimiter="\t")
+    table.writeheader()
+    table.writerows(rows)
+    write(path, text.getvalue())
+
+
 def picture(path: Path, colour=(200, 20, 20)) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (16, 12), colour).save(path)
+    path.write_bytes(picture_bytes(colour))
+
+
+def picture_bytes(colour=(200, 20, 20)) -> bytes:
+    data = io.BytesIO()
+    Image.new("RGB", (16, 12), colour).save(data, "PNG")
+    return data.getvalue()
 
 
 def damage(path: Path, **changes) -> None:

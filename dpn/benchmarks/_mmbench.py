@@ -1,0 +1,187 @@
+"""What MMBench and its Chinese edition share: table, rounds, upload and the estimate."""
+
+import base64
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, ClassVar
+
+from PIL import Image
+
+from dpn.benchmarks._files import decoded, read_table
+from dpn.benchmarks.base import Benchmark, OfficialFile, Question, Scores, by_category, percent
+from dpn.data.batch import DataError
+from dpn.data.images import CorruptImageError
+from dpn.files import atomic_path
+
+LETTERS = "ABCD"
+#: Copies of a question with turned options have its index and a multiple of this.
+COPIES = 10**6
+#: Cells without value: those that pandas, with which LLaVA reads the table, takes for NaN, and
+#: `nan` and `none` in any case. Not in any case: `Na` is sodium.
+_NOTHING = re.compile(
+    r"|#N/A|#N/A N/A|#NA|-?1\.#(IND|QNAN)|-?(NaN|nan)|<NA>|N/A|NA|NULL|n/a|null|(?i:nan|none)"
+)
+_COLUMNS = ("index", "question", "hint", *LETTERS, "image", "l2-category")
+_NOT_UPLOADED = ("hint", "category", "source", "image", "comment", "l2-category")
+#: How a letter may stand among the words of an answer; the first form that fits counts.
+_FORMS = ("X", "X.", "X,", "X:", "X)", "X).", "(X)", "(X).", ":X", ":X,", ":X.", ":X)", ":X).")
+
+
+class MMBenchTable(Benchmark):
+    """Questions, scores and upload of one table; subclasses say which.
+
+    Args:
+        root: see `Benchmark`.
+        split: name of the table without `.tsv`.
+        all_rounds: ask each question once for each way to turn its options round.
+    """
+
+    folder: ClassVar[str]
+    suffix: ClassVar[str]
+    max_new_tokens = 1024
+
+    def __init__(self, root: Path, split: str, all_rounds: bool):
+        super().__init__(root)
+        self.split, self.all_rounds = split, all_rounds
+        where = "README.md of github.com/open-compass/MMBench"
+        self.files = (OfficialFile(f"{self.folder}/{split}.tsv", where),)
+
+    def questions(self) -> list[Question]:
+        """See `Benchmark.questions`."""
+        return [question for n, row in enumerate(self._rows(), 1) for question in self._ask(row, n)]
+
+    def score(
+        self, questions: Sequence[Question], answers: Sequence[str | None], folder: Path
+    ) -> Scores:
+        """See `Benchmark.score`."""
+        samples = [
+            _worth(question, answer) for question, answer in zip(questions, answers, strict=True)
+        ]
+        known = [(q, s) for q, s in zip(questions, samples, strict=True) if s is not None]
+        if not known:
+            return Scores({}, samples)
+        copies: dict[int, list[tuple[Question, float]]] = {}
+        for question, sample in known:
+            copies.setdefault(question.meta["index"] % COPIES, []).append((question, sample))
+        first = [group[0][0] for group in copies.values()]
+        whole = [min(sample for _, sample in group) for group in copies.values()]
+        metrics = {"accuracy": percent(whole), "vanilla_accuracy": percent([s for _, s in known])}
+        groups = by_category(first, whole)
+        metrics |= {f"accuracy/{name}": percent(values) for name, values in groups.items()}
+        return Scores(metrics, samples)
+
+    def answer_fields(self, question: Question) -> dict[str, Any]:
+        """Which options were shown, and the letters that they have in the table."""
+        return {key: question.meta[key] for key in ("round_id", "options", "option_char")}
+
+    def upload(
+        self, questions: Sequence[Question], answers: Sequence[str | None], folder: Path
+    ) -> None:
+        """Write the table for the server: all rows, with the answers to the options as they are."""
+        said = {
+            question.meta["index"]: answer
+            for question, answer in zip(questions, answers, strict=True)
+            if question.meta["round_id"] == 0
+        }
+        rows = self._rows()
+        columns = [name for name in rows[0] if name not in _NOT_UPLOADED] if rows else []
+        columns.insert(6, "prediction")
+        lines = (
+            {name: None if _empty(cell) else cell for name, cell in row.items()}
+            | {"index": int(row["index"]), "prediction": said.get(int(row["index"]))}
+            for row in rows
+        )
+        _write_xlsx(folder / f"{self.split}.xlsx", columns, lines)
+
+    @property
+    def _path(self) -> Path:
+        return self.root / self.folder / f"{self.split}.tsv"
+
+    def _rows(self) -> list[dict[str, Any]]:
+        return read_table(self._path, dict.fromkeys(_COLUMNS, str))
+
+    def _ask(self, row: Mapping[str, str], number: int) -> list[Question]:
+        place = f"{self._path}, row {number}"
+        if not row["index"].isdecimal():
+            raise DataError(f"{place}: field 'index' is {row['index']!r}; it must be a number.")
+        options = list(takewhile(lambda text: not _empty(text), (row[name] for name in LETTERS)))
+        letters = list(LETTERS[: len(options)])
+        answer = None if _empty(row.get("answer") or "") else row["answer"]
+        if answer is not None and answer not in letters:
+            raise DataError(
+                f"{place}: field 'answer' is {answer!r}; there is {', '.join(letters)}."
+            )
+        hint = "" if _empty(row["hint"]) else row["hint"] + "\n"
+        image = partial(_picture, row["image"], place)
+        questions = []
+        for turn in range(len(options) if self.all_rounds else 1):
+            shown = options[turn:] + options[:turn]
+            origin = letters[turn:] + letters[:turn]
+            lines = [f"\n{letter}. {text}" for letter, text in zip(letters, shown, strict=True)]
+            prompt = hint + row["question"] + "".join(lines) + self.suffix
+            right = None if answer is None else letters[origin.index(answer)]
+            index = int(row["index"])
+            meta = {"index": index, "round_id": turn, "options": shown, "option_char": origin}
+            questions.append(Question(index, prompt, (image,), right, row["l2-category"], meta))
+        return questions
+
+
+def said_option(answer: str, options: Sequence[str]) -> str | None:
+    """The letter of the option that an answer names, without asking a judge.
+
+    A word that is one letter from A to E counts, alone or between marks, if no other letter stands
+    so; a lone `A` among more than three words is no letter. Else the one option whose text the
+    answer holds.
+    """
+    words = answer.split()
+    for form in _FORMS:
+        said = [letter for letter in "ABCDE" if form.replace("X", letter) in words]
+        if len(said) == 1 and not (form == "X" and said == ["A"] and len(words) > 3):
+            return said[0]
+    text = answer.lower()
+    held = [
+        letter for letter, option in zip(LETTERS, options, strict=False) if option.lower() in text
+    ]
+    return held[0] if len(held) == 1 else None
+
+
+def _worth(question: Question, answer: str | None) -> float | None:
+    if question.reference is None:
+        return None
+    if answer is None:
+        return 0.0
+    return float(said_option(answer, question.meta["options"]) == question.reference)
+
+
+def _empty(cell: str) -> bool:
+    return _NOTHING.fullmatch(cell) is not None
+
+
+def _picture(text: str, place: str) -> Image.Image:
+    try:
+        data = base64.b64decode(text)
+    except ValueError as error:
+        raise CorruptImageError(f"{place}: field 'image' is no base64 ({error}).") from error
+    return decoded(data, place)
+
+
+def _write_xlsx(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a table with one sheet; its texts stay texts, also those that look like formulas."""
+    from openpyxl import Workbook
+    from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
+
+    book = Workbook()
+    sheet = book.active
+    sheet.append(list(columns))
+    for row in rows:
+        cells = [row[name] for name in columns]
+        sheet.append([ILLEGAL_CHARACTERS_RE.sub("", c) if isinstance(c, str) else c for c in cells])
+    for cells in sheet.iter_rows():
+        for cell in cells:
+            if isinstance(cell.value, str):
+                cell.data_type = "s"
+    with atomic_path(path) as temporary:
+        book.save(temporary)

@@ -1,0 +1,141 @@
+"""LLaVA-Bench (in the wild): talk about pictures, compared with GPT-4's. (arXiv 2304.08485)"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from dpn.benchmarks._files import ID, Fields, check_same, image_of, read_jsonl, read_object
+from dpn.benchmarks.base import Benchmark, OfficialFile, Question, Scores
+from dpn.data.batch import DataError
+from dpn.files import write_rows
+
+_HUB = "liuhaotian/llava-bench-in-the-wild of the Hugging Face hub"
+
+
+class LLaVABench(Benchmark):
+    """A judge compares each answer with that of GPT-4, which saw a description of the picture.
+
+    `judge.jsonl` holds what the judge reads, as `eval_gpt_review_bench.py` of LLaVA writes it:
+    question_id, category and content; no answer is an empty one. Put what it says beside it as
+    `reviews.jsonl`, a row for each question: question_id and content, the first line of which are
+    two numbers from 1 to 10, GPT-4's and the model's. A first line of anything else counts -1 for
+    both, as in LLaVA. New answers want new reviews.
+
+    Metrics: score, the mean of the model's numbers in percent of the mean of GPT-4's, of all
+    questions and of each category; a question without answer gets 0.
+    """
+
+    files = (
+        OfficialFile("llava-bench-in-the-wild/questions.jsonl", _HUB),
+        OfficialFile("llava-bench-in-the-wild/context.jsonl", _HUB),
+        OfficialFile("llava-bench-in-the-wild/answers_gpt4.jsonl", _HUB),
+        OfficialFile("llava-bench-in-the-wild/images", _HUB),
+        OfficialFile(
+            "llava-bench-in-the-wild/rule.json",
+            "llava/eval/table of github.com/haotian-liu/LLaVA",
+        ),
+    )
+    headline = "score"
+    max_new_tokens = 1024
+
+    def questions(self) -> list[Question]:
+        """See `Benchmark.questions`."""
+        path, rules = self._path("questions.jsonl"), self._rules()
+        fields: Fields = {"question_id": ID, "image": str, "text": str, "category": str}
+        rows = read_jsonl(path, fields)
+        captions = self._texts("context.jsonl", "image", "caption")
+        gpt4 = self._texts("answers_gpt4.jsonl", "question_id", "text")
+        check_same((row["image"] for row in rows), captions, path, self._path("context.jsonl"))
+        check_same(
+            (row["question_id"] for row in rows), gpt4, path, self._path("answers_gpt4.jsonl")
+        )
+        questions = []
+        for row in rows:
+            if _rule(row["category"]) not in rules:
+                raise DataError(
+                    f"{path}: question {row['question_id']} has the category {row['category']!r};"
+                    " rule.json has no rule for it."
+                )
+            image = image_of(self._path("images"), row["image"])
+            meta = {"caption": captions[row["image"]]}
+            name = row["question_id"]
+            questions.append(
+                Question(name, row["text"], (image,), gpt4[name], row["category"], meta)
+            )
+        return questions
+
+    def score(
+        self, questions: Sequence[Question], answers: Sequence[str | None], folder: Path
+    ) -> Scores:
+        """See `Benchmark.score`."""
+        path = folder / "reviews.jsonl"
+        if not path.exists():
+            return Scores({}, [None] * len(questions))
+        reviews = {
+            row["question_id"]: row["content"]
+            for row in read_jsonl(path, {"question_id": ID, "content": str})
+        }
+        pairs = []
+        for question, answer in zip(questions, answers, strict=True):
+            if question.id not in reviews:
+                raise DataError(f"{path} has no row for question {question.id}; judge it as well.")
+            gpt4, model = ratings(reviews[question.id])
+            pairs.append((gpt4, 0.0 if answer is None else model))
+        groups = {"score": pairs}
+        for question, pair in zip(questions, pairs, strict=True):
+            groups.setdefault(f"score/{question.category}", []).append(pair)
+        metrics = {name: _ratio(values) for name, values in groups.items()}
+        return Scores(metrics, [min(max(model, 0.0), 10.0) / 10 for _, model in pairs])
+
+    def upload(
+        self, questions: Sequence[Question], answers: Sequence[str | None], folder: Path
+    ) -> None:
+        """Write judge.jsonl."""
+        rules = self._rules()
+        rows = []
+        for question, answer in zip(questions, answers, strict=True):
+            name = _rule(str(question.category))
+            role, order = rules[name]["role"], rules[name]["prompt"]
+            content = (
+                f"[Context]\n{question.meta['caption']}\n\n[Question]\n{question.prompt}\n\n"
+                f"[{role} 1]\n{question.reference}\n\n[End of {role} 1]\n\n"
+                f"[{role} 2]\n{answer or ''}\n\n[End of {role} 2]\n\n[System]\n{order}\n\n"
+            )
+            rows.append({"question_id": question.id, "category": name, "content": content})
+        write_rows(folder / "judge.jsonl", rows)
+
+    def _path(self, name: str) -> Path:
+        return self.root / "llava-bench-in-the-wild" / name
+
+    def _texts(self, name: str, key: str, field: str) -> dict[int | str, str]:
+        """A field of a file's rows by another; texts in a list are lines."""
+        rows = read_jsonl(self._path(name), {key: ID, field: (str, list)})
+        return {
+            row[key]: row[field] if isinstance(row[field], str) else "\n".join(row[field])
+            for row in rows
+        }
+
+    def _rules(self) -> dict[str, dict[str, Any]]:
+        return read_object(self._path("rule.json"), {"role": str, "prompt": str})
+
+
+def ratings(review: str) -> tuple[float, float]:
+    """The two numbers of a review's first line, (-1, -1) if it is anything else.
+
+    The rule of `eval_gpt_review_bench.py`: cut at single blanks, so `8, 9` is not two numbers.
+    """
+    try:
+        gpt4, model = review.split("\n")[0].replace(",", " ").split(" ")
+        return float(gpt4), float(model)
+    except ValueError:
+        return -1.0, -1.0
+
+
+def _ratio(pairs: Sequence[tuple[float, float]]) -> float:
+    gpt4 = fmean(pair[0] for pair in pairs)
+    return 100 * fmean(pair[1] for pair in pairs) / gpt4 if gpt4 else float("nan")
+
+
+def _rule(category: str) -> str:
+    return f"llava_bench_{category}"

@@ -1,0 +1,91 @@
+"""MM-Vet: six abilities and what they make together, judged by GPT-4. (arXiv 2308.02490)"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+
+from dpn.benchmarks._files import ID, check_same, image_of, read_jsonl, read_object
+from dpn.benchmarks.base import EVAL_ZIP, Benchmark, OfficialFile, Question, Scores, percent
+from dpn.data.batch import DataError
+from dpn.files import write_json
+
+_RELEASE = "mm-vet.zip, a release of github.com/yuweihao/MM-Vet"
+
+
+class MMVet(Benchmark):
+    """Open questions; a judge says from 0 to 1 how right an answer is.
+
+    `predictions.json` is what MM-Vet's evaluator reads: answers by `v1_<question_id>`, an empty one
+    where there is none. Put the grades that it writes (`..._gpt-4-...-grade-1runs.json`) beside it
+    as `grades.json`: by the same ids `{"score": [...]}`, a number from 0 to 1 of each run. New
+    answers want new grades.
+
+    Metrics: score, the mean of all questions in percent, and that of each capability.
+    """
+
+    files = (
+        OfficialFile("mm-vet/llava-mm-vet.jsonl", EVAL_ZIP),
+        OfficialFile("mm-vet/mm-vet.json", _RELEASE),
+        OfficialFile("mm-vet/images", _RELEASE),
+    )
+    headline = "score"
+    max_new_tokens = 1024
+
+    def questions(self) -> list[Question]:
+        """See `Benchmark.questions`."""
+        folder = self.root / "mm-vet"
+        path, truth = folder / "llava-mm-vet.jsonl", folder / "mm-vet.json"
+        entries = read_object(truth, {"answer": str, "capability": list})
+        rows = read_jsonl(path, {"question_id": ID, "image": str, "text": str})
+        check_same((_key(row["question_id"]) for row in rows), entries, path, truth)
+        questions = []
+        for row in rows:
+            entry = entries[_key(row["question_id"])]
+            image = image_of(folder / "images", row["image"])
+            meta = {"capability": entry["capability"]}
+            questions.append(
+                Question(row["question_id"], row["text"], (image,), entry["answer"], meta=meta)
+            )
+        return questions
+
+    def score(
+        self, questions: Sequence[Question], answers: Sequence[str | None], folder: Path
+    ) -> Scores:
+        """See `Benchmark.score`."""
+        path = folder / "grades.json"
+        if not path.exists():
+            return Scores({}, [None] * len(questions))
+        grades = read_object(path, {"score": list})
+        samples = []
+        groups: dict[str, list[float]] = {}
+        for question, answer in zip(questions, answers, strict=True):
+            key = _key(question.id)
+            runs = grades.get(key, {}).get("score")
+            if not runs or not all(_is_grade(run) for run in runs):
+                raise DataError(
+                    f"{path}, entry {key!r}: field 'score' is {runs!r}; it must be a list of"
+                    " numbers from 0 to 1, one for each run of the judge."
+                )
+            samples.append(0.0 if answer is None else fmean(runs))
+            for name in question.meta["capability"]:
+                groups.setdefault(f"score/{name}", []).append(samples[-1])
+        metrics = {name: percent(values) for name, values in groups.items()}
+        return Scores({"score": percent(samples), **metrics}, list(samples))
+
+    def upload(
+        self, questions: Sequence[Question], answers: Sequence[str | None], folder: Path
+    ) -> None:
+        """Write predictions.json."""
+        said = {
+            _key(question.id): answer or ""
+            for question, answer in zip(questions, answers, strict=True)
+        }
+        write_json(folder / "predictions.json", said)
+
+
+def _key(question_id: int | str) -> str:
+    return f"v1_{question_id}"
+
+
+def _is_grade(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1

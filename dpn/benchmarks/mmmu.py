@@ -1,0 +1,182 @@
+"""MMMU: college exams of thirty subjects. (arXiv 2311.16502)"""
+
+import ast
+import re
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from random import Random
+from string import ascii_uppercase
+from typing import Any
+
+from PIL import Image
+
+from dpn.benchmarks._files import check_same, checked, decoded, read_object
+from dpn.benchmarks._mmmu import chosen, is_right
+from dpn.benchmarks.base import (
+    LETTER,
+    SHORT,
+    Benchmark,
+    OfficialFile,
+    Question,
+    Scores,
+    by_category,
+    percent,
+)
+from dpn.data.batch import DataError
+
+DISCIPLINES = {
+    "Art_and_Design": ("Art", "Art_Theory", "Design", "Music"),
+    "Business": ("Accounting", "Economics", "Finance", "Manage", "Marketing"),
+    "Science": ("Biology", "Chemistry", "Geography", "Math", "Physics"),
+    "Health_and_Medicine": (
+        "Basic_Medical_Science",
+        "Clinical_Medicine",
+        "Diagnostics_and_Laboratory_Medicine",
+        "Pharmacy",
+        "Public_Health",
+    ),
+    "Humanities_and_Social_Science": ("History", "Literature", "Sociology", "Psychology"),
+    "Tech_and_Engineering": (
+        "Agriculture",
+        "Architecture_and_Engineering",
+        "Computer_Science",
+        "Electronics",
+        "Energy_and_Power",
+        "Materials",
+        "Mechanical_Engineering",
+    ),
+}
+_TEXTS = {"id": str, "question": str, "options": str, "question_type": str}
+_PICTURE = re.compile(r"<img='.*?'>")
+
+
+class MMMU(Benchmark):
+    """The validation split, as LLaVA-HR asks it: with the first image alone.
+
+    `MMMU` holds the folders of the hub's data set (`<subject>/validation-*.parquet`), or what
+    `save_to_disk` of Hugging Face's `datasets` wrote of it, in one folder or one for each subject.
+
+    An answer to a choice that means no option is a guess: a letter is drawn for it. So it is for
+    options that are several pictures (`<img='...'>`), which are asked without picture.
+
+    Metrics: accuracy of all questions, of each subject and each discipline.
+
+    Args:
+        root: see `Benchmark`.
+        seed: of the guesses; each depends on this and the question's id.
+    """
+
+    files = (
+        OfficialFile("MMMU", "the data set MMMU/MMMU of the Hugging Face hub"),
+        OfficialFile("MMMU/answer_dict_val.json", "mmmu of github.com/MMMU-Benchmark/MMMU"),
+    )
+    max_new_tokens = 16
+
+    def __init__(self, root: Path, seed: int = 0):
+        super().__init__(root)
+        self.seed = seed
+
+    def questions(self) -> list[Question]:
+        """See `Benchmark.questions`."""
+        folder = self.root / "MMMU"
+        path = folder / "answer_dict_val.json"
+        truths = read_object(path, {"ground_truth": (str, list)})
+        data = _read(folder)
+        rows = [
+            checked(row, _TEXTS, folder, number, "row")
+            for number, row in enumerate(data.select_columns(list(_TEXTS)), 1)
+        ]
+        check_same((row["id"] for row in rows), truths, folder, path)
+        images = data.select_columns(["image_1"])
+        return [
+            self._question(row, truths[row["id"]]["ground_truth"], images, number)
+            for number, row in enumerate(rows)
+        ]
+
+    def score(
+        self, questions: Sequence[Question], answers: Sequence[str | None], folder: Path
+    ) -> Scores:
+        """See `Benchmark.score`."""
+        right = [
+            float(answer is not None and self._is_right(question, answer))
+            for question, answer in zip(questions, answers, strict=True)
+        ]
+        groups = by_category(questions, right)
+        metrics = {"accuracy": percent(right)}
+        metrics |= {f"accuracy/{name}": percent(values) for name, values in groups.items()}
+        for name, subjects in DISCIPLINES.items():
+            values = [value for subject in subjects for value in groups.get(subject, [])]
+            if values:
+                metrics[f"accuracy/{name}"] = percent(values)
+        return Scores(metrics, list(right))
+
+    def _question(
+        self, row: dict[str, str], truth: str | list[str], images: Any, number: int
+    ) -> Question:
+        place = f"{self.root / 'MMMU'}, question {row['id']}"
+        subject = "_".join(row["id"].split("_")[1:-1])
+        truths = truth if isinstance(truth, list) else [truth]
+        image = partial(_picture, images, number, place)
+        if row["question_type"] != "multiple-choice":
+            return Question(row["id"], row["question"] + SHORT, (image,), truths, subject)
+        options = dict(zip(ascii_uppercase, _options(row["options"], place), strict=False))
+        lines = "".join(f"({letter}) {text}\n" for letter, text in options.items())
+        guess = len(_PICTURE.findall(row["options"])) > 1
+        return Question(
+            row["id"],
+            f"{row['question']}\n{lines}{LETTER}",
+            () if guess else (image,),
+            truths,
+            subject,
+            {"options": options, "guess": guess},
+        )
+
+    def _is_right(self, question: Question, answer: str) -> bool:
+        options = question.meta.get("options")
+        if options is None:
+            return is_right(answer, question.reference)
+        letter = None if question.meta["guess"] else chosen(answer, options)
+        if letter is None:
+            letter = Random(f"{self.seed}/{question.id}").choice(list(options))
+        return letter in question.reference
+
+
+def _read(folder: Path) -> Any:
+    """All subjects' rows, in alphabetical order of the subjects."""
+    from datasets import Dataset, concatenate_datasets, load_from_disk
+    from datasets import Image as ImageColumn
+
+    tables = sorted(folder.glob("*/validation-*.parquet"))
+    saved = [path.parent for path in folder.rglob("state.json")]
+    saved = sorted(path for path in saved if path.name not in ("dev", "test"))
+    if not tables and not saved:
+        raise DataError(
+            f"{folder} holds no <subject>/validation-*.parquet and nothing that save_to_disk wrote;"
+            " put the data set MMMU/MMMU of the Hugging Face hub there."
+        )
+    try:
+        if tables:
+            data = Dataset.from_parquet([str(path) for path in tables])
+        else:
+            data = concatenate_datasets([load_from_disk(str(path)) for path in saved])
+        data = data.select_columns([*_TEXTS, "image_1"])
+        return data.cast_column("image_1", ImageColumn(decode=False))
+    except Exception as error:  # of about ten types, of arrow, of datasets and of the system
+        raise DataError(f"{folder} can not be read ({error}); get the data set again.") from error
+
+
+def _options(text: str, place: str) -> list[str]:
+    """Options stand in the table as the text of a Python list."""
+    try:
+        options = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        options = None
+    if not isinstance(options, list) or not options or not all(isinstance(o, str) for o in options):
+        raise DataError(f"{place}: field 'options' is {text!r:.60}; it must be the text of a list.")
+    return options
+
+
+def _picture(images: Any, number: int, place: str) -> Image.Image:
+    cell = images[number]["image_1"] or {}
+    return decoded(cell.get("bytes") or b"", place)

@@ -1,0 +1,119 @@
+"""ScienceQA: school science, about half of it with a picture. (arXiv 2209.09513)"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from dpn.benchmarks._files import check_same, checked, image_of, read_array, read_json, read_object
+from dpn.benchmarks.base import (
+    EVAL_ZIP,
+    LETTER,
+    Benchmark,
+    OfficialFile,
+    Question,
+    Scores,
+    by_category,
+    percent,
+)
+from dpn.data.batch import DataError
+
+Parse = Literal["llava", "llava_hr"]
+LETTERS = "ABCDE"
+_REPOSITORY = "data/scienceqa of github.com/lupantech/ScienceQA"
+
+
+class ScienceQA(Benchmark):
+    """The test split; some questions come without picture.
+
+    An answer is a letter, or starts with one, or says `The answer is X.` once. LLaVA-HR lets any
+    answer of three letters or more start with its option, LLaVA only one that goes on with `. `.
+
+    Metrics: accuracy of all, of questions with picture and of those without; papers report
+    accuracy/image.
+
+    Args:
+        root: see `Benchmark`.
+        parse: whose rule reads the answers.
+    """
+
+    files = (
+        OfficialFile("scienceqa/llava_test_CQM-A.json", EVAL_ZIP),
+        OfficialFile("scienceqa/pid_splits.json", _REPOSITORY),
+        OfficialFile("scienceqa/problems.json", _REPOSITORY),
+        OfficialFile("scienceqa/images/test", f"test images, see {_REPOSITORY}"),
+    )
+    headline = "accuracy/image"
+    max_new_tokens = 1024
+
+    def __init__(self, root: Path, parse: Parse = "llava"):
+        if parse not in get_args(Parse):
+            raise ValueError(f"parse={parse!r} is unknown; choose {' or '.join(get_args(Parse))}.")
+        super().__init__(root)
+        self.parse = parse
+
+    def questions(self) -> list[Question]:
+        """See `Benchmark.questions`."""
+        path = self.root / "scienceqa" / "llava_test_CQM-A.json"
+        rows = read_array(path, {"id": str, "conversations": list})
+        answers = self._answers()
+        check_same((row["id"] for row in rows), answers, path, path.with_name("pid_splits.json"))
+        return [
+            self._question(row, answers[row["id"]], path, number)
+            for number, row in enumerate(rows, 1)
+        ]
+
+    def score(
+        self, questions: Sequence[Question], answers: Sequence[str | None], folder: Path
+    ) -> Scores:
+        """See `Benchmark.score`."""
+        right = [
+            float(answer is not None and letter(answer, self.parse) == question.reference)
+            for question, answer in zip(questions, answers, strict=True)
+        ]
+        groups = by_category(questions, right)
+        metrics = {"accuracy": percent(right)}
+        for name in ("image", "text"):
+            metrics[f"accuracy/{name}"] = percent(groups.get(name, []))
+        return Scores(metrics, list(right))
+
+    def _answers(self) -> dict[str, str]:
+        """Letters by id, of the test split."""
+        path = self.root / "scienceqa" / "problems.json"
+        problems = read_object(path, {"choices": list, "answer": int})
+        splits = path.with_name("pid_splits.json")
+        ids = checked(read_json(splits), {"test": list}, splits, "'test'", "entry")["test"]
+        answers = {}
+        for name in ids:
+            if name not in problems:
+                raise DataError(f"{path} lacks problem {name!r} of {splits}; get both again.")
+            options = LETTERS[: len(problems[name]["choices"])]
+            answer = problems[name]["answer"]
+            if not 0 <= answer < len(options):
+                raise DataError(
+                    f"{path}, entry {name!r}: field 'answer' is {answer}; there are {len(options)}"
+                    " choices."
+                )
+            answers[name] = options[answer]
+        return answers
+
+    def _question(self, row: dict[str, Any], answer: str, path: Path, number: int) -> Question:
+        turn = checked(
+            next(iter(row["conversations"]), None), {"value": str}, path, number, "entry"
+        )
+        prompt = turn["value"].replace("<image>", "").strip() + LETTER
+        if "image" not in row:
+            return Question(row["id"], prompt, (), answer, "text")
+        image = image_of(self.root / "scienceqa" / "images" / "test", row["image"])
+        return Question(row["id"], prompt, (image,), answer, "image")
+
+
+def letter(answer: str, parse: Parse = "llava") -> str | None:
+    """The option that an answer names, by the rule of `eval_science_qa.py`."""
+    if answer in tuple(LETTERS):
+        return answer
+    mark = ". " if parse == "llava" else ""
+    if len(answer) >= 3 and answer[0] in LETTERS and answer.startswith(mark, 1):
+        return answer[0]
+    said = re.findall(r"The answer is ([A-Z]).", answer)  # the dot stands for any character
+    return said[0] if len(said) == 1 else None
