@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dpn.benchmarks._answers import punctuation, vqa_eval
-from dpn.benchmarks._files import ID, Fields, read_array
+from dpn.benchmarks._files import ID, Fields, check_same, read_array
 from dpn.benchmarks._short_answers import accuracy, by_group
 from dpn.benchmarks.base import Question, Scores
 from dpn.data.batch import DataError
@@ -30,20 +30,15 @@ def official_accuracy(answer: str, references: Sequence[str]) -> float:
     return soft_accuracy(vqa_eval(answer), references)
 
 
-def annotated(questions: Sequence[Question], path: Path) -> list[Question]:
-    """Questions with what an annotation file says of them; both must hold the same ids.
+def annotated(questions: Sequence[Question], file: Path, path: Path) -> list[Question]:
+    """Questions of a file with what an annotation file says of them; both must hold the same ids.
 
     Raises:
         DataError: naming file, entry and field, or an id that one of them lacks.
     """
     fields: Fields = {"question_id": ID, "answers": list, "question_type": str, "answer_type": str}
     rows = {row["question_id"]: row for row in read_array(path, fields, "annotations")}
-    lonely = rows.keys() ^ {question.id for question in questions}
-    if lonely:
-        raise DataError(
-            f"{path} and the question file differ in {len(lonely)} questions, one is"
-            f" {min(lonely, key=str)}; get both again."
-        )
+    check_same((question.id for question in questions), rows, file, path)
     return [
         replace(
             question,

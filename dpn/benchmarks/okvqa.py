@@ -29,7 +29,7 @@ class OKVQA(Benchmark):
     def questions(self) -> list[Question]:
         """See `Benchmark.questions`."""
         questions = read_questions(self.root / _QUESTIONS, self.root / _IMAGES)
-        return annotated(questions, self.root / _ANSWERS)
+        return annotated(questions, self.root / _QUESTIONS, self.root / _ANSWERS)
 
     def score(
         self, questions: Sequence[Question], answers: Sequence[str | None], folder: Path

@@ -61,7 +61,7 @@ class VQAv2(Benchmark):
             )
             for row in read_array(self.root / _VAL, fields, "questions")
         ]
-        return annotated(questions, self.root / _VAL_ANSWERS)
+        return annotated(questions, self.root / _VAL, self.root / _VAL_ANSWERS)
 
     def score(
         self, questions: Sequence[Question], answers: Sequence[str | None], folder: Path

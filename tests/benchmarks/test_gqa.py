@@ -88,5 +88,5 @@ def test_a_damaged_answer_is_named(gqa, edit, sentence):
 
 def test_answers_are_an_object(gqa):
     write_json(gqa.root / "gqa" / "data" / "testdev_balanced_questions.json", [])
-    with pytest.raises(DataError, match=r"questions.json must hold an object; get the official"):
+    with pytest.raises(DataError, match=r"questions.json must hold an object; get the file"):
         gqa.questions()

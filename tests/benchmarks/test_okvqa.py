@@ -70,7 +70,7 @@ def test_results_are_what_the_evaluator_reads(okvqa, tmp_path):
     ("changes", "sentence"),
     [
         ({"image": None}, r"okvqa_val.jsonl, line 3: field 'image' \(str\) is missing"),
-        ({"question_id": 2}, r"annotations.json and the question file differ in 2 questions"),
+        ({"question_id": 2}, r"annotations.json do not belong together, 1 is in one of them alone"),
     ],
 )
 def test_a_damaged_question_is_named(okvqa, changes, sentence):

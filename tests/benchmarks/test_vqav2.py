@@ -129,7 +129,7 @@ def test_a_damaged_question_is_named(vqav2):
         (lambda rows: rows[1]["answers"][3].pop("answer"), "question 1: field 'answers' must hold"),
         (lambda rows: rows[1]["answers"].append("2"), "question 1: field 'answers' must hold"),
         (lambda rows: rows[1].update(question_type=3), "entry 2: field 'question_type' is 3"),
-        (lambda rows: rows.pop(), "differ in 1 questions, one is 2; get both again"),
+        (lambda rows: rows.pop(), "do not belong together, 2 is in one of them alone; get both"),
     ],
 )
 def test_a_damaged_annotation_is_named(val, edit, sentence):
