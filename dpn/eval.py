@@ -5,7 +5,8 @@
     torchrun --nproc-per-node 8 -m dpn.eval run=MODEL_FOLDER benchmarks=[pope,gqa]
 
 Results go to `eval/<slug>` in the run folder, or in `paths.output_root` for a model folder. The
-same command again goes on where it stopped, and asks what was not there before.
+same command again goes on where it stopped, asks what was not there before, and scores what a judge
+sent back.
 """
 
 import logging
@@ -43,7 +44,7 @@ def evaluate(request: Request) -> Path:
     """Answer all questions that are not answered yet, and score; returns the folder."""
     preflight.check_evaluation(request)
     folder = RunFolder.of(request, _results_path(request), writer=is_first_process())
-    if folder.finished and not folder.status.get("missing"):
+    if folder.finished and not any(map(folder.status.get, ("missing", "unscored"))):
         print(f"Finished before; remove {folder.path} to evaluate again.")
     else:
         with joined_processes(), folder:
@@ -79,7 +80,9 @@ def _run(config: DictConfig, folder: RunFolder) -> None:
     if missing and not rows and not problems:
         raise RunError("Nothing could be asked: the files of all benchmarks are missing.")
     metrics |= {**cost_metrics(rows), **answer_speed(rows), "memory/peak_gib": peak_memory_gib()}
-    folder.update(missing=missing)
+    waiting = [name for name in config.benchmarks if name not in missing and name != HELD_OUT]
+    waiting = [n for n in waiting if f"{n}/{benchmarks.resolve(n).headline}" not in metrics]
+    folder.update(missing=missing, unscored=waiting)
     if folder.writer:
         write_rows(folder.path / "rows.jsonl", rows)
         write_json(folder.path / "metrics.json", metrics)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import StoppingCriteria, StoppingCriteriaList, StopStringCriteria
 from transformers.utils.logging import disable_progress_bar
 
 from dpn.cost import prefill_flops, visual_macs_ratio
@@ -83,15 +83,16 @@ def answer(
         until the first token.
     """
     watch = _Stopwatch()
+    criteria = StoppingCriteriaList([watch])
     if stop:
-        options |= {"stop_strings": list(stop), "tokenizer": processor.tokenizer}
+        criteria.append(StopStringCriteria(processor.tokenizer, list(stop)))
     out = model.generate(
         **{name: tensor.to(model.device) for name, tensor in inputs.items()},
         max_new_tokens=max_new_tokens,
         pad_token_id=processor.pad_token_id,
         eos_token_id=processor.tokenizer.eos_token_id,
         return_dict_in_generate=True,
-        stopping_criteria=StoppingCriteriaList([watch]),
+        stopping_criteria=criteria,
         **{"do_sample": False, **options},
     )
     took = now() - watch.start

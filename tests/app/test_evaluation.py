@@ -1,0 +1,255 @@
+"""Benchmarks asked of a trained model, from the front door to the files."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from dpn import inference
+from dpn.answering import AnswerError, Journal, fingerprint
+from dpn.config import ConfigError
+from dpn.eval import evaluate
+from dpn.files import read_json, read_rows
+from dpn.launch import compose
+from dpn.run_folder import RunError
+from dpn.stop_request import Interrupted
+from dpn.train import train
+from tests.app.conftest import tiny_run, without_times
+from tests.benchmarks import test_gqa, test_mm_vet, test_pope
+
+
+@pytest.fixture(scope="module")
+def finished(squares, tmp_path_factory):
+    """Folder of a run."""
+    return train(compose("train", tiny_run(squares, tmp_path_factory.mktemp("evaluation"))))
+
+
+@pytest.fixture
+def world(tmp_path):
+    """Root of the benchmarks' files: POPE alone."""
+    test_pope.make(tmp_path / "files")
+    return tmp_path / "files"
+
+
+@pytest.fixture
+def ask(finished, world, tmp_path):
+    """The evaluation of the run's model as a model folder, with further overrides."""
+
+    def run(*overrides, names="pope"):
+        paths = [f"data_root={world}", f"paths.output_root={tmp_path / 'out'}"]
+        common = [f"run={finished / 'model'}", f"benchmarks=[{names}]", *paths]
+        return evaluate(compose("eval", [*common, "max_new_tokens=3", *overrides]))
+
+    return run
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    """Lets the model fail, or be stopped, when it is asked for the n-th batch."""
+    answer = inference.answer
+
+    def install(number, error):
+        asked = []
+
+        def failing(model, processor, inputs, *args, **kwargs):
+            asked.append(len(inputs["input_ids"]))
+            if len(asked) == number:
+                raise error
+            return answer(model, processor, inputs, *args, **kwargs)
+
+        monkeypatch.setattr(inference, "answer", failing)
+        return asked
+
+    return install
+
+
+def test_files_and_numbers_of_a_benchmark(ask, finished):
+    folder = ask("overlays=2")
+    rows = read_rows(folder / "rows.jsonl")
+    assert [row["id"] for row in rows] == [0, 1, 2, 3, 4]
+    assert [row["family"] for row in rows[:2]] == ["adversarial", "random"]
+    assert {row["benchmark"] for row in rows} == {"pope"}
+    written = read_rows(folder / "pope" / "answers.jsonl")
+    assert [row["text"] for row in written] == [row["answer"] for row in rows]
+    model, processor = inference.load(finished, "cpu")
+    images = sorted((folder.parents[2] / "files" / "pope" / "val2014").iterdir())
+    for row, image in zip(rows, images, strict=True):
+        found = inference.ask(model, processor, row["prompt"], [Image.open(image)], 3)
+        assert found["answer"] == row["answer"]
+        assert found["route"] == row["route"]
+    metrics = read_json(folder / "metrics.json")
+    right = [row["score"] for row in rows if row["family"] == "adversarial"]
+    assert metrics["pope/accuracy/adversarial"] == pytest.approx(100 * sum(right) / 3)
+    assert 0 < metrics["pope/visual_macs_ratio"] == metrics["cost/visual_macs_ratio"] <= 1
+    assert metrics["time/samples_per_s"] > 0
+    assert metrics["memory/peak_gib"] > 0.05
+    page = (folder / "report.md").read_text()
+    assert "| pope | 5 | f1 |" in page
+    assert "figures/overlays/pope-01.png" in page
+    assert len(list((folder / "figures" / "overlays").iterdir())) == 2
+
+
+def test_batches_and_limits_change_no_answer(ask):
+    answers = {}
+    for size in (1, 2, 5):
+        folder = ask(f"batch_size={size}", "overlays=0")
+        answers[size] = [row["answer"] for row in read_rows(folder / "rows.jsonl")]
+    assert answers[1] == answers[2] == answers[5]
+    some = read_rows(ask("limit=3", "overlays=0") / "rows.jsonl")
+    assert [row["answer"] for row in some] == answers[5][:3]
+
+
+def test_what_is_missing_is_told_and_asked_later(ask, world, caplog):
+    folder = ask(names="gqa,pope")
+    assert {row["benchmark"] for row in read_rows(folder / "rows.jsonl")} == {"pope"}
+    assert "gqa was left out, files are missing:" in caplog.text
+    assert f"{world / 'gqa' / 'llava_gqa_testdev_balanced.jsonl'}: eval.zip" in caplog.text
+    assert list(read_json(folder / "status.json")["missing"]) == ["gqa"]
+    test_gqa.make(world)
+    assert ask(names="gqa,pope") == folder
+    assert {row["benchmark"] for row in read_rows(folder / "rows.jsonl")} == {"gqa", "pope"}
+    assert read_json(folder / "status.json")["missing"] == {}
+    assert "gqa/accuracy" in read_json(folder / "metrics.json")
+
+
+def test_nothing_but_missing_files_is_an_error(ask):
+    with pytest.raises(RunError, match="the files of all benchmarks are missing"):
+        ask(names="gqa")
+
+
+def test_an_interrupted_evaluation_goes_on(ask, broken, monkeypatch):
+    whole = without_times(read_rows(ask("batch_size=2", "seed=1") / "rows.jsonl"))
+    broken(2, Interrupted("SIGTERM"))
+    with pytest.raises(Interrupted):
+        ask("batch_size=2")
+    monkeypatch.undo()
+    asked = broken(99, None)
+    folder = ask("batch_size=2")
+    assert asked == [2, 1]
+    assert without_times(read_rows(folder / "rows.jsonl")) == whole
+
+
+def test_a_broken_image_is_named_and_the_others_are_kept(ask, world, broken):
+    image = world / "pope" / "val2014" / "COCO_val2014_000000000003.jpg"
+    content = image.read_bytes()
+    image.write_bytes(content[:50])
+    with pytest.raises(RunError, match=r"1 of 5 questions of pope .*question 3: .*3.jpg is corr"):
+        ask()
+    image.write_bytes(content)
+    asked = broken(99, None)
+    folder = ask()
+    assert asked == [1]
+    assert len(read_rows(folder / "rows.jsonl")) == 5
+
+
+def test_a_failing_model_is_no_empty_answer(ask, broken):
+    broken(1, RuntimeError("out of memory"))
+    with pytest.raises(AnswerError, match=r"failed at pope, question .*; pope, .*out of memory"):
+        ask("batch_size=2")
+
+
+def test_a_damaged_question_does_not_stop_the_others(ask, world):
+    test_gqa.make(world)
+    path = world / "pope" / "llava_pope_test.jsonl"
+    path.write_text(path.read_text() + '{"question_id": 7}\n')
+    with pytest.raises(RunError, match=r"llava_pope_test.jsonl, line 6: field 'image'"):
+        ask(names="pope,gqa")
+    (folder,) = (world.parent / "out" / "eval").iterdir()
+    assert {row["benchmark"] for row in read_rows(folder / "rows.jsonl")} == {"gqa"}
+    assert read_json(folder / "status.json")["status"] == "failed"
+
+
+def test_what_a_judge_sends_back_is_scored(ask, world, finished):
+    test_mm_vet.make(world)
+    folder = ask(names="mm_vet")
+    assert "mm_vet/score" not in read_json(folder / "metrics.json")
+    assert "not scored here" in (folder / "report.md").read_text()
+    said = read_json(folder / "mm_vet" / "predictions.json")
+    grades = {key: {"model": "judge", "content": ["1.0"], "score": [1.0]} for key in said}
+    (folder / "mm_vet" / "grades.json").write_text(json.dumps(grades))
+    assert ask(names="mm_vet") == folder
+    assert read_json(folder / "metrics.json")["mm_vet/score"] == 100
+
+
+def test_against_another_model(ask, finished, squares, tmp_path):
+    plain = train(compose("train", [*tiny_run(squares, tmp_path / "plain"), "router=none"]))
+    theirs = evaluate(compose("eval", [f"run={plain}"]))
+    mine = evaluate(compose("eval", [f"run={finished}", f"against={theirs}"]))
+    page = (mine / "report.md").read_text()
+    assert "## Against another model" in page
+    assert f"than {theirs}" in page
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("benchmarks=[pop]", "There is no benchmark `pop`; did you mean `pope`"),
+        ("benchmarks=[]", "asks nothing"),
+        ("+settings.pope.split=val", "`settings.pope.split` is no setting"),
+        ("+settings.gqa.split=val", "`settings.gqa` is for none of"),
+        ("limit=0", "`limit=0` is too small"),
+        ("generation.num_beams=x", "`generation.num_beams=x`"),
+        ("against=nowhere", "`against=nowhere` holds no rows.jsonl"),
+    ],
+)
+def test_mistakes_are_told(ask, override, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        ask(override)
+
+
+def test_beams_stops_and_sampling(finished, squares):
+    model, processor = inference.load(finished, "cpu")
+    image = [Image.open(squares / "val-0.png")]
+    plain = inference.ask(model, processor, "Which colour?", image, 6)
+    beams = inference.ask(model, processor, "Which colour?", image, 6, num_beams=3)
+    assert beams["rows"] == plain["rows"]
+    assert beams["prefill_flops"] == plain["prefill_flops"]
+    for options in ({"do_sample": True, "temperature": 5.0}, {"eos_token_id": None}):
+        text = inference.ask(model, processor, "Which colour?", image, 12, **options)["answer"]
+        if len(text) > 2:
+            break
+    stop = text[1:3]
+    cut = inference.ask(model, processor, "Which colour?", image, 12, stop=[stop], **options)
+    assert stop not in cut["answer"]
+
+
+def test_a_line_that_was_cut_off_is_asked_again(tmp_path):
+    journal = Journal(tmp_path, "exam")
+    journal.add({0: {"answer": "a"}})
+    journal.add({1: {"answer": "b"}, 2: {"answer": "c"}})
+    path = journal.path
+    path.write_text(path.read_text()[:-4])
+    assert sorted(Journal(tmp_path, "exam").read()) == [0, 1]
+    Journal(tmp_path, "exam").add({2: {"answer": "d"}})
+    assert Journal(tmp_path, "exam").read()[2] == {"answer": "d"}
+    assert Journal(tmp_path, "other").read() == {}
+
+
+def test_fingerprints_change_with_content(tmp_path):
+    for name, content in (("a", b"0" * 3_000_000), ("b", b"0" * 1_500_000 + b"1" * 1_500_000)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_bytes(content)
+    prints = [fingerprint(tmp_path / name) for name in ("a", "b")]
+    assert prints[0] != prints[1]
+    assert fingerprint(tmp_path / "a") == prints[0]
+    assert fingerprint("x", [1, "y"]) != fingerprint("x", [1, "z"])
+
+
+@pytest.mark.slow
+def test_two_processes_answer_as_one(ask, finished, world, tmp_path):
+    alone = ask()
+    overrides = [f"run={finished / 'model'}", "benchmarks=[pope]", f"data_root={world}"]
+    overrides += ["max_new_tokens=3", f"paths.output_root={tmp_path / 'two'}"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [*torchrun, "-m", "dpn.eval", *overrides]
+    subprocess.run(command, check=True, env=environment, timeout=300)
+    (together,) = (tmp_path / "two" / "eval").iterdir()
+    one, two = (without_times(read_rows(f / "rows.jsonl")) for f in (alone, together))
+    assert one == two
+    assert len(list((together / "journal").iterdir())) == 2
+    mine, theirs = (read_rows(f / "pope" / "answers.jsonl") for f in (alone, together))
+    assert mine == theirs
