@@ -6,6 +6,14 @@ from importlib import import_module
 import pytest
 
 from dpn import benchmarks
+from dpn.data.tokenizer import train_tokenizer
+from dpn.evaluation import BenchmarkExam
+from dpn.processor import DPNProcessor
+
+SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
 
 
 @pytest.fixture(params=benchmarks.names())
@@ -36,6 +44,26 @@ def test_questions_can_be_asked_and_written_down(name, tests, tmp_path):
         assert "<image>" not in question.prompt
         assert all(image().mode == "RGB" for image in question.images)
         json.dumps([question.id, question.reference, question.category, dict(question.meta)])
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return DPNProcessor(train_tokenizer([SYSTEM]), image_size=56)
+
+
+def test_a_model_sees_the_words_of_llavas_conversation(name, tests, tmp_path, processor):
+    """`vicuna_v1`, images first, and `<ROUTER>` where there is something to route."""
+    tests.make(tmp_path)
+    questions = benchmarks.build(name, root=tmp_path).questions()
+    exam = BenchmarkExam(name, questions, processor)
+    for index, question in enumerate(questions):
+        sample = exam.make(index)
+        count = len(question.images)
+        asked = "<image>\n" * count + question.prompt + ("<ROUTER>" if count else "")
+        seen = processor.tokenizer.decode(sample.input_ids)
+        assert seen == f"<s>{SYSTEM} USER: {asked} ASSISTANT:"
+        assert [image.shape for image in sample.images] == [(3, 56, 56)] * count
+        assert name in exam.where(index)
 
 
 def test_answers_are_written_in_llavas_format(name, tests, tmp_path):

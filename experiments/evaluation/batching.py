@@ -1,0 +1,86 @@
+"""How many times more held-out questions a second a batch of 16 answers than one at a time.
+
+    python experiments/evaluation/batching.py run=RUN    # appends to results.jsonl beside it
+
+Both answer the same questions in turn in one process, greedily, image transforms included.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+
+from dpn import build, inference
+from dpn.answering import answer_all
+from dpn.data.rows import Questions
+from dpn.launch import read_arguments, readable_errors
+from dpn.metrics.speed import compare
+
+HERE = Path(__file__).parent
+
+
+def batching(run: str, questions: int = 96, batch: int = 16, pairs: int = 20) -> dict[str, object]:
+    """Time both.
+
+    Args:
+        run: folder of a finished run.
+        questions: how many of its held-out questions, evenly spread over the families.
+        batch: the larger batch.
+        pairs: measured pairs.
+    """
+    model, processor = inference.load(Path(run))
+    source = build.source(OmegaConf.load(Path(run) / "config.yaml").data)
+    source.prepare_data()
+    exam = Spread(Questions(source.source.split("val"), processor), questions)
+
+    def ask(size: int) -> None:
+        answer_all(model, processor, exam, f"batch of {size}", size, max_new_tokens=64)
+
+    ratio = compare(lambda: ask(batch), lambda: ask(1), pairs)
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return {
+        "command": " ".join(["python", *sys.argv]),
+        "commit": commit.stdout.strip(),
+        "batch": batch,
+        "questions": len(exam),
+        "threads": torch.get_num_threads(),
+        "times_faster": 1 / ratio.ratio,
+        "interval": [1 / ratio.high, 1 / ratio.low],
+        "samples_per_s": [1e3 * len(exam) / ms for ms in (ratio.candidate_ms, ratio.baseline_ms)],
+    }
+
+
+class Spread:
+    """Some questions of an exam, evenly spread."""
+
+    def __init__(self, exam: Questions, count: int):
+        self.exam, self.places = exam, range(0, len(exam), max(1, len(exam) // count))[:count]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @property
+    def lengths(self) -> list[int]:
+        """See `dpn.answering.Exam`."""
+        return [self.exam.lengths[place] for place in self.places]
+
+    def make(self, index: int):
+        """See `dpn.answering.Exam`."""
+        return self.exam.make(self.places[index])
+
+    def where(self, index: int) -> str:
+        """See `dpn.answering.Exam`."""
+        return self.exam.where(self.places[index])
+
+
+if __name__ == "__main__":
+    with readable_errors():
+        found = batching(**read_arguments(batching, sys.argv[1:]))
+        print(json.dumps(found, indent=2))
+        with (HERE / "results.jsonl").open("a") as file:
+            file.write(json.dumps(found) + "\n")
