@@ -11,13 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset
 
 from dpn import inference
 from dpn.data.batch import Batch, DataError, Sample, collate
-from dpn.distributed import several_processes
+from dpn.distributed import several_processes, share
 from dpn.model import DPNForConditionalGeneration
 from dpn.processor import DPNProcessor
 from dpn.progress import progress
@@ -112,7 +111,7 @@ def answer_all(
     if several_processes():
         dist.barrier()  # before anyone adds to what others read
     wanted = range(len(exam))[:limit]
-    todo = _share([index for index in wanted if index not in done])
+    todo = share([index for index in wanted if index not in done])
     loader: DataLoader[Any] = DataLoader(
         _Asked(exam),
         batch_sampler=_alike(todo, exam.lengths, batch_size),
@@ -205,14 +204,6 @@ def _collate(items: Sequence[tuple[int, Sample | str]], pad_token_id: int) -> _B
         collate(samples, pad_token_id, "left") if samples else None,
         [item for _, item in items if isinstance(item, str)],
     )
-
-
-def _share(indices: Sequence[int]) -> list[int]:
-    """The contiguous part of a list that falls to this process."""
-    if not several_processes():
-        return list(indices)
-    parts = np.array_split(np.asarray(indices, dtype=int), dist.get_world_size())
-    return parts[dist.get_rank()].tolist()
 
 
 def _alike(indices: Sequence[int], lengths: Any, size: int) -> list[list[int]]:

@@ -1,7 +1,7 @@
 """How many processes there are, and what keeps them on one path."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -40,6 +40,14 @@ def joined_processes() -> Iterator[None]:
 def several_processes() -> bool:
     """Whether this is one of several processes."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def share(items: Sequence[int]) -> list[int]:
+    """The contiguous part of a list that falls to this process."""
+    if not several_processes():
+        return list(items)
+    size = -(-len(items) // dist.get_world_size())
+    return list(items[dist.get_rank() * size :][:size])
 
 
 class _Sum(torch.autograd.Function):

@@ -90,7 +90,7 @@ def evaluate_held_out(
         rows = [{**row, "score": score(row["answer"], row["reference"])} for row in found.values()]
         if overlays and folder and is_first_process():
             draw_overlays(model, processor, exam, found, overlays, folder / OVERLAYS / HELD_OUT)
-    loss = language_loss(model, progress(source.val_dataloader(), "validating"))
+    loss = language_loss(model, progress(source.val_share(), "validating"))
     metrics = {"val/loss": loss, **accuracies(rows), **cost_metrics(rows), **answer_speed(rows)}
     return metrics, rows
 

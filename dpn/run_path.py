@@ -13,7 +13,7 @@ from dpn.config import Request
 
 SLUG_BYTES = 100
 # Settings that change where or how fast a run happens, never what it computes.
-_NOT_IDENTITY = ("paths", "logger", "hydra", "experiment", "against", "overlays")
+_NOT_IDENTITY = ("paths", "logger", "hydra", "experiment", "data_root", "against", "overlays")
 _NOT_IDENTITY_LEAVES = ("num_workers",)
 
 

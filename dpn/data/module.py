@@ -1,7 +1,7 @@
 """Loaders over a source's splits for Lightning."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -16,6 +16,7 @@ from dpn.data.conversation import image_names, read_turns, template
 from dpn.data.encoding import corpus_text
 from dpn.data.rows import Conversations, Rows
 from dpn.data.sampler import BatchSampler
+from dpn.distributed import share
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +88,17 @@ class DataModule(LightningDataModule):
         sampler = BatchSampler(len(dataset), size, shuffle=False, last="keep", **self._place())
         return self._loader(dataset, sampler)
 
+    def val_share(self) -> "DataLoader | list[Any]":
+        """Held-out conversations that fall to this process, so that all together see each once;
+        `val_dataloader` gives all processes equally many batches instead.
+        """
+        split = self.source.split("val")
+        if split is None:
+            return []
+        dataset, size = self._conversations(split), self.source.eval_batch_size
+        own = share(range(len(dataset)))
+        return self._batches(dataset, [own[i : i + size] for i in range(0, len(own), size)])
+
     def _conversations(self, split: Split) -> Conversations:
         source = self.source
         return Conversations(
@@ -100,7 +112,11 @@ class DataModule(LightningDataModule):
         step: Callable[[], int] = lambda: 0,
         accumulate: int = 1,
     ) -> "Loader":
-        batches = DataLoader(
+        batches = self._batches(dataset, sampler)
+        return Loader(batches, sampler, self._note_skipped, step, accumulate)
+
+    def _batches(self, dataset: Conversations, sampler: Iterable[list[int]]) -> DataLoader:
+        return DataLoader(
             dataset,
             batch_sampler=sampler,
             num_workers=self.source.num_workers,
@@ -108,7 +124,6 @@ class DataModule(LightningDataModule):
             pin_memory=self._on_gpu,
             collate_fn=partial(collate, pad_token_id=self._processor.pad_token_id),
         )
-        return Loader(batches, sampler, self._note_skipped, step, accumulate)
 
     def _note_skipped(self, batch: Batch) -> None:
         for meta in batch.meta:

@@ -14,9 +14,9 @@ class BatchSampler(Sampler[list[int]]):
     """Batches of one rank, from any optimizer step on.
 
     Nothing about the past is stored: `set_position` finds the place from the optimizer step, so a
-        resumed run sees the
-    batches that an uninterrupted one would have seen. Together the ranks take what a single process
-    with `world` times the batch size would take, in the same order; so does accumulation.
+    resumed run sees the batches that an uninterrupted one would have seen. Together the ranks take
+    what a single process with `world` times the batch size would take, in the same order; so does
+    accumulation.
 
     Args:
         size: number of samples.
@@ -28,9 +28,8 @@ class BatchSampler(Sampler[list[int]]):
         world: number of processes.
         last: what becomes of the samples that do not fill an optimizer step at the end of an epoch.
             `fill`: the step is completed from the epoch's start. `drop`: they are left out. `keep`
-                (evaluation): a smaller last batch,
-            shared by the ranks; a rank that would get nothing repeats the last sample, so that all
-            have equally many batches.
+            (validation): a smaller last batch, shared by the ranks; a rank that would get nothing
+            repeats the last sample, so that all have equally many batches.
         group: how shuffled samples are put together, see `grouped_order`; `none`: at random.
         lengths: `[size]` for `group`, see there.
     """

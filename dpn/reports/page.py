@@ -42,7 +42,7 @@ def write_report(folder: Path, against: str | None = None) -> Path:
 def print_tables(folder: Path) -> None:
     """Print the tables of a folder with results."""
     console, shown = Console(), results_of(folder)
-    for table in [shown[0], shown[-1]] if shown[0].title == OVERVIEW else shown:
+    for table in shown[:1] if shown[0].title == OVERVIEW else shown:
         table.show(console)
     console.print(f"Report: {folder / 'report.md'}", soft_wrap=True, highlight=False)
 

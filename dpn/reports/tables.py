@@ -94,7 +94,7 @@ def results(rows: Sequence[Row]) -> Table:
         (str(name), str(len(group)), _accuracy(group), _share(group))
         for name, group in _families(rows).items()
     ]
-    note = "Accuracy: right answers, or digits in place. Visual MACs: against no compression."
+    note = "Accuracy: mean score of an answer. Visual MACs: against no compression."
     return Table("Answers", ("family", "answers", "accuracy", "visual MACs"), tuple(body), note)
 
 
