@@ -1,7 +1,9 @@
 """Where two models differ on the same questions."""
 
 from collections.abc import Sequence
+from itertools import takewhile
 
+from dpn.data.conversation import IMAGE
 from dpn.metrics.answers import Row
 from dpn.reports.tables import Table
 
@@ -39,10 +41,8 @@ def _changed(pairs: Sequence[tuple[Row, Row]]) -> list[Table]:
     body = tuple(
         (
             str(row["id"]),
-            _short(row["prompt"], 60),
-            _short(row["reference"], 24),
-            _short(row["answer"], 24),
-            _short(same["answer"], 24),
+            _short(row["prompt"].replace(IMAGE, ""), 60),
+            *_where_they_part(row["reference"], row["answer"], same["answer"]),
             ", ".join(f"{layer}: {name}" for layer, name in row["route"].items()) or "-",
         )
         for row, same in pairs[:SHOWN]
@@ -65,6 +65,15 @@ def _share(rows: Sequence[Row]) -> str:
 
 def _key(row: Row) -> tuple[str, ...]:
     return tuple(str(row.get(name)) for name in _KEY)
+
+
+def _where_they_part(*values: object, letters: int = 24) -> list[str]:
+    """Texts from a little before the first letter in which they differ."""
+    texts = [str(value) for value in values]
+    columns = zip(*texts, strict=False)
+    same = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+    start = max(0, same - 6)
+    return [_short(("…" if start else "") + text[start:], letters) for text in texts]
 
 
 def _short(value: object, letters: int) -> str:

@@ -11,7 +11,7 @@ from dpn.files import atomic_path
 
 SIDE = 280  # pixels of a panel
 LINES = 4  # of text above the panels
-_GREY = (110, 110, 110)
+_GREY, _LINE = (110, 110, 110), (255, 0, 255)
 
 
 def draw_overlay(
@@ -68,9 +68,9 @@ def _panel(pixels: np.ndarray, owner: np.ndarray | None) -> Image.Image:
                 draw.rectangle(box, fill=_GREY)
                 continue
             if padded[y, x + 1] != own:
-                draw.line((box[0], box[1], box[2], box[1]), fill="yellow")
+                draw.line((box[0], box[1], box[2], box[1]), fill=_LINE)
             if padded[y + 1, x] != own:
-                draw.line((box[0], box[1], box[0], box[3]), fill="yellow")
+                draw.line((box[0], box[1], box[0], box[3]), fill=_LINE)
     return panel
 
 
