@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpn.budget import TextShape
+from dpn.budget import TextShape, Unreachable
 from dpn.grids import Grid
 from dpn.layer_plan import LayerPlan
 from dpn.routers._planned import PlannedRouter
@@ -72,13 +72,16 @@ class HeadPruningRouter(PlannedRouter):
         return None if len(heads) == self.text.kv_heads else LayerPlan(heads=heads)
 
     def check(self) -> list[str]:
-        """Scores that are missing or do not fit; else as for all."""
-        if self.scores is None:
-            return self.problems or [
-                "router.scores is null, so it is not known which heads look at images; make them of"
-                f" a trained run with `{COMMAND}` and give router.scores=RUN/head_scores.json."
-            ]
-        return super().check()
+        """Scores that are missing or do not fit; else as for all. Without scores all heads stay, so
+        that no share but 1 can be reached.
+        """
+        if self.scores is not None:
+            return super().check()
+        missing = (
+            "router.scores is null, so it is not known which heads look at images; make them of a"
+            f" trained run with `{COMMAND}` and give router.scores=RUN/head_scores.json."
+        )
+        return self.problems or [missing if self.keep is None else Unreachable(missing)]
 
 
 def read_scores(scores: Scores | str | None) -> Scores | None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dpn import routers
-from dpn.budget import TextShape
+from dpn.budget import TextShape, Unreachable
 from dpn.routers import head_pruning
 
 from .conftest import IMAGE, collate, make_model, make_samples, without
@@ -113,6 +113,12 @@ def test_scores_that_do_not_fit_are_one_sentence(kind, tmp_path):
     (problem,) = routers.build("head_pruning", scores=scores, text=TINY, grid=(4, 4)).check()
     assert sentence in problem
     assert "python tools/head_scores.py run=RUN" in problem
+
+
+def test_without_scores_no_share_can_be_reached():
+    for keep, kind in ((None, str), (0.5, Unreachable)):
+        router = routers.build("head_pruning", keep=keep, text=TINY, grid=(4, 4))
+        assert [type(problem) for problem in router.check()] == [kind]
 
 
 @pytest.mark.parametrize("content", [None, "not json", "[1]", '{"heads": []}'])
