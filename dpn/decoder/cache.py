@@ -21,10 +21,12 @@ class Stage:
     Attributes:
         lengths: `[B]` rows held, on the host.
         positions: `[B]` rotary position of the next row, on the host.
+        places: sample and place in the buffer of each row at prefill, `[N]` each.
     """
 
     lengths: Tensor
     positions: Tensor
+    places: tuple[Tensor, Tensor]
 
     def select(self, index: Tensor) -> None:
         """Take samples by index, in place."""
@@ -53,13 +55,20 @@ class RaggedCache(Cache):
 
     def stage(self, tokens: PackedTokens) -> Stage:
         """The stage of layers that see `tokens` at prefill."""
-        ends = torch.tensor(tokens.offsets[1:]) - 1
-        return Stage(torch.tensor(tokens.lengths), tokens.positions.cpu()[ends] + 1)
+        lengths, offsets = torch.tensor(tokens.lengths), torch.tensor(tokens.offsets)
+        sample = torch.arange(len(lengths)).repeat_interleave(lengths)
+        places = (sample, torch.arange(len(sample)) - offsets[sample])
+        device = tokens.hidden.device
+        return Stage(
+            lengths,
+            tokens.positions.cpu()[offsets[1:] - 1] + 1,
+            (places[0].to(device), places[1].to(device)),
+        )
 
     def write(self, stage: Stage, key: Tensor, value: Tensor) -> None:
         """Add a layer with its rows at prefill, `[N, Hkv, Dh]`."""
-        self.keys.append(_pad(key, stage.lengths))
-        self.values.append(_pad(value, stage.lengths))
+        self.keys.append(_pad(key, stage))
+        self.values.append(_pad(value, stage))
         self.stage_of.append(stage)
 
     def append(self, layer: int, places: tuple[Tensor, Tensor], key: Tensor, value: Tensor) -> None:
@@ -131,10 +140,9 @@ class RaggedCache(Cache):
         )
 
 
-def _pad(rows: Tensor, lengths: Tensor) -> Tensor:
+def _pad(rows: Tensor, stage: Stage) -> Tensor:
     """`[N, Hkv, Dh]` to `[B, Hkv, longest + ROOM, Dh]`."""
-    batch, longest = len(lengths), int(lengths.max())
+    batch, longest = len(stage.lengths), int(stage.lengths.max())
     buffer = rows.new_zeros(batch, rows.shape[1], longest + ROOM, rows.shape[2])
-    for sample, part in enumerate(rows.split(lengths.tolist())):
-        buffer[sample, :, : len(part)] = part.transpose(0, 1)
+    buffer[stage.places[0], :, stage.places[1]] = rows
     return buffer
