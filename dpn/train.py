@@ -69,6 +69,7 @@ def _run(request: Request, folder: RunFolder) -> None:
         source.prepare_data()
         calibrate(model, inference.training_prompts(source, model.device), "projector")
 
+    source.image_rows = model.router.expected_rows()
     clock = Clock()
     trainer = build.trainer(config, folder, clock)
     module = build.module(config, model)

@@ -16,7 +16,7 @@ class _Sources(Family):
     steps = frozenset(
         {
             *("batch", "conversation", "encoding", "grouping", "images", "index"),
-            *("module", "rows", "sampler", "tokenizer"),
+            *("module", "row_budget", "rows", "sampler", "tokenizer"),
         }
     )
 

@@ -78,6 +78,8 @@ class Source:
         batch_size: samples per process and training step (before accumulation).
         global_batch: samples per optimizer step over all processes, which gives the accumulation;
             null: the trainer's accumulation stands.
+        rows_per_batch: instead of batch_size: rows of text and images that a batch of one process
+            holds at most, after the compression that is expected of projector and `router.keep`.
         eval_batch_size: samples per process and evaluation step.
         num_workers: processes that load samples; 0 loads in the main process.
         max_length: most ids a sample may have, each image counted as one.
@@ -95,6 +97,7 @@ class Source:
 
     batch_size: int = 16
     global_batch: int | None = None
+    rows_per_batch: int | None = None
     eval_batch_size: int = 32
     num_workers: int = 0
     max_length: int = 2048
@@ -106,7 +109,18 @@ class Source:
 
     def check(self) -> list[str]:
         """What is wrong with these settings, one sentence each; builds and writes nothing."""
-        return self._outside(
+        problems = []
+        if self.rows_per_batch is not None and self.global_batch is not None:
+            problems.append(
+                "`data.rows_per_batch` and `data.global_batch` can not both be given: batches of"
+                " equally many rows hold different numbers of samples; set one of them to null."
+            )
+        if self.rows_per_batch is not None and self.group != "none":
+            problems.append(
+                f"`data.rows_per_batch` and `data.group={self.group}` both say which samples make"
+                " up a batch; set data.group=none."
+            )
+        return problems + self._outside(
             {
                 "batch_size": (1, None),
                 "eval_batch_size": (1, None),

@@ -14,6 +14,7 @@ from dpn.data.base import Source, Split
 from dpn.data.batch import Batch, DataError, collate
 from dpn.data.conversation import image_names, read_turns, template
 from dpn.data.encoding import corpus_text
+from dpn.data.row_budget import RowBudgetSampler, expected_rows
 from dpn.data.rows import Conversations, Rows
 from dpn.data.sampler import BatchSampler
 from dpn.distributed import share
@@ -32,12 +33,15 @@ class DataModule(LightningDataModule):
         processor: a `DPNProcessor`; may be set later, before the first loader.
 
     Attributes:
+        image_rows: rows that an image is expected to have in a decoder layer, for
+            `rows_per_batch`.
         skipped: sentence for each bad row that was skipped so far, by file and row.
     """
 
     def __init__(self, source: Source, processor: Any = None):
         super().__init__()
         self.source, self.processor = source, processor
+        self.image_rows: float | None = None
         self.skipped: dict[tuple[str, int], str] = {}
 
     def prepare_data(self) -> None:
@@ -61,17 +65,25 @@ class DataModule(LightningDataModule):
         dataset = self._conversations(self._split("train"))
         accumulate = trainer.accumulate_grad_batches if trainer else 1
         overfit = bool(getattr(trainer, "overfit_batches", 0))
-        sampler = BatchSampler(
-            len(dataset),
-            source.batch_size,
-            shuffle=not overfit,
-            seed=source.seed,
-            accumulate=accumulate,
-            last=source.last_batch,
-            group=source.group,
-            lengths=dataset.rows.lengths,
+        common: dict[str, Any] = {
+            "shuffle": not overfit,
+            "seed": source.seed,
+            "accumulate": accumulate,
             **self._place(),
-        )
+        }
+        sampler: BatchSampler | RowBudgetSampler
+        if source.rows_per_batch is not None:
+            rows = expected_rows(dataset, self.image_rows)
+            sampler = RowBudgetSampler(rows, source.rows_per_batch, **common)
+        else:
+            sampler = BatchSampler(
+                len(dataset),
+                source.batch_size,
+                last=source.last_batch,
+                group=source.group,
+                lengths=dataset.rows.lengths,
+                **common,
+            )
 
         def step() -> int:
             return self.trainer.global_step if self.trainer and not overfit else 0
@@ -108,7 +120,7 @@ class DataModule(LightningDataModule):
     def _loader(
         self,
         dataset: Conversations,
-        sampler: BatchSampler,
+        sampler: BatchSampler | RowBudgetSampler,
         step: Callable[[], int] = lambda: 0,
         accumulate: int = 1,
     ) -> "Loader":
@@ -167,7 +179,7 @@ class Loader:
     def __init__(
         self,
         batches: DataLoader,
-        sampler: BatchSampler,
+        sampler: BatchSampler | RowBudgetSampler,
         note: Callable[[Batch], None],
         step: Callable[[], int],
         accumulate: int = 1,

@@ -127,6 +127,15 @@ class Conversations(Dataset[Sample]):
         row = self.rows[index]
         return self.sample(index, row, answered_turns(row), image_names(row))
 
+    def count_ids(self, index: int) -> int | None:
+        """Ids of the sample of a place, each image counted as one; None if the row is bad."""
+        try:
+            row = self.rows[index]
+            turns, images = answered_turns(row), image_names(row)
+            return len(self.processor.encode(turns, len(images), self.split.template)[0])
+        except DataError:
+            return None
+
     def sample(
         self, index: int, row: Any, turns: Sequence[Turn], images: Sequence[str], **meta: Any
     ) -> Sample:

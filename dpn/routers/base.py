@@ -232,6 +232,15 @@ class Router(nn.Module):
         """
         return self
 
+    def expected_rows(self) -> float:
+        """Rows of an image of the native size in a layer, mean over the layers, as far as it is
+        known before training: all that enter, or the share of the tower's that `keep` asks for.
+        """
+        entering = self.grid[0] * self.grid[1]
+        if self.keep is None:
+            return entering
+        return min(entering, self.keep * (self.text.base_rows or entering))
+
     def check(self) -> list[str]:
         """Everything that is wrong with the arguments, one sentence each; empty if all is well."""
         return []
