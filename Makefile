@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+LMMS   := .venv-lmms
 
-.PHONY: train test setup lint slow clean
+.PHONY: train test setup lint slow lmms-eval clean
 .DELETE_ON_ERROR:
 
 train: $(STAMP)
@@ -27,5 +28,16 @@ $(STAMP): pyproject.toml constraints.txt
 	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --disable-pip-version-check -q -e '.[dev]'
 	touch $@
 
+# lmms-eval, with older versions of what dpn uses, too; `make slow` tests the plug-in there.
+lmms-eval: $(LMMS)/.installed
+
+# The package index has torchvision for CUDA; beside the CPU build of torch it can not be imported,
+# and transformers can not either. Nothing here needs it.
+$(LMMS)/.installed: pyproject.toml constraints-lmms.txt
+	test -x $(LMMS)/bin/python || $(PYTHON) -m venv $(LMMS)
+	PIP_CONSTRAINT=constraints-lmms.txt $(LMMS)/bin/python -m pip install --disable-pip-version-check -q -e '.[lmms-eval]'
+	$(LMMS)/bin/python -c 'import torchvision' 2>/dev/null || $(LMMS)/bin/python -m pip uninstall -q -y torchvision timm
+	touch $@
+
 clean:
-	rm -rf $(VENV) outputs data build dist
+	rm -rf $(VENV) $(LMMS) outputs data build dist

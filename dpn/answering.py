@@ -114,7 +114,7 @@ def answer_all(
     todo = share([index for index in wanted if index not in done])
     loader: DataLoader[Any] = DataLoader(
         _Asked(exam),
-        batch_sampler=_alike(todo, exam.lengths, batch_size),
+        batch_sampler=alike(todo, exam.lengths, batch_size),
         num_workers=workers,
         collate_fn=partial(_collate, pad_token_id=processor.pad_token_id),
     )
@@ -206,7 +206,7 @@ def _collate(items: Sequence[tuple[int, Sample | str]], pad_token_id: int) -> _B
     )
 
 
-def _alike(indices: Sequence[int], lengths: Any, size: int) -> list[list[int]]:
+def alike(indices: Sequence[int], lengths: Any, size: int) -> list[list[int]]:
     """Batches of like length, the longest first: what is too long for the memory fails at once."""
     order = sorted(indices, key=lambda index: -int(lengths[index]))
     return [order[start : start + size] for start in range(0, len(order), size)]

@@ -1,0 +1,122 @@
+"""A tiny saved model that speaks in whole words, and documents of each kind for it."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import LlamaConfig
+
+from dpn import DPNConfig, DPNForConditionalGeneration, DPNProcessor, inference
+from dpn.data.tokenizer import train_tokenizer
+from tests.data.conftest import CORPUS
+
+
+class Document(NamedTuple):
+    """What a task asks."""
+
+    question: str
+    images: list[Image.Image]
+
+
+def picture(width: int, height: int, seed: int) -> Image.Image:
+    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(noise)
+
+
+#: With no image, one or two, with and without marks; not in the order of their lengths.
+DOCUMENTS = [
+    Document("What colour is the cat on the sofa, black or white?", [picture(16, 16, 0)]),
+    Document("How many birds?", []),
+    Document("Is <image> as <image>?", [picture(16, 16, 1), picture(8, 16, 2)]),
+    Document("Which?", [picture(16, 8, 3)]),
+    Document("How many cats are there in both of them, I think?", [picture(16, 16, n) for n in (4, 5)]),
+]
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory) -> Path:
+    """Folder of the model."""
+    tokenizer = train_tokenizer(CORPUS)
+    processor = DPNProcessor(tokenizer, image_size=16, patch_size=4)
+    torch.manual_seed(0)
+    model = DPNForConditionalGeneration(
+        DPNConfig(
+            text_config=LlamaConfig(
+                vocab_size=processor.vocab_size,
+                hidden_size=32,
+                intermediate_size=48,
+                num_hidden_layers=4,
+                num_attention_heads=4,
+                initializer_range=0.15,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            ),
+            vision_config={
+                "name": "vit",
+                "image_size": 16,
+                "patch_size": 4,
+                "width": 16,
+                "depth": 1,
+                "heads": 2,
+            },
+            projector_config={"name": "mlp"},
+            router_config={"name": "dpe", "layers": [0, 2], "min_rows": 1},
+            image_token_id=processor.image_token_id,
+            router_token_id=processor.router_token_id,
+        )
+    )
+    texts = [tokenizer.decode([token]) for token in range(processor.vocab_size)]
+    others = [
+        token
+        for token, text in enumerate(texts)
+        if not (text[:1] == " " and text[1:].isalpha() and tokenizer(text).input_ids == [token])
+    ]
+    with torch.no_grad():
+        model.lm_head.weight[others] = 0
+        for name, weight in model.named_parameters():
+            if name.startswith(("router.gates", "vision")):
+                weight.mul_(3)
+    folder = tmp_path_factory.mktemp("run")
+    inference.save(model, processor, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def loaded(run):
+    """Model and processor."""
+    return inference.load(run, "cpu")
+
+
+def asked(document: Document) -> str:
+    """The prompt's words; marks stand first."""
+    return document.question.replace("<image>", "")
+
+
+def answer(loaded, document: Document, **options) -> str:
+    """What dpn itself answers."""
+    model, processor = loaded
+    return inference.ask(
+        model, processor, asked(document), document.images, 6, **options
+    )["answer"]
+
+
+def naive_logprob(loaded, document: Document, continuation: str) -> tuple[float, bool]:
+    """Log-probability of a continuation, alone, without padding, from the logits of all columns."""
+    model, processor = loaded
+    content = "<image>" * len(document.images) + asked(document)
+    prompt = processor.prompt([{"role": "user", "content": content}])
+    start = processor(prompt, document.images).input_ids.shape[1]
+    inputs = processor(f"{prompt} {continuation}", document.images)
+    with torch.no_grad():
+        logits = model(**inputs, instruction_end=torch.tensor([start])).logits[0].double()
+    total, greedy = 0.0, True
+    for column in range(start, inputs.input_ids.shape[1]):
+        token = int(inputs.input_ids[0, column])
+        total += float(logits[column - 1].log_softmax(0)[token])
+        logits[column - 1, processor.image_token_id] = -torch.inf
+        greedy = greedy and int(logits[column - 1].argmax()) == token
+    return total, greedy
