@@ -42,7 +42,7 @@ class DPN(lmms):
     Args:
         run: run folder or Hugging Face model folder.
         batch_size: requests at a time and process.
-        device: `auto`, `cpu` or `cuda`; one of several processes takes its own.
+        device: `auto`, `cpu` or `cuda`; each of several processes takes its own.
         max_new_tokens: upper limit of an answer where the task has none.
     """
 
@@ -75,15 +75,10 @@ class DPN(lmms):
             AnswerError: naming task and document, if one can not be asked or the model fails.
         """
         if unknown := sorted({name for request in requests for name in request.args[1]} - TAKEN):
-            log.warning("lmms-eval's %s means nothing to this model.", ", ".join(unknown))
-
-        def answers(some: Sequence[Instance], samples: Sequence[Sample]) -> list[inference.Answer]:
-            most, options = decoding(some[0].args[1], self.max_new_tokens)
-            inputs = inference.prompts(collate(samples, self.processor.pad_token_id, "left"))
-            return inference.answer(self.model, self.processor, inputs, most, **options)
-
-        rows = self._in_batches(requests, answers, lambda request: json.dumps(request.args[1]))
-        _log_cost(rows)
+            log.warning("This model has no setting for generation_kwargs %s.", ", ".join(unknown))
+        rows = self._in_batches(requests, self._answer, lambda r: json.dumps(r.args[1]))
+        if rows:
+            _log_cost(rows)
         return [row["answer"] for row in rows]
 
     def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
@@ -94,9 +89,10 @@ class DPN(lmms):
         log-probabilities of the tokens that begin within it; the end token is not among them.
 
         Returns:
-            For each request a pair in `text`, since lmms-eval turns a bare pair into a string. Its
-            number is the log-probability where the task's target is asked for, and minus that for
-            an option of a multiple choice: lmms-eval takes the option with the smallest number.
+            For each request a pair in `text`, since lmms-eval turns a bare pair into a string (its
+            `--use_cache` can not keep either). Its number is the log-probability where the task's
+            target is asked for, and minus that for an option of a multiple choice: lmms-eval takes
+            the option with the smallest number.
 
         Raises:
             AnswerError: naming task and document, if one can not be asked or the model fails.
@@ -127,16 +123,16 @@ class DPN(lmms):
         batches = [b for places in kinds.values() for b in alike(places, lengths, self.batch_size)]
         shown = progress(batches, "asking", len(requests), len, "requests")
         found: dict[int, Any] = {}
-        for batch in shown if self.rank == 0 else batches:
-            some = [requests[place] for place in batch]
-            samples = [self._sample(request) for request in some]
-            with _naming(some):
-                found |= zip(batch, ask(some, samples), strict=True)
+        for places in shown if self.rank == 0 else batches:
+            asked = [requests[place] for place in places]
+            samples = [self._sample(request) for request in asked]
+            with _naming(asked):
+                found |= zip(places, ask(asked, samples), strict=True)
         return [found[place] for place in range(len(requests))]
 
     def _sample(self, request: Instance) -> Sample:
         """The prompt with its images, and the continuation, if there is one, as its labels."""
-        context, task_wants, doc_to_visual, doc_id, task, split = request.args
+        context, wanted, doc_to_visual, doc_id, task, split = request.args
         with _naming([request]):
             document = self.task_dict[task][split][doc_id]
             images = _images(doc_to_visual(document))
@@ -145,9 +141,9 @@ class DPN(lmms):
             elif IMAGE in context:
                 raise DataError(f"the context holds an {IMAGE} mark, but there is no image.")
             pieces = [Piece(self.processor.prompt([{"role": "user", "content": context}]))]
-            if not isinstance(task_wants, Mapping):
-                wanted = task_wants(document) if callable(task_wants) else task_wants
-                pieces.append(self._continuation(wanted))
+            if not isinstance(wanted, Mapping):
+                text = wanted(document) if callable(wanted) else wanted
+                pieces.append(self._continuation(text))
             ids, labels = tokenize(pieces, self.processor.tokenizer)
             pixels = [self.processor.transform(image) for image in images]
             return Sample(ids, labels, pixels, sample_id=int(doc_id))
@@ -158,10 +154,16 @@ class DPN(lmms):
         check_words([Turn("assistant", text)], self.processor.tokenizer.eos_token)
         return Piece(self.processor.style.answer + text.strip(), supervised=True)
 
-    @torch.inference_mode()
-    def _score(
+    def _answer(
         self, requests: Sequence[Instance], samples: Sequence[Sample]
-    ) -> list[tuple[float, bool]]:
+    ) -> list[inference.Answer]:
+        """Answers to requests of the same settings."""
+        most, options = decoding(requests[0].args[1], self.max_new_tokens)
+        inputs = inference.prompts(collate(samples, self.processor.pad_token_id, "left"))
+        return inference.answer(self.model, self.processor, inputs, most, **options)
+
+    @torch.inference_mode()
+    def _score(self, _: Sequence[Instance], samples: Sequence[Sample]) -> list[tuple[float, bool]]:
         """Log-probability of each sample's labels, and whether each is the most probable id."""
         batch = collate(samples, self.processor.pad_token_id, "left").to(self.model.device)
         counts = (batch.labels != IGNORE).sum(1).tolist()
@@ -181,7 +183,7 @@ def decoding(asked: Mapping[str, Any], max_new_tokens: int) -> tuple[int, dict[s
 
     Args:
         asked: strings `until` end an answer; it is sampled with a `temperature` above 0, unless
-            `do_sample` is false; what else Hugging Face's `generate` knows goes there.
+            `do_sample` is false; whatever else Hugging Face's `generate` knows is handed on.
         max_new_tokens: where the task has no limit.
     """
     given = {name: value for name, value in asked.items() if name in TAKEN and value is not None}

@@ -69,6 +69,10 @@ def test_only_front_doors_build():
     assert users <= doors
 
 
+def test_integrations_are_imported_by_others_alone():
+    assert not [path for path in PACKAGE.rglob("*.py") if "integrations" in imports(path)]
+
+
 @pytest.mark.slow
 def test_model_and_routers_import_nothing_heavy():
     heavy = ("lightning", "hydra", "omegaconf", "wandb", "datasets", "matplotlib", "torchmetrics")

@@ -32,7 +32,7 @@ DOCUMENTS = [
     Document("How many birds?", []),
     Document("Is <image> as <image>?", [picture(16, 16, 1), picture(8, 16, 2)]),
     Document("Which?", [picture(16, 8, 3)]),
-    Document("How many cats are there in both of them, I think?", [picture(16, 16, n) for n in (4, 5)]),
+    Document("How many cats are there in both?", [picture(16, 16, 4), picture(16, 16, 5)]),
 ]
 
 
@@ -91,24 +91,21 @@ def loaded(run):
     return inference.load(run, "cpu")
 
 
-def asked(document: Document) -> str:
-    """The prompt's words; marks stand first."""
-    return document.question.replace("<image>", "")
+def words(document: Document) -> str:
+    """The question, with a mark for each image."""
+    missing = len(document.images) - document.question.count("<image>")
+    return "<image>" * missing + document.question
 
 
-def answer(loaded, document: Document, **options) -> str:
-    """What dpn itself answers."""
-    model, processor = loaded
-    return inference.ask(
-        model, processor, asked(document), document.images, 6, **options
-    )["answer"]
+def answer(loaded, document: Document, most: int = 6, **options) -> str:
+    """What dpn itself answers, asked nothing else at the same time."""
+    return inference.ask(*loaded, words(document), document.images, most, **options)["answer"]
 
 
 def naive_logprob(loaded, document: Document, continuation: str) -> tuple[float, bool]:
     """Log-probability of a continuation, alone, without padding, from the logits of all columns."""
     model, processor = loaded
-    content = "<image>" * len(document.images) + asked(document)
-    prompt = processor.prompt([{"role": "user", "content": content}])
+    prompt = processor.prompt([{"role": "user", "content": words(document)}])
     start = processor(prompt, document.images).input_ids.shape[1]
     inputs = processor(f"{prompt} {continuation}", document.images)
     with torch.no_grad():
