@@ -10,12 +10,13 @@ one about the same; `/quit` ends.
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import TextStreamer
 
 from dpn import inference
+from dpn.config import ConfigError
 from dpn.data.batch import DataError
 from dpn.dialogue import Chat
 from dpn.generate import read_images, route_of
@@ -30,7 +31,7 @@ def chat(
     max_new_tokens: int = 256,
     temperature: float = 0.0,
     seed: int = 0,
-    device: str = "auto",
+    device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> None:
     """Answer the lines of standard input until it ends.
 
@@ -40,8 +41,18 @@ def chat(
         max_new_tokens: upper limit of an answer.
         temperature: 0 takes the most probable token, more samples.
         seed: of the sampling.
-        device: `auto`, `cpu` or `cuda`.
+        device: where the model is.
+
+    Raises:
+        ConfigError: if an answer may have no token, or the temperature is negative.
     """
+    if max_new_tokens < 1 or temperature < 0:
+        raise ConfigError(
+            [
+                f"`max_new_tokens={max_new_tokens} temperature={temperature}` can not be; at least"
+                " 1 token is needed, and the temperature is 0 or more."
+            ]
+        )
     images = read_images(image)
     conversation = Chat(*inference.load(Path(run), device), max_new_tokens, temperature)
     torch.manual_seed(seed)

@@ -49,7 +49,7 @@ class Chat:
         self.model, self.processor, self.max_new_tokens = model, processor, max_new_tokens
         self.options: dict[str, Any] = {"num_beams": 1, "use_cache": True}
         if temperature:
-            self.options |= {"do_sample": True, "temperature": temperature}
+            self.options |= {"do_sample": True, "temperature": float(temperature)}
         self.reset()
 
     def reset(self) -> None:

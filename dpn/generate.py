@@ -38,7 +38,7 @@ def generate(
     """
     images = read_images(image)
     model, processor = inference.load(Path(run), device)
-    options = {"do_sample": True, "temperature": temperature} if temperature else {}
+    options = {"do_sample": True, "temperature": float(temperature)} if temperature else {}
     torch.manual_seed(seed)
     return inference.ask(model, processor, prompt, images, max_new_tokens, **options)
 

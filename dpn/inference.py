@@ -34,6 +34,7 @@ def load(folder: Path, device: str = "auto") -> tuple[DPNForConditionalGeneratio
 
     Raises:
         FileNotFoundError: if neither is there.
+        OSError: if there is no such device.
     """
     place = model_folder(folder)
     if not (place / "config.json").is_file():
@@ -43,6 +44,8 @@ def load(folder: Path, device: str = "auto") -> tuple[DPNForConditionalGeneratio
         )
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise OSError("device=cuda, but there is no GPU that torch can use; give device=cpu.")
     model = DPNForConditionalGeneration.from_pretrained(place).to(device).eval()
     return model, DPNProcessor.from_pretrained(place)
 

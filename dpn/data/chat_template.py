@@ -68,5 +68,5 @@ def chat_template(style: Template, router: bool) -> str:
         "router": ROUTER,
         "with_router": router,
     }
-    head = "\n".join(f"{{%- set {name} = {json.dumps(value)} -%}}" for name, value in values.items())
-    return head + _BODY
+    head = [f"{{%- set {name} = {json.dumps(value)} -%}}" for name, value in values.items()]
+    return "\n".join(head) + _BODY
