@@ -5,6 +5,7 @@ import torch
 from transformers.generation.streamers import BaseStreamer
 
 from dpn import inference
+from dpn.cost import append_flops
 from dpn.data.batch import DataError
 from dpn.dialogue import Chat
 from tests.talkers import make_talker, picture
@@ -42,6 +43,7 @@ def test_answers_are_those_to_the_whole_conversation(images, talker):
         (want,) = inference.answer(model, processor, first | anew, NEW)
         for key in ("answer", "route", "rows", "base_rows", "new_tokens"):
             assert found[key] == want[key]
+        assert answers or found["prefill_flops"] == want["prefill_flops"]
         answers.append(found["answer"])
     assert len(set(answers)) > 1
     assert [message["content"] for message in chat.messages[1::2]] == answers
@@ -92,10 +94,11 @@ def test_earlier_turns_are_not_computed_again(talker, monkeypatch):
     rows = []
     model.language.layers[0].register_forward_pre_hook(lambda _, args: rows.append(args[0].shape))
     monkeypatch.setattr(model, "_pack", None)  # no image is seen again
-    before = len(chat._ids)
-    chat.ask(QUESTIONS[1])
-    new = len(chat._ids) - before
-    assert [shape[1] for shape in rows] == [new + 1 - NEW, *[1] * (NEW - 1)]
+    before, held = len(chat._ids), [int(stage.lengths[0]) for stage in chat._cache.stage_of]
+    found = chat.ask(QUESTIONS[1])
+    added = len(chat._ids) - before + 1 - NEW  # with the answer's last id, not in the cache yet
+    assert [shape[1] for shape in rows] == [added, *[1] * (NEW - 1)]
+    assert found["prefill_flops"] == append_flops(added, held, model.config.text_config)
 
 
 def test_images_belong_to_the_first_turn():
