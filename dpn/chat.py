@@ -8,11 +8,12 @@ one about the same; `/quit` ends.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from PIL import Image
 from transformers import TextStreamer
 
 from dpn import inference
@@ -63,18 +64,22 @@ def chat(
         try:
             if command == "/image":
                 images = read_images(names.strip())
-            elif line.startswith("/") and command != "/new":
-                raise DataError(f"{command} is no command; there are {HELP}.")
-            if line.startswith("/"):
+            if command in ("/image", "/new"):
                 conversation.reset()
-                continue
-            words = _Words(conversation.processor.tokenizer, True, skip_special_tokens=True)
-            found = conversation.ask(line, () if conversation.messages else images, words)
+            elif line.startswith("/"):
+                raise DataError(f"{command} is no command; there are {HELP}.")
+            else:
+                _say(conversation, line, images)
         except (DataError, FileNotFoundError) as error:
             print(error, file=sys.stderr)
-            continue
-        share = f"{found['visual_macs_ratio']:.3f} of the visual MACs"
-        print(f"[{route_of(found) or 'no route'}; {share if found['base_rows'] else 'no image'}]")
+
+
+def _say(conversation: Chat, line: str, images: Sequence[Image.Image]) -> None:
+    """Print the answer as it comes, then its route and cost; images go with the first line."""
+    words = _Words(conversation.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    found = conversation.ask(line, () if conversation.messages else images, words)
+    share = f"{found['visual_macs_ratio']:.3f} of the visual MACs"
+    print(f"[{route_of(found) or 'no route'}; {share if found['base_rows'] else 'no image'}]")
 
 
 def _lines() -> Iterator[str]:
