@@ -11,6 +11,8 @@ stands for all visual rows of its image.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from dpn import auto_classes
+
 __version__ = "0.1.0"
 
 _PUBLIC = {
@@ -32,3 +34,6 @@ def __getattr__(name: str):
             f"module 'dpn' has no attribute {name!r}; it has {', '.join(__all__)}."
         )
     return getattr(import_module(_PUBLIC[name]), name)
+
+
+auto_classes.announce()

@@ -107,3 +107,17 @@ def prefill_flops(model: Any, trace: Trace, text_columns: Sequence[int]) -> list
             flops += model.projector.flops(grid, after)
         per_sample.append(flops)
     return per_sample
+
+
+def append_flops(text_rows: int, held: Sequence[int], text_config: Any) -> int:
+    """FLOPs of text that is appended to a cache, and of one row of the head.
+
+    Args:
+        text_rows: appended to each layer.
+        held: rows that each layer's cache held before.
+        text_config: Hugging Face text config.
+    """
+    shape, heads = TextShape.of(text_config), text_config.num_attention_heads
+    q = heads * (getattr(text_config, "head_dim", None) or shape.hidden_size // heads)
+    alone = decoder_flops([text_rows] * len(held), text_config)
+    return head_flops(1, text_config) + alone + 4 * text_rows * sum(held) * q

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from dpn import inference
+from dpn.data.images import read_image
 from dpn.launch import read_arguments, readable_errors
 
 
@@ -35,15 +36,30 @@ def generate(
         seed: of the sampling.
         device: `auto`, `cpu` or `cuda`.
     """
-    files = [Path(name) for name in image.split(",")] if image else []
+    images = read_images(image)
+    model, processor = inference.load(Path(run), device)
+    options = {"do_sample": True, "temperature": float(temperature)} if temperature else {}
+    torch.manual_seed(seed)
+    return inference.ask(model, processor, prompt, images, max_new_tokens, **options)
+
+
+def read_images(names: str | None) -> list[Image.Image]:
+    """The images of files, with commas between their names.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        DataError: if it is broken.
+    """
+    files = [Path(name) for name in names.split(",")] if names else []
     for file in files:
         if not file.is_file():
             raise FileNotFoundError(f"image={file} does not exist; check the path.")
-    model, processor = inference.load(Path(run), device)
-    images = [Image.open(file).convert("RGB") for file in files]
-    options = {"do_sample": True, "temperature": temperature} if temperature else {}
-    torch.manual_seed(seed)
-    return inference.ask(model, processor, prompt, images, max_new_tokens, **options)
+    return [read_image(file) for file in files]
+
+
+def route_of(found: inference.Answer) -> str:
+    """What was chosen at each layer that chooses."""
+    return ", ".join(f"layer {layer}: {expert}" for layer, expert in found["route"].items())
 
 
 def main() -> None:
@@ -51,8 +67,7 @@ def main() -> None:
     with readable_errors():
         found = generate(**read_arguments(generate, sys.argv[1:]))
         print(found["answer"])
-        route = ", ".join(f"layer {layer}: {expert}" for layer, expert in found["route"].items())
-        print(f"route: {route or 'none'}")
+        print(f"route: {route_of(found) or 'none'}")
         print(f"visual rows per layer: {' '.join(map(str, found['rows']))}")
         print(f"share of visual MACs: {found['visual_macs_ratio']:.3f}")
 

@@ -1,6 +1,7 @@
 """A trained model and its answers: the one path that train, eval, generate and chat share."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from dpn.cost import prefill_flops, visual_macs_ratio
 from dpn.data.batch import IGNORE, Batch, collate
+from dpn.data.conversation import IMAGE
 from dpn.data.rows import Questions
 from dpn.files import atomic_folder
 from dpn.metrics.speed import now
@@ -32,6 +34,7 @@ def load(folder: Path, device: str = "auto") -> tuple[DPNForConditionalGeneratio
 
     Raises:
         FileNotFoundError: if neither is there.
+        OSError: if there is no such device.
     """
     place = model_folder(folder)
     if not (place / "config.json").is_file():
@@ -41,6 +44,8 @@ def load(folder: Path, device: str = "auto") -> tuple[DPNForConditionalGeneratio
         )
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise OSError("device=cuda, but there is no GPU that torch can use; give device=cpu.")
     model = DPNForConditionalGeneration.from_pretrained(place).to(device).eval()
     return model, DPNProcessor.from_pretrained(place)
 
@@ -82,6 +87,44 @@ def answer(
         prefill_flops, new_tokens, and ms and prefill_ms: its share of the batch's time, and of that
         until the first token.
     """
+    made = generate(model, processor, inputs, max_new_tokens, stop, **options)
+    mask, marks = inputs["attention_mask"], inputs["input_ids"] == processor.image_token_id
+    columns = (mask.sum(1) - marks.sum(1)).repeat_interleave(made.beams).tolist()
+    flops = prefill_flops(model, made.trace, columns)
+    return describe(model, processor, made, flops[:: made.beams], stop)
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What a model made of prompts.
+
+    Attributes:
+        ids: `[B, T]` prompts and answers.
+        new: `[B, T']` the answers of these.
+        trace: of the prefill; with beams each prompt as often as it has beams.
+        beams: how often.
+        ms: from prompts to answers.
+        prefill_ms: from prompts to their first tokens.
+    """
+
+    ids: Tensor
+    new: Tensor
+    trace: Trace
+    beams: int
+    ms: float
+    prefill_ms: float
+
+
+@torch.inference_mode()
+def generate(
+    model: DPNForConditionalGeneration,
+    processor: DPNProcessor,
+    inputs: dict[str, Tensor],
+    max_new_tokens: int,
+    stop: Sequence[str] = (),
+    **options: Any,
+) -> Generated:
+    """Let Hugging Face's `generate` answer, see `answer`."""
     watch = _Stopwatch()
     criteria = StoppingCriteriaList([watch])
     if stop:
@@ -96,14 +139,29 @@ def answer(
         **{"do_sample": False, **options},
     )
     took = now() - watch.start
-    new = out.sequences[:, inputs["input_ids"].shape[1] :]
-    texts = [_before(text, stop) for text in processor.batch_decode(new)]
-    trace: Trace = out.past_key_values.trace
-    beams = len(trace.base_rows) // len(texts)  # each prompt as often as it has beams
-    mask, marks = inputs["attention_mask"], inputs["input_ids"] == processor.image_token_id
-    columns = (mask.sum(1) - marks.sum(1)).repeat_interleave(beams).tolist()
-    flops = prefill_flops(model, trace, columns)
+    trace = out.past_key_values.trace
+    return Generated(
+        out.sequences,
+        out.sequences[:, inputs["input_ids"].shape[1] :],
+        trace,
+        len(trace.base_rows) // len(out.sequences),
+        1e3 * took,
+        1e3 * watch.first,
+    )
+
+
+def describe(
+    model: DPNForConditionalGeneration,
+    processor: DPNProcessor,
+    made: Generated,
+    flops: Sequence[int],
+    stop: Sequence[str] = (),
+) -> list[Answer]:
+    """Answers as `answer` returns them, given the prefill FLOPs of each."""
+    trace = made.trace
     ratios = visual_macs_ratio(trace, model.config.text_config)
+    texts = [_before(text, stop) for text in processor.batch_decode(made.new)]
+    lengths = _lengths(made.new, processor.pad_token_id)
     return [
         {
             "answer": text,
@@ -111,16 +169,13 @@ def answer(
             "rows": [rows[b] for rows in trace.visual_rows],
             "base_rows": trace.base_rows[b],
             "visual_macs_ratio": ratios[b],
-            "prefill_flops": flops[b],
+            "prefill_flops": spent,
             "new_tokens": tokens,
-            "ms": 1e3 * took / len(texts),
-            "prefill_ms": 1e3 * watch.first / len(texts),
+            "ms": made.ms / len(texts),
+            "prefill_ms": made.prefill_ms / len(texts),
         }
-        for b, text, tokens in zip(
-            range(0, len(trace.base_rows), beams),
-            texts,
-            _lengths(new, processor.pad_token_id),
-            strict=True,
+        for b, text, tokens, spent in zip(
+            range(0, len(trace.base_rows), made.beams), texts, lengths, flops, strict=True
         )
     ]
 
@@ -186,7 +241,11 @@ def ask(
     **options: Any,
 ) -> Answer:
     """Answer one question about some images; marks are added where the prompt has none."""
-    missing = len(images) - prompt.count("<image>")
-    message = {"role": "user", "content": "<image>\n" * max(0, missing) + prompt}
-    inputs = dict(processor(messages=[message], images=images or None))
+    inputs = dict(processor(messages=[question(prompt, images)], images=images or None))
     return answer(model, processor, inputs, max_new_tokens, **options)[0]
+
+
+def question(prompt: str, images: Sequence[Image.Image]) -> dict[str, str]:
+    """The message that asks about some images; marks are added where the prompt has none."""
+    missing = len(images) - prompt.count(IMAGE)
+    return {"role": "user", "content": f"{IMAGE}\n" * max(0, missing) + prompt}

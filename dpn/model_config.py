@@ -5,6 +5,8 @@ from typing import Any
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
+from dpn.auto_classes import MODEL_TYPE
+
 
 class DPNConfig(PreTrainedConfig):
     """Configuration of `DPNForConditionalGeneration`.
@@ -18,7 +20,7 @@ class DPNConfig(PreTrainedConfig):
         router_token_id: of `<ROUTER>`, or None.
     """
 
-    model_type = "dpn_llava"
+    model_type = MODEL_TYPE
 
     text_config: dict | PreTrainedConfig | None = None
     vision_config: dict | None = None
@@ -40,6 +42,3 @@ class DPNConfig(PreTrainedConfig):
         text: Any = self.text_config
         self.tie_word_embeddings = bool(text.tie_word_embeddings)
         super().__post_init__(**kwargs)
-
-
-AutoConfig.register(DPNConfig.model_type, DPNConfig, exist_ok=True)

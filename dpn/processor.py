@@ -15,9 +15,12 @@ from typing import Any, Self
 from PIL import Image
 from torch import Tensor
 from transformers import AddedToken, AutoTokenizer, BatchFeature
+from transformers.image_utils import load_image
+from transformers.processing_utils import ProcessorMixin
 from transformers.utils import cached_file
 
-from dpn.data.batch import PaddingSide, pad_ids, stack_images
+from dpn.data.batch import DataError, PaddingSide, pad_ids, stack_images
+from dpn.data.chat_template import chat_template
 from dpn.data.conversation import (
     IMAGE,
     ROUTER,
@@ -26,6 +29,7 @@ from dpn.data.conversation import (
     check_words,
     read_turns,
     render,
+    render_follow_up,
     template,
 )
 from dpn.data.encoding import encode, tokenize
@@ -33,11 +37,14 @@ from dpn.data.images import CLIP_MEAN, CLIP_STD, ImageMode, ImageTransform
 from dpn.files import write_json
 
 CONFIG_NAME = "processor_config.json"
+CHAT_TEMPLATE_NAME = "chat_template.jinja"
 Message = Mapping[str, Any]
 
 
-class DPNProcessor:
+class DPNProcessor(ProcessorMixin):
     """Holds the tokenizer, the conversation template and the image recipe.
+
+    Hugging Face's `apply_chat_template` and pipelines work, too.
 
     Args:
         tokenizer: a Hugging Face fast tokenizer with BOS and EOS; `<image>` and `<ROUTER>` are
@@ -52,6 +59,7 @@ class DPNProcessor:
 
     Attributes:
         transform: a PIL image to normalised pixels `[3, H, W]`.
+        chat_template: what `prompt` does, in Jinja; written for other programs, never read back.
     """
 
     def __init__(
@@ -65,9 +73,11 @@ class DPNProcessor:
         patch_size: int = 14,
         router_token: bool = True,
     ):
-        self.tokenizer = _ready(tokenizer, router_token)
         self.template, self.router_token = template, router_token
         self.style = _template(template)
+        super().__init__(
+            _ready(tokenizer, router_token), chat_template=chat_template(self.style, router_token)
+        )
         self.transform = ImageTransform(
             image_mode, image_size, _rgb(image_mean), _rgb(image_std), patch_size
         )
@@ -120,6 +130,32 @@ class DPNProcessor:
         pieces = render(turns, images, self.style, self.tokenizer.eos_token, self.router_token)
         return "".join(piece.text for piece in pieces)
 
+    def follow_up(self, message: Message, images: bool) -> list[int]:
+        """Ids of what follows the words of an answer: its end, and the user's next turn.
+
+        Args:
+            message: of the user, without images; see `prompt`.
+            images: whether the conversation has any.
+
+        Raises:
+            DataError: if the turn holds an image, and see `read_turns`.
+        """
+        turns = read_turns([message])
+        if not self.style.instruction:
+            raise DataError(
+                f"template={self.template} leaves the user's words out, so there is nothing to"
+                " follow up; ask one question for each conversation."
+            )
+        if IMAGE in turns[0].text:
+            raise DataError(
+                f"{IMAGE} stands in a later turn, but what a conversation is about is read with"
+                " its first one; start a new conversation."
+            )
+        eos = self.tokenizer.eos_token
+        check_words(turns, eos)
+        piece = render_follow_up(turns[0].text, self.style, eos, self.router_token and images)
+        return tokenize([piece], self.tokenizer)[0][1:]
+
     def __call__(
         self,
         text: str | Sequence[str] | None = None,
@@ -128,26 +164,34 @@ class DPNProcessor:
         messages: Sequence[Message] | Sequence[Sequence[Message]] | None = None,
         padding_side: PaddingSide = "left",
         return_tensors: str = "pt",
+        padding: bool = True,
+        videos: None = None,
+        audio: None = None,
     ) -> BatchFeature:
         """Model inputs of prompts and their images.
 
         Args:
             text: one prompt or several, with one `<image>` mark per image.
-            images: PIL images: one, a flat list in the order of the marks, or a list for each
-                prompt.
+            images: PIL images, files or addresses: one, a flat list in the order of the marks, or a
+                list for each prompt.
             messages: instead of text, one conversation or several; see `prompt`.
             padding_side: `left` for generation.
             return_tensors: only `pt`.
+            padding: accepted for Hugging Face, always True.
+            videos: accepted for Hugging Face, always None.
+            audio: accepted for Hugging Face, always None.
 
         Returns:
             `input_ids [B, T]`, `attention_mask [B, T]` and, with images, `pixel_values [I, 3, Hmax,
             Wmax]`, `image_sizes [I, 2]`, `image_sample [I]`.
 
         Raises:
-            ValueError: if marks and images do not match.
+            DataError: if marks and images do not match.
         """
         if return_tensors != "pt":
             raise ValueError(f"return_tensors={return_tensors!r} is not supported; use 'pt'.")
+        if videos is not None or audio is not None:
+            raise ValueError("The model sees images only; leave videos and audio out.")
         if (text is None) == (messages is None):
             raise ValueError("Give the processor either `text` or `messages`.")
         texts = [text] if isinstance(text, str) else list(text or [])
@@ -170,11 +214,12 @@ class DPNProcessor:
         return self.tokenizer.decode(ids, **{"skip_special_tokens": True, **options}).strip()
 
     def save_pretrained(self, folder: str | Path, **_: Any) -> None:
-        """Write the tokenizer's files and `processor_config.json`."""
+        """Write the tokenizer's files, `processor_config.json` and `chat_template.jinja`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save_pretrained(folder)
         write_json(folder / CONFIG_NAME, {"processor_class": type(self).__name__, **self.to_dict()})
+        (folder / CHAT_TEMPLATE_NAME).write_text(self.chat_template, encoding="utf-8")
 
     def to_dict(self) -> dict[str, Any]:
         """The arguments besides the tokenizer."""
@@ -247,16 +292,20 @@ def _ready(tokenizer: Any, router_token: bool) -> Any:
 def _share_out(images: Any, texts: Sequence[str]) -> list[list[Image.Image]]:
     """The images of each text."""
     marks = [text.count(IMAGE) for text in texts]
-    images = [] if images is None else [images] if isinstance(images, Image.Image) else list(images)
-    if any(isinstance(own, Image.Image) for own in images):
+    one = str | Image.Image
+    images = [] if images is None else [images] if isinstance(images, one) else list(images)
+    if any(isinstance(own, one) for own in images):
         flat = iter(images)
         nested = [list(islice(flat, count)) for count in marks]
         nested[-1].extend(flat)
     else:
         nested = [list(own) for own in images] or [[] for _ in texts]
     if [len(own) for own in nested] != marks:
-        raise ValueError(
+        raise DataError(
             f"The prompts hold {marks} {IMAGE} marks but {[len(own) for own in nested]} images"
             " were given; give each mark exactly one image."
         )
-    return nested
+    return [
+        [image if isinstance(image, Image.Image) else load_image(image) for image in own]
+        for own in nested
+    ]

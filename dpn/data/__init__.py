@@ -15,8 +15,8 @@ class _Sources(Family):
 
     steps = frozenset(
         {
-            *("batch", "conversation", "encoding", "grouping", "images", "index"),
-            *("module", "row_budget", "rows", "sampler", "tokenizer"),
+            *("batch", "chat_template", "conversation", "encoding", "grouping", "images"),
+            *("index", "module", "row_budget", "rows", "sampler", "tokenizer"),
         }
     )
 

@@ -249,12 +249,22 @@ def render(
     pieces = [Piece(style.system)]
     for turn, (marks, words) in zip(turns, place_images(turns, images), strict=True):
         if turn.role == "human":
-            words = words if style.instruction else ""
-            tail = ROUTER if router and images else ""
-            pieces.append(Piece(style.human + style.mark * marks + words + tail + style.cue))
+            pieces.append(_question(marks, words, style, router and images > 0))
         else:
             pieces.append(Piece(style.answer + words + style.end.format(eos=eos), True))
     return pieces
+
+
+def render_follow_up(words: str, style: Template, eos: str, router: bool) -> Piece:
+    """What follows the words of an answer: its end, and a human turn without images."""
+    question = _question(0, words, style, router)
+    return Piece(style.end.format(eos=eos) + question.text)
+
+
+def _question(marks: int, words: str, style: Template, router: bool) -> Piece:
+    words = words if style.instruction else ""
+    tail = ROUTER if router else ""
+    return Piece(style.human + style.mark * marks + words + tail + style.cue)
 
 
 def checked_pieces(

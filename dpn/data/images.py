@@ -49,7 +49,15 @@ def open_image(root: Path | str, name: str) -> Image.Image:
         DataError: if the path leaves the folder (absolute, `..`, a link), or the file is missing,
             empty or broken.
     """
-    path = _find(Path(root), name)
+    return read_image(_find(Path(root), name))
+
+
+def read_image(path: Path) -> Image.Image:
+    """The decoded RGB image of a file.
+
+    Raises:
+        DataError: if it is empty or broken.
+    """
     if path.stat().st_size == 0:
         raise CorruptImageError(f"image {path} is corrupt, an empty file; download it again.")
     try:

@@ -182,6 +182,7 @@ def test_generate_answers_as_the_evaluation_did(finished, squares):
     text_only = generate(str(finished), "Which colour?", max_new_tokens=2)
     assert text_only["base_rows"] == 0
     assert text_only["route"] == {}
+    assert generate(str(finished), "Which?", max_new_tokens=2, temperature=2)["new_tokens"] > 0
 
 
 def test_generate_refuses_bad_paths(finished, tmp_path):

@@ -71,6 +71,18 @@ def test_prefill_flops_equal_the_counter(router, projector, which):
     assert cost.prefill_flops(model, out.trace, [text]) == [counted]
 
 
+@pytest.mark.parametrize("router", ["none", "static"])
+def test_flops_of_appended_text_equal_the_counter(router):
+    model = make_model({"name": router} | ({} if router == "none" else {"layers": [0, 2]}))
+    batch = without(collate(make_samples([0])), "labels")
+    cache = model(**batch, use_cache=True).past_key_values
+    held = [int(stage.lengths[0]) for stage in cache.stage_of]
+    assert len(set(held)) == (1 if router == "none" else 3)
+    more = torch.tensor([[3, 4, 5]])
+    _, counted = count(lambda: model(more, past_key_values=cache, logits_to_keep=1))
+    assert cost.append_flops(3, held, model.config.text_config) == counted
+
+
 def test_ratio_is_against_the_uncompressed_tokens():
     model = make_model({"name": "static", "layers": [0]}, {"name": "pooled", "kernel": [1, 2]})
     samples = make_samples([0, 2])

@@ -1,0 +1,45 @@
+"""Tiny models with a tokenizer, for tests that talk to them; what they say makes no sense."""
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import LlamaConfig
+
+from dpn import DPNConfig, DPNForConditionalGeneration, DPNProcessor
+from dpn.data.tokenizer import train_tokenizer
+from tests.data.conftest import CORPUS
+
+VISION = {"name": "vit", "image_size": 16, "patch_size": 4, "width": 16, "depth": 1, "heads": 2}
+
+
+def make_talker(router=None, template="v1"):
+    """Model and processor; `<ROUTER>` is used."""
+    processor = DPNProcessor(train_tokenizer(CORPUS), template, image_size=16, patch_size=4)
+    torch.manual_seed(0)
+    text = LlamaConfig(
+        vocab_size=processor.vocab_size,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.15,
+        bos_token_id=processor.tokenizer.bos_token_id,
+        eos_token_id=processor.tokenizer.eos_token_id,
+        pad_token_id=processor.pad_token_id,
+    )
+    config = DPNConfig(
+        text_config=text,
+        vision_config=VISION,
+        router_config=router or {"name": "none"},
+        image_token_id=processor.image_token_id,
+        router_token_id=processor.router_token_id,
+    )
+    model = DPNForConditionalGeneration(config).eval()
+    model.generation_config.suppress_tokens.append(processor.pad_token_id)  # no one says that
+    return model, processor
+
+
+def picture(seed=0, width=16, height=20):
+    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(noise)

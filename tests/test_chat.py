@@ -1,0 +1,128 @@
+"""The front door `python -m dpn.chat`, fed with lines."""
+
+import io
+import sys
+
+import pytest
+
+from dpn import chat, inference
+from dpn.dialogue import Chat
+from tests.talkers import make_talker, picture
+
+NEW = 6
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """As a run leaves it, its model in `model`."""
+    folder = tmp_path_factory.mktemp("run")
+    talker = make_talker({"name": "dpe", "layers": [0, 2], "min_rows": 1})
+    inference.save(*talker, folder / "model")
+    for number in range(2):
+        picture(number).save(folder / f"{number}.png")
+    (folder / "broken.png").write_text("no image")
+    return folder
+
+
+@pytest.fixture
+def say(monkeypatch, capsys):
+    """Runs the command with lines on its standard input; what it prints and how it ends."""
+
+    def say(lines, *arguments, typed=False):
+        monkeypatch.setattr(sys, "argv", ["chat", f"max_new_tokens={NEW}", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
+        monkeypatch.setattr(sys.stdin, "isatty", lambda: typed, raising=False)
+        code = 0
+        try:
+            chat.main()
+        except SystemExit as end:
+            code = end.code
+        out, err = capsys.readouterr()
+        return out.split("\n"), err, code
+
+    return say
+
+
+def shown(found):
+    """The lines of an answer."""
+    route = ", ".join(f"layer {layer}: {kernel}" for layer, kernel in found["route"].items())
+    share = f"{found['visual_macs_ratio']:.3f} of the visual MACs" if found["base_rows"] else ""
+    return [*found["answer"].split("\n"), f"[{route or 'no route'}; {share or 'no image'}]"]
+
+
+def test_answers_are_those_of_conversations(say, folder):
+    talk = Chat(*inference.load(folder, "cpu"), NEW)
+    want = shown(talk.ask("What?", [picture(0)])) + shown(talk.ask("Sure?"))
+    for images in ([picture(0)], [picture(1)], [picture(0), picture(1)], []):
+        talk.reset()
+        want += shown(talk.ask("What?", images))
+    zero, one = folder / "0.png", folder / "1.png"
+    lines = ["What?", "", " Sure? ", "/new", "What?", f"/image {one}", "What?"]
+    lines += [f"/image {zero},{one}", "What?", "/image", "What?", "/quit", "What?"]
+    out, err, code = say(lines, f"run={folder}", f"image={zero}")
+    assert [line.rstrip() for line in out] == [*want, ""]
+    assert (err, code) == ("", 0)
+    assert say(["What?"], f"run={folder / 'model'}")[0][:-1] == want[-2:]
+
+
+def test_a_mistake_costs_a_sentence_and_the_conversation_goes_on(say, folder):
+    talk = Chat(*inference.load(folder, "cpu"), NEW)
+    want = shown(talk.ask("What?", [picture(0)])) + shown(talk.ask("Sure?"))
+    lines = ["What?", "/imgae x", "/image no.png", f"/image {folder / 'broken.png'}"]
+    out, err, code = say(
+        [*lines, "</s>", "<image>", "Sure?"], f"run={folder}", f"image={folder / '0.png'}"
+    )
+    assert [line.rstrip() for line in out] == [*want, ""]
+    sentences = err.splitlines()
+    assert len(sentences) == 5
+    for part, sentence in zip(
+        (
+            "/imgae is no command; there are /image FILE, /new and /quit.",
+            "image=no.png does not exist",
+            "broken.png is corrupt",
+            "reserved token </s>",
+            "<image> stands in a later turn",
+        ),
+        sentences,
+        strict=True,
+    ):
+        assert part in sentence
+    assert code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence", "code"),
+    [
+        (["run=/no/where"], "run=/no/where holds no model", 1),
+        (["rum=3", "device=tpu"], "did you mean `run`?", 2),
+        (["run=.", "max_new_tokens=0"], "at least 1 token", 2),
+        (["run=.", "temperature=-1"], "the temperature is 0 or more", 2),
+        (["run=.", "image=no.png"], "image=no.png does not exist", 1),
+    ],
+)
+def test_bad_arguments(say, arguments, sentence, code):
+    out, err, ended = say(["What?"], *arguments)
+    assert sentence in err
+    assert "Traceback" not in err
+    assert (out, ended) == ([""], code)
+
+
+def test_bytes_that_are_no_text(say, folder, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["chat", f"run={folder}"])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"What\xff?\n"), "utf-8"))
+    with pytest.raises(SystemExit):
+        chat.main()
+    assert "no text in UTF-8" in capsys.readouterr().err
+
+
+def test_a_terminal_is_told_what_there_is(say, folder):
+    out, _, _ = say(["/quit"], f"run={folder}", typed=True)
+    assert out[0] == "Ask; there are also /image FILE, /new and /quit."
+    assert out[1] == "> "
+
+
+def test_seed_of_the_sampling(say, folder):
+    answers = [
+        say(["What?"], f"run={folder}", "temperature=2", f"seed={seed}")[0][0] for seed in (1, 1, 2)
+    ]
+    assert answers[0] == answers[1] != answers[2]
