@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from itertools import zip_longest
 
 import pytest
 import torch
@@ -9,10 +10,20 @@ from dpn.config import ConfigError
 from dpn.launch import CONFIG_DIR, compose, diagnose, read_arguments
 from dpn.schema import check_arguments, matches
 
-GROUPS = sorted(
-    p.name for p in CONFIG_DIR.iterdir() if p.is_dir() and p.name not in ("hydra", "suite")
-)
-CHOICES = [(g, p.stem) for g in GROUPS for p in sorted((CONFIG_DIR / g).glob("*.yaml"))]
+GROUPS = {
+    folder.name: sorted(path.stem for path in folder.glob("*.yaml"))
+    for folder in sorted(CONFIG_DIR.iterdir())
+    if folder.is_dir() and folder.name not in ("hydra", "suite")
+}
+#: Groups whose choices have nothing to do with each other: one of each is looked at together.
+APART = ("callbacks", "data", "init", "logger", "optim", "paths", "trainer")
+CHOICES = [
+    *([(group, name)] for group, names in GROUPS.items() if group not in APART for name in names),
+    *(
+        [(group, name) for group, name in zip(APART, names, strict=True) if name]
+        for names in zip_longest(*(GROUPS[group] for group in APART))
+    ),
+]
 
 #: What a choice needs beside it.
 FURTHER = {
@@ -45,12 +56,13 @@ def data_root(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize(("group", "choice"), CHOICES)
-def test_every_choice_composes_and_passes(group, choice, data_root):
-    overrides = [f"{group}={choice}", f"paths.data_root={data_root}"]
-    overrides += FURTHER.get((group, choice), [])
-    if group == "projector":  # without a grid the default keep is out of the router's reach
-        overrides.append("router=none")
+@pytest.mark.parametrize("choices", CHOICES, ids=lambda choices: "-".join(sum(choices, ())))
+def test_every_choice_composes_and_passes(choices, data_root):
+    overrides = [f"paths.data_root={data_root}"]
+    for group, choice in choices:
+        overrides += [f"{group}={choice}", *FURTHER.get((group, choice), [])]
+        if group == "projector":  # without a grid the default keep is out of the router's reach
+            overrides.append("router=none")
     request = compose("train", overrides)
     allowed = (
         "give model.weights.",
@@ -70,11 +82,12 @@ def found(request):
     return ()
 
 
-@pytest.mark.parametrize(("group", "choice"), CHOICES)
-def test_every_yaml_opens_with_the_command_that_uses_it(group, choice):
-    lines = (CONFIG_DIR / group / f"{choice}.yaml").read_text().splitlines()
-    head = [line for line in lines[:4] if line.startswith("#") and "@package" not in line]
-    assert any("python -m dpn." in line for line in head)
+@pytest.mark.parametrize("group", [*GROUPS, "suite"])
+def test_every_yaml_opens_with_the_command_that_uses_it(group):
+    for path in (CONFIG_DIR / group).rglob("*.yaml"):
+        lines = path.read_text().splitlines()
+        head = [line for line in lines[:4] if line.startswith("#") and "@package" not in line]
+        assert any("python -m dpn." in line for line in head), path
 
 
 MISTAKES = {
