@@ -28,7 +28,11 @@ def built(processor, *overrides: str) -> DPNForConditionalGeneration:
 
 
 PARTS = [
-    (group, path.stem)
+    pytest.param(
+        group,
+        path.stem,
+        marks=[pytest.mark.slow] if group == "model" and "tiny" not in path.stem else [],
+    )
     for group in ("model", "loss", "optim", "stage")  # the other parts have their contract tests
     for path in sorted((CONFIG_DIR / group).glob("*.yaml"))
 ]

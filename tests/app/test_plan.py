@@ -132,9 +132,18 @@ def test_shards_are_those_of_fsdp2(four_processes):
     assert rehearse(config).held(setup)["weights"] == pytest.approx(local, rel=1e-3)
 
 
-@pytest.mark.parametrize("freeze", ["[]", "[vision]", "[vision,language,lm_head]"])
-@pytest.mark.parametrize("checkpoint", ["true", "false"])
-def test_flops_are_those_of_torchs_counter(freeze, checkpoint):
+@pytest.mark.parametrize(
+    ("checkpoint", "freeze"),
+    [
+        ("true", "[vision]"),
+        ("false", "[]"),
+        pytest.param("true", "[]", marks=pytest.mark.slow),
+        pytest.param("false", "[vision]", marks=pytest.mark.slow),
+        pytest.param("true", "[vision,language,lm_head]", marks=pytest.mark.slow),
+        pytest.param("false", "[vision,language,lm_head]", marks=pytest.mark.slow),
+    ],
+)
+def test_flops_are_those_of_torchs_counter(checkpoint, freeze):
     config = composed(
         "router=none", f"stage.freeze={freeze}", f"model.checkpoint_layers={checkpoint}"
     ).config
