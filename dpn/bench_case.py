@@ -5,6 +5,7 @@ Figures are flat and means are per sample. Their parts are `prefill`, until the 
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from statistics import fmean
 from typing import Any
 
@@ -122,30 +123,48 @@ class Case:
         return row
 
 
-def on_paper(
-    config: DPNConfig, load: Load, batch_size: int, text_columns: int, new_tokens: int, route: Route
-) -> Row:
+def on_paper(config: DPNConfig, load: Load, batch_size: int, text_columns: int) -> list[Row]:
     """What is known without running anything: the costs of a `Case`, and those of each layer; and
     `memory/saved_gib`, what a forward pass leaves for its backward pass.
+
+    Returns:
+        A row for each number of new tokens, of the given route, or with `own` of both ends of what
+        the router can do.
     """
-    dtype, plain = getattr(torch, load.dtype), uncompressed(config)
-    ours, none = cost_of(config, text_columns, route), cost_of(plain, text_columns)
-    row = answer_costs([ours], [none], text_columns, new_tokens, dtype.itemsize)
-    row["layers/visual_macs"] = [layer.visual_macs for layer in ours.layers]
-    row["layers/prefill_flops"] = [x.linear_flops + x.attention_flops for x in ours.layers]
-    row["layers/decode_flops"] = [layer.decode_flops for layer in ours.layers]
-    row["layers/kv_bytes"] = [dtype.itemsize * layer.kv_numbers for layer in ours.layers]
-    if load.train:
-        row |= training_costs([ours], [none], text_columns, load.checkpoint_layers)
-        steps = []
-        for each, taken in ((config, route), (plain, "most")):
-            model = on_meta(each)
-            model.checkpoint_layers = model.vision.checkpoint_layers = load.checkpoint_layers
-            steps.append(training_step(model, batch_size, text_columns, taken, dtype))
-        row["memory/saved_gib"] = steps[0].saved / GIB
-        row["memory/saved_to_none"] = steps[0].saved / steps[1].saved
-        row["layers/saved_bytes"] = list(steps[0].saved_by_layer)
-    return row
+    dtype, plain, text = getattr(torch, load.dtype), uncompressed(config), text_columns
+    news = load.new_tokens if isinstance(load.new_tokens, list) else [load.new_tokens]
+    routes = ["most", "fewest"] if load.route == "own" else [load.route]
+    known = [(route, cost_of(config, text, route)) for route in routes]
+    if known[0][1] == known[-1][1]:
+        del known[1:]
+    none, rows = cost_of(plain, text), []
+    for route, ours in known:
+        own = {"batch_size": batch_size, "text_columns": text, "route": route}
+        own["layers/visual_macs"] = [layer.visual_macs for layer in ours.layers]
+        own["layers/prefill_flops"] = [x.linear_flops + x.attention_flops for x in ours.layers]
+        own["layers/decode_flops"] = [layer.decode_flops for layer in ours.layers]
+        own["layers/kv_bytes"] = [dtype.itemsize * layer.kv_numbers for layer in ours.layers]
+        for new in news:
+            figures = answer_costs([ours], [none], text, new, dtype.itemsize)
+            rows.append(asdict(load) | own | {"new_tokens": new} | figures)
+        if load.train:
+            first = rows[-len(news)]
+            first |= training_costs([ours], [none], text, load.checkpoint_layers)
+            first |= _saved(config, load, batch_size, text, route)
+    return rows
+
+
+def _saved(config: DPNConfig, load: Load, batch_size: int, text: int, route: Route) -> Row:
+    steps = []
+    for each, taken in ((config, route), (uncompressed(config), "most")):
+        model = on_meta(each)
+        model.checkpoint_layers = model.vision.checkpoint_layers = load.checkpoint_layers
+        steps.append(training_step(model, batch_size, text, taken, getattr(torch, load.dtype)))
+    return {
+        "memory/saved_gib": steps[0].saved / GIB,
+        "memory/saved_to_none": steps[0].saved / steps[1].saved,
+        "layers/saved_bytes": list(steps[0].saved_by_layer),
+    }
 
 
 def answer_costs(

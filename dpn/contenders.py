@@ -119,14 +119,15 @@ class HuggingFace:
 
     def _rows(self, batch: Batch) -> Tensor:
         """`[B, T - 1 + V, D]`."""
-        ids = batch["input_ids"]
-        text = self.text.get_input_embeddings()(ids)
-        if (pixels := batch.get("pixel_values")) is None:
-            return text
+        ids, pixels = batch["input_ids"], batch.get("pixel_values")
+        embed = self.text.get_input_embeddings()
+        if pixels is None:
+            return embed(ids)
+        text = embed(torch.cat([ids[:, :1], ids[:, 2:]], 1))
         sizes = [(pixels.shape[2], pixels.shape[3])] * len(pixels)
         features = self.projector(self.vision.features(pixels.to(text.dtype), sizes))
         visual = features.tokens.unflatten(0, (len(ids), -1))
-        return torch.cat([text[:, :1], visual, text[:, 2:]], 1)
+        return torch.cat([text[:, :1], visual, text[:, 1:]], 1)
 
 
 def contenders(config: DPNConfig, load: Load, device: str) -> dict[str, Any]:

@@ -123,11 +123,13 @@ def make_batch(
     model: DPNForConditionalGeneration, images: int, text_columns: int, seed: int = 0
 ) -> dict[str, Tensor]:
     """Samples of one image of the native size and random text; the last half of it is an answer."""
-    generator = torch.Generator().manual_seed(seed)
+    generator, config = torch.Generator().manual_seed(seed), model.config
     width = text_columns + 1
-    ids = torch.randint(5, model.config.image_token_id, (images, width), generator=generator)
-    ids[:, 1] = model.config.image_token_id
-    ids[:, width // 2] = model.config.router_token_id
+    most = min(config.image_token_id, config.text_config.vocab_size)
+    ids = torch.randint(5, most, (images, width), generator=generator)
+    ids[:, 1] = config.image_token_id
+    if config.router_token_id is not None:
+        ids[:, width // 2] = config.router_token_id
     labels = ids.clone()
     labels[:, : width - supervised_columns(text_columns)] = -100
     size = model.vision.image_size

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from rich.console import Console
@@ -95,11 +96,11 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    names = list(dict.fromkeys(_name(row) for row in rows))
+    figure = Figure(figsize=(7, 4 + 0.2 * len(names)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="0.7", zorder=0)
-    names = list(dict.fromkeys(_name(row) for row in rows))
     for row in rows:
         for part, marker in zip(TIMED, "osx^", strict=True):
             if took := row.get(f"time/{part}"):
@@ -112,11 +113,11 @@ def draw(rows: Sequence[Row], path: Path) -> None:
                     color=f"C{names.index(_name(row)) % 10}",
                 )
     for number, name in enumerate(names):
-        axes.plot([], [], "-", color=f"C{number % 10}", label=name)
-    for part, marker in zip(TIMED, "osx^", strict=True):
-        axes.plot([], [], marker, color="0.3", label=_words(part))
+        axes.plot([], [], color=f"C{number % 10}", label=fill(name, 90))
+    marks = [axes.plot([], [], marker, color="0.3")[0] for marker in "osx^"]
+    axes.legend(marks, map(_words, TIMED))
     axes.set(xlabel="share of FLOPs", ylabel="share of time", xlim=(0, None), ylim=(0, None))
-    figure.legend(loc="outside right upper", fontsize="small")
+    figure.legend(loc="outside lower left", fontsize="small")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
 
