@@ -97,7 +97,7 @@ def measure(config: DPNConfig, load: Load | None = None) -> list[Row]:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     runners = contenders(config, load, device)
     settings = asdict(load) | {
-        "device": torch.cuda.get_device_name() if device == "cuda" else device,
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }

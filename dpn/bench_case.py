@@ -30,7 +30,7 @@ class Case:
     """Contenders on one batch.
 
     Args:
-        runners: `ours`, `none` and `hf`, see `dpn.contenders`.
+        runners: `ours`, `none` and, where it is of interest, `hf`; see `dpn.contenders`.
         batch: of samples that all have as many columns.
         load: how to measure.
     """
@@ -107,9 +107,10 @@ class Case:
         row: Row = {}
         for part, took in race(calls, self.load.pairs).items():
             row[f"time/{part}"] = ratio(took["ours"], took["none"])
-            row[f"hf/{part}"] = ratio(took["ours"], took["hf"])
             share = cost[f"cost/{part}_flops_ratio"]
             row[f"over_flops/{part}"] = row[f"time/{part}"].ratio / share
+            if "hf" in took:
+                row[f"hf/{part}"] = ratio(took["ours"], took["hf"])
             if self.batch["input_ids"].is_cuda:
                 quartiles = np.quantile(1e3 * took["ours"], [0.25, 0.5, 0.75])
                 row[f"ms/{part}"] = quartiles.tolist()
@@ -118,7 +119,7 @@ class Case:
             for name, contender in self.runners.items()
         }
         row[f"memory/{whole}_gib"] = memory["ours"] / GIB
-        for other in ("none", "hf"):
+        for other in memory.keys() - {"ours"}:
             row[f"memory/{whole}_to_{other}"] = memory["ours"] / memory[other]
         return row
 

@@ -100,7 +100,7 @@ class HuggingFace:
 
     def prompt(self, batch: Batch) -> tuple[Tensor, Any]:
         """See `Contender`."""
-        out = self.text(inputs_embeds=self._rows(batch), use_cache=True, logits_to_keep=1)
+        out = self.text(inputs_embeds=self.rows(batch), use_cache=True, logits_to_keep=1)
         return out.logits, out.past_key_values
 
     def token(self, ids: Tensor, cache: Any) -> Tensor:
@@ -111,13 +111,13 @@ class HuggingFace:
         """See `Contender`; logits are asked for where there are labels, which is fair to it."""
         supervised = int((batch["labels"][0] != -100).sum()) + 1
         return self.text(
-            inputs_embeds=self._rows(batch),
+            inputs_embeds=self.rows(batch),
             labels=batch["labels"][:, -supervised:],
             logits_to_keep=supervised,
             use_cache=False,
         ).loss
 
-    def _rows(self, batch: Batch) -> Tensor:
+    def rows(self, batch: Batch) -> Tensor:
         """`[B, T - 1 + V, D]`."""
         ids, pixels = batch["input_ids"], batch.get("pixel_values")
         embed = self.text.get_input_embeddings()

@@ -19,7 +19,7 @@ from dpn.cost import Cost, costs, visual_macs_ratio
 from dpn.metrics.memory import Watch
 from dpn.model import DPNForConditionalGeneration
 from dpn.model_config import DPNConfig
-from dpn.routers.base import Router
+from dpn.routers.base import Router, Trace
 
 #: What a router does: chooses itself, leaves the most or the fewest rows that it can, or pools with
 #: a kernel at each of its layers, see `Router.forced`.
@@ -48,7 +48,15 @@ class Step:
 
 
 def cost_of(config: DPNConfig, text_columns: int, route: Route = "most") -> Cost:
-    """What a sample with one image of the native size costs, from a configuration alone.
+    """What a sample with one image of the native size costs, see `prefill`."""
+    model, trace = prefill(config, text_columns, route)
+    return costs(model, trace, [text_columns])[0]
+
+
+def prefill(
+    config: DPNConfig, text_columns: int, route: Route = "most"
+) -> tuple[DPNForConditionalGeneration, Trace]:
+    """A prefill of one sample with one image of the native size, from a configuration alone.
 
     Args:
         config: of the model.
@@ -59,8 +67,7 @@ def cost_of(config: DPNConfig, text_columns: int, route: Route = "most") -> Cost
     model.router = fixed(model.router, route)
     del batch["labels"]
     with torch.no_grad():
-        out = model.eval()(**batch, logits_to_keep=1)
-    return costs(model, out.trace, [text_columns])[0]
+        return model, model.eval()(**batch, logits_to_keep=1).trace
 
 
 def on_meta(config: DPNConfig) -> DPNForConditionalGeneration:

@@ -265,7 +265,7 @@ class Load:
     batch_size: int | list[int] = 8
     text_columns: int | list[int] = 64
     new_tokens: int | list[int] = 16
-    route: Literal["own", "most", "fewest"] | list[Any] = "own"
+    route: Literal["own", "most", "fewest"] | list = "own"
     pairs: int = 20
     train: bool = True
     profile: bool = False

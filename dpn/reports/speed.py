@@ -1,5 +1,6 @@
 """What `dpn.bench` found: files of all that was measured, a table and a figure."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,9 +24,9 @@ SAME = (
 SIZES = {"batch": "size", "text": "columns", "new": "tokens"}
 TIMED = ("prefill", "decode", "answer", "train_step")
 NOTE = (
-    "FLOPs, time and memory are shares of what the same model takes with router=none projector=mlp;"
-    " times are ratios of medians [95 % interval], all in turn in one process. time / FLOPs is 1"
-    " where all that is saved on paper is saved on the clock."
+    "FLOPs are of one sample, a decode of one token. Share (of FLOPs), time (median of ratios, 95 %"
+    " interval) and memory are against the same model with router=none projector=mlp, in turn in"
+    " one process. time / share is 1 where all that is saved on paper is saved on the clock."
 )
 
 
@@ -66,10 +67,10 @@ def _cells(row: Row, part: str) -> dict[str, str]:
     held, ms = "memory/saved" if saved else f"memory/{part}", row.get(f"ms/{part}")
     return {
         "part": _words(part),
-        "GFLOPs": f"{row[f'cost/{part}_flops'] / 1e9:.4g}",
-        "FLOPs": f"{row[f'cost/{part}_flops_ratio']:.3f}",
+        "FLOPs": _short(row[f"cost/{part}_flops"]),
+        "share": f"{row[f'cost/{part}_flops_ratio']:.3f}",
         "time": _ratio(row.get(f"time/{part}")),
-        "time / FLOPs": _number(row.get(f"over_flops/{part}"), ".2f"),
+        "time / share": _number(row.get(f"over_flops/{part}"), ".2f"),
         "time / HF": _ratio(row.get(f"hf/{part}")),
         "GiB": _number(row.get(f"{held}_gib"), ".3g"),
         "memory": _number(row.get(f"{held}_to_none"), ".2f"),
@@ -159,6 +160,12 @@ def _plain(row: Row) -> Row:
 
 def _ratio(value: Row | None) -> str:
     return f"{value['ratio']:.3f} [{value['low']:.3f}, {value['high']:.3f}]" if value else ""
+
+
+def _short(flops: float) -> str:
+    """With a prefix, four digits."""
+    exponent = max(0, min(4, int(math.log10(flops)) // 3))
+    return f"{flops / 1000**exponent:.4g} {' kMGT'[exponent]}".strip()
 
 
 def _number(value: float | None, form: str) -> str:

@@ -244,7 +244,9 @@ class PoolingRouter(Router):
         """See `Router.forced`; `min_rows` is not looked at."""
         layers = len(self.plan.layers)
         if len(route) != layers:
-            raise ValueError(f"It gives {len(route)} layers a kernel, the router has {layers}.")
+            raise ValueError(
+                f"It has {len(route)} kernels, the router picks one at {layers} layers."
+            )
         takes = []
         for given, kernels in zip(route, self.plan.kernels, strict=True):
             in_turn = as_plan_kernels([given] if not _is_nested(given) else given, 1)[0]

@@ -138,7 +138,7 @@ def test_gates_run_on_a_forced_route():
 @pytest.mark.parametrize(
     ("name", "route", "problem"),
     [
-        ("dpe", [[2, 2]], "gives 1 layers a kernel, the router has 2"),
+        ("dpe", [[2, 2]], "It has 1 kernels, the router picks one at 2 layers"),
         ("dpe", [[2, 2], [3, 3]], r"has kernel \(3, 3\)"),
         ("none", [[2, 2]], "picks no kernels"),
     ],
