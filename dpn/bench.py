@@ -1,133 +1,124 @@
-"""FLOPs and speed of a model, next to the same one without compression: router=none, projector=mlp.
+"""FLOPs, speed and memory of a model, next to the same one without compression and to Hugging Face.
 
     python -m dpn.bench router=static
     python -m dpn.bench router=none projector=visionzip projector.keep=0.5
-    python -m dpn.bench router=random train=false attention=segments
+    python -m dpn.bench -m router=none,static,random batch_size=[1,8] new_tokens=[1,64]
+    python -m dpn.bench model=llava_1_5_7b dtype=bfloat16 route=[[2,2],[1,1],[1,1]]  # dpe on a GPU
+    python -m dpn.bench model=llava_1_5_7b pairs=0                   # costs alone, on any machine
+    python -m dpn.bench router=static profile=true                   # and where the time goes
 
-Weights and images are random; both models run in turn in one process and their ratio is told.
-Absolute times are told on a GPU only, where nothing else runs.
+Weights, images and text are random. All contenders share the weights and run in turn in one
+process, and their ratios are told; times themselves on a GPU only, where nothing else runs. A ratio
+of times over the ratio of FLOPs is 1 where all that is saved on paper is saved on the clock.
+
+`measure` needs torch and transformers alone:
+
+    from dpn import DPNConfig
+    from dpn.bench import Load, measure
+    config = DPNConfig(vision_config={"name": "clip"}, router_config={"name": "static"})
+    measure(config, Load(batch_size=[1, 8], dtype="bfloat16"))  # Hugging Face's Llama is of 7B
 """
 
-import json
-from typing import Any
+from dataclasses import asdict
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
-from dpn import build, preflight
-from dpn.config import Request
-from dpn.cost import prefill_flops, visual_macs_ratio
-from dpn.launch import front_door
-from dpn.metrics.speed import Ratio, compare
-from dpn.model import DPNForConditionalGeneration
+from dpn.bench_case import Case, Row, on_paper
+from dpn.contenders import contenders
+from dpn.dry_run import fixed, make_batch, on_meta
+from dpn.model_config import DPNConfig
+from dpn.sections import Load
+
+if TYPE_CHECKING:
+    from dpn.config import Request
+
+#: Settings that say how a model is measured, not which one.
+HOW = ("batch_size", "text_columns", "new_tokens", "pairs", "train", "profile", "seed", "folder")
 
 
-@front_door("bench", preflight.check_bench)
-def main(request: Request) -> None:
+def main() -> None:
     """Command line of `python -m dpn.bench`."""
-    print_result(bench(request))
+    from dpn import preflight
+    from dpn.launch import front_door
+
+    front_door("bench", preflight.check_bench)(_run)()
 
 
-def bench(request: Request) -> dict[str, Any]:
-    """Measure; returns flat figures, times as `Ratio`s against no compression."""
+def _run(request: "Request") -> None:
+    """Measure, print, and add to the folder's results."""
+    from dpn.reports.speed import publish
+
+    publish(bench(request), Path(request.config.folder))
+
+
+def bench(request: "Request") -> list[Row]:
+    """Measure what a config asks for, see `measure`; `model` in each row are its overrides.
+
+    Raises:
+        ConfigError: with everything that is wrong with it.
+    """
+    from dpn import build, preflight
+    from dpn.config import ConfigError
+
     preflight.check_bench(request)
-    config = request.config
-    device = config.device
+    config = build.bench_config(request.config, request.config.router)
+    values = build.plain(request.config)
+    load = Load(**{name: values[name] for name in Load.__dataclass_fields__})
+    try:
+        fixed(on_meta(config).router, load.route)
+    except ValueError as error:
+        raise ConfigError([f"`route={load.route}` is not possible. {error}"]) from None
+    chosen = " ".join(o for o in request.overrides if o.partition("=")[0] not in HOW)
+    return [{"model": chosen, **row} for row in measure(config, load)]
+
+
+def measure(config: DPNConfig, load: Load | None = None) -> list[Row]:
+    """Measure a model.
+
+    Args:
+        config: of the model.
+        load: what it is given.
+
+    Returns:
+        One row of flat figures for each batch size, prompt length and number of new tokens: those
+        of `load`, and those that `dpn.bench_case` describes. Training steps and profiles do not
+        depend on new tokens, and stand in the first row of their batch. With `pairs=0` and
+        `route=own`, one row for the most and one for the fewest rows that the router can leave.
+    """
+    load = load or Load()
+    batches = list(product(_several(load.batch_size), _several(load.text_columns)))
+    if not load.pairs:
+        return [row for case in batches for row in on_paper(config, load, *case)]
+    device = load.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = build.bench_model(config, config.router)
-    plain = build.bench_model(config, {"name": "none"}, {"name": "mlp"})
-    for each in (model, plain):
-        each.to(device=device, dtype=getattr(torch, config.dtype)).attention = config.attention
-    batch = make_batch(model, config.batch_size, config.text_columns, config.seed)
-    batch = {name: tensor.to(device) for name, tensor in batch.items()}
-    result = cost_of(model, plain, batch, config.text_columns)
-    result["device"] = torch.cuda.get_device_name() if device == "cuda" else "cpu"
-    result["time/prefill"] = compare(
-        lambda: prefill(model, batch), lambda: prefill(plain, batch), config.pairs
-    )
-    if config.train:
-        result["time/train_step"] = compare(
-            lambda: train_step(model, batch), lambda: train_step(plain, batch), config.pairs
-        )
-    return result
-
-
-def make_batch(
-    model: DPNForConditionalGeneration, images: int, text_columns: int, seed: int = 0
-) -> dict[str, torch.Tensor]:
-    """Samples of one image of the native size and random text; the last half of it is an answer."""
-    generator = torch.Generator().manual_seed(seed)
-    width = text_columns + 1
-    ids = torch.randint(5, model.config.image_token_id, (images, width), generator=generator)
-    ids[:, 1] = model.config.image_token_id
-    ids[:, width // 2] = model.config.router_token_id
-    labels = ids.clone()
-    labels[:, : width // 2 + 1] = -100
-    size = model.vision.image_size
-    pixels = torch.randn(images, 3, size, size, generator=generator)
-    return {"input_ids": ids, "labels": labels, "pixel_values": pixels}
-
-
-@torch.inference_mode()
-def cost_of(
-    model: DPNForConditionalGeneration,
-    plain: DPNForConditionalGeneration,
-    batch: dict[str, torch.Tensor],
-    text_columns: int,
-) -> dict[str, Any]:
-    """What the formulas say for the routes that the model takes in evaluation."""
-    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-    traces = [each.eval()(**inputs, logits_to_keep=1).trace for each in (model, plain)]
-    text = [text_columns] * len(batch["input_ids"])
-    flops, base = (
-        sum(prefill_flops(each, trace, text))
-        for each, trace in zip((model, plain), traces, strict=True)
-    )
-    shares = visual_macs_ratio(traces[0], model.config.text_config)
-    return {
-        "cost/visual_macs_ratio": sum(shares) / len(shares),
-        "cost/prefill_flops": flops / len(text),
-        "cost/prefill_flops_ratio": flops / base,
-        "rows": [sum(rows) / len(rows) for rows in traces[0].visual_rows],
+    runners = contenders(config, load, device)
+    settings = asdict(load) | {
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
     }
+    rows = []
+    for size, text in batches:
+        batch = make_batch(runners["none"].model, size, text, load.seed)
+        case = Case(runners, {name: x.to(device) for name, x in batch.items()}, load)
+        found = {new: case.answers(new) for new in _several(load.new_tokens)}
+        first = next(iter(found.values()))
+        if load.train:
+            first |= case.training()
+        if load.profile:
+            first |= case.profiles()
+        for new, row in found.items():
+            own = {"batch_size": size, "text_columns": text, "new_tokens": new}
+            rows.append(settings | own | row)
+    return rows
 
 
-@torch.inference_mode()
-def prefill(model: DPNForConditionalGeneration, batch: dict[str, torch.Tensor]) -> None:
-    """A prompt into a fresh cache, logits of its last column."""
-    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-    model.eval()(**inputs, use_cache=True, logits_to_keep=1)
-
-
-def train_step(model: DPNForConditionalGeneration, batch: dict[str, torch.Tensor]) -> None:
-    """Forward and backward."""
-    model.train()(**batch).loss.backward()
-    model.zero_grad(set_to_none=True)
-
-
-def print_result(result: dict[str, Any]) -> None:
-    """A table for people, then one line of JSON for programs."""
-    table = Table("figure", "value", title="against no compression, median [95 % interval]")
-    plain: dict[str, Any] = {}
-    for name, value in result.items():
-        if isinstance(value, Ratio):
-            plain[name] = (
-                vars(value)
-                if result["device"] != "cpu"
-                else {k: v for k, v in vars(value).items() if not k.endswith("_ms")}
-            )
-            shown = f"{value}"
-            if result["device"] != "cpu":
-                shown += f"  {value.candidate_ms:.2f} ms against {value.baseline_ms:.2f} ms"
-        elif isinstance(value, list):
-            plain[name], shown = value, " ".join(f"{rows:g}" for rows in value)
-        else:
-            plain[name], shown = value, f"{value:.4g}" if isinstance(value, float) else str(value)
-        table.add_row(name, shown)
-    Console().print(table)
-    print(json.dumps(plain))
+def _several(value: int | list[int]) -> list[int]:
+    return value if isinstance(value, list) else [value]
 
 
 if __name__ == "__main__":

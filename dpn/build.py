@@ -159,23 +159,24 @@ def of_run(run: Path, device: str = "auto") -> tuple[DPNForConditionalGeneration
     return model, module
 
 
-def bench_model(
-    config: DictConfig, router: Any, projector: Any = None
-) -> DPNForConditionalGeneration:
-    """A model of random weights without tokenizer; its last ids are `<image>` and `<ROUTER>`."""
-    torch.manual_seed(config.seed)
+def bench_config(config: DictConfig, router: Any) -> DPNConfig:
+    """A model without tokenizer; its last ids are `<image>` and `<ROUTER>`."""
     text = {"vocab_size": config.model.vocab_size, **plain(config.model.text)}
     size = text["vocab_size"]
-    return DPNForConditionalGeneration(
-        DPNConfig(
-            text_config=text,
-            vision_config=plain(config.model.vision),
-            projector_config=projector or plain(config.projector),
-            router_config=routers.settled(plain(router) if OmegaConf.is_config(router) else router),
-            image_token_id=size - 2,
-            router_token_id=size - 1,
-        )
+    return DPNConfig(
+        text_config=text,
+        vision_config=plain(config.model.vision),
+        projector_config=plain(config.projector),
+        router_config=routers.settled(plain(router) if OmegaConf.is_config(router) else router),
+        image_token_id=size - 2,
+        router_token_id=size - 1,
     )
+
+
+def bench_model(config: DictConfig, router: Any) -> DPNForConditionalGeneration:
+    """The model of `bench_config` with random weights."""
+    torch.manual_seed(config.seed)
+    return DPNForConditionalGeneration(bench_config(config, router))
 
 
 def model_on_meta(config: DictConfig) -> DPNForConditionalGeneration:

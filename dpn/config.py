@@ -203,11 +203,18 @@ def check_benchmark(request: Request, parts: Parts) -> None:
     sound = {section for section, found in problems.items() if not found}
     every = [sentence for found in problems.values() for sentence in found]
     every += parts.fit(config, sound)
-    for key in ("batch_size", "text_columns", "pairs"):
-        if isinstance(config.get(key), int) and config[key] < 2:
-            every.append(f"`{key}={config[key]}` is too small; it must be at least 2.")
+    for key, least in (("batch_size", 1), ("text_columns", 3), ("new_tokens", 1), ("pairs", 0)):
+        value = config.get(key)
+        if any(isinstance(x, int) and x < least for x in _as_list(value)):
+            every.append(f"`{key}={value}` is too small; it must be at least {least}.")
+        if value == []:
+            every.append(f"`{key}=[]` measures nothing; give a number or some.")
     if every:
         raise ConfigError(every)
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _resolve(request: Request) -> Node:

@@ -1,31 +1,25 @@
 """What a training step takes from a GPU, found without one.
 
-A whole step of the real model runs on fake tensors, which have shapes and no memory, in the
-precision that the engine would give it. Every storage is counted from when it appears until it is
-gone, every matrix product by torch's own formulas. So whatever the code saves for the backward
-pass, with checkpointing or without, is in the count. Only what an engine does around the model
-(sharding, gathering, reducing) is a formula, see `_engine_bytes`.
+A whole step of the real model runs on fake tensors (`dpn.dry_run`), in the precision that the
+engine would give it. Every storage is counted from when it appears until it is gone, every matrix
+product by torch's own formulas. Only what an engine does around the model (sharding, gathering,
+reducing) is a formula, see `_engine_bytes`.
 """
 
-import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
-from torch._subclasses import FakeTensorMode
 
-from dpn.bench import make_batch
-from dpn.cost import visual_macs_ratio
+from dpn.dry_run import Rows, Step, training_step
 from dpn.metrics.memory import Watch
-from dpn.model import DPNForConditionalGeneration
 
 if TYPE_CHECKING:
     from dpn.module import DPNModule
 
 GIB = 2**30
 Engine = Literal["single", "ddp", "fsdp2", "zero2", "zero3"]
-Rows = Literal["most", "fewest", "all"]
 
 
 @dataclass(frozen=True)
@@ -67,23 +61,6 @@ class Memory:
     def total(self) -> int:
         """At the highest moment."""
         return sum(self.held.values()) + max(sum(self.passing.values()), self.update)
-
-
-@dataclass(frozen=True)
-class Step:
-    """What was seen of the forward and backward passes of a micro-batch.
-
-    Attributes:
-        saved: bytes that the forward pass leaves for the backward pass.
-        peak: bytes at the highest moment, see `Watch`.
-        flops: of both passes, recomputed layers included.
-        share: mean visual MACs against those of the tower's uncompressed tokens.
-    """
-
-    saved: int
-    peak: dict[str, int]
-    flops: int
-    share: float
 
 
 class Rehearsal:
@@ -130,10 +107,10 @@ class Rehearsal:
                 not act.
         """
         dtype, autocast = _precision(setup)
-        key = (dtype, autocast, setup.batch_size, text, rows)
+        key = (setup.batch_size, text, rows, dtype, autocast)
         if key not in self._steps:
             probes = self.module.routing_loss.probe(0, 0) is not None
-            self._steps[key] = _step(self.module.model, probes, *key)
+            self._steps[key] = training_step(self.module.model, *key, probes)
         return self._steps[key]
 
 
@@ -147,43 +124,6 @@ def _precision(setup: Setup) -> tuple[torch.dtype, bool]:
     whole = setup.engine in ("single", "ddp")
     dtype = torch.bfloat16 if setup.half and not whole else torch.float32
     return dtype, setup.half and not setup.engine.startswith("zero")
-
-
-def _step(
-    model: DPNForConditionalGeneration,
-    probes: bool,
-    dtype: torch.dtype,
-    autocast: bool,
-    batch_size: int,
-    text: int,
-    rows: Rows,
-) -> Step:
-    model = copy.deepcopy(model).to(dtype).train()
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
-    with fake:
-        model.to_empty(device="cpu")
-    for parameter in model.parameters():
-        if parameter.requires_grad:  # gradients are the engine's
-            parameter.register_post_accumulate_grad_hook(_drop_gradient)
-    if rows != "all":
-        model.router = model.router.rehearsed(most=rows == "most")
-    batch = make_batch(model, batch_size, text)
-    batch["pixel_values"] = fake.from_tensor(batch["pixel_values"])
-    with Watch(model.parameters()) as watch:
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            out = model(**batch, compress=rows != "all")
-            saved = watch.live.total()
-            if probes and rows != "all":  # a further pass, of all rows at most
-                with torch.no_grad():
-                    model(**batch, compress=False)
-        if out.loss.requires_grad:  # or only what a routing loss trains, gates, learns
-            out.loss.backward()
-    shares = visual_macs_ratio(out.trace, model.config.text_config)
-    return Step(saved, dict(watch.peak), watch.flops, sum(shares) / len(shares))
-
-
-def _drop_gradient(parameter: Tensor) -> None:
-    parameter.grad = None
 
 
 def _optimizer_bytes(module: "DPNModule") -> tuple[int, int]:

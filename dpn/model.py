@@ -4,14 +4,13 @@ layers.
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
@@ -81,7 +80,7 @@ class DPNForConditionalGeneration(RaggedGenerationMixin, PreTrainedModel):
             grid=self.vision.grid,
         )
         self.projector.fit(self.vision)
-        with init_empty_weights() if empty_language else nullcontext():
+        with _no_memory() if empty_language else nullcontext():
             self.language = build_language(text)
             self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         with torch.random.fork_rng(devices=[]):  # one seed, the same other weights for any router
@@ -341,6 +340,13 @@ class DPNForConditionalGeneration(RaggedGenerationMixin, PreTrainedModel):
         rows = np.take_along_axis(row_of, columns, axis=1)[valid]
         logits = _spread(self._head(hidden[torch.from_numpy(rows).to(hidden.device)]), valid)
         return DPNOutput(logits=logits, past_key_values=cache, trace=cache.trace)
+
+
+def _no_memory() -> AbstractContextManager[None]:
+    """Where parameters, but no buffers, are made on the meta device."""
+    from accelerate import init_empty_weights  # only here: to time a model takes torch alone
+
+    return init_empty_weights()
 
 
 def image_context(

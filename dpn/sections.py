@@ -243,18 +243,49 @@ class Decoding:
 
 
 @dataclass
-class Benchmark:
-    """The sections and values of bench.yaml."""
+class Load:
+    """What `dpn.bench` measures, and how. Of lists every combination is measured.
+
+    Attributes:
+        batch_size: samples.
+        text_columns: of each sample, besides its one image.
+        new_tokens: of each answer.
+        route: what the router does: chooses itself (`own`), leaves the most or the fewest rows that
+            it can, or pools with a kernel at each of its layers, see `Router.forced`.
+        pairs: measured rounds; 0: costs alone, from the configuration.
+        train: whether a training step is timed, too.
+        profile: whether it is told where the time goes.
+        attention: backend.
+        checkpoint_layers: whether a training step computes layers again.
+        device: `auto` is the GPU if there is one.
+        dtype: of the weights.
+        seed: of weights, images and text.
+    """
+
+    batch_size: int | list[int] = 8
+    text_columns: int | list[int] = 64
+    new_tokens: int | list[int] = 16
+    route: Literal["own", "most", "fewest"] | list = "own"
+    pairs: int = 20
+    train: bool = True
+    profile: bool = False
+    attention: Literal["auto", "segments", "padded", "varlen"] = "auto"
+    checkpoint_layers: bool = False
+    device: str = "auto"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    seed: int = 0
+
+
+@dataclass(kw_only=True)
+class Benchmark(Load):
+    """The sections and values of bench.yaml.
+
+    Attributes:
+        folder: of the results of all benchmarks.
+    """
 
     model: dict[str, Any]
     projector: dict[str, Any]
     router: dict[str, Any]
     paths: dict[str, Any]
-    batch_size: int = 8
-    text_columns: int = 64
-    pairs: int = 20
-    train: bool = True
-    attention: Literal["auto", "segments", "padded", "varlen"] = "auto"
-    device: str = "auto"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    seed: int = 0
+    folder: str = "outputs/bench"

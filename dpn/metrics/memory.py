@@ -26,6 +26,8 @@ class Watch(TorchDispatchMode):
     Attributes:
         live: bytes now: activations, and copies of weights in another precision.
         peak: the same when their sum was largest.
+        place: what makes storages now; whoever watches sets it.
+        made_by: bytes that live now, by the place that made them.
         flops: FMA = 2.
     """
 
@@ -33,6 +35,8 @@ class Watch(TorchDispatchMode):
         super().__init__()
         self.live: Counter[str] = Counter()
         self.peak: Counter[str] = Counter()
+        self.place: Any = None
+        self.made_by: Counter[Any] = Counter()
         self.flops = 0
         self._weights = weakref.WeakSet(w.untyped_storage() for w in weights)
         self._seen: weakref.WeakSet[Any] = weakref.WeakSet(self._weights)
@@ -51,10 +55,28 @@ class Watch(TorchDispatchMode):
         if storage in self._seen:
             return
         self._seen.add(storage)
-        self.live[kind] += storage.nbytes()
-        weakref.finalize(storage, self.live.subtract, {kind: storage.nbytes()})
+        for count, key in ((self.live, kind), (self.made_by, self.place)):
+            count[key] += storage.nbytes()
+            weakref.finalize(storage, count.subtract, {key: storage.nbytes()})
         if self.live.total() > self.peak.total():
             self.peak = self.live.copy()
+
+
+def peak_bytes(call: Callable[[], object], weights: Iterable[Tensor]) -> int:
+    """Bytes at the highest moment of a call, weights included: on a GPU those that PyTorch takes
+    there, on a CPU those of all tensors, see `Watch`.
+    """
+    weights = list(weights)
+    storages = [weight.untyped_storage() for weight in weights]
+    held = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    if weights[0].is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return held + torch.cuda.max_memory_allocated() - before
+    with Watch(weights) as watch:
+        call()
+    return held + watch.peak.total()
 
 
 def _flash_flops(query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> int:

@@ -1,11 +1,10 @@
-"""Times of two ways to do one thing, in turn in one process: only their ratio is worth telling."""
+"""Times of several ways to do one thing, in turn in one process: their ratios are worth telling."""
 
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
 
 import numpy as np
 import torch
@@ -37,6 +36,48 @@ class Ratio:
         return f"{self.ratio:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
+#: Seconds of each contender in each round, by what was timed.
+Times = dict[str, dict[str, np.ndarray]]
+
+
+def race(
+    contenders: Mapping[str, Callable[[], Mapping[str, float]]], rounds: int = 20, warmup: int = 3
+) -> Times:
+    """Time all in every round, the next round in the opposite order.
+
+    Args:
+        contenders: each does its work once and tells the seconds of its parts.
+        rounds: measured ones.
+        warmup: unmeasured ones before them.
+    """
+    rows = []
+    for number in range(-warmup, rounds):
+        order = list(contenders)[:: -1 if number % 2 else 1]
+        took = {name: contenders[name]() for name in order}
+        if number >= 0:
+            rows.append(took)
+    first = rows[0]
+    return {
+        part: {name: np.array([row[name][part] for row in rows]) for name in contenders}
+        for part in next(iter(first.values()))
+    }
+
+
+def ratio(candidate: np.ndarray, baseline: np.ndarray) -> Ratio:
+    """Seconds of two contenders in the same rounds."""
+    ratios = candidate / baseline
+    draws = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
+    low, high = np.quantile(np.median(draws, axis=1), [0.025, 0.975])
+    return Ratio(
+        float(np.median(ratios)),
+        float(low),
+        float(high),
+        1e3 * float(np.median(candidate)),
+        1e3 * float(np.median(baseline)),
+        len(ratios),
+    )
+
+
 def compare(
     candidate: Callable[[], object],
     baseline: Callable[[], object],
@@ -51,23 +92,15 @@ def compare(
         pairs: measured pairs.
         warmup: unmeasured pairs before them.
     """
-    times = []
-    for number in range(-warmup, pairs):
-        order = (candidate, baseline) if number % 2 else (baseline, candidate)
-        took = {call: _seconds(call) for call in order}
-        if number >= 0:
-            times.append((took[candidate], took[baseline]))
-    ratios = np.array([a / b for a, b in times])
-    draws = np.random.default_rng(0).choice(ratios, (2000, pairs))
-    low, high = np.quantile(np.median(draws, axis=1), [0.025, 0.975])
-    return Ratio(
-        float(np.median(ratios)),
-        float(low),
-        float(high),
-        1e3 * median(a for a, _ in times),
-        1e3 * median(b for _, b in times),
-        pairs,
-    )
+    calls = {"candidate": lambda: timed(candidate), "baseline": lambda: timed(baseline)}
+    return ratio(**race(calls, pairs, warmup)["call"])
+
+
+def timed(call: Callable[[], object]) -> dict[str, float]:
+    """Seconds of a call, for `race`."""
+    start = now()
+    call()
+    return {"call": now() - start}
 
 
 def now() -> float:
@@ -100,9 +133,3 @@ def peak_memory_gib() -> float:
         return torch.cuda.max_memory_allocated() / 2**30
     unit = 1 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    start = now()
-    call()
-    return now() - start

@@ -3,14 +3,13 @@ sample's visual rows.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._subclasses import FakeTensor
 
 from dpn.budget import TextShape
 from dpn.distributed import connect
@@ -231,17 +230,47 @@ class PoolingRouter(Router):
 
     def rehearsed(self, most: bool) -> Router:
         """Every sample takes the kernel that leaves most or fewest rows, of those it may get."""
-        router, choose, sign = copy.copy(self), self.choose, 1 if most else -1
+        sign = 1 if most else -1
 
-        def fixed(gate: int, tokens: Any, samples: Any, allowed: Tensor, context: Any) -> Choice:
-            choice = choose(gate, tokens, samples, allowed, context)
-            if not isinstance(choice.probs, FakeTensor):  # known without the data
+        def pick(gate: int, samples: Sequence[int], allowed: Tensor, choice: Choice) -> Tensor:
+            if choice.read is None:  # chances that no data change
                 allowed = allowed & (choice.probs > 0)
             sizes = torch.tensor([sign * float(h * w) for h, w in self.plan.kernels[gate]])
-            experts = sizes.expand(allowed.shape).masked_fill(~allowed, torch.inf).argmin(1)
-            return choice._replace(experts=experts)
+            return sizes.expand(allowed.shape).masked_fill(~allowed, torch.inf).argmin(1)
 
-        router.choose = fixed  # type: ignore[method-assign]
+        return self._picking(pick)
+
+    def forced(self, route: Sequence[Any]) -> Router:
+        """See `Router.forced`; `min_rows` is not looked at."""
+        layers = len(self.plan.layers)
+        if len(route) != layers:
+            raise ValueError(
+                f"It has {len(route)} kernels, the router picks one at {layers} layers."
+            )
+        takes = []
+        for given, kernels in zip(route, self.plan.kernels, strict=True):
+            in_turn = as_plan_kernels([given] if not _is_nested(given) else given, 1)[0]
+            if missing := [kernel for kernel in in_turn if kernel not in kernels]:
+                raise ValueError(
+                    f"It has kernel {missing[0]}, the router has {list(kernels)} there."
+                )
+            takes.append([kernels.index(kernel) for kernel in in_turn])
+
+        def pick(gate: int, samples: Sequence[int], allowed: Tensor, choice: Choice) -> Tensor:
+            return torch.tensor([takes[gate][b % len(takes[gate])] for b in samples])
+
+        return self._picking(pick)
+
+    def _picking(self, pick: Callable[[int, Sequence[int], Tensor, Choice], Tensor]) -> Router:
+        """This router with other experts than its own choice, which is still computed."""
+        router, choose = copy.copy(self), self.choose
+
+        def chosen(gate: int, tokens: Any, samples: Any, allowed: Tensor, context: Any) -> Choice:
+            choice = choose(gate, tokens, samples, allowed, context)
+            experts = pick(gate, samples, allowed, choice)
+            return choice._replace(experts=experts.to(choice.probs.device))
+
+        router.choose = chosen  # type: ignore[method-assign]
         return router
 
     def check(self) -> list[str]:

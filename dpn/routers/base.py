@@ -225,7 +225,7 @@ class Router(nn.Module):
         return None
 
     def rehearsed(self, most: bool) -> "Router":
-        """What stands in for this router where there are no data, only shapes (`dpn.footprint`).
+        """What stands in for this router where there are no data, only shapes (`dpn.dry_run`).
 
         Args:
             most: whether it leaves as many rows as this router can, or as few.
@@ -240,6 +240,18 @@ class Router(nn.Module):
         if self.keep is None:
             return entering
         return min(entering, self.keep * (self.text.base_rows or entering))
+
+    def forced(self, route: Sequence[Any]) -> "Router":
+        """This router with a route that no data change, to be timed with random weights.
+
+        Args:
+            route: a kernel [h, w] for each layer at which it picks one, or several that samples
+                take in turn.
+
+        Raises:
+            ValueError: if it can not take that route.
+        """
+        raise ValueError("The router picks no kernels.")
 
     def check(self) -> list[str]:
         """Everything that is wrong with the arguments, one sentence each; empty if all is well."""

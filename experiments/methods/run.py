@@ -30,6 +30,7 @@ BENCH = (
     "model.text.intermediate_size=1376",
     "model.vision.image_size=128",
     "batch_size=2",
+    "new_tokens=1",
     "train=false",
     "pairs=11",
 )
@@ -79,7 +80,7 @@ def time_prefill(name: str) -> None:
         overrides = [*Job(name, "timed", keep, 0).choice, *BENCH]
         print("python -m dpn.bench", *overrides, flush=True)
         try:
-            found = bench(compose("bench", overrides))
+            (found,) = bench(compose("bench", overrides))
             break
         except ConfigError as problem:
             print(problem)

@@ -1,113 +1,298 @@
-"""The speed targets, each as the ratio of two things that run in turn in one process.
+"""The speed targets, each as a ratio of two things that run in turn in one process.
 
-    python experiments/speed/run.py            # writes experiments/speed/results.json
+    python experiments/speed/run.py                     # all that this machine can measure
+    python experiments/speed/run.py released decode     # some of it
+    python experiments/speed/run.py mixed --pairs 4     # a trial, which is not written down
 
-1. router=none against Hugging Face's own model on the same weights and embeddings: within 5 %;
-2. a training step with the static 2x2 pyramid at 64 visual tokens: at most 0.75 of router=none;
-3. prefill, hidden 512, 8 layers, 576 + 64 tokens, batch 8, kernels mixed after layers 2 and 5:
-   at most 0.85 of no compression.
-
-A target is met if the interval of the median reaches it.
+Figures are appended to results.jsonl beside it. A target is met if the interval of the median
+reaches it. On a CPU a decoder of width 512 and 8 layers stands for a large one: its matrices cost
+more than the calls.
 """
 
+import argparse
 import json
-import platform
+import math
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from released import Released
 
-from dpn import bench, build
-from dpn.launch import compose
+from dpn import DPNConfig
+from dpn.bench_case import Case
+from dpn.contenders import HuggingFace, Ours, contenders, set_training, train_step
+from dpn.cost import costs
+from dpn.dry_run import cost_of, make_batch, prefill
+from dpn.metrics.memory import Watch
 from dpn.metrics.speed import Ratio, compare
+from dpn.sections import Load
 
 HERE = Path(__file__).parent
 PAIRS = 24
-WIDE = [
-    "model.text.hidden_size=512",
-    "model.text.intermediate_size=1376",
-    "model.text.num_attention_heads=8",
-    "model.vision.image_size=192",  # 24 x 24 = 576 tokens
-]
+TINY = {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 8}
+WIDE = {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8}
+LARGE = {
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "vocab_size": 32000,
+}
+HEADS = {96: 4, 512: 8, 4096: 32}
+#: 24 x 24 tokens, as LLaVA-1.5 has.
+TOWER = {"name": "vit", "image_size": 192, "patch_size": 8, "width": 96, "depth": 2, "heads": 4}
+STATIC = {"name": "static", "kernels": [2, 2]}  # after the first, second and third quarter
+MIXED = {"name": "random", "layers": [2, 5], "min_rows": 1}
 
 
-def against_hugging_face(overrides: list[str]) -> tuple[Ratio, Ratio]:
-    """Prefill forward and training step of router=none against HF's causal LM.
+@dataclass(frozen=True)
+class Figure:
+    """A measured ratio.
 
-    The stock model gets the same rows as `inputs_embeds`, so that neither runs a vision tower: ours
-    is fed text only.
+    Attributes:
+        figure: what against what.
+        ratio: median.
+        low: lower end of its interval.
+        high: upper end.
+        target: bound.
+        more: whether the ratio has to be larger than the target, not smaller.
+        pairs: measured ones; 0 if it is computed.
     """
-    config = compose("bench", ["router=none", *overrides]).config
-    ours = build.bench_model(config, config.router)
-    stock = AutoModelForCausalLM.from_config(ours.config.text_config, attn_implementation="sdpa")
-    stock.model.load_state_dict(ours.language.state_dict())
-    stock.lm_head.load_state_dict(ours.lm_head.state_dict())
-    ids = torch.randint(5, 900, (2, 640) if overrides else (8, 128))
-    labels = ids.clone()
-    labels[:, :-32] = -100
 
-    def forward(model):
-        with torch.inference_mode():
-            model(input_ids=ids, logits_to_keep=1, use_cache=False)
+    figure: str
+    ratio: float
+    low: float
+    high: float
+    target: float
+    more: bool = False
+    pairs: int = 0
 
-    def step(model, **inputs):
-        model(**inputs).loss.backward()
-        model.zero_grad(set_to_none=True)
+    @property
+    def met(self) -> bool:
+        """Whether the interval reaches the target."""
+        return self.high >= self.target if self.more else self.low <= self.target
 
-    ours.eval(), stock.eval()
-    assert torch.allclose(ours(ids[:2]).logits, stock(ids[:2]).logits, atol=1e-3), (
-        "the two must compute the same"
+    @classmethod
+    def of(
+        cls, figure: str, ratio: Ratio, target: float, over: float = 1.0, faster: bool = False
+    ) -> "Figure":
+        """A ratio of times over what it should be; or, with `faster`, the other way round."""
+        ends = [end / over for end in (ratio.ratio, ratio.low, ratio.high)]
+        if faster:
+            ends = [1 / ends[0], 1 / ends[2], 1 / ends[1]]
+        return cls(figure, *ends, target, more=faster, pairs=ratio.pairs)
+
+
+def config(text: dict[str, int], router: dict[str, Any], tower: Any = TOWER) -> DPNConfig:
+    """A Llama of some size around a tower."""
+    text = {"model_type": "llama", "vocab_size": 1024, **text}
+    text["num_attention_heads"] = HEADS[text["hidden_size"]]
+    size = text["vocab_size"]
+    return DPNConfig(
+        text_config=text,
+        vision_config=tower,
+        router_config=router,
+        image_token_id=size - 2,
+        router_token_id=size - 1,
     )
-    forwards = compare(lambda: forward(ours), lambda: forward(stock), PAIRS)
-    ours.train(), stock.train()
-    steps = compare(
-        lambda: step(ours, input_ids=ids, labels=labels),
-        # HF computes logits of every row; asking for the supervised ones only is fair to it.
-        lambda: step(stock, input_ids=ids, labels=labels[:, -33:], logits_to_keep=33),
-        PAIRS,
+
+
+def case(router: dict[str, Any], pairs: int, **load: Any) -> Case:
+    """8 samples of 576 visual and 64 text rows, or as `load` says, on the wide decoder."""
+    chosen = Load(pairs=pairs, **load)
+    runners = contenders(config(WIDE, router), chosen, "cpu")
+    del runners["hf"]
+    return Case(runners, make_batch(runners["none"].model, chosen.batch_size, 64), chosen)
+
+
+def text_only() -> Iterator[tuple[str, Ours, HuggingFace, dict[str, torch.Tensor]]]:
+    """Both without compression and without images, so that no tower runs: tiny and wide."""
+    for name, text, shape in (("tiny", TINY, (8, 128)), ("wide", WIDE, (2, 640))):
+        runners = contenders(config(text, {"name": "none"}), Load(), "cpu")
+        ids = torch.randint(5, 900, shape)
+        labels = ids.clone()
+        labels[:, :-32] = -100
+        yield name, runners["none"], runners["hf"], {"input_ids": ids, "labels": labels}
+
+
+def none_forward(pairs: int) -> Iterator[Figure]:
+    """router=none against Hugging Face's forward pass of all rows, logits of the last column."""
+    for name, ours, hf, batch in text_only():
+        for runner in (ours, hf):
+            set_training(runner, False)
+
+        def forward(model: Any, ids: torch.Tensor = batch["input_ids"]) -> None:
+            with torch.inference_mode():
+                model(input_ids=ids, logits_to_keep=1, use_cache=False)
+
+        ratio = compare(partial(forward, ours.model), partial(forward, hf.text), pairs)
+        yield Figure.of(f"none against Hugging Face, forward, {name}", ratio, 1.03)
+
+
+def none_step(pairs: int) -> Iterator[Figure]:
+    """The same with backward pass; Hugging Face is asked for logits of supervised rows only."""
+    for name, ours, hf, batch in text_only():
+        for runner in (ours, hf):
+            set_training(runner, True)
+        step = partial(train_step, batch=batch)
+        ratio = compare(partial(step, ours), partial(step, hf), pairs)
+        yield Figure.of(f"none against Hugging Face, training step, {name}", ratio, 1.03)
+
+
+def static_prefill(pairs: int) -> Iterator[Figure]:
+    """Share of time over share of FLOPs, a fixed 2x2 pyramid."""
+    row = case(STATIC, pairs).answers(1)
+    over = row["cost/prefill_flops_ratio"]
+    name = f"static 2x2 pyramid, prefill: time over FLOPs ({over:.3f})"
+    yield Figure.of(name, row["time/prefill"], 1.12, over)
+
+
+def static_step(pairs: int) -> Iterator[Figure]:
+    """The same of a training step."""
+    row = case(STATIC, pairs).training()
+    over = row["cost/train_step_flops_ratio"]
+    name = f"static 2x2 pyramid, training step: time over FLOPs ({over:.3f})"
+    yield Figure.of(name, row["time/train_step"], 1.15, over)
+
+
+def mixed(pairs: int) -> Iterator[Figure]:
+    """Share of time over share of FLOPs where every sample goes its own way."""
+    for attention in ("auto", "segments", "padded"):
+        row = case(MIXED, pairs, attention=attention).answers(1)
+        over = row["cost/prefill_flops_ratio"]
+        name = f"mixed routes, prefill, {attention}: time over FLOPs ({over:.3f})"
+        yield Figure.of(name, row["time/prefill"], 1.20, over)
+
+
+def released(pairs: int) -> Iterator[Figure]:
+    """Training step against the released DPN's way, same weights and routes, batch 16."""
+    kernels = [(1, 2)] * 3
+    load = Load(batch_size=16, route=[list(kernel) for kernel in kernels])
+    model = config(WIDE, {"name": "dpe", "min_rows": 1})
+    ours = contenders(model, load, "cpu")["ours"]
+    theirs, batch = Released(ours.model, kernels), make_batch(ours.model, 16, 64)
+    for runner in (ours, theirs):
+        set_training(runner, True)
+    losses = [float(runner.loss(batch).detach()) for runner in (ours, theirs)]
+    assert math.isclose(*losses, rel_tol=1e-4), f"the two must compute the same: {losses}"
+    step = partial(train_step, batch=batch)
+    ratio = compare(partial(step, ours), partial(step, theirs), pairs)
+    plain = config(WIDE, {"name": "none"})
+    share = cost_of(model, 64, load.route).visual_macs / cost_of(plain, 64).visual_macs
+    name = f"training step against the released way, {1 - share:.1%} of visual MACs cut: faster"
+    yield Figure.of(name, ratio, 1.7, faster=True)
+
+
+def generation(pairs: int) -> Iterator[Figure]:
+    """Answers per second, 8 prompts at once against one at a time; 64 visual and 64 text rows."""
+    tower = TOWER | {"image_size": 64}
+    model = contenders(config(TINY, STATIC, tower), Load(), "cpu")["ours"].model.eval()
+    batch = make_batch(model, 8, 64)
+    del batch["labels"]
+    batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+    length = {"max_new_tokens": 64, "min_new_tokens": 64, "do_sample": False, "pad_token_id": 0}
+
+    def ask(size: int) -> None:
+        for first in range(0, 8, size):
+            some = {name: tensor[first : first + size] for name, tensor in batch.items()}
+            model.generate(**some, **length)
+
+    ratio = compare(partial(ask, 8), partial(ask, 1), pairs)
+    name = "8 answers of 64 tokens at once against one at a time: times the samples per second"
+    yield Figure.of(name, ratio, 2.5, faster=True)
+
+
+def decode(pairs: int) -> Iterator[Figure]:
+    """A new token with a compressed cache."""
+    row = case(STATIC, pairs).answers(33)
+    name = f"static 2x2 pyramid, ms per new token (cache {row['cost/kv_bytes_ratio']:.3f})"
+    yield Figure.of(name, row["time/decode"], 1.0)
+
+
+def router_flops(pairs: int) -> Iterator[Figure]:
+    """Gates and pooling in the FLOPs of a 7B's prefill: computed, not timed.
+
+    Products of the gates are counted while a pass runs on fake tensors; pooling reads every visual
+    row once and multiplies those it leaves, one operation per number each.
+    """
+    model = config(LARGE, {"name": "dpe"}, {"name": "clip"})
+    with Watch() as watch:
+        built, trace = prefill(model, 64, [[2, 2], [1, 1], [1, 1]])
+    (cost,) = costs(built, trace, [64])
+    numbers = sum(d.kept[0] + sum(h * w for h, w in d.grids[0]) for d in trace.decisions)
+    spent = watch.flops - cost.prefill_flops + numbers * LARGE["hidden_size"]
+    share = spent / cost.prefill_flops
+    yield Figure("router and pooling, share of a 7B's prefill FLOPs", share, share, share, 0.01)
+
+
+def gpu_prefill(pairs: int) -> Iterator[Figure]:
+    """Speed-up of a 7B's prefill over what its FLOPs promise; and what gates alone cost."""
+    load = Load(pairs=pairs, dtype="bfloat16", device="cuda")
+    model = config(LARGE, {"name": "dpe"}, {"name": "clip"})
+    for route, name in (([[2, 2], [1, 1], [1, 1]], "2x2 after layer 7"), ("most", "gates alone")):
+        chosen = replace(load, route=route)
+        runners = contenders(model, chosen, "cuda")
+        batch = make_batch(runners["none"].model, 8, 64)
+        batch = {key: tensor.cuda() for key, tensor in batch.items()}
+        row = Case(runners, batch, chosen).answers(1)
+        time, name = row["time/prefill"], f"7B in bf16, batch 8, prefill, {name}"
+        if route == "most":
+            yield Figure.of(name, time, 1.03)
+        else:
+            over = row["cost/prefill_flops_ratio"]
+            yield Figure.of(f"{name}: speed-up over ideal", time, 0.9, over, faster=True)
+        del runners, batch
+
+
+ROWS: dict[str, Callable[[int], Iterator[Figure]]] = {
+    row.__name__: row
+    for row in (
+        *(none_forward, none_step, static_prefill, static_step, mixed, released, generation),
+        *(decode, router_flops, gpu_prefill),
     )
-    return forwards, steps
-
-
-def measure() -> Iterator[tuple[str, Ratio, float]]:
-    """Each figure with the bound it has to reach."""
-    request = compose("bench", ["router=static", f"pairs={PAIRS}", "batch_size=32"])
-    step = bench.bench(request)["time/train_step"]
-    yield "static 2x2 against none, training step, 64 visual tokens", step, 0.75
-    for name, overrides in (("tiny", []), ("hidden 512", WIDE)):
-        forward, step = against_hugging_face(overrides)
-        yield f"none against Hugging Face, {name}, forward", forward, 1.05
-        yield f"none against Hugging Face, {name}, training step", step, 1.05
-    for backend in ("auto", "segments", "padded"):
-        mixed = ["router=random", "router.layers=[2,5]", "train=false", f"attention={backend}"]
-        request = compose("bench", [*mixed, *WIDE, f"pairs={PAIRS}"])
-        prefill = bench.bench(request)["time/prefill"]
-        yield f"mixed kernels against none, prefill, 576 + 64 rows, {backend}", prefill, 0.85
+}
 
 
 def main() -> None:
-    torch.set_num_threads(2)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    rows = []
-    for name, ratio, bound in measure():
-        met = ratio.low <= bound
-        rows.append(
-            {
-                "figure": name,
-                "ratio": round(ratio.ratio, 3),
-                "interval": [round(ratio.low, 3), round(ratio.high, 3)],
-                "target": bound,
-                "met": met,
-                "pairs": ratio.pairs,
-            }
-        )
-        print(f"{'met   ' if met else 'missed'} {ratio} (target {bound}) {name}", flush=True)
-        result = {"commit": commit, "torch": torch.__version__, "machine": platform.machine()}
-        (HERE / "results.json").write_text(json.dumps(result | {"figures": rows}, indent=1) + "\n")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("rows", nargs="*", choices=[[], *ROWS], help="default: all")
+    parser.add_argument("--pairs", type=int, default=PAIRS)
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    for name in options.rows or ROWS:
+        if name.startswith("gpu") and not torch.cuda.is_available():
+            print(f"{name} needs a GPU")
+            continue
+        for figure in ROWS[name](options.pairs):
+            ends = f"[{figure.low:.3g}, {figure.high:.3g}]"
+            words = f"{figure.ratio:.3g} {ends}, target {figure.target}: {figure.figure}"
+            print("met   " if figure.met else "missed", words, flush=True)
+            if options.pairs >= 20:
+                append(name, figure)
+
+
+def append(name: str, figure: Figure) -> None:
+    """A line of results.jsonl."""
+    changed = _git("status", "--porcelain", "--", "dpn", "experiments/speed/*.py")
+    line = asdict(figure) | {
+        "met": figure.met,
+        "command": f"python experiments/speed/run.py {name}",
+        "commit": _git("rev-parse", "--short", "HEAD") + ("+" if changed else ""),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+    with (HERE / "results.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def _git(*arguments: str) -> str:
+    out = subprocess.run(
+        ["git", *arguments], cwd=HERE.parents[1], capture_output=True, text=True, check=False
+    )
+    return out.stdout.strip()
 
 
 if __name__ == "__main__":

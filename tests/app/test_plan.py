@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dpn import build
 from dpn import plan as front
-from dpn.bench import make_batch
 from dpn.config import ConfigError
+from dpn.dry_run import make_batch
 from dpn.footprint import GIB, Rehearsal, Setup
 from dpn.launch import compose
 from dpn.strategies import shard

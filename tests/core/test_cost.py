@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import LlamaConfig
+from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
-from dpn import cost, routers
+from dpn import DPNConfig, cost, routers, vision
 from dpn.budget import TextShape
+from dpn.decoder.cache import RaggedCache
+from dpn.dry_run import cost_of
 
 from .conftest import collate, make_model, make_samples, without
 
@@ -17,8 +20,6 @@ LLAVA_7B = LlamaConfig(
 
 def count(call):
     """FLOPs that torch counts, attention as matrix products."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         result = call()
     return result, counter.get_total_flops()
@@ -36,6 +37,73 @@ def test_decoder_flops_of_a_7b():
     assert cost.decoder_flops([640] * 32, LLAVA_7B) / 1e12 == pytest.approx(8.504, abs=5e-4)
     pyramid = [640] * 8 + [208] * 8 + [100] * 16
     assert cost.decoder_flops(pyramid, LLAVA_7B) / 1e12 == pytest.approx(3.4554, abs=5e-4)
+
+
+def llava(text, router):
+    """LLaVA-1.5 around a text model, by shapes alone."""
+    return DPNConfig(
+        text_config=text.to_dict(), vision_config={"name": "clip"}, router_config=router
+    )
+
+
+def test_llava_from_its_configuration_alone():
+    whole = cost_of(llava(LLAVA_7B, {"name": "none"}), text_columns=64)
+    assert whole.visual_macs / 1e12 == pytest.approx(3.817, abs=5e-4)
+    assert 2 * whole.visual_macs / 1e12 == pytest.approx(7.634, abs=5e-4)
+    assert whole.decoder_flops / 1e12 == pytest.approx(8.504, abs=5e-4)
+    assert whole.kv_bytes(2) == 32 * 640 * 2 * 4096 * 2  # layers, rows, keys and values, bf16
+    route = {"name": "static", "layers": [7, 15], "kernels": [2, 2]}
+    pooled = cost_of(llava(LLAVA_7B, route), text_columns=64)
+    rows = [640] * 8 + [208] * 8 + [100] * 16
+    assert [layer.cached_rows for layer in pooled.layers] == rows
+    assert pooled.decoder_flops / 1e12 == pytest.approx(3.4554, abs=5e-4)
+    assert pooled.kv_bytes(2) == sum(rows) * 2 * 4096 * 2
+
+
+def test_tower_of_llava():
+    """CLIP-L/336 with all of its layers; LLaVA takes the last but one's features."""
+    with torch.device("meta"):
+        towers = [vision.build("clip", select_layer=which) for which in (-1, -2)]
+    whole, used = (tower.flops(tower.grid) for tower in towers)
+    assert whole / 1e12 == pytest.approx(0.382, abs=5e-4)
+    assert used == pytest.approx(whole * 23 / 24, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("d", "m", "layers", "heads"), [(4096, 11008, 32, 32), (5120, 13824, 40, 40)]
+)
+def test_large_shapes_equal_the_counter(d, m, layers, heads):
+    """Hugging Face's own modules, on the meta device, where attention is products of matrices."""
+    text = LlamaConfig(
+        hidden_size=d,
+        intermediate_size=m,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        vocab_size=32000,
+    )
+    tower = CLIPVisionConfig(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=23,
+        num_attention_heads=16,
+        image_size=336,
+        patch_size=14,
+    )
+    with torch.device("meta"), torch.no_grad():
+        model, clip = LlamaForCausalLM(text), CLIPVisionModel(tower)
+        into, out = torch.nn.Linear(1024, d), torch.nn.Linear(d, d)
+        with FlopCounterMode(display=False) as counter:
+            model(inputs_embeds=torch.empty(1, 640, d), use_cache=True, logits_to_keep=1)
+            seen = clip(torch.empty(1, 3, 336, 336)).last_hidden_state
+            out(into(seen[:, 1:]))
+    by_kind = counter.get_flop_counts()["Global"]
+    found = cost_of(llava(text, {"name": "none"}), text_columns=64)
+    linear = sum(layer.linear_flops for layer in found.layers) + found.head_flops
+    assert linear == by_kind[torch.ops.aten.mm]
+    assert found.prefill_flops == pytest.approx(counter.get_total_flops(), rel=5e-3)
+    tower_attention = 23 * 4 * 577**2 * 1024
+    attention = sum(layer.attention_flops for layer in found.layers) + tower_attention
+    assert attention == by_kind[torch.ops.aten.bmm]
 
 
 def test_grouped_keys():
@@ -81,6 +149,60 @@ def test_flops_of_appended_text_equal_the_counter(router):
     more = torch.tensor([[3, 4, 5]])
     _, counted = count(lambda: model(more, past_key_values=cache, logits_to_keep=1))
     assert cost.append_flops(3, held, model.config.text_config) == counted
+
+
+def test_a_new_token_equals_the_counter():
+    model = make_model({"name": "static", "layers": [0, 2]}, seed=3)
+    ids, _, images = make_samples([0])[0]
+    batch = without(collate([(ids, ids, images)]), "labels")
+    with torch.no_grad():
+        out = model(**batch, use_cache=True)
+    (found,) = cost.costs(model, out.trace, [len(ids) - 1])
+    tokens = []
+    for _ in range(3):
+        new = {"input_ids": ids[None, -1:], "past_key_values": out.past_key_values}
+        tokens.append(count(lambda new=new: model(**new))[1])
+    assert found.decode_flops == tokens[0]
+    held = [layer.cached_rows for layer in found.layers]
+    assert cost.append_flops(1, held, model.config.text_config) == tokens[0]
+    assert found.answer_flops(4) == found.prefill_flops + sum(tokens)
+    assert found.decode_flops < tokens[1]
+
+
+@pytest.mark.parametrize("name", ["static", "depth_routing", "head_pruning"])
+def test_bytes_of_the_cache_are_those_written(name, monkeypatch):
+    options = {"depth_routing": {}, "head_pruning": {"scores": [[1.0, 0.0]] * 4}}
+    model = make_model({"name": name, **options.get(name, {"layers": [0, 2]})}, seed=3)
+    written, write = [], RaggedCache.write
+
+    def spy(cache, stage, key, value):
+        written.append(key.nbytes + value.nbytes)
+        write(cache, stage, key, value)
+
+    monkeypatch.setattr(RaggedCache, "write", spy)
+    samples = make_samples([0, 2, 4])
+    with torch.no_grad():
+        out = model(**collate(samples), use_cache=True)
+    found = cost.costs(model, out.trace, [len(s[0]) - len(s[2]) for s in samples])
+    by_layer = zip(*([4 * layer.kv_numbers for layer in c.layers] for c in found), strict=True)
+    assert [sum(layer) for layer in by_layer] == written
+    assert sum(c.kv_bytes(4) for c in found) == sum(written)
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_training_equals_the_counter(checkpoint):
+    model = make_model({"name": "static", "layers": [0]}, seed=3).train()
+    model.attention = "segments"
+    model.checkpoint_layers = model.vision.checkpoint_layers = checkpoint
+    ids, labels, images = make_samples([0])[0]
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        out = model(**collate([(ids, labels, images)]))
+        out.loss.backward()
+    (found,) = cost.costs(model, out.trace, [len(ids) - 1])
+    formula = found.training_flops(int((labels != -100).sum()), checkpoint)
+    patches = 2 * 16 * 16 * 3 * 4**2  # no layer computes them again, and pixels need no gradient
+    last = checkpoint * 2 * 17 * 16 * 64  # of the tower, which is not computed again
+    assert formula - (1 + checkpoint) * patches - last == counter.get_total_flops()
 
 
 def test_ratio_is_against_the_uncompressed_tokens():

@@ -1,0 +1,212 @@
+"""What `dpn.bench` lets run: a model, the same without compression, and Hugging Face's own.
+
+All share their weights, so that one GPU holds them and nothing but the code differs. Each embeds
+the same images and text by the same tower and projector; Hugging Face's text model then gets these
+rows as `inputs_embeds`.
+"""
+
+import copy
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from dpn.dry_run import fixed
+from dpn.metrics.speed import now
+from dpn.model import DPNForConditionalGeneration
+from dpn.model_config import DPNConfig
+from dpn.projectors.mlp import MLPProjector
+from dpn.sections import Load
+from dpn.vision._features import Needs
+
+Batch = Mapping[str, Tensor]
+
+
+class Contender(Protocol):
+    """One way to answer prompts and to train.
+
+    Attributes:
+        parts: what holds its weights: `vision`, `projector`, `text`, `head`, and where there is one
+            `router`; and `whole`.
+    """
+
+    parts: dict[str, nn.Module]
+
+    def prompt(self, batch: Batch) -> tuple[Tensor, Any]:
+        """Logits of the last column, `[B, 1, vocabulary]`, and the cache."""
+
+    def token(self, ids: Tensor, cache: Any) -> Tensor:
+        """Logits of `[B, 1]` ids that go on from a cache, which is extended."""
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean over supervised tokens."""
+
+
+class Ours:
+    """A `DPNForConditionalGeneration`."""
+
+    def __init__(self, model: DPNForConditionalGeneration):
+        self.model = model
+        self.parts: dict[str, nn.Module] = {
+            "whole": model,
+            "vision": model.vision,
+            "projector": model.projector,
+            "router": model.router,
+            "text": model.language,
+            "head": model.lm_head,
+        }
+
+    def prompt(self, batch: Batch) -> tuple[Tensor, Any]:
+        """See `Contender`."""
+        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        out = self.model(**inputs, use_cache=True, logits_to_keep=1)
+        return out.logits, out.past_key_values
+
+    def token(self, ids: Tensor, cache: Any) -> Tensor:
+        """See `Contender`."""
+        return self.model(input_ids=ids, past_key_values=cache, logits_to_keep=1).logits
+
+    def loss(self, batch: Batch) -> Tensor:
+        """See `Contender`."""
+        return self.model(**batch).loss
+
+
+class HuggingFace:
+    """Hugging Face's causal language model after tower and projector of ours; for batches without
+    padding, whose images stand in column 1.
+    """
+
+    def __init__(self, model: DPNForConditionalGeneration):
+        self.vision, self.projector = model.vision, model.projector
+        with torch.device("meta"):
+            self.text: Any = AutoModelForCausalLM.from_config(
+                model.config.text_config, attn_implementation="sdpa"
+            )
+        self.text.model.load_state_dict(model.language.state_dict(keep_vars=True), assign=True)
+        self.text.model.rotary_emb = model.language.rotary_emb
+        self.text.lm_head = model.lm_head
+        if model.checkpoint_layers:
+            new = getattr(self.text, "activation_checkpointing_enable", None)
+            (new or self.text.gradient_checkpointing_enable)()  # its name before
+        self.parts: dict[str, nn.Module] = {
+            "whole": self.text,
+            "vision": self.vision,
+            "projector": self.projector,
+            "text": self.text.model,
+            "head": self.text.lm_head,
+        }
+
+    def prompt(self, batch: Batch) -> tuple[Tensor, Any]:
+        """See `Contender`."""
+        out = self.text(inputs_embeds=self.rows(batch), use_cache=True, logits_to_keep=1)
+        return out.logits, out.past_key_values
+
+    def token(self, ids: Tensor, cache: Any) -> Tensor:
+        """See `Contender`."""
+        return self.text(input_ids=ids, past_key_values=cache, logits_to_keep=1).logits
+
+    def loss(self, batch: Batch) -> Tensor:
+        """See `Contender`; logits are asked for where there are labels, which is fair to it."""
+        supervised = int((batch["labels"][0] != -100).sum()) + 1
+        return self.text(
+            inputs_embeds=self.rows(batch),
+            labels=batch["labels"][:, -supervised:],
+            logits_to_keep=supervised,
+            use_cache=False,
+        ).loss
+
+    def rows(self, batch: Batch) -> Tensor:
+        """`[B, T - 1 + V, D]`."""
+        ids, pixels = batch["input_ids"], batch.get("pixel_values")
+        embed = self.text.get_input_embeddings()
+        if pixels is None:
+            return embed(ids)
+        text = embed(torch.cat([ids[:, :1], ids[:, 2:]], 1))
+        sizes = [(pixels.shape[2], pixels.shape[3])] * len(pixels)
+        features = self.projector(self.vision.features(pixels.to(text.dtype), sizes))
+        visual = features.tokens.unflatten(0, (len(ids), -1))
+        return torch.cat([text[:, :1], visual, text[:, 1:]], 1)
+
+
+def contenders(config: DPNConfig, load: Load, device: str) -> dict[str, Any]:
+    """The model of a configuration as `ours`, the same with `router=none projector=mlp` as `none`,
+    and `hf`, all with random weights.
+    """
+    torch.manual_seed(load.seed)
+    with torch.device(device):
+        model = DPNForConditionalGeneration(config)
+    model.to(getattr(torch, load.dtype))
+    model.attention = load.attention
+    model.checkpoint_layers = model.vision.checkpoint_layers = load.checkpoint_layers
+    plain = without_compression(model)
+    model.router = fixed(model.router, load.route)
+    return {"ours": Ours(model), "none": Ours(plain), "hf": HuggingFace(plain)}
+
+
+def uncompressed(config: DPNConfig) -> DPNConfig:
+    """The same with LLaVA's projector and no router."""
+    config = copy.deepcopy(config)
+    config.router_config, config.projector_config = {"name": "none"}, {"name": "mlp"}
+    return config
+
+
+def without_compression(model: DPNForConditionalGeneration) -> DPNForConditionalGeneration:
+    """The model of `uncompressed` around the same tower, text model and head."""
+    with torch.device("meta"):
+        plain = DPNForConditionalGeneration(uncompressed(model.config))
+    plain.vision = copy.copy(model.vision)
+    plain.vision.needs = Needs()
+    plain.language, plain.lm_head = model.language, model.lm_head
+    if isinstance(model.projector, MLPProjector):
+        plain.projector = model.projector
+    else:
+        with torch.device(model.device):
+            projector = MLPProjector(
+                input_size=model.projector.input_size,
+                output_size=model.projector.output_size,
+                grid=model.projector.grid,
+            )
+        plain.projector = projector.to(model.dtype)
+    plain.attention, plain.checkpoint_layers = model.attention, model.checkpoint_layers
+    return plain
+
+
+@torch.inference_mode()
+def answer(contender: Contender, batch: Batch, new_tokens: int) -> dict[str, float]:
+    """Seconds of a greedy answer: `prefill` until its first token, `decode` per later one, and
+    `answer` of all.
+    """
+    start = now()
+    logits, cache = contender.prompt(batch)
+    ids = logits[:, -1:].argmax(-1)
+    first = now()
+    for _ in range(new_tokens - 1):
+        ids = contender.token(ids, cache)[:, -1:].argmax(-1)
+    end = now()
+    if new_tokens < 2:
+        return {"prefill": first - start}
+    later = new_tokens - 1
+    return {"prefill": first - start, "decode": (end - first) / later, "answer": end - start}
+
+
+def train_step(contender: Contender, batch: Batch) -> dict[str, float]:
+    """Seconds of a forward and a backward pass."""
+    start = now()
+    contender.loss(batch).backward()
+    took = now() - start
+    for part in contender.parts.values():
+        part.zero_grad(set_to_none=True)
+    return {"train_step": took}
+
+
+def weights(contender: Contender) -> list[Tensor]:
+    """All its weights, some more than once."""
+    return [weight for part in contender.parts.values() for weight in part.parameters()]
+
+
+def set_training(contender: Contender, training: bool) -> None:
+    """Put it into its mode for training or for answers."""
+    for part in contender.parts.values():
+        part.train(training)

@@ -1,0 +1,124 @@
+"""Where the time of a pass goes, by part of the model.
+
+PyTorch's profiler tells the time of every operation. While it runs, calls of the parts carry their
+names, so that every operation belongs to the innermost part around it, and an operation of a
+backward pass to that of the forward operation it is the gradient of. What is left of the whole time
+is the host's: Python, and on a GPU the time in which that waits. The profiler itself slows the host
+down.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from typing import Any
+
+import torch
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEvent
+from torch.profiler import ProfilerActivity, record_function
+
+from dpn.decoder import within
+from dpn.metrics.speed import now
+from dpn.tokens import PackedTokens
+
+PARTS = (
+    *("vision", "projector", "router", "pooling", "attention", "FFN", "norms", "head", "other"),
+    "host",
+)
+_MARK = "dpn part "
+#: Of the text model's modules, by the end of their names.
+_MODULES = {"self_attn": "attention", "mlp": "FFN", "norm": "norms", "layernorm": "norms"}
+
+
+def profile(contender: Any, call: Callable[[Any], object], rounds: int = 3) -> dict[str, float]:
+    """Seconds of each of `PARTS` in one call.
+
+    Args:
+        contender: see `dpn.contenders`.
+        call: what it does.
+        rounds: calls after an unmeasured one; the shortest is told.
+    """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else it announces itself
+    with ExitStack() as stack:
+        for owner, name, part in _places(contender):
+            stack.enter_context(_marked(owner, name, part))
+        call(contender)
+        found = [_once(contender, call) for _ in range(rounds)]
+    return min(found, key=lambda seconds: sum(seconds.values()))
+
+
+def _once(contender: Any, call: Callable[[Any], object]) -> dict[str, float]:
+    activities = [ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        activities.append(ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as profiler:
+        start = now()
+        call(contender)
+        whole = now() - start
+    events = profiler.events() or []
+    on_gpu = any(event.self_device_time_total for event in events)
+    seconds = dict.fromkeys(PARTS, 0.0)
+    for event, part in by_part(events):
+        took = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        seconds[part] += took / 1e6
+    seconds["host"] = max(0.0, whole - sum(seconds.values()))
+    return seconds
+
+
+def _places(contender: Any) -> Iterator[tuple[Any, str, str]]:
+    """Owner, name of its method, and part of the model."""
+    for part in ("vision", "projector", "head"):
+        yield contender.parts[part], "forward", part
+    for name, module in contender.parts["text"].named_modules():
+        for end, part in _MODULES.items():
+            if name.endswith(end):
+                yield module, "forward", part
+                break
+    for name, part in (("_attention", "attention"), ("_ffn", "FFN")):
+        yield within, name, part
+    for name in ("pool", "keep", "merge", "put"):
+        yield PackedTokens, name, "pooling"
+    if "router" in contender.parts:
+        yield contender.parts["router"], "at", "router"
+        for name in ("_loss", "_logits"):
+            yield contender.parts["whole"], name, "head"
+
+
+@contextmanager
+def _marked(owner: Any, name: str, part: str) -> Iterator[None]:
+    """Let calls of a method carry the name of their part."""
+    call, own = getattr(owner, name), vars(owner).get(name)
+
+    @wraps(call)
+    def marked(*args: Any, **kwargs: Any) -> Any:
+        with record_function(_MARK + part):
+            return call(*args, **kwargs)
+
+    setattr(owner, name, marked)
+    try:
+        yield
+    finally:
+        if own is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, own)
+
+
+def by_part(events: Iterable[FunctionEvent]) -> Iterator[tuple[FunctionEvent, str]]:
+    """Every operation that the host called, and the part that it belongs to."""
+    events = [event for event in events if event.device_type == DeviceType.CPU]
+    parts: dict[int, str] = {}
+    #: Of the forward operation that made a node of the graph: the last one with its number.
+    made_in: dict[tuple[int, int], str] = {}
+    for event in sorted(events, key=lambda e: (e.time_range.start, -e.time_range.end)):
+        part = parts[event.cpu_parent.id] if event.cpu_parent else "other"
+        if event.name.startswith(_MARK):
+            part = event.name.removeprefix(_MARK)
+        elif event.name.startswith("autograd::engine::evaluate_function"):
+            part = made_in.get((event.fwd_thread or 0, event.sequence_nr), part)
+        elif event.sequence_nr >= 0:
+            made_in[event.thread, event.sequence_nr] = part
+        parts[event.id] = part
+        if not event.name.startswith(_MARK):
+            yield event, part

@@ -1,0 +1,172 @@
+"""What `dpn.bench` found: files of all that was measured, a table and a figure."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from textwrap import fill
+from typing import Any
+
+from rich.console import Console
+
+from dpn.files import atomic_path, read_json, write_json, write_text
+from dpn.metrics.speed import Ratio
+from dpn.profiling import PARTS
+from dpn.reports.tables import Table
+
+Row = dict[str, Any]
+#: What a row is measured again as.
+SAME = (
+    *("model", "route", "batch_size", "text_columns", "new_tokens", "device", "dtype"),
+    *("attention", "checkpoint_layers", "threads", "seed"),
+)
+#: What a row is told by, besides its model.
+SIZES = {"batch": "size", "text": "columns", "new": "tokens"}
+TIMED = ("prefill", "decode", "answer", "train_step")
+NOTE = (
+    "FLOPs are of one sample, a decode of one token. Share (of FLOPs), time (median of ratios, 95 %"
+    " interval) and memory are against the same model with router=none projector=mlp, in turn in"
+    " one process. time / share is 1 where all that is saved on paper is saved on the clock."
+)
+
+
+def publish(rows: Sequence[Row], folder: Path) -> None:
+    """Print rows and add them to `rows.json`, `table.md` and `speed.png` of a folder."""
+    fresh = [_plain(row) for row in rows]
+    console = Console()
+    for row in fresh:
+        table([row], _title(row)).show(console)
+        for part in TIMED:
+            if shares := row.get(f"profile/{part}"):
+                profile_table(shares, f"{_words(part)}, where the time goes").show(console)
+    known = {_same(row): row for row in read_json(folder / "rows.json") or []}
+    every = list((known | {_same(row): row for row in fresh}).values())
+    write_json(folder / "rows.json", every)
+    write_text(folder / "table.md", table(every).markdown())
+    if any(f"time/{part}" in row for row in every for part in TIMED):
+        draw(every, folder / "speed.png")
+    console.print(NOTE)
+    console.print(f"All that was measured: {folder / 'table.md'}")
+
+
+def table(rows: Sequence[Row], title: str | None = None) -> Table:
+    """A line for each part of each row; with a title for one row, without what it says already."""
+    lines = [
+        ({} if title else _named(row)) | _cells(row, part)
+        for row in rows
+        for part in TIMED
+        if f"cost/{part}_flops" in row
+    ]
+    head = [key for key in lines[0] if any(line[key] for line in lines)]
+    body = tuple(tuple(line[key] for key in head) for line in lines)
+    return Table(title or "Speed", tuple(head), body, "" if title else NOTE)
+
+
+def _cells(row: Row, part: str) -> dict[str, str]:
+    saved = part == "train_step" and "memory/saved_gib" in row
+    held, ms = "memory/saved" if saved else f"memory/{part}", row.get(f"ms/{part}")
+    return {
+        "part": _words(part),
+        "FLOPs": _short(row[f"cost/{part}_flops"]),
+        "share": f"{row[f'cost/{part}_flops_ratio']:.3f}",
+        "time": _ratio(row.get(f"time/{part}")),
+        "time / share": _number(row.get(f"over_flops/{part}"), ".2f"),
+        "time / HF": _ratio(row.get(f"hf/{part}")),
+        "GiB": _number(row.get(f"{held}_gib"), ".3g"),
+        "memory": _number(row.get(f"{held}_to_none"), ".2f"),
+        "ms [quartiles]": f"{ms[1]:.2f} [{ms[0]:.2f}, {ms[2]:.2f}]" if ms else "",
+        "samples/s": _number(row.get(f"samples_per_s/{part}"), ".4g"),
+        "tokens/s": _number(row.get(f"tokens_per_s/{part}"), ".4g"),
+    }
+
+
+def profile_table(shares: dict[str, dict[str, float]], title: str) -> Table:
+    """Shares of the time that no compression takes, of each contender."""
+    lines = [
+        (part, *(f"{took[part]:.3f}" for took in shares.values()))
+        for part in PARTS
+        if any(took[part] for took in shares.values())
+    ]
+    sums = ("all", *(f"{sum(took.values()):.3f}" for took in shares.values()))
+    note = "Shares of the time of `none` under the profiler, which slows the host down."
+    return Table(title, ("part", *shares), (*lines, sums), note)
+
+
+def draw(rows: Sequence[Row], path: Path) -> None:
+    """Time against FLOPs, both as shares of no compression."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(_name(row) for row in rows))
+    figure = Figure(figsize=(7, 4 + 0.2 * len(names)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="0.7", zorder=0)
+    for row in rows:
+        for part, marker in zip(TIMED, "osx^", strict=True):
+            if took := row.get(f"time/{part}"):
+                spread = [[took["ratio"] - took["low"]], [took["high"] - took["ratio"]]]
+                axes.errorbar(
+                    row[f"cost/{part}_flops_ratio"],
+                    took["ratio"],
+                    spread,
+                    marker=marker,
+                    color=f"C{names.index(_name(row)) % 10}",
+                )
+    for number, name in enumerate(names):
+        axes.plot([], [], color=f"C{number % 10}", label=fill(name, 90))
+    marks = [axes.plot([], [], marker, color="0.3")[0] for marker in "osx^"]
+    axes.legend(marks, map(_words, TIMED))
+    axes.set(xlabel="share of FLOPs", ylabel="share of time", xlim=(0, None), ylim=(0, None))
+    figure.legend(loc="outside lower left", fontsize="small")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
+
+
+def _name(row: Row) -> str:
+    model = row.get("model", "")
+    route = "" if row["route"] == "own" or "route=" in model else f"route={row['route']}"
+    return f"{model} {route}".strip() or "default"
+
+
+def _named(row: Row) -> dict[str, str]:
+    numbers = {key: str(row[f"{key}_{of}"]) for key, of in SIZES.items()}
+    return {"model": _name(row), **numbers}
+
+
+def _title(row: Row) -> str:
+    name, *numbers = (f"{key} {value}" for key, value in _named(row).items())
+    return f"{name.removeprefix('model ')}: {', '.join(numbers)}"
+
+
+def _words(part: str) -> str:
+    return part.replace("_", " ")
+
+
+def _same(row: Row) -> str:
+    return str([row.get(key) for key in SAME] + [bool(row["pairs"])])
+
+
+def _plain(row: Row) -> Row:
+    """As JSON has it; on a CPU without times, which other work there changes."""
+    on_gpu = any(key.startswith("ms/") for key in row)
+    plain = {}
+    for key, value in row.items():
+        if isinstance(value, Ratio):
+            value = {k: v for k, v in asdict(value).items() if on_gpu or not k.endswith("_ms")}
+        plain[key] = value
+    return plain
+
+
+def _ratio(value: Row | None) -> str:
+    return f"{value['ratio']:.3f} [{value['low']:.3f}, {value['high']:.3f}]" if value else ""
+
+
+def _short(flops: float) -> str:
+    """With a prefix, four digits."""
+    exponent = max(0, min(4, int(math.log10(flops)) // 3))
+    return f"{flops / 1000**exponent:.4g} {' kMGT'[exponent]}".strip()
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
