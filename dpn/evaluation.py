@@ -227,6 +227,8 @@ def _share(rows: Sequence[Row]) -> dict[str, float]:
 def language_loss(model: DPNForConditionalGeneration, batches: Iterable[Batch]) -> float:
     """Mean cross entropy per supervised token, over all processes; of no token NaN."""
     loss, tokens = (SumMetric().set_dtype(torch.float64).to(model.device) for _ in range(2))
+    for metric in (loss, tokens):
+        metric.update(0.0)  # of a process without any
     for batch in batches:
         if batch.num_supervised:
             mean = model(**batch.to(model.device).model_inputs(), return_logits=False).loss

@@ -90,6 +90,7 @@ def test_weights_that_the_base_has_not_are_asked_for(base, tiny):
         applied(tiny, "router=dpe", f"init.model={base}")
 
 
+@pytest.mark.slow
 def test_gates_are_applied_at_another_share(tiny):
     trained = train(compose("train", [*tiny, "router=dpe", "router.keep=0.8"]))
     folder = applied(tiny, "router=dpe", "router.keep=0.6", f"init.model={trained}")

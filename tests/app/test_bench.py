@@ -112,6 +112,7 @@ def test_a_projector_is_compared_with_llavas():
     assert found["cost/prefill_flops_ratio"] < 0.7
 
 
+@pytest.mark.slow
 def test_every_combination_has_a_row_that_says_what_was_known_before():
     """Costs of a run, from its trace, are those of its configuration alone."""
     config = small({"name": "static", "layers": [1]})

@@ -174,6 +174,7 @@ def test_what_a_judge_sends_back_is_scored(ask, world, finished):
     assert read_json(folder / "metrics.json")["mm_vet/score"] == 100
 
 
+@pytest.mark.slow
 def test_against_another_model(ask, finished, squares, tmp_path):
     plain = train(compose("train", [*tiny_run(squares, tmp_path / "plain"), "router=none"]))
     theirs = evaluate(compose("eval", [f"run={plain}"]))

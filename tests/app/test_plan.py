@@ -202,6 +202,7 @@ def test_a_further_pass_of_the_routing_loss_is_counted():
     assert rehearsal.step(ONE, TEXT, "most").flops == expected
 
 
+@pytest.mark.slow
 def test_rows_that_pass_layers_by_are_known_without_data():
     rehearsal = rehearse(composed("router=depth_routing").config)
     router = rehearsal.module.model.router
@@ -255,6 +256,7 @@ def test_hours_follow_the_keep():
     assert hours["0.5"] < hours["0.7"]
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_told_with_what_would():
     overrides = ["trainer=fsdp2", "trainer.devices=2", "data.global_batch=8", "router=none"]
     config = composed(*overrides, "model.text.num_hidden_layers=1").config

@@ -93,6 +93,7 @@ def test_a_run_leaves_what_it_promises(finished):
     assert "figures/routes.png" in (folder / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_training_in_bfloat16_ends_with_a_model_in_bfloat16(tiny):
     folder = run([*tiny, "trainer.precision=bf16-mixed", "trainer.max_steps=2"])
     model, _ = inference.load(folder)
