@@ -28,7 +28,7 @@ import torch
 
 from dpn.bench_case import Case, Row, on_paper
 from dpn.contenders import contenders
-from dpn.dry_run import fixed, make_batch, on_meta
+from dpn.dry_run import NeedsData, fixed, make_batch, on_meta
 from dpn.model_config import DPNConfig
 from dpn.sections import Load
 
@@ -71,8 +71,12 @@ def bench(request: "Request") -> list[Row]:
         fixed(on_meta(config).router, load.route)
     except ValueError as error:
         raise ConfigError([f"`route={load.route}` is not possible. {error}"]) from None
+    try:
+        rows = measure(config, load)
+    except NeedsData as error:
+        raise ConfigError([f"`pairs=0` is not possible here. {error}"]) from None
     chosen = " ".join(o for o in request.overrides if o.partition("=")[0] not in HOW)
-    return [{"model": chosen, **row} for row in measure(config, load)]
+    return [{"model": chosen, **row} for row in rows]
 
 
 def measure(config: DPNConfig, load: Load | None = None) -> list[Row]:

@@ -140,6 +140,12 @@ def test_both_ends_of_a_router_are_known():
     assert forced["rows"] == [64, 16, 16, 16]
 
 
+def test_a_method_whose_rows_no_data_change_has_one_row():
+    (found,) = measured("router=fastv", "pairs=0")
+    assert found["route"] == "own"
+    assert found["rows"][0] == 64 > found["rows"][-1]
+
+
 @pytest.mark.parametrize("checkpoint", [False, True])
 def test_work_is_told_by_part(checkpoint, monkeypatch):
     """Matrix products of a training step, backward products among them, counted by hand."""
@@ -203,6 +209,7 @@ def test_mistakes_are_told():
     assert "`batch_size=x` has the wrong type" in problems("batch_size=x")
     assert "`route=best`" in problems("route=best")
     assert "The router picks no kernels" in problems("router=vtw", "route=[[2,2]]")
+    assert "depends on what an image shows" in problems("projector=dfmr", "pairs=0")
 
 
 @pytest.mark.slow
