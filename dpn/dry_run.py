@@ -179,9 +179,9 @@ def _tell_places(model: DPNForConditionalGeneration, watch: Watch) -> list[Remov
     def tell(place: int | str) -> Callable[..., None]:
         return lambda *_: setattr(watch, "place", place)
 
-    layers = enumerate(model.language.layers)
-    handles = [layer.register_forward_pre_hook(tell(place)) for place, layer in layers]
-    return [*handles, model.language.norm.register_forward_pre_hook(tell("head"))]
+    layers = model.language.layers
+    handles = [layer.register_forward_pre_hook(tell(i)) for i, layer in enumerate(layers)]
+    return [*handles, layers[-1].register_forward_hook(tell("head"))]
 
 
 def _drop_gradient(parameter: Tensor) -> None:
