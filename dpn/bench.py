@@ -19,6 +19,7 @@ of times over the ratio of FLOPs is 1 where all that is saved on paper is saved 
     measure(config, Load(batch_size=[1, 8], dtype="bfloat16"))  # Hugging Face's Llama is of 7B
 """
 
+import re
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
@@ -28,7 +29,7 @@ import torch
 
 from dpn.bench_case import Case, Row, on_paper
 from dpn.contenders import contenders
-from dpn.dry_run import fixed, make_batch, on_meta
+from dpn.dry_run import NeedsData, fixed, make_batch, on_meta
 from dpn.model_config import DPNConfig
 from dpn.sections import Load
 
@@ -36,7 +37,10 @@ if TYPE_CHECKING:
     from dpn.config import Request
 
 #: Settings that say how a model is measured, not which one.
-HOW = ("batch_size", "text_columns", "new_tokens", "pairs", "train", "profile", "seed", "folder")
+HOW = (
+    *("batch_size", "text_columns", "new_tokens", "pairs", "train", "profile", "seed", "folder"),
+    "paths",
+)
 
 
 def main() -> None:
@@ -64,15 +68,19 @@ def bench(request: "Request") -> list[Row]:
     from dpn.config import ConfigError
 
     preflight.check_bench(request)
-    config = build.bench_config(request.config, request.config.router)
+    config = build.bench_config(request.config)
     values = build.plain(request.config)
     load = Load(**{name: values[name] for name in Load.__dataclass_fields__})
     try:
         fixed(on_meta(config).router, load.route)
     except ValueError as error:
         raise ConfigError([f"`route={load.route}` is not possible. {error}"]) from None
-    chosen = " ".join(o for o in request.overrides if o.partition("=")[0] not in HOW)
-    return [{"model": chosen, **row} for row in measure(config, load)]
+    try:
+        rows = measure(config, load)
+    except NeedsData as error:
+        raise ConfigError([f"`pairs=0` is not possible here. {error}"]) from None
+    chosen = " ".join(o for o in request.overrides if re.split("[.=]", o)[0] not in HOW)
+    return [{"model": chosen, **row} for row in rows]
 
 
 def measure(config: DPNConfig, load: Load | None = None) -> list[Row]:

@@ -136,11 +136,12 @@ def on_paper(config: DPNConfig, load: Load, batch_size: int, text_columns: int) 
     news = load.new_tokens if isinstance(load.new_tokens, list) else [load.new_tokens]
     routes = ["most", "fewest"] if load.route == "own" else [load.route]
     known = [(route, cost_of(config, text, route)) for route in routes]
-    if known[0][1] == known[-1][1]:
+    if one_end := known[0][1] == known[-1][1]:
         del known[1:]
     none, rows = cost_of(plain, text), []
     for route, ours in known:
-        own = {"batch_size": batch_size, "text_columns": text, "route": route}
+        own: Row = {"batch_size": batch_size, "text_columns": text}
+        own["route"] = load.route if one_end else route
         own["layers/visual_macs"] = [layer.visual_macs for layer in ours.layers]
         own["layers/prefill_flops"] = [x.linear_flops + x.attention_flops for x in ours.layers]
         own["layers/decode_flops"] = [layer.decode_flops for layer in ours.layers]

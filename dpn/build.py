@@ -159,7 +159,7 @@ def of_run(run: Path, device: str = "auto") -> tuple[DPNForConditionalGeneration
     return model, module
 
 
-def bench_config(config: DictConfig, router: Any) -> DPNConfig:
+def bench_config(config: DictConfig) -> DPNConfig:
     """A model without tokenizer; its last ids are `<image>` and `<ROUTER>`."""
     text = {"vocab_size": config.model.vocab_size, **plain(config.model.text)}
     size = text["vocab_size"]
@@ -167,22 +167,22 @@ def bench_config(config: DictConfig, router: Any) -> DPNConfig:
         text_config=text,
         vision_config=plain(config.model.vision),
         projector_config=plain(config.projector),
-        router_config=routers.settled(plain(router) if OmegaConf.is_config(router) else router),
+        router_config=routers.settled(plain(config.router)),
         image_token_id=size - 2,
         router_token_id=size - 1,
     )
 
 
-def bench_model(config: DictConfig, router: Any) -> DPNForConditionalGeneration:
+def bench_model(config: DictConfig) -> DPNForConditionalGeneration:
     """The model of `bench_config` with random weights."""
     torch.manual_seed(config.seed)
-    return DPNForConditionalGeneration(bench_config(config, router))
+    return DPNForConditionalGeneration(bench_config(config))
 
 
 def model_on_meta(config: DictConfig) -> DPNForConditionalGeneration:
     """Shapes alone: no memory, no tokenizer, no file of weights."""
     with torch.device("meta"):
-        built = bench_model(config, config.router)
+        built = bench_model(config)
         built.checkpoint_layers = built.vision.checkpoint_layers = config.model.checkpoint_layers
         if config.stage.lora is not None:
             lora.add(built.language, **plain(config.stage.lora))

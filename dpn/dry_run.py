@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.utils.hooks import RemovableHandle
 
 from dpn.cost import Cost, costs, visual_macs_ratio
@@ -47,6 +48,10 @@ class Step:
     share: float
 
 
+class NeedsData(ValueError):
+    """A configuration alone does not tell how many rows there are."""
+
+
 def cost_of(config: DPNConfig, text_columns: int, route: Route = "most") -> Cost:
     """What a sample with one image of the native size costs, see `prefill`."""
     model, trace = prefill(config, text_columns, route)
@@ -61,13 +66,19 @@ def prefill(
     Args:
         config: of the model.
         text_columns: of the sample, besides its image.
-        route: what the router does; `own` only where it needs no data to know.
+        route: what the router does.
+
+    Raises:
+        NeedsData: if rows depend on what an image shows.
     """
     model, batch = _faked(on_meta(config), torch.float32, 1, text_columns)
     model.router = fixed(model.router, route)
     del batch["labels"]
-    with torch.no_grad():
-        return model, model.eval()(**batch, logits_to_keep=1).trace
+    try:
+        with torch.no_grad():
+            return model, model.eval()(**batch, logits_to_keep=1).trace
+    except DataDependentOutputException:
+        raise NeedsData("How many rows are left depends on what an image shows.") from None
 
 
 def on_meta(config: DPNConfig) -> DPNForConditionalGeneration:
@@ -168,9 +179,9 @@ def _tell_places(model: DPNForConditionalGeneration, watch: Watch) -> list[Remov
     def tell(place: int | str) -> Callable[..., None]:
         return lambda *_: setattr(watch, "place", place)
 
-    layers = enumerate(model.language.layers)
-    handles = [layer.register_forward_pre_hook(tell(place)) for place, layer in layers]
-    return [*handles, model.language.norm.register_forward_pre_hook(tell("head"))]
+    layers = model.language.layers
+    handles = [layer.register_forward_pre_hook(tell(i)) for i, layer in enumerate(layers)]
+    return [*handles, layers[-1].register_forward_hook(tell("head"))]
 
 
 def _drop_gradient(parameter: Tensor) -> None:

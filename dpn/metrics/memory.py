@@ -55,11 +55,14 @@ class Watch(TorchDispatchMode):
         if storage in self._seen:
             return
         self._seen.add(storage)
-        for count, key in ((self.live, kind), (self.made_by, self.place)):
-            count[key] += storage.nbytes()
-            weakref.finalize(storage, count.subtract, {key: storage.nbytes()})
+        self._count(kind, self.place, storage.nbytes())
+        weakref.finalize(storage, self._count, kind, self.place, -storage.nbytes())
         if self.live.total() > self.peak.total():
             self.peak = self.live.copy()
+
+    def _count(self, kind: str, place: Any, size: int) -> None:
+        self.live[kind] += size
+        self.made_by[place] += size
 
 
 def peak_bytes(call: Callable[[], object], weights: Iterable[Tensor]) -> int:

@@ -56,10 +56,10 @@ def race(
         took = {name: contenders[name]() for name in order}
         if number >= 0:
             rows.append(took)
-    first = rows[0]
+    parts = next(iter(rows[0].values()))
     return {
         part: {name: np.array([row[name][part] for row in rows]) for name in contenders}
-        for part in next(iter(first.values()))
+        for part in parts
     }
 
 

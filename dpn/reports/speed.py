@@ -24,9 +24,10 @@ SAME = (
 SIZES = {"batch": "size", "text": "columns", "new": "tokens"}
 TIMED = ("prefill", "decode", "answer", "train_step")
 NOTE = (
-    "FLOPs are of one sample, a decode of one token. Share (of FLOPs), time (median of ratios, 95 %"
-    " interval) and memory are against the same model with router=none projector=mlp, in turn in"
-    " one process. time / share is 1 where all that is saved on paper is saved on the clock."
+    "FLOPs and cache are of one sample, a decode is one token. Share (of FLOPs, of the cache), time"
+    " (median of ratios, 95 % interval) and memory are against the same model with router=none"
+    " projector=mlp, in turn in one process. time / share is 1 where all that is saved on paper is"
+    " saved on the clock. With pairs=0, GiB are what a forward pass leaves for its backward pass."
 )
 
 
@@ -43,7 +44,7 @@ def publish(rows: Sequence[Row], folder: Path) -> None:
     every = list((known | {_same(row): row for row in fresh}).values())
     write_json(folder / "rows.json", every)
     write_text(folder / "table.md", table(every).markdown())
-    if any(f"time/{part}" in row for row in every for part in TIMED):
+    if any(row["pairs"] for row in every):
         draw(every, folder / "speed.png")
     console.print(NOTE)
     console.print(f"All that was measured: {folder / 'table.md'}")
@@ -52,7 +53,7 @@ def publish(rows: Sequence[Row], folder: Path) -> None:
 def table(rows: Sequence[Row], title: str | None = None) -> Table:
     """A line for each part of each row; with a title for one row, without what it says already."""
     lines = [
-        ({} if title else _named(row)) | _cells(row, part)
+        ({} if title else {"model": _name(row)} | _sizes(row)) | _cells(row, part)
         for row in rows
         for part in TIMED
         if f"cost/{part}_flops" in row
@@ -65,6 +66,7 @@ def table(rows: Sequence[Row], title: str | None = None) -> Table:
 def _cells(row: Row, part: str) -> dict[str, str]:
     saved = part == "train_step" and "memory/saved_gib" in row
     held, ms = "memory/saved" if saved else f"memory/{part}", row.get(f"ms/{part}")
+    cache = f"{_short(row['cost/kv_bytes'])}B, {row['cost/kv_bytes_ratio']:.3f}"
     return {
         "part": _words(part),
         "FLOPs": _short(row[f"cost/{part}_flops"]),
@@ -74,6 +76,7 @@ def _cells(row: Row, part: str) -> dict[str, str]:
         "time / HF": _ratio(row.get(f"hf/{part}")),
         "GiB": _number(row.get(f"{held}_gib"), ".3g"),
         "memory": _number(row.get(f"{held}_to_none"), ".2f"),
+        "cache": cache if part == "prefill" else "",
         "ms [quartiles]": f"{ms[1]:.2f} [{ms[0]:.2f}, {ms[2]:.2f}]" if ms else "",
         "samples/s": _number(row.get(f"samples_per_s/{part}"), ".4g"),
         "tokens/s": _number(row.get(f"tokens_per_s/{part}"), ".4g"),
@@ -97,6 +100,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    rows = [row for row in rows if row["pairs"]]
     names = list(dict.fromkeys(_name(row) for row in rows))
     figure = Figure(figsize=(7, 4 + 0.2 * len(names)), layout="constrained")
     FigureCanvasAgg(figure)
@@ -116,7 +120,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     for number, name in enumerate(names):
         axes.plot([], [], color=f"C{number % 10}", label=fill(name, 90))
     marks = [axes.plot([], [], marker, color="0.3")[0] for marker in "osx^"]
-    axes.legend(marks, map(_words, TIMED))
+    axes.legend(marks, map(_words, TIMED), loc="upper left")
     axes.set(xlabel="share of FLOPs", ylabel="share of time", xlim=(0, None), ylim=(0, None))
     figure.legend(loc="outside lower left", fontsize="small")
     with atomic_path(path) as temporary:
@@ -129,14 +133,12 @@ def _name(row: Row) -> str:
     return f"{model} {route}".strip() or "default"
 
 
-def _named(row: Row) -> dict[str, str]:
-    numbers = {key: str(row[f"{key}_{of}"]) for key, of in SIZES.items()}
-    return {"model": _name(row), **numbers}
+def _sizes(row: Row) -> dict[str, str]:
+    return {key: str(row[f"{key}_{of}"]) for key, of in SIZES.items()}
 
 
 def _title(row: Row) -> str:
-    name, *numbers = (f"{key} {value}" for key, value in _named(row).items())
-    return f"{name.removeprefix('model ')}: {', '.join(numbers)}"
+    return f"{_name(row)}: {', '.join(f'{key} {size}' for key, size in _sizes(row).items())}"
 
 
 def _words(part: str) -> str:
@@ -162,10 +164,10 @@ def _ratio(value: Row | None) -> str:
     return f"{value['ratio']:.3f} [{value['low']:.3f}, {value['high']:.3f}]" if value else ""
 
 
-def _short(flops: float) -> str:
+def _short(value: float) -> str:
     """With a prefix, four digits."""
-    exponent = max(0, min(4, int(math.log10(flops)) // 3))
-    return f"{flops / 1000**exponent:.4g} {' kMGT'[exponent]}".strip()
+    exponent = max(0, min(4, int(math.log10(value)) // 3))
+    return f"{value / 1000**exponent:.4g} {' kMGT'[exponent]}".strip()
 
 
 def _number(value: float | None, form: str) -> str:

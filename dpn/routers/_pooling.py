@@ -249,7 +249,12 @@ class PoolingRouter(Router):
             )
         takes = []
         for given, kernels in zip(route, self.plan.kernels, strict=True):
-            in_turn = as_plan_kernels([given] if not _is_nested(given) else given, 1)[0]
+            try:
+                in_turn = as_plan_kernels(given if _is_nested(given) else [given], 1)[0]
+            except (TypeError, IndexError):
+                raise ValueError(
+                    f"{given} is neither a kernel [h, w] nor a list of some."
+                ) from None
             if missing := [kernel for kernel in in_turn if kernel not in kernels]:
                 raise ValueError(
                     f"It has kernel {missing[0]}, the router has {list(kernels)} there."

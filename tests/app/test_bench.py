@@ -80,6 +80,8 @@ def prompt(runner, batch, tokens=3):
 def test_hugging_face_computes_what_no_compression_computes():
     visionzip = {"name": "visionzip", "keep": 0.5}
     runners = contenders(small({"name": "static"}, visionzip), Load(), "cpu")
+    assert runners["ours"].model.vision.needs.attention  # which no compression does not compute
+    assert runners["none"].model.vision.needs.attention is None
     batch = make_batch(runners["none"].model, 2, 8)
     expected = prompt(runners["hf"], batch)
     torch.testing.assert_close(prompt(runners["none"], batch), expected, atol=1e-5, rtol=1e-4)
@@ -139,6 +141,12 @@ def test_both_ends_of_a_router_are_known():
     assert most["cost/visual_macs_ratio"] == 1 > fewest["cost/visual_macs_ratio"]
     (forced,) = measured("router=dpe", "route=[[2,2],[1,1],[1,1]]", "pairs=0", "train=false")
     assert forced["rows"] == [64, 16, 16, 16]
+
+
+def test_a_method_whose_rows_no_data_change_has_one_row():
+    (found,) = measured("router=fastv", "pairs=0")
+    assert found["route"] == "own"
+    assert found["rows"][0] == 64 > found["rows"][-1]
 
 
 @pytest.mark.parametrize("checkpoint", [False, True])
@@ -204,6 +212,18 @@ def test_mistakes_are_told():
     assert "`batch_size=x` has the wrong type" in problems("batch_size=x")
     assert "`route=best`" in problems("route=best")
     assert "The router picks no kernels" in problems("router=vtw", "route=[[2,2]]")
+    assert "depends on what an image shows" in problems("projector=dfmr", "pairs=0")
+
+
+@pytest.mark.gpu
+def test_times_are_told_on_a_gpu():
+    load = Load(batch_size=2, text_columns=8, new_tokens=4, pairs=2, dtype="bfloat16", profile=True)
+    (row,) = measure(small({"name": "dpe", "min_rows": 1}), replace(load, route="fewest"))
+    assert row["device"] == torch.cuda.get_device_name()
+    for part in ("prefill", "decode", "answer", "train_step"):
+        assert row[f"ms/{part}"] == sorted(row[f"ms/{part}"])
+    assert row["tokens_per_s/answer"] == pytest.approx(4 * row["samples_per_s/answer"])
+    assert row["profile/prefill"]["none"]["attention"] > 0
 
 
 @pytest.mark.slow

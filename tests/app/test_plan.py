@@ -43,7 +43,7 @@ def rehearse(config):
 def real_model(config):
     """The model of a config with memory, and a batch of what is planned with."""
     module = build.module_on_meta(config)
-    model = build.bench_model(config, config.router).train()
+    model = build.bench_model(config).train()
     model.checkpoint_layers = model.vision.checkpoint_layers = config.model.checkpoint_layers
     for mine, other in zip(model.parameters(), module.model.parameters(), strict=True):
         mine.requires_grad_(other.requires_grad)
