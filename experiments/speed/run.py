@@ -24,7 +24,7 @@ from released import Released
 
 from dpn import DPNConfig
 from dpn.bench_case import Case
-from dpn.contenders import HuggingFace, Ours, contenders, set_training, train_step
+from dpn.contenders import Batch, HuggingFace, Ours, contenders, set_training, train_step
 from dpn.cost import costs
 from dpn.dry_run import cost_of, make_batch, prefill
 from dpn.metrics.memory import Watch
@@ -108,33 +108,37 @@ def case(router: dict[str, Any], pairs: int, **load: Any) -> Case:
     return Case(runners, make_batch(runners["none"].model, chosen.batch_size, 64), chosen)
 
 
-def text_only() -> Iterator[tuple[str, Ours, HuggingFace, dict[str, torch.Tensor]]]:
-    """Both without compression and without images, so that no tower runs: tiny and wide."""
-    for name, text, shape in (("tiny", TINY, (8, 128)), ("wide", WIDE, (2, 640))):
-        runners = contenders(config(text, {"name": "none"}), Load(), "cpu")
-        ids = torch.randint(5, 900, shape)
-        labels = ids.clone()
-        labels[:, :-32] = -100
-        yield name, runners["none"], runners["hf"], {"input_ids": ids, "labels": labels}
+def alike() -> Iterator[tuple[str, Ours, HuggingFace, Batch]]:
+    """Both without compression: tiny with 64 visual rows and wide with 576, each with 64 of text."""
+    for name, text, pixels, samples in (("tiny", TINY, 64, 8), ("wide", WIDE, 192, 2)):
+        tower = TOWER | {"image_size": pixels}
+        runners = contenders(config(text, {"name": "none"}, tower), Load(), "cpu")
+        none: Ours = runners["none"]
+        yield name, none, runners["hf"], make_batch(none.model, samples, 64)
+
+
+@torch.inference_mode()
+def forward(runner: Ours | HuggingFace, batch: Batch) -> None:
+    """All rows, without a cache."""
+    if isinstance(runner, Ours):
+        runner.model(**batch, logits_to_keep=1, use_cache=False)
+    else:
+        runner.text(inputs_embeds=runner.rows(batch), logits_to_keep=1, use_cache=False)
 
 
 def none_forward(pairs: int) -> Iterator[Figure]:
     """router=none against Hugging Face's forward pass of all rows, logits of the last column."""
-    for name, ours, hf, batch in text_only():
+    for name, ours, hf, batch in alike():
         for runner in (ours, hf):
             set_training(runner, False)
-
-        def forward(model: Any, ids: torch.Tensor = batch["input_ids"]) -> None:
-            with torch.inference_mode():
-                model(input_ids=ids, logits_to_keep=1, use_cache=False)
-
-        ratio = compare(partial(forward, ours.model), partial(forward, hf.text), pairs)
+        del batch["labels"]
+        ratio = compare(partial(forward, ours, batch), partial(forward, hf, batch), pairs)
         yield Figure.of(f"none against Hugging Face, forward, {name}", ratio, 1.03)
 
 
 def none_step(pairs: int) -> Iterator[Figure]:
     """The same with backward pass; Hugging Face is asked for logits of supervised rows only."""
-    for name, ours, hf, batch in text_only():
+    for name, ours, hf, batch in alike():
         for runner in (ours, hf):
             set_training(runner, True)
         step = partial(train_step, batch=batch)
