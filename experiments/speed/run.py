@@ -109,7 +109,7 @@ def case(router: dict[str, Any], pairs: int, **load: Any) -> Case:
 
 
 def alike() -> Iterator[tuple[str, Ours, HuggingFace, Batch]]:
-    """Both without compression: tiny with 64 visual rows and wide with 576, each with 64 of text."""
+    """Both without compression: tiny with 64 visual rows, wide with 576, each with 64 of text."""
     for name, text, pixels, samples in (("tiny", TINY, 64, 8), ("wide", WIDE, 192, 2)):
         tower = TOWER | {"image_size": pixels}
         runners = contenders(config(text, {"name": "none"}, tower), Load(), "cpu")
