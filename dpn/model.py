@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from dpn import projectors, routers, vision
 from dpn.budget import TextShape
+from dpn.cross_entropy import cross_entropy
 from dpn.decoder.attention import BackendName
 from dpn.decoder.cache import RaggedCache
 from dpn.decoder.layer import build_language
@@ -300,7 +300,7 @@ class DPNForConditionalGeneration(RaggedGenerationMixin, PreTrainedModel):
         targets = torch.from_numpy(host.labels[samples, columns + 1]).to(tokens.hidden.device)
         hidden = tokens.hidden[tokens.rows_of_columns(samples, columns)]
         logits = self._head(hidden)
-        losses = F.cross_entropy(logits.float(), targets, reduction="none")
+        losses = cross_entropy(logits, targets)
         each = supervised.sum(1)
         counts = torch.from_numpy(each).to(losses)
         owners = torch.from_numpy(samples).to(losses.device)

@@ -11,6 +11,7 @@ from functools import cached_property
 from itertools import groupby
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,7 +21,7 @@ from transformers.masking_utils import sdpa_mask
 
 from dpn.tokens import PackedTokens
 
-BackendName = Literal["auto", "segments", "padded", "varlen"]
+BackendName = Literal["auto", "segments", "padded", "varlen", "flash"]
 #: Name under which Hugging Face layers find `packed_attention`.
 IMPLEMENTATION = "dpn_packed"
 
@@ -186,12 +187,8 @@ def varlen(
     scaling: float,
     dropout: float,
 ) -> Tensor:
-    """Flash attention over packed sequences; CUDA, fp16 or bf16."""
-    if query.device.type != "cuda" or query.dtype == torch.float32:
-        raise ValueError(
-            f"attention=varlen needs a CUDA device and fp16 or bf16, got {query.device.type} and"
-            f" {query.dtype}; use attention=auto, segments or padded."
-        )
+    """PyTorch's flash attention over packed sequences; CUDA, fp16 or bf16."""
+    _refuse_elsewhere("varlen", query)
     if dropout:
         raise ValueError("attention=varlen has no dropout; set attention_dropout=0 in text_config.")
     from torch.nn.attention.varlen import varlen_attn
@@ -211,26 +208,63 @@ def varlen(
     )
 
 
+def flash(
+    plan: PrefillAttention,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float,
+    dropout: float,
+) -> Tensor:
+    """The same by the package flash-attn."""
+    _refuse_elsewhere("flash", query)
+    try:
+        from flash_attn import flash_attn_varlen_func
+    except ImportError:
+        raise ValueError(
+            "attention=flash needs the package flash-attn (pip install 'dpn[flash-attn]'); PyTorch"
+            " itself has attention=varlen."
+        ) from None
+    cu, longest = plan.tokens.cu_seqlens, max(plan.tokens.lengths)
+    return flash_attn_varlen_func(
+        *(query, key, value, cu, cu, longest, longest),
+        dropout_p=dropout,
+        softmax_scale=scaling,
+        causal=True,
+    )
+
+
+def _refuse_elsewhere(name: str, query: Tensor) -> None:
+    if query.device.type != "cuda" or query.dtype == torch.float32:
+        raise ValueError(
+            f"attention={name} needs a CUDA device and fp16 or bf16, got {query.device.type} and"
+            f" {query.dtype}; use attention=auto, segments or padded."
+        )
+
+
 BACKENDS: dict[str, Callable[..., Tensor]] = {
     "segments": segments,
     "padded": padded,
     "varlen": varlen,
+    "flash": flash,
 }
 
 
-def pick_backend(tokens: PackedTokens) -> str:
-    """The faster backend for a pack, from measurements (`experiments/speed`).
+#: Products that are as slow on a CPU as one more call (`experiments/speed/attention.py`).
+CALL_PRODUCTS = 400_000
 
-    On a CPU short samples are bound by the number of calls, long ones by the padding.
+
+def pick_backend(tokens: PackedTokens) -> str:
+    """The faster backend for a pack: on a GPU in half precision its kernel; elsewhere a padded
+    batch, if the products of its padding are less than what the calls of segments cost.
     """
     if tokens.hidden.device.type == "cuda" and tokens.hidden.dtype in (
         torch.float16,
         torch.bfloat16,
     ):
         return "varlen"
-    rows = sum(tokens.lengths) / len(tokens.lengths)
-    return "segments" if rows >= PADDED_BELOW_ROWS else "padded"
-
-
-#: Mean rows of a sample below which `padded` is faster on a CPU.
-PADDED_BELOW_ROWS = 64
+    lengths = np.array(tokens.lengths)
+    calls = 1 + np.count_nonzero(np.diff(lengths))
+    padding = len(lengths) * lengths.max() ** 2 - np.sum(lengths**2)
+    products = padding * tokens.hidden.shape[1]
+    return "padded" if products < (calls - 1) * CALL_PRODUCTS else "segments"

@@ -280,16 +280,20 @@ def main() -> None:
 
 def append(name: str, figure: Figure) -> None:
     """A line of results.jsonl."""
+    line = asdict(figure) | {"met": figure.met} | origin(f"run.py {name}")
+    with (HERE / "results.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def origin(script: str) -> dict[str, Any]:
+    """Where a figure comes from: a command line in this folder, and the code that it ran."""
     changed = _git("status", "--porcelain", "--", "dpn", "experiments/speed/*.py")
-    line = asdict(figure) | {
-        "met": figure.met,
-        "command": f"python experiments/speed/run.py {name}",
+    return {
+        "command": f"python experiments/speed/{script}",
         "commit": _git("rev-parse", "--short", "HEAD") + ("+" if changed else ""),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }
-    with (HERE / "results.jsonl").open("a") as file:
-        file.write(json.dumps(line) + "\n")
 
 
 def _git(*arguments: str) -> str:
