@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from dpn import checkpoints, data, hub, inference, lora, losses, routers, vision
 from dpn.checkpoints.keys import part_of
 from dpn.data.tokenizer import train_tokenizer
+from dpn.decoder.layer import compile_layers
 from dpn.distributed import processes
 from dpn.losses import RoutingLoss
 from dpn.losses._auto import AutoLoss
@@ -84,6 +85,9 @@ def model(config: DictConfig, words: DPNProcessor) -> DPNForConditionalGeneratio
         empty_language=config.init.model is not None or config.init.language is not None,
     )
     built.checkpoint_layers = built.vision.checkpoint_layers = config.model.checkpoint_layers
+    built.attention = config.model.attention
+    if config.model.compile_layers:
+        compile_layers(built.language)
     for source, parts in init_parts(built.vision).items():
         if (name := config.init[source]) is not None:
             log.info("Starting from init.%s=%s", source, name)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from dpn.decoder.layer import compile_layers
 from dpn.dry_run import fixed
 from dpn.metrics.speed import now
 from dpn.model import DPNForConditionalGeneration
@@ -139,6 +140,8 @@ def contenders(config: DPNConfig, load: Load, device: str) -> dict[str, Any]:
         model = DPNForConditionalGeneration(config)
     model.to(getattr(torch, load.dtype))
     model.attention = load.attention
+    if load.compile_layers:
+        compile_layers(model.language)
     model.checkpoint_layers = model.vision.checkpoint_layers = load.checkpoint_layers
     plain = without_compression(model)
     model.router = fixed(model.router, load.route)

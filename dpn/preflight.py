@@ -63,6 +63,8 @@ def _fit(config: Node, sound: set[str], files: bool = True) -> list[str]:
         problems += source.check() if files else Source.check(source)
         if "trainer" in sound:
             problems += _fit_batch(config["data"], processes(config["trainer"]))
+    if {"model", "trainer"} <= sound:
+        problems += _fit_speed(config["model"], config["trainer"])
     return problems
 
 
@@ -74,6 +76,24 @@ def _fit_batch(data: Node, count: int) -> list[str]:
         f"`data.global_batch={whole}` is no multiple of data.batch_size={each} on"
         f" {count} processes; change one of them, or set data.global_batch=null."
     ]
+
+
+def _fit_speed(model: Node, trainer: Node) -> list[str]:
+    problems = []
+    on_gpu = trainer.get("accelerator") != "cpu" and torch.cuda.is_available()
+    half = "16" in str(trainer.get("precision"))
+    if model["attention"] in ("varlen", "flash") and not (on_gpu and half):
+        problems.append(
+            f"`model.attention={model['attention']}` is a kernel of GPUs in half precision; train"
+            " with trainer.precision=bf16-mixed on a GPU, or take model.attention=auto."
+        )
+    strategy = str(trainer.get("strategy"))
+    if model["compile_layers"] and ("ZeRO" in strategy or "deepspeed" in strategy):
+        problems.append(
+            "`model.compile_layers=true` is not known to work with DeepSpeed; use trainer=fsdp2 or"
+            " trainer=ddp, or leave it false."
+        )
+    return problems
 
 
 def _fit_model(config: Node) -> list[str]:

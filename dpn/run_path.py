@@ -13,7 +13,10 @@ from dpn.config import Request
 
 SLUG_BYTES = 100
 # Settings that change where or how fast a run happens, never what it computes.
-_NOT_IDENTITY = ("paths", "logger", "hydra", "experiment", "data_root", "against", "overlays")
+_NOT_IDENTITY = (
+    *("paths", "logger", "hydra", "experiment", "data_root", "against", "overlays"),
+    *("model.attention", "model.compile_layers"),
+)
 _NOT_IDENTITY_LEAVES = ("num_workers",)
 
 
@@ -24,7 +27,8 @@ def config_hash(config: DictConfig) -> str:
     # Values that are built from paths keep the name of the path, not the place it points to.
     bare.paths = {key: f"<{key}>" for key in bare.get("paths", {})}
     for key in set(_NOT_IDENTITY) - {"paths"}:
-        bare.pop(key, None)
+        section, _, name = key.rpartition(".")
+        (bare.get(section, {}) if section else bare).pop(name, None)
     resolved = OmegaConf.to_container(bare, resolve=True)
     text = json.dumps(_identity(resolved), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
@@ -46,7 +50,7 @@ def slug(overrides: Sequence[str], config: DictConfig) -> str:
     for override in sorted(overrides, key=lambda o: ("." in o.partition("=")[0], o)):
         key = re.split(r"[=@]", override.lstrip("+~"))[0]
         parts = re.split(r"[./]", key)
-        if parts[0] not in _NOT_IDENTITY and parts[-1] not in _NOT_IDENTITY_LEAVES:
+        if not {parts[0], key} & set(_NOT_IDENTITY) and parts[-1] not in _NOT_IDENTITY_LEAVES:
             kept.append(re.sub(r"[^A-Za-z0-9._-]+", "-", override.lstrip("+")).strip("-."))
     digits = config_hash(config)
     return f"{('_'.join(kept) or 'default')[: SLUG_BYTES - 1 - len(digits)]}-{digits}"

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 Part = Literal["vision", "projector", "language", "lm_head", "router"]
+Backend = Literal["auto", "segments", "padded", "varlen", "flash"]
 
 
 @dataclass
@@ -120,6 +121,8 @@ class Model:
         group: how `data=llava_665k` puts batches together, see `dpn.data.grouping`.
         max_length: most ids of a sample in `stage=finetune`.
         checkpoint_layers: whether layers are computed again in the backward pass, to save memory.
+        compile_layers: whether `torch.compile` makes faster code of layers, in the first steps.
+        attention: backend, see `dpn.decoder.attention`.
     """
 
     text: dict[str, Any]
@@ -138,6 +141,8 @@ class Model:
     group: Literal["none", "llava", "llava_hr", "dpn"] = "none"
     max_length: int = 2048
     checkpoint_layers: bool = False
+    compile_layers: bool = False
+    attention: Backend = "auto"
 
 
 @dataclass
@@ -257,6 +262,7 @@ class Load:
         profile: whether it is told where the time goes.
         attention: backend.
         checkpoint_layers: whether a training step computes layers again.
+        compile_layers: whether layers are compiled; those of Hugging Face's model are not.
         device: `auto` is the GPU if there is one.
         dtype: of the weights.
         seed: of weights, images and text.
@@ -269,8 +275,9 @@ class Load:
     pairs: int = 20
     train: bool = True
     profile: bool = False
-    attention: Literal["auto", "segments", "padded", "varlen"] = "auto"
+    attention: Backend = "auto"
     checkpoint_layers: bool = False
+    compile_layers: bool = False
     device: str = "auto"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     seed: int = 0

@@ -22,6 +22,8 @@ from transformers.masking_utils import sdpa_mask
 from dpn.tokens import PackedTokens
 
 BackendName = Literal["auto", "segments", "padded", "varlen", "flash"]
+#: Precisions of the kernels for packed sequences.
+HALF = (torch.float16, torch.bfloat16)
 #: Name under which Hugging Face layers find `packed_attention`.
 IMPLEMENTATION = "dpn_packed"
 
@@ -35,6 +37,7 @@ class Attention(Protocol):
         """`[N, H, Dh]` queries, `[N, Hkv, Dh]` keys and values to `[N, H, Dh]`."""
 
 
+@torch.compiler.disable  # lengths differ in every batch; what is around it can be compiled
 def packed_attention(
     module: torch.nn.Module,
     query: Tensor,
@@ -151,6 +154,9 @@ def segments(
     dropout: float,
 ) -> Tensor:
     """One SDPA call per run of equally long samples; no row is padded."""
+    if len(plan.runs) == 1:  # a split would copy in the backward pass
+        q, k, v = (x.unflatten(0, plan.runs[0]) for x in (query, key, value))
+        return _sdpa(q, k, v, scaling, dropout).flatten(0, 1)
     sizes = [count * rows for count, rows in plan.runs]
     parts = []
     for (count, rows), q, k, v in zip(
@@ -160,7 +166,7 @@ def segments(
             continue
         q, k, v = (x.unflatten(0, (count, rows)) for x in (q, k, v))
         parts.append(_sdpa(q, k, v, scaling, dropout).flatten(0, 1))
-    return torch.cat(parts) if len(parts) > 1 else parts[0]
+    return torch.cat(parts)
 
 
 def padded(
@@ -188,7 +194,7 @@ def varlen(
     dropout: float,
 ) -> Tensor:
     """PyTorch's flash attention over packed sequences; CUDA, fp16 or bf16."""
-    _refuse_elsewhere("varlen", query)
+    query, key, value = _for_kernel("varlen", query, key, value)
     if dropout:
         raise ValueError("attention=varlen has no dropout; set attention_dropout=0 in text_config.")
     from torch.nn.attention.varlen import varlen_attn
@@ -217,7 +223,7 @@ def flash(
     dropout: float,
 ) -> Tensor:
     """The same by the package flash-attn."""
-    _refuse_elsewhere("flash", query)
+    query, key, value = _for_kernel("flash", query, key, value)
     try:
         from flash_attn import flash_attn_varlen_func
     except ImportError:
@@ -234,12 +240,21 @@ def flash(
     )
 
 
-def _refuse_elsewhere(name: str, query: Tensor) -> None:
-    if query.device.type != "cuda" or query.dtype == torch.float32:
+def _for_kernel(name: str, *rows: Tensor) -> list[Tensor]:
+    """Queries, keys and values in the precision of a GPU's kernel, which autocast does not know."""
+    device, dtype = rows[0].device.type, working_dtype(rows[0])
+    if device != "cuda" or dtype not in HALF:
         raise ValueError(
-            f"attention={name} needs a CUDA device and fp16 or bf16, got {query.device.type} and"
-            f" {query.dtype}; use attention=auto, segments or padded."
+            f"attention={name} needs a CUDA device and fp16 or bf16, got {device} and {dtype};"
+            " use attention=auto, segments or padded."
         )
+    return [x.to(dtype) for x in rows]
+
+
+def working_dtype(rows: Tensor) -> torch.dtype:
+    """The precision of products of rows: autocast's, where that is on."""
+    device = rows.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else rows.dtype
 
 
 BACKENDS: dict[str, Callable[..., Tensor]] = {
@@ -258,10 +273,7 @@ def pick_backend(tokens: PackedTokens) -> str:
     """The faster backend for a pack: on a GPU in half precision its kernel; elsewhere a padded
     batch, if the products of its padding are less than what the calls of segments cost.
     """
-    if tokens.hidden.device.type == "cuda" and tokens.hidden.dtype in (
-        torch.float16,
-        torch.bfloat16,
-    ):
+    if tokens.hidden.device.type == "cuda" and working_dtype(tokens.hidden) in HALF:
         return "varlen"
     lengths = np.array(tokens.lengths)
     calls = 1 + np.count_nonzero(np.diff(lengths))

@@ -69,6 +69,7 @@ class DecoderLayer(nn.Module):
             return within.run(self, hidden, plan, rows, kwargs["position_embeddings"])
         return self._stock[0].forward(hidden, *args, **kwargs)
 
+    @torch.compiler.disable
     def attention_scores(
         self, hidden: Tensor, queries: QueryRows, position_embeddings: tuple[Tensor, Tensor]
     ) -> list[Tensor]:
@@ -117,6 +118,14 @@ def _probabilities(query: Tensor, key: Tensor, place: Tensor, scaling: float) ->
         scores = torch.einsum("rkgd,nkd->rkgn", grouped, key.float()).flatten(1, 2) * scaling
     hidden = torch.arange(key.shape[0], device=key.device) > place[:, None]  # [R, n]
     return scores.masked_fill(hidden[:, None], -torch.inf).softmax(-1)
+
+
+def compile_layers(language: Any) -> None:
+    """Let `torch.compile` make faster code of what layers compute around their attention, for any
+    number of rows; it is made in the first steps.
+    """
+    for layer in language.layers:
+        layer.compile(dynamic=True)
 
 
 def build_language(text_config: Any) -> Any:

@@ -71,7 +71,7 @@ def prefill(
         if checkpoint_layers:
             run = partial(checkpoint, run, use_reentrant=False)
         scores = partial(_attention_scores, language, layer, context.trace, part)
-        hidden = run(part.hidden[None], **call)[0]
+        hidden = run(part.hidden[None], **call).squeeze(0)  # a select would copy
         tokens = tokens.with_hidden(hidden) if routed is None else tokens.put(routed, hidden)
         tokens = router.at("post", index, tokens, replace(context, attention_scores=scores))
     return tokens

@@ -60,4 +60,4 @@ def rotated(
     norm = getattr(attention, f"{kind}_norm", None)  # Qwen3
     made = (made if norm is None else norm(made)).transpose(0, 1)[None]  # [1, heads, n, Dh]
     rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb  # the stock model's own
-    return rotate(made, made, cos[None], sin[None])[0][0].transpose(0, 1)
+    return rotate(made, made, cos[None], sin[None])[0].squeeze(0).transpose(0, 1)

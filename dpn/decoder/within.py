@@ -15,6 +15,7 @@ from dpn.decoder.rows import Neighbourhood, PlannedRows, Queries
 from dpn.layer_plan import LayerPlan, probed_rows
 
 
+@torch.compiler.disable
 def run(
     layer: Any,
     hidden: Tensor,
@@ -62,7 +63,7 @@ def _attention(
             attention_mask=None,
             position_embeddings=position_embeddings,
             packing=rows.attention,
-        )[0][0]
+        )[0].squeeze(0)
     cos, sin = (x[0] for x in position_embeddings)
     # Queries, keys, values, as in the stock layer: ZeRO-2 adds up the gradients of all processes in
     # the order in which they come, and a process without images runs that one.

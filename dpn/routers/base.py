@@ -90,6 +90,7 @@ class Trace:
     asked: list[tuple[tuple[int, int], ...]] = field(default_factory=list)
     probe: "Trace | None" = None
     row_decisions: list[RowDecision] = field(default_factory=list)
+    _entered: tuple[Any, LayerPlan | None] | None = field(default=None, repr=False)
 
     @property
     def base_rows(self) -> tuple[int, ...]:
@@ -98,6 +99,12 @@ class Trace:
 
     def enter(self, tokens: PackedTokens, plan: LayerPlan | None) -> None:
         """Write down what enters a layer."""
+        self.plans.append(plan)
+        if self._entered and self._entered[0] is tokens.spans and self._entered[1] is plan:
+            self.visual_rows.append(self.visual_rows[-1])
+            self.work.append(self.work[-1])
+            return
+        self._entered = tokens.spans, plan
         visual = tokens.visual_rows
         images: list[list[Grid]] = [[] for _ in visual]
         before: list[list[int]] = [[] for _ in visual]  # rows of text that stand before each image
@@ -107,7 +114,6 @@ class Trace:
             images[span.sample].append(span.grid)
         text = [length - n for length, n in zip(tokens.lengths, visual, strict=True)]
         self.visual_rows.append(visual)
-        self.plans.append(plan)
         self.work.append(tuple(map(partial(work_of, plan), images, before, text)))
 
     def visual_macs(self, sample: int, text: TextShape) -> int:

@@ -261,3 +261,11 @@ def test_what_the_code_gives_is_no_setting():
     assert check_arguments("part", part, arguments) == []
     (found,) = check_arguments("part", part, arguments, given=["grid"])
     assert "`part.grid` is no setting" in found
+
+
+def test_speed_that_a_machine_or_an_engine_does_not_have():
+    (found,) = problems("model.attention=varlen")
+    assert "`model.attention=varlen` is a kernel of GPUs in half precision" in found
+    found = problems("model.compile_layers=true", "trainer=deepspeed_zero3")
+    assert any("compile_layers=true` is not known to work with DeepSpeed" in x for x in found)
+    preflight.check(compose("train", ["model.compile_layers=true", "trainer=ddp"]))

@@ -1,11 +1,19 @@
 """Every attention backend equals attention of one sample at a time."""
 
 import importlib.util
+from typing import get_args
 
 import pytest
 import torch
 
-from dpn.decoder.attention import BACKENDS, PrefillAttention, pick_backend
+from dpn.decoder.attention import (
+    BACKENDS,
+    BackendName,
+    PrefillAttention,
+    pick_backend,
+    working_dtype,
+)
+from dpn.sections import Backend
 from dpn.tokens import PackedTokens
 
 KERNELS = ["varlen", "flash"]
@@ -63,6 +71,11 @@ def test_a_kernel_equals_the_definition(backend, kv_heads):
     tokens = pack((3, 5, 3, 1, 130, 9), "cuda", torch.bfloat16)
     assert pick_backend(tokens) == "varlen"
     check(backend, tokens, kv_heads, 2e-2)
+    mixed = pack((3, 5, 3, 1, 130, 9), "cuda")
+    assert pick_backend(mixed) != "varlen"
+    with torch.autocast("cuda", torch.bfloat16):
+        assert pick_backend(mixed) == "varlen"
+        check(backend, mixed, kv_heads, 2e-2)
 
 
 @pytest.mark.parametrize(
@@ -76,6 +89,17 @@ def test_a_kernel_equals_the_definition(backend, kv_heads):
 )
 def test_what_auto_picks_on_a_cpu(lengths, backend):
     assert pick_backend(pack(lengths)) == backend
+
+
+def test_the_precision_of_products_is_that_of_autocast():
+    rows = torch.zeros(2)
+    assert working_dtype(rows) == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        assert working_dtype(rows) == torch.bfloat16
+
+
+def test_settings_name_every_backend():
+    assert set(get_args(Backend)) == set(get_args(BackendName)) == {"auto", *BACKENDS}
 
 
 @pytest.mark.parametrize("backend", KERNELS)
