@@ -20,14 +20,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from released import Released
 
 from dpn import DPNConfig
 from dpn.bench_case import Case
-from dpn.contenders import Batch, HuggingFace, Ours, contenders, set_training, train_step
+from dpn.contenders import (
+    Batch,
+    HuggingFace,
+    Ours,
+    answer,
+    contenders,
+    set_training,
+    train_step,
+)
 from dpn.cost import costs
+from dpn.cross_entropy import cross_entropy
 from dpn.dry_run import cost_of, make_batch, prefill
-from dpn.metrics.memory import Watch
+from dpn.metrics.memory import Watch, peak_bytes
 from dpn.metrics.speed import Ratio, compare
 from dpn.sections import Load
 
@@ -171,6 +181,40 @@ def mixed(pairs: int) -> Iterator[Figure]:
         yield Figure.of(name, row["time/prefill"], 1.20, over)
 
 
+def compiled(pairs: int) -> Iterator[Figure]:
+    """Layers that torch.compile made faster against the same without, routes differ."""
+    plain, fast = (
+        contenders(config(WIDE, MIXED), Load(compile_layers=value), "cpu")["ours"]
+        for value in (False, True)
+    )
+    batch = make_batch(plain.model, 8, 64)
+    for name, training in (("prefill", False), ("training step", True)):
+        for runner in (plain, fast):
+            set_training(runner, training)
+        call = partial(train_step if training else answer, batch=batch)
+        rest = {} if training else {"new_tokens": 1}
+        ratio = compare(partial(call, fast, **rest), partial(call, plain, **rest), pairs)
+        yield Figure.of(f"compiled layers against plain ones, mixed routes, {name}", ratio, 1.0)
+
+
+def chunks(pairs: int) -> Iterator[Figure]:
+    """Loss of 512 tokens of Qwen2's vocabulary in bf16, in chunks against in one piece."""
+    logits = torch.randn(512, 151_936, dtype=torch.bfloat16, requires_grad=True)
+    targets = torch.randint(151_936, (512,))
+
+    def loss(own: bool) -> None:
+        if own:
+            losses = cross_entropy(logits, targets)
+        else:
+            losses = F.cross_entropy(logits.float(), targets, reduction="none")
+        torch.autograd.grad(losses.mean(), logits)
+
+    memory = peak_bytes(partial(loss, True), [logits]) / peak_bytes(partial(loss, False), [logits])
+    name = "loss of a long vocabulary, in chunks against in one piece"
+    yield Figure(f"{name}: memory", memory, memory, memory, 0.5)
+    yield Figure.of(f"{name}: time", compare(partial(loss, True), partial(loss, False), pairs), 1.0)
+
+
 def released(pairs: int) -> Iterator[Figure]:
     """Training step against the released DPN's way, same weights and routes, batch 16."""
     kernels = [(1, 2)] * 3
@@ -254,8 +298,8 @@ def gpu_prefill(pairs: int) -> Iterator[Figure]:
 ROWS: dict[str, Callable[[int], Iterator[Figure]]] = {
     row.__name__: row
     for row in (
-        *(none_forward, none_step, static_prefill, static_step, mixed, released, generation),
-        *(decode, router_flops, gpu_prefill),
+        *(none_forward, none_step, static_prefill, static_step, mixed, compiled, chunks),
+        *(released, generation, decode, router_flops, gpu_prefill),
     )
 }
 
