@@ -1,4 +1,4 @@
-"""Pre-flight: everything that is wrong with a composed config, in one error, before any weight.
+"""What is wrong with a composed config, one sentence each, before any weight is loaded.
 
 The schema of a part is its constructor's annotated signature, so there is no second list of keys.
 """
@@ -7,16 +7,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, is_dataclass
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from dpn import hub
-from dpn.budget import Unreachable
+from dpn.config import HELD_OUT, Node, Request, is_run
 from dpn.schema import check_arguments, keyword_only, nearest
 from dpn.sections import (
     SCHEDULE_KEYS,
@@ -34,41 +33,6 @@ from dpn.sections import (
     Train,
     Weights,
 )
-
-Node = dict[str, Any]
-#: Stands among benchmarks for the questions held out from the training data.
-HELD_OUT = "held_out"
-
-
-class ConfigError(ValueError):
-    """All problems of a config, one sentence each."""
-
-    def __init__(self, problems: Sequence[str]) -> None:
-        self.problems = tuple(problems)
-        #: Whether nothing is wrong but that a method can not spend the share that is asked for.
-        self.unreachable = all(isinstance(p, Unreachable) for p in problems)
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        lines = [f"The configuration has {count}:", *(f"- {p}" for p in problems)]
-        super().__init__("\n".join(lines))
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a front door is asked to do.
-
-    Attributes:
-        config: the composed config.
-        overrides: the command's overrides, without Hydra's own.
-        experiment: choice of the experiment group, or `main`.
-        in_sweep: whether it is a job of a multirun.
-        launched: whether a launcher gave that job a process of its own.
-    """
-
-    config: DictConfig
-    overrides: tuple[str, ...] = ()
-    experiment: str = "main"
-    in_sweep: bool = False
-    launched: bool = False
 
 
 class Family(Protocol):
@@ -102,48 +66,55 @@ class Parts:
     fit: Callable[..., list[str]]
 
 
-def check(request: Request, parts: Parts) -> None:
-    """Check a composed train config.
-
-    Raises:
-        ConfigError: with every problem.
-    """
-    config = _resolve(request)
-    problems = _check_sections(config, parts)
-    sound = {section for section, found in problems.items() if not found}
-    problems["fit"] = parts.fit(config, sound)
-    problems["run"] = _check_run(config, request)
-    every = [sentence for found in problems.values() for sentence in found]
-    if every:
-        raise ConfigError(every)
+def of_training(config: Node, parts: Parts, request: Request) -> list[str]:
+    """What is wrong with a train config, and with how it is started."""
+    return _with_fit(_check_sections(config, parts), config, parts) + _check_run(config, request)
 
 
-def check_plan(request: Request, parts: Parts) -> None:
-    """Check a composed plan config: a train config whose files need not be there yet.
-
-    Raises:
-        ConfigError: with every problem.
-    """
-    config = _resolve(request)
-    machine = config.pop("plan")
-    problems = _check_sections(config, parts)
-    sound = {section for section, found in problems.items() if not found}
-    every = [sentence for found in problems.values() for sentence in found]
-    every += parts.fit(config, sound, files=False) + check_arguments("plan", Machine, machine)
+def of_plan(config: Node, parts: Parts) -> list[str]:
+    """The same of a plan config: a train config whose files need not be there yet."""
+    machine = config["plan"]
+    config = {key: value for key, value in config.items() if key != "plan"}
+    problems = _with_fit(_check_sections(config, parts), config, parts, files=False)
+    problems += check_arguments("plan", Machine, machine)
     for key, value in machine.items():
         if isinstance(value, int | float) and value <= 0:
-            every.append(f"`plan.{key}={value}` is not possible; it must be larger than 0.")
-    if every:
-        raise ConfigError(every)
+            problems.append(f"`plan.{key}={value}` is not possible; it must be larger than 0.")
+    return problems
 
 
-def check_evaluation(request: Request, parts: Parts) -> None:
-    """Check a composed eval config.
+def of_benchmark(config: Node, parts: Parts) -> list[str]:
+    """The same of a bench config."""
+    sections = {
+        "": check_arguments("", Benchmark, config),
+        "model": _check_model(config.get("model") or {}, parts),
+        "projector": check_part("projector", config.get("projector") or {}, parts.projector),
+        "router": check_part("router", config.get("router") or {}, parts.router),
+    }
+    problems = _with_fit(sections, config, parts)
+    for key, least in (("batch_size", 1), ("text_columns", 3), ("new_tokens", 1), ("pairs", 0)):
+        value = config.get(key)
+        if any(isinstance(x, int) and x < least for x in _as_list(value)):
+            problems.append(f"`{key}={value}` is too small; it must be at least {least}.")
+        if value == []:
+            problems.append(f"`{key}=[]` measures nothing; give a number or some.")
+    return problems
 
-    Raises:
-        ConfigError: with every problem.
-    """
-    config = _resolve(request)
+
+def _with_fit(
+    sections: dict[str, list[str]], config: Node, parts: Parts, files: bool = True
+) -> list[str]:
+    """The problems of all sections, and of how those without any fit together."""
+    sound = {section for section, found in sections.items() if not found}
+    return [*chain.from_iterable(sections.values()), *parts.fit(config, sound, files)]
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def of_evaluation(config: Node, parts: Parts) -> list[str]:
+    """What is wrong with an eval config."""
     problems = check_arguments("", Evaluation, config)
     problems += check_arguments("paths", Paths, config["paths"])
     problems += check_arguments("generation", Decoding, config.get("generation") or {})
@@ -161,13 +132,7 @@ def check_evaluation(request: Request, parts: Parts) -> None:
         problems.append(f"`run={run}` is no run folder, so it names no data; add data=mosaic.")
     if config.get("against") and not (Path(config["against"]) / "rows.jsonl").is_file():
         problems.append(f"`against={config['against']}` holds no rows.jsonl; give its results.")
-    if problems:
-        raise ConfigError(problems)
-
-
-def is_run(folder: Path) -> bool:
-    """Whether a folder is that of a run, and no mere model."""
-    return (folder / "config.yaml").is_file()
+    return problems
 
 
 def _check_benchmarks(config: Node, family: Family) -> list[str]:
@@ -185,51 +150,6 @@ def _check_benchmarks(config: Node, family: Family) -> list[str]:
             arguments = settings | {"root": Path(config["data_root"])}
             problems += check_arguments(f"settings.{name}", family.resolve(name), arguments)
     return problems
-
-
-def check_benchmark(request: Request, parts: Parts) -> None:
-    """Check a composed bench config.
-
-    Raises:
-        ConfigError: with every problem.
-    """
-    config = _resolve(request)
-    problems = {
-        "": check_arguments("", Benchmark, config),
-        "model": _check_model(config.get("model") or {}, parts),
-        "projector": check_part("projector", config.get("projector") or {}, parts.projector),
-        "router": check_part("router", config.get("router") or {}, parts.router),
-    }
-    sound = {section for section, found in problems.items() if not found}
-    every = [sentence for found in problems.values() for sentence in found]
-    every += parts.fit(config, sound)
-    for key, least in (("batch_size", 1), ("text_columns", 3), ("new_tokens", 1), ("pairs", 0)):
-        value = config.get(key)
-        if any(isinstance(x, int) and x < least for x in _as_list(value)):
-            every.append(f"`{key}={value}` is too small; it must be at least {least}.")
-        if value == []:
-            every.append(f"`{key}=[]` measures nothing; give a number or some.")
-    if every:
-        raise ConfigError(every)
-
-
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
-
-
-def _resolve(request: Request) -> Node:
-    """Plain values of the whole config; the run's folder, not known yet, gets a stand-in."""
-    whole = request.config.copy()
-    if OmegaConf.select(whole, "paths.run_dir", default="") is None:
-        whole.paths.run_dir = "run_dir"
-    try:
-        missing = sorted(OmegaConf.missing_keys(whole))
-        if missing:
-            raise ConfigError([f"`{key}` has no value yet; give one: {key}=..." for key in missing])
-        config: Node = OmegaConf.to_container(whole, resolve=True)  # type: ignore[assignment]
-    except OmegaConfBaseException as error:
-        raise ConfigError([" ".join(str(error).split())]) from None
-    return config
 
 
 def _check_sections(config: Node, parts: Parts) -> dict[str, list[str]]:
