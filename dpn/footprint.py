@@ -6,6 +6,7 @@ product by torch's own formulas. Only what an engine does around the model (shar
 reducing) is a formula, see `_engine_bytes`.
 """
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,6 +32,8 @@ class Setup:
         half: whether it computes in bf16 (`bf16-mixed`) or in fp32 (`32-true`).
         processes: GPUs of all nodes.
         batch_size: samples per GPU and micro-batch.
+        rows_per_batch: instead, most rows of it after the compression that is expected, see
+            `dpn.data.row_budget`.
         reduce_bucket: gradients that ZeRO reduces at once, in elements.
         live_parameters: most weights that ZeRO-3 leaves gathered, in elements.
     """
@@ -39,6 +42,7 @@ class Setup:
     half: bool
     processes: int
     batch_size: int
+    rows_per_batch: int | None = None
     reduce_bucket: int = 2**24
     live_parameters: int = 10**9
 
@@ -75,6 +79,17 @@ class Rehearsal:
         self.optimizer_bytes, self.update_bytes = _optimizer_bytes(module)
         self._steps: dict[tuple[Any, ...], Step] = {}
 
+    def samples(self, setup: Setup, text: int) -> int:
+        """Samples of a micro-batch if each has so many text tokens and one image."""
+        if setup.rows_per_batch is None:
+            return setup.batch_size
+        return setup.rows_per_batch // math.ceil(text + self.image_rows)
+
+    @property
+    def image_rows(self) -> float:
+        """What `data.rows_per_batch` counts for an image, as in training."""
+        return self.module.model.router.expected_rows()
+
     def memory(self, setup: Setup, text: int) -> Memory:
         """Bytes of one GPU, with the most rows that the router can leave.
 
@@ -107,7 +122,7 @@ class Rehearsal:
                 not act.
         """
         dtype, autocast = _precision(setup)
-        key = (setup.batch_size, text, rows, dtype, autocast)
+        key = (self.samples(setup, text), text, rows, dtype, autocast)
         if key not in self._steps:
             probes = self.module.routing_loss.probe(0, 0) is not None
             self._steps[key] = training_step(self.module.model, *key, probes)
