@@ -8,6 +8,7 @@ reducing) is a formula, see `_engine_bytes`.
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -76,8 +77,12 @@ class Rehearsal:
 
     def __init__(self, module: "DPNModule"):
         self.module = module
-        self.optimizer_bytes, self.update_bytes = _optimizer_bytes(module)
         self._steps: dict[tuple[Any, ...], Step] = {}
+
+    @cached_property
+    def optimizer_bytes(self) -> tuple[int, int]:
+        """What the optimizer keeps, and what it takes besides while it steps, for all weights."""
+        return _optimizer_bytes(self.module)
 
     def samples(self, setup: Setup, text: int) -> int:
         """Samples of a micro-batch if each has so many text tokens and one image."""
@@ -102,7 +107,7 @@ class Rehearsal:
         highest = max(steps, key=lambda step: sum(step.peak.values()))
         passing = _engine_bytes(setup, self.module)[1]
         passing |= {kind: size for kind, size in highest.peak.items() if size}
-        update = self.update_bytes // _sharers(setup)
+        update = self.optimizer_bytes[1] // _sharers(setup)
         if setup.engine.startswith("zero") and setup.half:  # gradients in fp32
             update += 4 * trained_elements(self.module) // _sharers(setup)
         return Memory(self.held(setup), passing, update)
@@ -110,7 +115,7 @@ class Rehearsal:
     def held(self, setup: Setup) -> dict[str, int]:
         """What stays through a step, see `Memory`; whatever the samples are."""
         held = _engine_bytes(setup, self.module)[0]
-        return held | {"optimizer states": self.optimizer_bytes // _sharers(setup)}
+        return held | {"optimizer states": self.optimizer_bytes[0] // _sharers(setup)}
 
     def step(self, setup: Setup, text: int, rows: Rows) -> Step:
         """A step of one GPU's micro-batch; every sample has one image of the native size.
@@ -142,7 +147,7 @@ def _precision(setup: Setup) -> tuple[torch.dtype, bool]:
 
 
 def _optimizer_bytes(module: "DPNModule") -> tuple[int, int]:
-    """What the optimizer keeps, and what it takes besides while it steps, for all weights."""
+    """See `Rehearsal.optimizer_bytes`."""
     from dpn.module import parameter_groups
 
     optimizer = module.make_optimizer(parameter_groups(module, module.schedule))
