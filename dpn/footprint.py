@@ -6,7 +6,9 @@ product by torch's own formulas. Only what an engine does around the model (shar
 reducing) is a formula, see `_engine_bytes`.
 """
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -31,6 +33,8 @@ class Setup:
         half: whether it computes in bf16 (`bf16-mixed`) or in fp32 (`32-true`).
         processes: GPUs of all nodes.
         batch_size: samples per GPU and micro-batch.
+        rows_per_batch: instead, most rows of it after the compression that is expected, see
+            `dpn.data.row_budget`.
         reduce_bucket: gradients that ZeRO reduces at once, in elements.
         live_parameters: most weights that ZeRO-3 leaves gathered, in elements.
     """
@@ -39,6 +43,7 @@ class Setup:
     half: bool
     processes: int
     batch_size: int
+    rows_per_batch: int | None = None
     reduce_bucket: int = 2**24
     live_parameters: int = 10**9
 
@@ -72,8 +77,23 @@ class Rehearsal:
 
     def __init__(self, module: "DPNModule"):
         self.module = module
-        self.optimizer_bytes, self.update_bytes = _optimizer_bytes(module)
         self._steps: dict[tuple[Any, ...], Step] = {}
+
+    @cached_property
+    def optimizer_bytes(self) -> tuple[int, int]:
+        """What the optimizer keeps, and what it takes besides while it steps, for all weights."""
+        return _optimizer_bytes(self.module)
+
+    def samples(self, setup: Setup, text: int) -> int:
+        """Samples of a micro-batch if each has so many text tokens and one image."""
+        if setup.rows_per_batch is None:
+            return setup.batch_size
+        return setup.rows_per_batch // math.ceil(text + self.image_rows)
+
+    @property
+    def image_rows(self) -> float:
+        """What `data.rows_per_batch` counts for an image, as in training."""
+        return self.module.model.router.expected_rows()
 
     def memory(self, setup: Setup, text: int) -> Memory:
         """Bytes of one GPU, with the most rows that the router can leave.
@@ -87,7 +107,7 @@ class Rehearsal:
         highest = max(steps, key=lambda step: sum(step.peak.values()))
         passing = _engine_bytes(setup, self.module)[1]
         passing |= {kind: size for kind, size in highest.peak.items() if size}
-        update = self.update_bytes // _sharers(setup)
+        update = self.optimizer_bytes[1] // _sharers(setup)
         if setup.engine.startswith("zero") and setup.half:  # gradients in fp32
             update += 4 * trained_elements(self.module) // _sharers(setup)
         return Memory(self.held(setup), passing, update)
@@ -95,7 +115,7 @@ class Rehearsal:
     def held(self, setup: Setup) -> dict[str, int]:
         """What stays through a step, see `Memory`; whatever the samples are."""
         held = _engine_bytes(setup, self.module)[0]
-        return held | {"optimizer states": self.optimizer_bytes // _sharers(setup)}
+        return held | {"optimizer states": self.optimizer_bytes[0] // _sharers(setup)}
 
     def step(self, setup: Setup, text: int, rows: Rows) -> Step:
         """A step of one GPU's micro-batch; every sample has one image of the native size.
@@ -107,7 +127,7 @@ class Rehearsal:
                 not act.
         """
         dtype, autocast = _precision(setup)
-        key = (setup.batch_size, text, rows, dtype, autocast)
+        key = (self.samples(setup, text), text, rows, dtype, autocast)
         if key not in self._steps:
             probes = self.module.routing_loss.probe(0, 0) is not None
             self._steps[key] = training_step(self.module.model, *key, probes)
@@ -127,7 +147,7 @@ def _precision(setup: Setup) -> tuple[torch.dtype, bool]:
 
 
 def _optimizer_bytes(module: "DPNModule") -> tuple[int, int]:
-    """What the optimizer keeps, and what it takes besides while it steps, for all weights."""
+    """See `Rehearsal.optimizer_bytes`."""
     from dpn.module import parameter_groups
 
     optimizer = module.make_optimizer(parameter_groups(module, module.schedule))

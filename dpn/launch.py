@@ -183,8 +183,10 @@ def diagnose(
         for p in parsed
     ]
     base = [choices[0] for choices in singles]
-    jobs = [[*base[:i], c, *base[i + 1 :]] for i, choices in enumerate(singles) for c in choices]
-    found = [_diagnose_job(config_name, job, check) for job in jobs or [base]]
+    jobs = [
+        [*base[:i], c, *base[i + 1 :]] for i, choices in enumerate(singles) for c in choices[1:]
+    ]
+    found = [_diagnose_job(config_name, job, check) for job in [base, *jobs]]
     return list(dict.fromkeys(sentence for sentences in found for sentence in sentences))
 
 

@@ -28,7 +28,8 @@ from dpn.host_batch import IGNORE, HostBatch, by_sample
 from dpn.keyed import mix
 from dpn.model_config import DPNConfig
 from dpn.routers.base import Router, RoutingContext, Trace
-from dpn.tokens import PackedTokens, Source, pack
+from dpn.spans import Source
+from dpn.tokens import PackedTokens, pack
 from dpn.vision._features import ImageContext, VisualFeatures
 
 

@@ -9,8 +9,7 @@ and the fragmentation of memory: leave some GiB for them.
 
 import json
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,8 @@ from dpn import build, preflight
 from dpn.config import ConfigError, Request
 from dpn.data.rows import Rows
 from dpn.distributed import processes
-from dpn.footprint import GIB, Engine, Memory, Rehearsal, Setup
+from dpn.fitting import verdict
+from dpn.footprint import GIB, Memory, Rehearsal, Setup
 from dpn.launch import front_door
 from dpn.sections import Machine
 
@@ -33,8 +33,6 @@ KNOWN_FILES = {
     "llava_v1_5_mix665k.json": (665_298, 256),
     "blip_laion_cc_sbu_558k.json": (558_128, 32),
 }
-#: Trainers that share out most, to offer where a run does not fit.
-SHARING: dict[Engine, str] = {"fsdp2": "trainer=fsdp2", "zero3": "trainer=deepspeed_zero3"}
 
 
 @dataclass(frozen=True)
@@ -66,9 +64,8 @@ def plan(request: Request) -> tuple[dict[str, Memory], dict[str, Any]]:
     preflight.check_plan(request)
     config = request.config
     machine, setup = Machine(**build.plain(config.plan)), setup_of(config)
-    text, text_from = text_rows(config, machine)
     samples, samples_from = epoch_samples(config, machine)
-    module, longest = build.module_on_meta(config), longest_text(config)
+    module = build.module_on_meta(config)
     if module.model.projector.adaptive:
         raise ConfigError(
             [
@@ -78,10 +75,9 @@ def plan(request: Request) -> tuple[dict[str, Memory], dict[str, Any]]:
             ]
         )
     rehearsal = Rehearsal(module)
-    memory = {
-        "average samples": rehearsal.memory(setup, text),
-        "longest samples": rehearsal.memory(setup, longest),
-    }
+    texts, texts_from = texts_of(config, machine, rehearsal)
+    memory = {name: rehearsal.memory(setup, text) for name, text in texts.items()}
+    text = texts["average samples"]
     time = duration(config, machine, setup, rehearsal, text, samples)
     total = {name: each.total / GIB for name, each in memory.items()}
     return memory, {
@@ -94,10 +90,9 @@ def plan(request: Request) -> tuple[dict[str, Memory], dict[str, Any]]:
         "time/step_flops": time.step_flops,
         "time/hours": time.hours,
         "time/hours_fewest_rows": time.least_hours,
-        "assumed": f"{machine.utilisation:g} of {machine.peak_tflops:g} TFLOP/s; {text} text tokens"
-        f" of a sample ({text_from}), {longest} at most (data.max_length); one image each;"
-        f" {samples_from}",
-        "verdict": verdict(config, setup, rehearsal, machine.memory_gib),
+        "assumed": f"{machine.utilisation:g} of {machine.peak_tflops:g} TFLOP/s; {texts_from};"
+        f" one image each; {rehearsal.samples(setup, text)} samples in a batch; {samples_from}",
+        "verdict": verdict(rehearsal, setup, texts, machine.memory_gib, config.data.global_batch),
     }
 
 
@@ -113,24 +108,27 @@ def setup_of(config: DictConfig) -> Setup:
         raise ConfigError(
             [f"`trainer.precision={precision}` can not be planned; take `bf16-mixed` or `32-true`."]
         )
-    half, batch_size = precision == "bf16-mixed", config.data.batch_size
+    common = {
+        "half": precision == "bf16-mixed",
+        "processes": count,
+        "batch_size": config.data.batch_size,
+        "rows_per_batch": config.data.get("rows_per_batch"),
+    }
     strategy = trainer.get("strategy") or "auto"
     target = strategy if isinstance(strategy, str) else strategy["_target_"]
     if target == "auto":
-        return Setup("ddp" if count > 1 else "single", half, count, batch_size)
+        return Setup("ddp" if count > 1 else "single", **common)
     if target.startswith("ddp"):
-        return Setup("ddp", half, count, batch_size)
+        return Setup("ddp", **common)
     if target == "dpn.strategies.FSDP2":
-        return Setup("fsdp2", half, count, batch_size)
+        return Setup("fsdp2", **common)
     zero = OmegaConf.select(config, "trainer.strategy.config.zero_optimization", default={})
     if target == "dpn.strategies.ZeRO" and zero.get("stage") in (2, 3):
         return Setup(
             "zero2" if zero.stage == 2 else "zero3",
-            half,
-            count,
-            batch_size,
-            int(zero.get("reduce_bucket_size", 5e8)),
-            int(zero.get("stage3_max_live_parameters", 1e9)),
+            **common,
+            reduce_bucket=int(zero.get("reduce_bucket_size", 5e8)),
+            live_parameters=int(zero.get("stage3_max_live_parameters", 1e9)),
         )
     raise ConfigError(
         [
@@ -140,19 +138,44 @@ def setup_of(config: DictConfig) -> Setup:
     )
 
 
-def longest_text(config: DictConfig) -> int:
-    """Most text tokens of a sample: its image takes one of `data.max_length`."""
-    return int(config.data.max_length) - 1
+def texts_of(
+    config: DictConfig, machine: Machine, rehearsal: Rehearsal
+) -> tuple[dict[str, int], str]:
+    """Text tokens of average and of longest samples, and where the numbers are from."""
+    longest, limit = longest_text(config, rehearsal.image_rows)
+    average, origin = text_rows(config, machine, longest)
+    words = f"{average} text tokens of a sample ({origin}), {longest} at most ({limit})"
+    return {"average samples": average, "longest samples": longest}, words
 
 
-def text_rows(config: DictConfig, machine: Machine) -> tuple[int, str]:
+def longest_text(config: DictConfig, image_rows: float) -> tuple[int, str]:
+    """Most text tokens of a sample, and which setting says so: its image takes one of
+    `data.max_length`, and of `data.rows_per_batch` the rows that it is expected to have.
+
+    Raises:
+        ConfigError: if an image alone has more rows than a batch may.
+    """
+    longest, budget = int(config.data.max_length) - 1, config.data.get("rows_per_batch")
+    if budget is None or budget >= longest + math.ceil(image_rows):
+        return longest, "data.max_length"
+    if budget <= math.ceil(image_rows):
+        raise ConfigError(
+            [
+                f"`data.rows_per_batch={budget}` is too small: an image alone is expected to have"
+                f" {math.ceil(image_rows)} rows; raise it."
+            ]
+        )
+    return budget - math.ceil(image_rows), "data.rows_per_batch"
+
+
+def text_rows(config: DictConfig, machine: Machine, longest: int) -> tuple[int, str]:
     """Mean text tokens of a sample, and where the number is from."""
     if machine.text_rows is not None:
-        return min(machine.text_rows, longest_text(config)), "plan.text_rows"
+        return min(machine.text_rows, longest), "plan.text_rows"
     name = Path(config.data.get("train_file", "")).name
     if name in KNOWN_FILES:
-        return min(KNOWN_FILES[name][1], longest_text(config)), f"assumed of {name}"
-    return longest_text(config), "the most; set plan.text_rows"
+        return min(KNOWN_FILES[name][1], longest), f"assumed of {name}"
+    return longest, "the most; set plan.text_rows"
 
 
 def epoch_samples(config: DictConfig, machine: Machine) -> tuple[int | None, str]:
@@ -190,7 +213,8 @@ def duration(
     samples: int | None,
 ) -> Duration:
     """Steps, FLOPs and hours of the whole run."""
-    micro = setup.batch_size * setup.processes
+    each = rehearsal.samples(setup, text)
+    micro = each * setup.processes
     whole = config.data.global_batch or micro * config.trainer.accumulate_grad_batches
     if samples is None:
         steps = config.trainer.max_steps
@@ -203,74 +227,9 @@ def duration(
         routed = fewest.flops + part * (most.flops - fewest.flops)
     share = config.stage.dense
     dense = share * rehearsal.step(setup, text, "all").flops if share else 0.0
-    every = [(dense + (1 - share) * x) * whole / setup.batch_size for x in (routed, fewest.flops)]
+    every = [(dense + (1 - share) * x) * whole / each for x in (routed, fewest.flops)]
     speed = setup.processes * machine.peak_tflops * 1e12 * machine.utilisation
     return Duration(steps, every[0], *(steps * flops / speed / 3600 for flops in every))
-
-
-def verdict(config: DictConfig, setup: Setup, rehearsal: Rehearsal, memory_gib: float) -> str:
-    """Whether the longest samples fit into a GPU; if not, what would make them, in a sentence."""
-    text = longest_text(config)
-
-    def needs(trial: Setup) -> float:
-        return rehearsal.memory(trial, text).total / GIB
-
-    def fits(trial: Setup) -> bool:
-        held = sum(rehearsal.held(trial).values()) / GIB  # costs nothing to know
-        return held <= memory_gib and needs(trial) <= memory_gib
-
-    need = needs(setup)
-    if need <= memory_gib:
-        return (
-            f"It fits: {need:.1f} of {memory_gib:.0f} GiB per GPU for a batch of longest samples."
-        )
-    found = []
-    for kind in (smaller(setup), sharing(setup), more(setup, config.data.global_batch)):
-        first = next(((words, trial) for words, trial in kind if fits(trial)), None)
-        found += [f"{first[0]} ({needs(first[1]):.1f} GiB)"] if first else []
-    ways = f"Each of these would do: {'; '.join(found)}." if found else "Take a smaller model."
-    return (
-        f"It does not fit: a batch of longest samples needs {need:.1f} GiB per GPU, there are"
-        f" {memory_gib:.0f}. {ways}"
-    )
-
-
-Trial = tuple[str, Setup]
-
-
-def smaller(setup: Setup) -> Iterator[Trial]:
-    """Halves of the micro-batch; the window gets longer, so the global batch stays."""
-    size = setup.batch_size
-    while size % 2 == 0:
-        size //= 2
-        yield f"data.batch_size={size}", replace(setup, batch_size=size)
-
-
-def sharing(setup: Setup) -> Iterator[Trial]:
-    """Engines that share out everything, then with smaller micro-batches."""
-    for engine, words in SHARING.items():
-        if engine != setup.engine:
-            yield words, replace(setup, engine=engine)
-    for engine, words in SHARING.items():
-        if engine != setup.engine:
-            for more_words, trial in smaller(replace(setup, engine=engine)):
-                yield f"{words} {more_words}", trial
-
-
-def more(setup: Setup, global_batch: int | None) -> Iterator[Trial]:
-    """Twice as many GPUs, and so on, for engines that share out; the global batch stays."""
-    engine, words = setup.engine, ""
-    if engine in ("single", "ddp"):
-        engine, words = "fsdp2", " with trainer=fsdp2"
-    for factor in (2, 4, 8, 16):
-        count, size = setup.processes * factor, setup.batch_size
-        while global_batch is not None and global_batch % (size * count) and size % 2 == 0:
-            size //= 2
-        if global_batch is not None and global_batch % (size * count):
-            return
-        batch = "" if size == setup.batch_size else f" data.batch_size={size}"
-        trial = replace(setup, engine=engine, processes=count, batch_size=size)
-        yield f"{count} GPUs{words}{batch}", trial
 
 
 def warning(config: DictConfig) -> str | None:
@@ -279,9 +238,9 @@ def warning(config: DictConfig) -> str | None:
         return None
     memory = torch.cuda.get_device_properties(0).total_memory / GIB
     try:
-        sentence = verdict(
-            config, setup_of(config), Rehearsal(build.module_on_meta(config)), memory
-        )
+        rehearsal = Rehearsal(build.module_on_meta(config))
+        texts, _ = texts_of(config, Machine(), rehearsal)
+        sentence = verdict(rehearsal, setup_of(config), texts, memory, config.data.global_batch)
     except Exception as error:  # an estimate must not keep a run from starting
         return f"The memory of this run could not be estimated: {error}"
     return None if sentence.startswith("It fits") else f"By estimate: {sentence}"

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-import dpn.config
-from dpn import apply, benchmarks, data, losses, projectors, routers, vision
+from dpn import apply, benchmarks, checks, data, losses, projectors, routers, vision
 from dpn.budget import TextShape
-from dpn.config import ConfigError, Node, Parts, Request
+from dpn.checks import Parts
+from dpn.config import Node, Request, refuse, resolve
 from dpn.data.base import Source
 from dpn.distributed import processes
 from dpn.losses._auto import AutoLoss
@@ -17,25 +17,28 @@ from dpn.processor import DPNProcessor
 
 
 def check(request: Request) -> None:
-    """Pre-flight: raise one error with everything that is wrong; see `dpn.config.check`."""
-    dpn.config.check(request, PARTS)
-    if problems := apply.problems(request):
-        raise ConfigError(problems)
+    """Of a training run.
+
+    Raises:
+        ConfigError: with everything that is wrong.
+    """
+    refuse(checks.of_training(resolve(request), PARTS, request))
+    refuse(apply.problems(request))
 
 
 def check_evaluation(request: Request) -> None:
-    """The same for an evaluation."""
-    dpn.config.check_evaluation(request, PARTS)
+    """The same of an evaluation."""
+    refuse(checks.of_evaluation(resolve(request), PARTS))
 
 
 def check_bench(request: Request) -> None:
-    """The same for a benchmark."""
-    dpn.config.check_benchmark(request, PARTS)
+    """The same of a benchmark."""
+    refuse(checks.of_benchmark(resolve(request), PARTS))
 
 
 def check_plan(request: Request) -> None:
-    """The same for a plan."""
-    dpn.config.check_plan(request, PARTS)
+    """The same of a plan."""
+    refuse(checks.of_plan(resolve(request), PARTS))
 
 
 class _Losses:

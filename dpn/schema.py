@@ -8,6 +8,7 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -146,12 +147,14 @@ def describe(annotation: Any) -> str:
     return "anything"
 
 
+@cache
 def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     parameters = dict(inspect.signature(function).parameters)
     parameters.pop("self", None)
     return parameters
 
 
+@cache
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     target = function.__init__ if inspect.isclass(function) else function
     try:

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from dpn.routers.base import Router, RoutingContext, Where
-from dpn.tokens import PackedTokens, Span
+from dpn.spans import Span
+from dpn.tokens import PackedTokens
 
 #: Per layer and image, `[h, w]` which row holds each cell that the projector saw, -1 if none does.
 Owners = list[list[np.ndarray]]

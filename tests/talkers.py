@@ -3,27 +3,19 @@
 import numpy as np
 import torch
 from PIL import Image
-from transformers import LlamaConfig
 
 from dpn import DPNConfig, DPNForConditionalGeneration, DPNProcessor
 from dpn.data.tokenizer import train_tokenizer
 from tests.data.conftest import CORPUS
-
-VISION = {"name": "vit", "image_size": 16, "patch_size": 4, "width": 16, "depth": 1, "heads": 2}
+from tests.tiny import VISION, text_config
 
 
 def make_talker(router=None, template="v1"):
     """Model and processor; `<ROUTER>` is used."""
     processor = DPNProcessor(train_tokenizer(CORPUS), template, image_size=16, patch_size=4)
     torch.manual_seed(0)
-    text = LlamaConfig(
-        vocab_size=processor.vocab_size,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.15,
+    text = text_config(
+        processor.vocab_size,
         bos_token_id=processor.tokenizer.bos_token_id,
         eos_token_id=processor.tokenizer.eos_token_id,
         pad_token_id=processor.pad_token_id,

@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from dpn import build, data, hub
 from dpn.checkpoints import read_tokenizer
-from dpn.config import ConfigError, Request, check_part
+from dpn.checks import check_part
+from dpn.config import ConfigError, Request
 from dpn.data.base import Source, Split
 from dpn.data.batch import DataError
 from dpn.data.conversation import checked_pieces, count_words, image_names, template

@@ -103,7 +103,7 @@ class Benchmark:
         Raises:
             DataError: naming file, line and field of a row that can not be read.
         """
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} does not say what it asks.")
 
     def score(
         self, questions: Sequence[Question], answers: Sequence[str | None], folder: Path
@@ -115,7 +115,7 @@ class Benchmark:
             answers: one for each.
             folder: of this benchmark's results; files that came back from a judge are found there.
         """
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} does not say what answers are worth.")
 
     def write(
         self,

@@ -12,7 +12,8 @@ from torch import Tensor
 from dpn.decoder.attention import PrefillAttention
 from dpn.grids import Grid
 from dpn.layer_plan import BLOCK
-from dpn.tokens import PackedTokens, Span
+from dpn.spans import Span
+from dpn.tokens import PackedTokens
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,6 @@ sample's visual rows.
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -13,97 +11,18 @@ from torch import Tensor
 
 from dpn.budget import TextShape
 from dpn.distributed import connect
-from dpn.grids import Grid, Kernel, kernel_on, pooled_grid
+from dpn.grids import Grid
+from dpn.routers._pooling_plan import (
+    Grids,
+    PoolingPlan,
+    as_plan_kernels,
+    check_plan,
+    count_rows,
+    is_nested,
+    quarter_layers,
+)
 from dpn.routers.base import Decision, Router, RoutingContext, check_keep
 from dpn.tokens import PackedTokens, Positions
-
-Grids = tuple[Grid, ...]
-PAPER_KERNELS: tuple[Kernel, ...] = ((1, 1), (1, 2), (2, 2))
-
-
-def quarter_layers(num_layers: int) -> tuple[int, ...]:
-    """The layers that end the first, second and third quarter of a decoder: 7, 15, 23 of 32."""
-    return tuple(num_layers * k // 4 - 1 for k in (1, 2, 3))
-
-
-def count_rows(grids: Grids) -> int:
-    """Rows of all grids together."""
-    return sum(h * w for h, w in grids)
-
-
-@dataclass(frozen=True)
-class PoolingPlan:
-    """Which kernels may be used where; every choice and every expected cost follows from it.
-
-    Attributes:
-        layers: where a kernel is chosen, ascending.
-        kernels: the experts of each of these layers.
-        min_rows: a kernel that would leave a sample fewer rows is not allowed.
-        min_pooled: a sample with fewer rows is not routed.
-    """
-
-    layers: tuple[int, ...]
-    kernels: tuple[tuple[Kernel, ...], ...]
-    min_rows: int = 1
-    min_pooled: int = 1
-
-    def eligible(self, gate: int, rows: int) -> bool:
-        """Whether a sample with so many visual rows is routed at a gate."""
-        largest = max(h * w for h, w in self.kernels[gate])
-        return rows >= max(largest, self.min_pooled)
-
-    def options(self, gate: int, grids: Grids) -> tuple[Grids | None, ...]:
-        """What each expert of a gate would leave of a sample; None where it is not allowed.
-
-        At least one is allowed: the one that leaves most rows, which is the identity if there is
-            one.
-        """
-        after = [
-            tuple(pooled_grid(grid, kernel_on(grid, kernel)) for grid in grids)
-            for kernel in self.kernels[gate]
-        ]
-        largest = max(map(count_rows, after))
-        return tuple(g if count_rows(g) >= min(self.min_rows, largest) else None for g in after)
-
-    def expected_macs(self, probs: Sequence[Any], grids: Grids, text: TextShape, where: str) -> Any:
-        """Visual MACs of one sample, expected over independent choices at all gates.
-
-        Args:
-            probs: per gate, the probability of each expert, `[E]` or `[E, S]` for S samples of
-                these grids; an expert that is not allowed gives its share to the others, as in
-                sampling.
-            grids: what enters the decoder.
-            text: sizes of the decoder.
-            where: whether a gate acts before (`pre`) or after (`post`) its layer.
-        """
-        ends = [layer + (where == "post") for layer in self.layers] + [text.num_layers]
-
-        @cache
-        def from_gate(gate: int, left: Grids) -> Any:
-            if gate == len(self.layers):
-                return 0.0
-            if not self.eligible(gate, count_rows(left)):
-                return after_gate(gate, left)
-            options = self.options(gate, left)
-            chances = [(probs[gate][e], g) for e, g in enumerate(options) if g is not None]
-            total = sum(p for p, _ in chances)
-            return sum(p * after_gate(gate, g) for p, g in chances) / total
-
-        def after_gate(gate: int, left: Grids) -> Any:
-            layers = ends[gate + 1] - ends[gate]
-            return layers * text.layer_macs(count_rows(left)) + from_gate(gate + 1, left)
-
-        return ends[0] * text.layer_macs(count_rows(grids)) + from_gate(0, grids)
-
-
-def as_plan_kernels(kernels: Sequence[Any], num_layers: int) -> tuple[tuple[Kernel, ...], ...]:
-    """Kernels per layer from one list for all layers, or from one list per layer."""
-    per_layer = kernels if kernels and _is_nested(kernels[0]) else [kernels] * num_layers
-    return tuple(tuple((int(k[0]), int(k[1])) for k in layer) for layer in per_layer)
-
-
-def _is_nested(item: Any) -> bool:
-    return len(item) > 0 and not isinstance(item[0], int)
 
 
 class Choice(NamedTuple):
@@ -250,7 +169,7 @@ class PoolingRouter(Router):
         takes = []
         for given, kernels in zip(route, self.plan.kernels, strict=True):
             try:
-                in_turn = as_plan_kernels(given if _is_nested(given) else [given], 1)[0]
+                in_turn = as_plan_kernels(given if is_nested(given) else [given], 1)[0]
             except (TypeError, IndexError):
                 raise ValueError(
                     f"{given} is neither a kernel [h, w] nor a list of some."
@@ -301,41 +220,3 @@ class PoolingRouter(Router):
             full = self.text.full_macs(count_rows((self.grid,)))
             shares.append(self.text.visual_macs(rows) / full)
         return shares[0], shares[1]
-
-
-def check_plan(plan: PoolingPlan, text: TextShape, grid: Grid) -> list[str]:
-    """A sentence for each layer beyond the depth and each kernel that no grid at its depth can
-    fill.
-    """
-    problems = []
-    if len(plan.kernels) != len(plan.layers):
-        problems.append(
-            f"router.kernels gives kernels for {len(plan.kernels)} layers, router.layers names"
-            f" {len(plan.layers)}."
-        )
-    if list(plan.layers) != sorted(set(plan.layers)):
-        problems.append(f"router.layers={list(plan.layers)} must be ascending without repeats.")
-    for layer in plan.layers:
-        if not 0 <= layer < text.num_layers:
-            problems.append(
-                f"router.layers names layer {layer}, the decoder has layers 0 to"
-                f" {text.num_layers - 1}."
-            )
-    largest = grid
-    for layer, kernels in zip(plan.layers, plan.kernels, strict=False):
-        for kernel in kernels:
-            height, width = kernel_on(largest, kernel)
-            if min(kernel) < 1 or height > largest[0] or width > largest[1]:
-                problems.append(
-                    f"router.kernels has {list(kernel)} at layer {layer}, where the grid is at most"
-                    f" {largest[0]} x {largest[1]}; take a smaller kernel there."
-                )
-        if kernels:
-            usable = [(max(1, h), max(1, w)) for h, w in kernels]
-            largest = max(
-                (pooled_grid(largest, kernel_on(largest, k)) for k in usable),
-                key=lambda g: g[0] * g[1],
-            )
-        else:
-            problems.append(f"router.kernels has no kernel for layer {layer}.")
-    return problems

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from dpn.budget import TextShape
 from dpn.grids import Grid
 from dpn.routers._gates import Gate, LinearGate, MLPGate, mean_rows
-from dpn.routers._pooling import PAPER_KERNELS, Choice, PoolingRouter
+from dpn.routers._pooling import Choice, PoolingRouter
+from dpn.routers._pooling_plan import PAPER_KERNELS
 from dpn.routers.base import RoutingContext
 from dpn.routers.random import draw
 from dpn.tokens import PackedTokens, Positions

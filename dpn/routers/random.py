@@ -9,7 +9,8 @@ from torch import Tensor
 
 from dpn.budget import TextShape
 from dpn.grids import Grid
-from dpn.routers._pooling import PAPER_KERNELS, Choice, PoolingRouter, count_rows
+from dpn.routers._pooling import Choice, PoolingRouter
+from dpn.routers._pooling_plan import PAPER_KERNELS, count_rows
 from dpn.routers.base import RoutingContext
 from dpn.tokens import PackedTokens, Positions
 

@@ -9,14 +9,8 @@ from torch import Tensor
 
 from dpn.budget import TextShape
 from dpn.grids import Grid, Kernel
-from dpn.routers._pooling import (
-    PAPER_KERNELS,
-    Choice,
-    PoolingPlan,
-    PoolingRouter,
-    count_rows,
-    quarter_layers,
-)
+from dpn.routers._pooling import Choice, PoolingRouter
+from dpn.routers._pooling_plan import PAPER_KERNELS, PoolingPlan, count_rows, quarter_layers
 from dpn.routers.base import RoutingContext
 from dpn.tokens import PackedTokens, Positions
 

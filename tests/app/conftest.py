@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from dpn.reports import page
+
 COLOURS = {"red": (200, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 200)}
 
 
@@ -73,6 +75,18 @@ def tiny_run(squares: Path, outputs: Path) -> list[str]:
         "logger=none",
         f"paths.output_root={outputs}",
     ]
+
+
+@pytest.fixture
+def figures():
+    """For tests that look at figures; in all others they are not drawn."""
+
+
+@pytest.fixture(autouse=True)
+def _no_figures(request, monkeypatch):
+    """Drawing takes a third of the time of a tiny run."""
+    if "figures" not in request.fixturenames:
+        monkeypatch.setattr(page, "draw", lambda rows, folder: [])
 
 
 @pytest.fixture

@@ -42,15 +42,6 @@ TEXT = {
 TOWER = {"name": "vit", "image_size": 32, "width": 16, "depth": 1, "heads": 2}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Threads wait for each other for milliseconds where other tests run beside them."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def measured(*overrides):
     return bench(compose("bench", [*SMALL, *overrides]))
 

@@ -1,6 +1,6 @@
 import subprocess
 import sys
-from itertools import zip_longest
+from itertools import chain, zip_longest
 
 import pytest
 import torch
@@ -16,13 +16,15 @@ GROUPS = {
     if folder.is_dir() and folder.name not in ("hydra", "suite")
 }
 #: Groups whose choices have nothing to do with each other: one of each is looked at together.
-APART = ("callbacks", "data", "init", "logger", "optim", "paths", "trainer")
+APART = (
+    ("callbacks", "data", "init", "logger", "optim", "paths", "router", "stage", "trainer"),
+    ("projector", "recipe"),
+)
+ALONE = [(group,) for group in GROUPS if group not in chain.from_iterable(APART)]
 CHOICES = [
-    *([(group, name)] for group, names in GROUPS.items() if group not in APART for name in names),
-    *(
-        [(group, name) for group, name in zip(APART, names, strict=True) if name]
-        for names in zip_longest(*(GROUPS[group] for group in APART))
-    ),
+    [(group, name) for group, name in zip(groups, names, strict=True) if name]
+    for groups in (*APART, *ALONE)
+    for names in zip_longest(*(GROUPS[group] for group in groups))
 ]
 
 #: What a choice needs beside it.

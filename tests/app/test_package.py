@@ -11,17 +11,19 @@ import dpn
 PACKAGE = Path(dpn.__file__).parent
 ROOT = PACKAGE.parent
 # design.md section 2, each importing only from those before it; `grids` is the geometry that
-# towers, projectors and tokens speak of, `sections` are the values that `config` checks, and
+# towers, projectors and tokens speak of, `sections` are the values that `checks` looks at, and
 # `auto_classes` comes with the package itself.
 ORDER = [
     *(
         "auto_classes",
         "sections",
         "config",
+        "checks",
         "data",
         "grids",
         "vision",
         "projectors",
+        "spans",
         "tokens",
         "routers",
         "decoder",

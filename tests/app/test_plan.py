@@ -1,7 +1,9 @@
 """The plan of a run against the run itself: real tensors, torch's own counters, and hand counts."""
 
 import re
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -12,7 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from dpn import build
 from dpn import plan as front
 from dpn.config import ConfigError
+from dpn.data.row_budget import RowBudgetSampler
 from dpn.dry_run import make_batch
+from dpn.fitting import smaller, verdict
 from dpn.footprint import GIB, Rehearsal, Setup
 from dpn.launch import compose
 from dpn.strategies import shard
@@ -246,6 +250,25 @@ def test_a_run_of_the_paper_needs_no_files():
     assert sum(memory["longest samples"].held.values()) < memory["longest samples"].total
 
 
+def test_batches_of_equally_many_rows():
+    """40 rows of text and half of the 64 of an image: 6 samples in a batch, 36 in a step."""
+    half = ["router=none", "projector=pooled", "projector.kernel=[1,2]", "optim=adamw"]
+    steps = ["trainer.devices=2", "trainer.accumulate_grad_batches=3", "plan.samples=100"]
+    config = composed(
+        "data.rows_per_batch=500", *half, *steps, "model.text.num_hidden_layers=1", "stage.dense=0"
+    )
+    memory, figures = front.plan(config)
+    sampler = RowBudgetSampler(np.full(100, 72), 500, accumulate=3, world=2)
+    assert figures["time/steps"] == sampler.steps == 3
+    rehearsal, by_samples = rehearse(config.config), Setup("ddp", False, 2, batch_size=6)
+    assert memory["average samples"] == rehearsal.memory(by_samples, TEXT)
+    one = Setup("ddp", False, 2, batch_size=1)  # 468 and 32 rows fill a batch
+    assert memory["longest samples"] == rehearsal.memory(one, 468)
+    assert "40 text tokens of a sample (plan.text_rows), 468 at most" in figures["assumed"]
+    words, smaller_setup = next(smaller(front.setup_of(config.config)))
+    assert (words, rehearsal.samples(smaller_setup, TEXT)) == ("data.rows_per_batch=250", 3)
+
+
 @pytest.mark.slow
 def test_hours_follow_the_keep():
     hours = {}
@@ -261,20 +284,21 @@ def test_what_does_not_fit_is_told_with_what_would():
     overrides = ["trainer=fsdp2", "trainer.devices=2", "data.global_batch=8", "router=none"]
     config = composed(*overrides, "model.text.num_hidden_layers=1").config
     rehearsal, setup = rehearse(config), front.setup_of(config)
-    text = front.longest_text(config)
+    text, _ = front.longest_text(config, rehearsal.image_rows)
     whole, half = (
         rehearsal.memory(s, text).total / GIB
         for s in (setup, Setup("fsdp2", True, 2, batch_size=2))
     )
-    sentence = front.verdict(config, setup, rehearsal, (whole + half) / 2)
+    of_longest = partial(verdict, rehearsal, setup, {"longest samples": text}, global_batch=8)
+    sentence = of_longest((whole + half) / 2)
     assert sentence.startswith("It does not fit")
     offered = re.findall(r"([^;:]+) \(", sentence.partition("would do")[2])
     assert [words.strip() for words in offered][::2] == [
         "data.batch_size=2",
         "4 GPUs data.batch_size=2",
     ]
-    assert front.verdict(config, setup, rehearsal, whole + 1).startswith("It fits")
-    assert "smaller model" in front.verdict(config, setup, rehearsal, 1e-9)
+    assert of_longest(whole + 1).startswith("It fits")
+    assert "smaller model" in of_longest(1e-9)
 
 
 @pytest.mark.slow
@@ -308,6 +332,8 @@ def test_mistakes_are_told():
     assert any("plan.samples=N" in p for p in problems(*unknown))
     assert any("data.global_batch=7" in p for p in problems("data.global_batch=7"))
     assert any("projector=dfmr" in p for p in problems("projector=dfmr"))
+    (small,) = problems("router=none", "data.rows_per_batch=64")
+    assert "an image alone is expected to have 64 rows" in small
 
 
 @pytest.mark.slow

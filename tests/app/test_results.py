@@ -116,7 +116,7 @@ def test_tables_without_images_or_answers():
     assert [t.title for t in tables({"val/loss": None}, [])] == ["Numbers"]
 
 
-def test_report_is_made_again_from_the_files(finished, tmp_path):
+def test_report_is_made_again_from_the_files(finished, figures, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(finished, copy)
     shutil.rmtree(copy / "figures")

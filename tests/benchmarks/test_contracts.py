@@ -1,4 +1,7 @@
-"""What every benchmark keeps to. `make(root)` of its test file writes its tiny official files."""
+"""What every benchmark keeps to. `make(root)` of its test file writes its tiny official files,
+`DAMAGED` says, by file, what its last row or an edit of its value must be answered with;
+`make_val` and `DAMAGED_VAL` are the same of `split=val`.
+"""
 
 import json
 from importlib import import_module
@@ -6,14 +9,32 @@ from importlib import import_module
 import pytest
 
 from dpn import benchmarks
+from dpn.data.batch import DataError
 from dpn.data.tokenizer import train_tokenizer
 from dpn.evaluation import BenchmarkExam
 from dpn.processor import DPNProcessor
+from tests.benchmarks.files import change, damage
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
+#: Their questions are in tables, which their own tests damage.
+TABLES = ("mmbench", "mmbench_cn")
+#: Their answers to the usual split are scored by a server, and to `split=val` here.
+FOR_A_SERVER = ("vizwiz", "vqav2")
+
+
+def module_of(name):
+    return import_module(f"tests.benchmarks.test_{name}")
+
+
+def damages():
+    """Benchmark, its split, the damaged file, how it is damaged, and the sentence about that."""
+    usual = [(name, {}, "DAMAGED") for name in benchmarks.names() if name not in TABLES]
+    for name, split, table in usual + [(n, {"split": "val"}, "DAMAGED_VAL") for n in FOR_A_SERVER]:
+        for file, cases in getattr(module_of(name), table).items():
+            yield from ((name, split, file, how, sentence) for how, sentence in cases)
 
 
 @pytest.fixture(params=benchmarks.names())
@@ -23,7 +44,13 @@ def name(request):
 
 @pytest.fixture
 def tests(name):
-    return import_module(f"tests.benchmarks.test_{name}")
+    return module_of(name)
+
+
+@pytest.fixture
+def benchmark(name, tests, tmp_path):
+    tests.make(tmp_path)
+    return benchmarks.build(name, root=tmp_path)
 
 
 def test_all_files_are_asked_for(name, tests, tmp_path):
@@ -35,9 +62,8 @@ def test_all_files_are_asked_for(name, tests, tmp_path):
     assert benchmark.missing() == []
 
 
-def test_questions_can_be_asked_and_written_down(name, tests, tmp_path):
-    tests.make(tmp_path)
-    questions = benchmarks.build(name, root=tmp_path).questions()
+def test_questions_can_be_asked_and_written_down(benchmark):
+    questions = benchmark.questions()
     assert len(questions) >= 3
     for question in questions:
         assert question.prompt
@@ -51,10 +77,9 @@ def processor():
     return DPNProcessor(train_tokenizer([SYSTEM]), image_size=56)
 
 
-def test_a_model_sees_the_words_of_llavas_conversation(name, tests, tmp_path, processor):
+def test_a_model_sees_the_words_of_llavas_conversation(name, benchmark, processor):
     """`vicuna_v1`, images first, and `<ROUTER>` where there is something to route."""
-    tests.make(tmp_path)
-    questions = benchmarks.build(name, root=tmp_path).questions()
+    questions = benchmark.questions()
     exam = BenchmarkExam(name, questions, processor)
     for index, question in enumerate(questions):
         sample = exam.make(index)
@@ -66,9 +91,7 @@ def test_a_model_sees_the_words_of_llavas_conversation(name, tests, tmp_path, pr
         assert name in exam.where(index)
 
 
-def test_answers_are_written_in_llavas_format(name, tests, tmp_path):
-    tests.make(tmp_path)
-    benchmark = benchmarks.build(name, root=tmp_path)
+def test_answers_are_written_in_llavas_format(benchmark, tmp_path):
     questions = benchmark.questions()
     answers = [None, *(f"Ä {n}" for n in range(1, len(questions)))]
     benchmark.write(questions, answers, tmp_path / "out", "tiny")
@@ -82,9 +105,7 @@ def test_answers_are_written_in_llavas_format(name, tests, tmp_path):
     assert all(row["metadata"] == {} for row in rows)
 
 
-def test_nothing_answered_is_worth_nothing(name, tests, tmp_path):
-    tests.make(tmp_path)
-    benchmark = benchmarks.build(name, root=tmp_path)
+def test_nothing_answered_is_worth_nothing(benchmark, tmp_path):
     questions = benchmark.questions()
     scores = benchmark.score(questions, [None] * len(questions), tmp_path)
     assert set(scores.samples) <= {0.0, None}
@@ -92,11 +113,33 @@ def test_nothing_answered_is_worth_nothing(name, tests, tmp_path):
         assert scores.metrics[benchmark.headline] == 0
 
 
-def test_scores_are_the_same_for_some_of_the_questions(name, tests, tmp_path):
+def test_scores_are_the_same_for_some_of_the_questions(benchmark, tmp_path):
     """What one answer is worth does not depend on which others there are."""
-    tests.make(tmp_path)
-    benchmark = benchmarks.build(name, root=tmp_path)
     questions = benchmark.questions()
     answers = ["A"] * len(questions)
     whole = benchmark.score(questions, answers, tmp_path).samples
     assert benchmark.score(questions[:1], answers[:1], tmp_path).samples == whole[:1]
+
+
+@pytest.mark.parametrize(("name", "split", "file", "how", "sentence"), damages())
+def test_a_damaged_file_is_named(name, split, file, how, sentence, tests, tmp_path):
+    (tests.make_val if split else tests.make)(tmp_path)
+    if callable(how):
+        change(tmp_path / file, how)
+    else:
+        damage(tmp_path / file, **how)
+    with pytest.raises(DataError, match=sentence):
+        benchmarks.build(name, root=tmp_path, **split).questions()
+
+
+@pytest.mark.parametrize("name", FOR_A_SERVER)
+def test_what_a_server_scores_is_worth_nothing_here(benchmark, tmp_path):
+    scores = benchmark.score(benchmark.questions(), ["cup", None, "yes"], tmp_path)
+    assert scores.metrics == {}
+    assert scores.samples == [None] * 3
+
+
+@pytest.mark.parametrize(("name", "usual"), [("vizwiz", "test"), ("vqav2", "test-dev")])
+def test_unknown_splits_are_refused(name, usual, tmp_path):
+    with pytest.raises(ValueError, match=f"no split 'train'; there is {usual}, val"):
+        benchmarks.build(name, root=tmp_path, split="train")

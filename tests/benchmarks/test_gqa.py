@@ -2,9 +2,8 @@ import json
 
 import pytest
 
-from dpn.benchmarks import build
 from dpn.data.batch import DataError
-from tests.benchmarks.files import change, damage, picture, write_json, write_jsonl
+from tests.benchmarks.files import picture, write_json, write_jsonl
 
 QUESTIONS = [
     ("201307251", "Is it overcast?", "no", "verify"),
@@ -25,33 +24,48 @@ def make(root):
     write_json(folder / "data" / "testdev_balanced_questions.json", answers)
 
 
-@pytest.fixture
-def gqa(tmp_path):
-    make(tmp_path)
-    return build("gqa", root=tmp_path)
+DAMAGED = {
+    "gqa/llava_gqa_testdev_balanced.jsonl": [
+        ({"question_id": True}, "balanced.jsonl, line 3: field 'question_id' is True"),
+    ],
+    "gqa/data/testdev_balanced_questions.json": [
+        (
+            lambda rows: rows.pop("202225914"),
+            "balanced_questions.json has no question 202225914; get it and gqa/llava_gqa",
+        ),
+        (
+            lambda rows: rows["202225914"].pop("answer"),
+            "balanced_questions.json, entry '202225914': field 'answer'",
+        ),
+        (
+            lambda rows: rows["202225914"].update(types={}),
+            "balanced_questions.json, entry '202225914': field 'types' must",
+        ),
+    ],
+}
 
 
-def test_prompt_and_reference(gqa):
-    question = gqa.questions()[1]
+def test_prompt_and_reference(benchmark):
+    question = benchmark.questions()[1]
     assert question.prompt == (
         "Who wears the dress?\nAnswer the question using a single word or phrase."
     )
     assert (question.reference, question.category) == ("woman", "open")
 
 
-def test_scores_by_hand(gqa, tmp_path):
-    questions = gqa.questions()
-    scores = gqa.score(questions, ["No.", "woman", None], tmp_path)
+def test_scores_by_hand(benchmark, tmp_path):
+    questions = benchmark.questions()
+    scores = benchmark.score(questions, ["No.", "woman", None], tmp_path)
     assert scores.samples == [1, 1, 0]
     assert scores.metrics == pytest.approx(
         {"accuracy": 200 / 3, "accuracy/binary": 50, "accuracy/open": 100}
     )
-    scores = gqa.score(questions, ["no !", "a woman", " red"], tmp_path)
+    scores = benchmark.score(questions, ["no !", "a woman", " red"], tmp_path)
     assert scores.samples == [0, 0, 0]  # compared as it is
 
 
-def test_predictions_are_what_gqas_evaluator_reads(gqa, tmp_path):
-    gqa.write(gqa.questions(), ["No..", None, "A. Red"], tmp_path, "tiny")
+def test_predictions_are_what_gqas_evaluator_reads(benchmark, tmp_path):
+    benchmark.write(benchmark.questions(), ["No..", None, "A. Red"], tmp_path, "tiny")
     assert json.loads((tmp_path / "testdev_balanced_predictions.json").read_text()) == [
         {"questionId": "201307251", "prediction": "no"},
         {"questionId": "201640614", "prediction": ""},
@@ -59,34 +73,14 @@ def test_predictions_are_what_gqas_evaluator_reads(gqa, tmp_path):
     ]
 
 
-def test_nothing_is_known_without_the_answers(gqa, tmp_path):
-    (gqa.root / "gqa" / "data" / "testdev_balanced_questions.json").unlink()
-    scores = gqa.score(gqa.questions(), ["no", "woman", "red"], tmp_path)
+def test_nothing_is_known_without_the_answers(benchmark, tmp_path):
+    (benchmark.root / "gqa" / "data" / "testdev_balanced_questions.json").unlink()
+    scores = benchmark.score(benchmark.questions(), ["no", "woman", "red"], tmp_path)
     assert scores.metrics == {}
     assert scores.samples == [None] * 3
 
 
-def test_a_damaged_question_is_named(gqa):
-    damage(gqa.root / "gqa" / "llava_gqa_testdev_balanced.jsonl", question_id=True)
-    with pytest.raises(DataError, match=r"balanced.jsonl, line 3: field 'question_id' is True"):
-        gqa.questions()
-
-
-@pytest.mark.parametrize(
-    ("edit", "sentence"),
-    [
-        (lambda rows: rows.pop("202225914"), "has no question 202225914; get it and gqa/llava_gqa"),
-        (lambda rows: rows["202225914"].pop("answer"), "entry '202225914': field 'answer'"),
-        (lambda rows: rows["202225914"].update(types={}), "entry '202225914': field 'types' must"),
-    ],
-)
-def test_a_damaged_answer_is_named(gqa, edit, sentence):
-    change(gqa.root / "gqa" / "data" / "testdev_balanced_questions.json", edit)
-    with pytest.raises(DataError, match=f"balanced_questions.json.*{sentence}"):
-        gqa.questions()
-
-
-def test_answers_are_an_object(gqa):
-    write_json(gqa.root / "gqa" / "data" / "testdev_balanced_questions.json", [])
+def test_answers_are_an_object(benchmark):
+    write_json(benchmark.root / "gqa" / "data" / "testdev_balanced_questions.json", [])
     with pytest.raises(DataError, match=r"questions.json must hold an object; get the file"):
-        gqa.questions()
+        benchmark.questions()

@@ -2,17 +2,17 @@ import json
 
 import pytest
 
-from dpn.benchmarks import build
 from dpn.benchmarks.llava_bench import ratings
 from dpn.data.batch import DataError
-from tests.benchmarks.files import change, damage, picture, write, write_json, write_jsonl
+from tests.benchmarks.files import picture, write, write_json, write_jsonl
 
+FOLDER = "llava-bench-in-the-wild"
 #: Category and caption of each question.
 QUESTIONS = [("conv", "A cat."), ("detail", ["A dog.", "It runs."]), ("conv", "A cat.")]
 
 
 def make(root):
-    folder = root / "llava-bench-in-the-wild"
+    folder = root / FOLDER
     rows, captions, answers = [], {}, []
     for number, (category, caption) in enumerate(QUESTIONS):
         image = f"{category}.jpg"
@@ -31,20 +31,35 @@ def make(root):
     write_json(folder / "rule.json", rules)
 
 
-@pytest.fixture
-def llava_bench(tmp_path):
-    make(tmp_path)
-    return build("llava_bench", root=tmp_path)
+DAMAGED = {
+    f"{FOLDER}/questions.jsonl": [
+        ({"text": None}, r"questions.jsonl, line 3: field 'text' \(str\) is mi"),
+        ({"category": "fun"}, "question 2 has the category 'fun'; rule.json has"),
+        ({"image": "b.jpg"}, "context.jsonl do not belong together, 'b.jpg' is"),
+    ],
+    f"{FOLDER}/context.jsonl": [
+        ({"caption": 3}, "context.jsonl, line 2: field 'caption' is 3"),
+    ],
+    f"{FOLDER}/answers_gpt4.jsonl": [
+        ({"question_id": 9}, "answers_gpt4.jsonl do not belong together, 2"),
+    ],
+    f"{FOLDER}/rule.json": [
+        (
+            lambda rules: rules["llava_bench_conv"].pop("prompt"),
+            r"entry 'llava_bench_conv': field 'prompt' \(str\) is mis",
+        ),
+    ],
+}
 
 
-def test_prompts_have_no_suffix(llava_bench):
-    questions = llava_bench.questions()
+def test_prompts_have_no_suffix(benchmark):
+    questions = benchmark.questions()
     assert [q.prompt for q in questions] == [f"What is this, {n}?" for n in range(3)]
     assert questions[1].reference == "GPT-4 on 1"
 
 
-def test_what_the_judge_reads(llava_bench, tmp_path):
-    llava_bench.upload(llava_bench.questions(), ["one", "two", None], tmp_path)
+def test_what_the_judge_reads(benchmark, tmp_path):
+    benchmark.upload(benchmark.questions(), ["one", "two", None], tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "judge.jsonl").read_text().splitlines()]
     assert rows[1] == {
         "question_id": 1,
@@ -76,14 +91,14 @@ def test_numbers_of_a_review(review, numbers):
     assert ratings(review) == numbers
 
 
-def test_scores_by_hand(llava_bench, tmp_path):
-    questions = llava_bench.questions()
+def test_scores_by_hand(benchmark, tmp_path):
+    questions = benchmark.questions()
     answers = ["one", "two", "three"]
-    assert llava_bench.score(questions, answers, tmp_path).samples == [None] * 3
+    assert benchmark.score(questions, answers, tmp_path).samples == [None] * 3
     reviews = ["8 6\nGood.", "10 5", "none"]
     rows = [{"question_id": n, "content": review} for n, review in enumerate(reviews)]
     write_jsonl(tmp_path / "reviews.jsonl", rows[::-1])
-    scores = llava_bench.score(questions, answers, tmp_path)
+    scores = benchmark.score(questions, answers, tmp_path)
     assert scores.samples == [0.6, 0.5, 0]
     assert scores.metrics == pytest.approx(
         {
@@ -92,43 +107,16 @@ def test_scores_by_hand(llava_bench, tmp_path):
             "score/detail": 50,
         }
     )
-    scores = llava_bench.score(questions[:2], ["one", None], tmp_path)
+    scores = benchmark.score(questions[:2], ["one", None], tmp_path)
     assert scores.samples == [0.6, 0]
     assert scores.metrics["score"] == pytest.approx(100 * 6 / 18)
 
 
-def test_damaged_reviews_are_named(llava_bench, tmp_path):
+def test_damaged_reviews_are_named(benchmark, tmp_path):
     path = tmp_path / "reviews.jsonl"
     write_jsonl(path, [{"question_id": 0, "content": "8 9"}, {"question_id": 1}])
     with pytest.raises(DataError, match=r"reviews.jsonl, line 2: field 'content' \(str\) is miss"):
-        llava_bench.score(llava_bench.questions(), ["a", "b", "c"], tmp_path)
+        benchmark.score(benchmark.questions(), ["a", "b", "c"], tmp_path)
     write(path, '{"question_id": 0, "content": "8 9"}\n')
     with pytest.raises(DataError, match=r"reviews.jsonl has no row for question 1; judge it"):
-        llava_bench.score(llava_bench.questions(), ["a", "b", "c"], tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("file", "changes", "sentence"),
-    [
-        ("questions.jsonl", {"text": None}, r"questions.jsonl, line 3: field 'text' \(str\) is mi"),
-        (
-            "questions.jsonl",
-            {"category": "fun"},
-            "question 2 has the category 'fun'; rule.json has",
-        ),
-        ("questions.jsonl", {"image": "b.jpg"}, "context.jsonl do not belong together, 'b.jpg' is"),
-        ("context.jsonl", {"caption": 3}, "context.jsonl, line 2: field 'caption' is 3"),
-        ("answers_gpt4.jsonl", {"question_id": 9}, "answers_gpt4.jsonl do not belong together, 2"),
-    ],
-)
-def test_a_damaged_file_is_named(llava_bench, file, changes, sentence):
-    damage(llava_bench.root / "llava-bench-in-the-wild" / file, **changes)
-    with pytest.raises(DataError, match=sentence):
-        llava_bench.questions()
-
-
-def test_a_damaged_rule_is_named(llava_bench):
-    path = llava_bench.root / "llava-bench-in-the-wild" / "rule.json"
-    change(path, lambda rules: rules["llava_bench_conv"].pop("prompt"))
-    with pytest.raises(DataError, match=r"entry 'llava_bench_conv': field 'prompt' \(str\) is mis"):
-        llava_bench.questions()
+        benchmark.score(benchmark.questions(), ["a", "b", "c"], tmp_path)

@@ -2,9 +2,8 @@ import json
 
 import pytest
 
-from dpn.benchmarks import build
 from dpn.data.batch import DataError
-from tests.benchmarks.files import change, damage, picture, write_json, write_jsonl
+from tests.benchmarks.files import picture, write_json, write_jsonl
 
 #: Capabilities of each question.
 QUESTIONS = [["ocr", "math"], ["rec"], ["rec", "ocr"]]
@@ -28,70 +27,61 @@ def make(root):
     write_json(folder / "mm-vet.json", entries)
 
 
-@pytest.fixture
-def mm_vet(tmp_path):
-    make(tmp_path)
-    return build("mm_vet", root=tmp_path)
+DAMAGED = {
+    "mm-vet/llava-mm-vet.jsonl": [
+        ({"text": None}, r"llava-mm-vet.jsonl, line 3: field 'text' \(str\) is missing"),
+        ({"question_id": 5}, "do not belong together, 'v1_2' is in one of them alone"),
+    ],
+    "mm-vet/mm-vet.json": [
+        (
+            lambda entries: entries["v1_1"].update(capability="rec"),
+            "mm-vet.json, entry 'v1_1': field 'capability' is 'rec'",
+        ),
+    ],
+}
 
 
-def test_prompts_have_no_suffix(mm_vet):
-    question = mm_vet.questions()[1]
+def test_prompts_have_no_suffix(benchmark):
+    question = benchmark.questions()[1]
     assert question.prompt == "What is x in 1?"
     assert question.reference == "-1<AND>-5"
 
 
-def test_predictions_for_the_judge(mm_vet, tmp_path):
-    mm_vet.upload(mm_vet.questions(), ["x = -1", None, "ä"], tmp_path)
+def test_predictions_for_the_judge(benchmark, tmp_path):
+    benchmark.upload(benchmark.questions(), ["x = -1", None, "ä"], tmp_path)
     said = json.loads((tmp_path / "predictions.json").read_text(encoding="utf-8"))
     assert said == {"v1_0": "x = -1", "v1_1": "", "v1_2": "ä"}
 
 
-def test_scores_by_hand(mm_vet, tmp_path):
-    questions = mm_vet.questions()
-    scores = mm_vet.score(questions, ["a", "b", "c"], tmp_path)
+def test_scores_by_hand(benchmark, tmp_path):
+    questions = benchmark.questions()
+    scores = benchmark.score(questions, ["a", "b", "c"], tmp_path)
     assert (scores.metrics, scores.samples) == ({}, [None] * 3)
     grades = {"v1_2": [1, 1.0], "v1_0": [0.2, 0.4], "v1_1": [0.5, 0.5]}
     rows = {key: {"model": ["gpt-4-0613"] * 2, "score": runs} for key, runs in grades.items()}
     write_json(tmp_path / "grades.json", rows)
-    scores = mm_vet.score(questions, ["a", "b", "c"], tmp_path)
+    scores = benchmark.score(questions, ["a", "b", "c"], tmp_path)
     assert scores.samples == pytest.approx([0.3, 0.5, 1])
     assert scores.metrics == pytest.approx(
         {"score": 60, "score/ocr": 65, "score/math": 30, "score/rec": 75}
     )
-    assert mm_vet.score(questions, ["a", None, "c"], tmp_path).samples[1] == 0
+    assert benchmark.score(questions, ["a", None, "c"], tmp_path).samples[1] == 0
 
 
 @pytest.mark.parametrize("runs", [[], [1.1], [-0.1], ["0.5"], [True], [0.5, None]])
-def test_a_damaged_grade_is_named(mm_vet, tmp_path, runs):
+def test_a_damaged_grade_is_named(benchmark, tmp_path, runs):
     write_json(tmp_path / "grades.json", {"v1_0": {"score": runs}})
     with pytest.raises(DataError, match=r"grades.json, entry 'v1_0': field 'score' is"):
-        mm_vet.score(mm_vet.questions()[:1], ["a"], tmp_path)
+        benchmark.score(benchmark.questions()[:1], ["a"], tmp_path)
 
 
-def test_a_question_without_grade_is_named(mm_vet, tmp_path):
+def test_a_question_without_grade_is_named(benchmark, tmp_path):
     write_json(tmp_path / "grades.json", {"v1_0": {"score": [1]}})
     with pytest.raises(DataError, match="entry 'v1_1': field 'score' is None; it must be a list"):
-        mm_vet.score(mm_vet.questions(), ["a", "b", "c"], tmp_path)
+        benchmark.score(benchmark.questions(), ["a", "b", "c"], tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        ({"text": None}, r"llava-mm-vet.jsonl, line 3: field 'text' \(str\) is missing"),
-        ({"question_id": 5}, "do not belong together, 'v1_2' is in one of them alone"),
-    ],
-)
-def test_a_damaged_question_is_named(mm_vet, changes, sentence):
-    damage(mm_vet.root / "mm-vet" / "llava-mm-vet.jsonl", **changes)
-    with pytest.raises(DataError, match=sentence):
-        mm_vet.questions()
-
-
-def test_a_damaged_entry_is_named(mm_vet):
-    path = mm_vet.root / "mm-vet" / "mm-vet.json"
-    change(path, lambda entries: entries["v1_1"].update(capability="rec"))
-    with pytest.raises(DataError, match=r"mm-vet.json, entry 'v1_1': field 'capability' is 'rec'"):
-        mm_vet.questions()
-    write_json(path, [])
+def test_entries_are_an_object(benchmark):
+    write_json(benchmark.root / "mm-vet" / "mm-vet.json", [])
     with pytest.raises(DataError, match=r"mm-vet.json must hold an object; get the file again"):
-        mm_vet.questions()
+        benchmark.questions()

@@ -38,19 +38,13 @@ def make(root):
     write_table(root / "mmbench" / f"{SPLIT}.tsv", rows({}, TURNED, OTHER))
 
 
-@pytest.fixture
-def mmbench(tmp_path):
-    make(tmp_path)
-    return build("mmbench", root=tmp_path)
-
-
 def with_rows(root, *changes, **arguments):
     write_table(root / "mmbench" / f"{SPLIT}.tsv", rows(*changes))
     return build("mmbench", root=root, **arguments)
 
 
-def test_prompts_stop_at_the_first_empty_option(mmbench):
-    questions = mmbench.questions()
+def test_prompts_stop_at_the_first_empty_option(benchmark):
+    questions = benchmark.questions()
     ask = "\nAnswer with the option's letter from the given choices directly."
     assert questions[0].prompt == f"Look.\nWhat is it?\nA. a cat\nB. Na\nC. a dog{ask}"
     assert questions[2].prompt == f"What is it?\nA. a cat\nB. Na{ask}"
@@ -83,8 +77,8 @@ def test_option_of_an_answer(answer, said):
     assert said_option(answer, ["a cat", "Na", "a dog"]) == said
 
 
-def test_a_question_is_right_if_all_its_orders_are(mmbench, tmp_path):
-    scores = mmbench.score(mmbench.questions(), ["C", "C", "A."], tmp_path)
+def test_a_question_is_right_if_all_its_orders_are(benchmark, tmp_path):
+    scores = benchmark.score(benchmark.questions(), ["C", "C", "A."], tmp_path)
     assert scores.samples == [1, 0, 1]
     assert scores.metrics == pytest.approx(
         {
@@ -94,23 +88,23 @@ def test_a_question_is_right_if_all_its_orders_are(mmbench, tmp_path):
             "accuracy/LR": 100,
         }
     )
-    whole = mmbench.score(mmbench.questions(), ["C", "a dog", None], tmp_path)
+    whole = benchmark.score(benchmark.questions(), ["C", "a dog", None], tmp_path)
     assert whole.samples == [1, 1, 0]
     assert whole.metrics["accuracy"] == 50
 
 
 def test_all_rounds_turn_the_options(tmp_path):
-    mmbench = with_rows(tmp_path, {}, all_rounds=True)
-    questions = mmbench.questions()
+    benchmark = with_rows(tmp_path, {}, all_rounds=True)
+    questions = benchmark.questions()
     assert [q.prompt.splitlines()[2:5] for q in questions] == [
         ["A. a cat", "B. Na", "C. a dog"],
         ["A. Na", "B. a dog", "C. a cat"],
         ["A. a dog", "B. a cat", "C. Na"],
     ]
     assert [q.reference for q in questions] == ["C", "B", "A"]
-    assert mmbench.score(questions, ["C", "B", "A"], tmp_path).metrics["accuracy"] == 100
-    assert mmbench.score(questions, ["C", "B", "B"], tmp_path).metrics["accuracy"] == 0
-    mmbench.write(questions, ["C", "B", "A"], tmp_path / "out", "tiny")
+    assert benchmark.score(questions, ["C", "B", "A"], tmp_path).metrics["accuracy"] == 100
+    assert benchmark.score(questions, ["C", "B", "B"], tmp_path).metrics["accuracy"] == 0
+    benchmark.write(questions, ["C", "B", "A"], tmp_path / "out", "tiny")
     lines = (tmp_path / "out" / "answers.jsonl").read_text().splitlines()
     row = json.loads(lines[1])
     assert (row["question_id"], row["round_id"]) == (241, 1)
@@ -122,8 +116,8 @@ def table(path):
     return [list(row) for row in load_workbook(path).active.values]
 
 
-def test_the_upload_holds_all_rows(mmbench, tmp_path):
-    mmbench.upload(mmbench.questions()[:2], ["C", "=1+1\x07"], tmp_path)
+def test_the_upload_holds_all_rows(benchmark, tmp_path):
+    benchmark.upload(benchmark.questions()[:2], ["C", "=1+1\x07"], tmp_path)
     assert table(tmp_path / f"{SPLIT}.xlsx") == [
         ["index", "question", "A", "B", "C", "D", "prediction", "answer", "split"],
         [241, "What is it?", "a cat", "Na", "a dog", None, "C", "C", "dev"],
@@ -134,19 +128,19 @@ def test_the_upload_holds_all_rows(mmbench, tmp_path):
 
 
 def test_the_upload_takes_the_round_with_the_tables_own_order(tmp_path):
-    mmbench = with_rows(tmp_path, {}, all_rounds=True)
-    mmbench.upload(mmbench.questions(), ["C", "B", "A"], tmp_path)
+    benchmark = with_rows(tmp_path, {}, all_rounds=True)
+    benchmark.upload(benchmark.questions(), ["C", "B", "A"], tmp_path)
     assert table(tmp_path / f"{SPLIT}.xlsx")[1][6] == "C"
 
 
 def test_without_answers_there_are_no_scores(tmp_path):
     cells = {name: cell for name, cell in CELLS.items() if name != "answer"}
     write_table(tmp_path / "mmbench" / "test.tsv", [cells])
-    mmbench = build("mmbench", root=tmp_path, split="test")
-    assert mmbench.missing() == []
-    scores = mmbench.score(mmbench.questions(), ["C"], tmp_path)
+    benchmark = build("mmbench", root=tmp_path, split="test")
+    assert benchmark.missing() == []
+    scores = benchmark.score(benchmark.questions(), ["C"], tmp_path)
     assert (scores.metrics, scores.samples) == ({}, [None])
-    mmbench.upload(mmbench.questions(), ["C"], tmp_path)
+    benchmark.upload(benchmark.questions(), ["C"], tmp_path)
     assert table(tmp_path / "test.xlsx")[0][5:] == ["D", "prediction", "split"]
 
 

@@ -1,6 +1,5 @@
 import pytest
 
-from dpn.benchmarks import build
 from dpn.benchmarks.mme import said
 from dpn.data.batch import DataError
 from tests.benchmarks.files import damage, picture, write, write_jsonl
@@ -35,14 +34,18 @@ def make(root):
     write_jsonl(root / "MME" / "llava_mme.jsonl", rows)
 
 
-@pytest.fixture
-def mme(tmp_path):
-    make(tmp_path)
-    return build("mme", root=tmp_path)
+DAMAGED = {
+    "MME/llava_mme.jsonl": [
+        ({"image": None}, r"llava_mme.jsonl, line 8: field 'image' \(str\) is missing"),
+        ({"question_id": "poems/1.jpg"}, "question poems/1.jpg is of no subtask of MME but of"),
+        ({"question_id": "OCR/9.jpg"}, r"OCR/9.txt does not exist; get the MME release"),
+        ({"text": "Is it?"}, r"0001.txt has no question 'Is it\? Please answer yes or no.'"),
+    ],
+}
 
 
-def test_prompt_and_label(mme):
-    questions = mme.questions()
+def test_prompt_and_label(benchmark):
+    questions = benchmark.questions()
     assert questions[0].prompt == (
         "Is a python code shown?\nAnswer the question using a single word or phrase."
     )
@@ -50,10 +53,10 @@ def test_prompt_and_label(mme):
     assert [q.category for q in questions[::2]] == ["code_reasoning", "artwork", "artwork", "OCR"]
 
 
-def test_a_question_that_has_the_demand_already(mme):
+def test_a_question_that_has_the_demand_already(benchmark):
     question = f"{QUESTIONS[-1][1]} Please answer yes or no."
-    damage(mme.root / "MME" / "llava_mme.jsonl", text=f"{question} {SHORT}")
-    last = mme.questions()[-1]
+    damage(benchmark.root / "MME" / "llava_mme.jsonl", text=f"{question} {SHORT}")
+    last = benchmark.questions()[-1]
     assert (last.reference, last.meta["question"]) == ("No", question)
 
 
@@ -73,9 +76,9 @@ def test_words_that_count(answer, word):
     assert said(answer) == word
 
 
-def test_scores_by_hand(mme, tmp_path):
+def test_scores_by_hand(benchmark, tmp_path):
     answers = ["Yes", "Yes", "yes.", "no", "No", "No", "Well", None]
-    scores = mme.score(mme.questions(), answers, tmp_path)
+    scores = benchmark.score(benchmark.questions(), answers, tmp_path)
     assert scores.samples == [1, 0, 1, 1, 0, 1, 0, 0]
     assert scores.metrics == {
         "perception": 125,
@@ -86,20 +89,20 @@ def test_scores_by_hand(mme, tmp_path):
     }
 
 
-def test_all_right_is_200_for_each_subtask(mme, tmp_path):
+def test_all_right_is_200_for_each_subtask(benchmark, tmp_path):
     answers = [label for *_, label in QUESTIONS]
-    metrics = mme.score(mme.questions(), answers, tmp_path).metrics
+    metrics = benchmark.score(benchmark.questions(), answers, tmp_path).metrics
     assert (metrics["perception"], metrics["cognition"]) == (400, 200)
 
 
-def test_subtasks_that_were_not_asked_are_left_out(mme, tmp_path):
-    metrics = mme.score(mme.questions()[:1], ["yes"], tmp_path).metrics
+def test_subtasks_that_were_not_asked_are_left_out(benchmark, tmp_path):
+    metrics = benchmark.score(benchmark.questions()[:1], ["yes"], tmp_path).metrics
     assert metrics == {"cognition": 200, "score/code_reasoning": 200}
 
 
-def test_results_are_what_the_evaluator_reads(mme, tmp_path):
+def test_results_are_what_the_evaluator_reads(benchmark, tmp_path):
     answers = ["Yes", None, "a\tb\r\nc", "no", "yes", "no", "yes", "no"]
-    mme.write(mme.questions(), answers, tmp_path / "out", "tiny")
+    benchmark.write(benchmark.questions(), answers, tmp_path / "out", "tiny")
     folder = tmp_path / "out" / "results"
     assert sorted(path.name for path in folder.iterdir()) == [
         "OCR.txt",
@@ -114,23 +117,8 @@ def test_results_are_what_the_evaluator_reads(mme, tmp_path):
     assert lines[0] == "7.txt\tIs this titled sorrow? Please answer yes or no.\tYes\ta b  c"
 
 
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        ({"image": None}, r"llava_mme.jsonl, line 8: field 'image' \(str\) is missing"),
-        ({"question_id": "poems/1.jpg"}, "question poems/1.jpg is of no subtask of MME but of"),
-        ({"question_id": "OCR/9.jpg"}, r"OCR/9.txt does not exist; get the MME release"),
-        ({"text": "Is it?"}, r"0001.txt has no question 'Is it\? Please answer yes or no.'"),
-    ],
-)
-def test_a_damaged_question_is_named(mme, changes, sentence):
-    damage(mme.root / "MME" / "llava_mme.jsonl", **changes)
-    with pytest.raises(DataError, match=sentence):
-        mme.questions()
-
-
-def test_a_damaged_label_is_named(mme):
-    path = mme.root / "MME" / "MME_Benchmark_release_version" / "OCR" / "0001.txt"
+def test_a_damaged_label_is_named(benchmark):
+    path = benchmark.root / "MME" / "MME_Benchmark_release_version" / "OCR" / "0001.txt"
     path.write_text(f"{path.read_text()}\nIs it?\tMaybe\n")
     with pytest.raises(DataError, match=r"0001.txt, line 4: .* must be a question, a tab and Yes"):
-        mme.questions()
+        benchmark.questions()

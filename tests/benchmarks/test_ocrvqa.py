@@ -1,8 +1,6 @@
 import pytest
 
-from dpn.benchmarks import build
-from dpn.data.batch import DataError
-from tests.benchmarks.files import damage, picture, write_jsonl
+from tests.benchmarks.files import picture, write_jsonl
 
 SHORT = "\nAnswer the question using a single word or phrase."
 QUESTIONS = [
@@ -22,14 +20,16 @@ def make(root):
     write_jsonl(root / "ocrvqa" / "ocrvqa_test.jsonl", rows)
 
 
-@pytest.fixture
-def ocrvqa(tmp_path):
-    make(tmp_path)
-    return build("ocrvqa", root=tmp_path)
+DAMAGED = {
+    "ocrvqa/ocrvqa_test.jsonl": [
+        ({"answer": None}, r"ocrvqa_test.jsonl, line 4: field 'answer' \(str\) is missing"),
+        ({"text": 3}, "line 4: field 'text' is 3; it must be str"),
+    ],
+}
 
 
-def test_prompt_and_reference(ocrvqa):
-    questions = ocrvqa.questions()
+def test_prompt_and_reference(benchmark):
+    questions = benchmark.questions()
     assert questions[0].prompt == (
         "Who wrote this book?\nAnswer the question using a single word or phrase."
     )
@@ -44,20 +44,7 @@ def test_prompt_and_reference(ocrvqa):
         (["Jane Austen.", None, "J.R.R. Tolkien", ""], [0, 0, 0, 0]),
     ],
 )
-def test_scores_by_hand(ocrvqa, tmp_path, answers, samples):
-    scores = ocrvqa.score(ocrvqa.questions(), answers, tmp_path)
+def test_scores_by_hand(benchmark, tmp_path, answers, samples):
+    scores = benchmark.score(benchmark.questions(), answers, tmp_path)
     assert scores.samples == samples
     assert scores.metrics == {"accuracy": 25 * sum(samples)}
-
-
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        ({"answer": None}, r"ocrvqa_test.jsonl, line 4: field 'answer' \(str\) is missing"),
-        ({"text": 3}, "line 4: field 'text' is 3; it must be str"),
-    ],
-)
-def test_a_damaged_question_is_named(ocrvqa, changes, sentence):
-    damage(ocrvqa.root / "ocrvqa" / "ocrvqa_test.jsonl", **changes)
-    with pytest.raises(DataError, match=sentence):
-        ocrvqa.questions()

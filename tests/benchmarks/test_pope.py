@@ -1,9 +1,7 @@
 import pytest
 
-from dpn.benchmarks import build
 from dpn.benchmarks.pope import yes_or_no
-from dpn.data.batch import DataError
-from tests.benchmarks.files import damage, picture, write_jsonl
+from tests.benchmarks.files import picture, write_jsonl
 
 #: Category, object and label; the questions of a category do not stand together.
 QUESTIONS = [
@@ -29,14 +27,21 @@ def make(root):
         write_jsonl(root / "pope" / "coco" / f"coco_pope_{category}.json", lines)
 
 
-@pytest.fixture
-def pope(tmp_path):
-    make(tmp_path)
-    return build("pope", root=tmp_path)
+DAMAGED = {
+    "pope/llava_pope_test.jsonl": [
+        ({"text": None}, r"llava_pope_test.jsonl, line 5: field 'text' \(str\) is missing"),
+        ({"text": 3}, r"line 5: field 'text' is 3; it must be str"),
+        ({"category": "rare"}, "question 4 has the category 'rare'; there is random, popular"),
+        ({"category": "random"}, "coco_pope_random.json has fewer lines than"),
+    ],
+    "pope/coco/coco_pope_adversarial.json": [
+        ({"label": "maybe"}, "row 3: label 'maybe' must be yes or no"),
+    ],
+}
 
 
-def test_prompt_and_label_of_each_question(pope):
-    questions = pope.questions()
+def test_prompt_and_label_of_each_question(benchmark):
+    questions = benchmark.questions()
     assert questions[1].prompt == (
         "Is there a cat in the image?\nAnswer the question using a single word or phrase."
     )
@@ -63,9 +68,9 @@ def test_words_that_mean_no(answer, said):
     assert yes_or_no(answer) == said
 
 
-def test_scores_by_hand(pope, tmp_path):
+def test_scores_by_hand(benchmark, tmp_path):
     answers = ["Yes", "yes", "Yes, a car.", None, "no"]
-    scores = pope.score(pope.questions(), answers, tmp_path)
+    scores = benchmark.score(benchmark.questions(), answers, tmp_path)
     assert scores.samples == [0, 1, 1, 0, 1]
     third = 100 / 3
     assert scores.metrics == pytest.approx(
@@ -86,24 +91,3 @@ def test_scores_by_hand(pope, tmp_path):
             "f1": (100 + 0 + 2 * third) / 3,
         }
     )
-
-
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        ({"text": None}, r"llava_pope_test.jsonl, line 5: field 'text' \(str\) is missing"),
-        ({"text": 3}, r"line 5: field 'text' is 3; it must be str"),
-        ({"category": "rare"}, "question 4 has the category 'rare'; there is random, popular"),
-        ({"category": "random"}, "coco_pope_random.json has fewer lines than"),
-    ],
-)
-def test_a_damaged_question_is_named(pope, changes, sentence):
-    damage(pope.root / "pope" / "llava_pope_test.jsonl", **changes)
-    with pytest.raises(DataError, match=sentence):
-        pope.questions()
-
-
-def test_a_damaged_label_is_named(pope):
-    damage(pope.root / "pope" / "coco" / "coco_pope_adversarial.json", label="maybe")
-    with pytest.raises(DataError, match="row 3: label 'maybe' must be yes or no"):
-        pope.questions()

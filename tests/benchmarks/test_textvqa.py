@@ -1,8 +1,6 @@
 import pytest
 
-from dpn.benchmarks import build
-from dpn.data.batch import DataError
-from tests.benchmarks.files import change, damage, picture, write_json, write_jsonl
+from tests.benchmarks.files import picture, write_json, write_jsonl
 
 SHORT = "\nAnswer the question using a single word or phrase."
 #: Picture, prompt, question of the annotation, answers of ten people.
@@ -34,14 +32,31 @@ def make(root):
     write_json(folder / "TextVQA_0.5.1_val.json", {"data": data})
 
 
-@pytest.fixture
-def textvqa(tmp_path):
-    make(tmp_path)
-    return build("textvqa", root=tmp_path)
+DAMAGED = {
+    "textvqa/llava_textvqa_val_v051_ocr.jsonl": [
+        ({"text": None}, r"ocr.jsonl, line 3: field 'text' \(str\) is missing"),
+        ({"text": f"Who lost?{SHORT}"}, "ocr.jsonl: question b2 asks 'who lost\\?'"),
+        ({"question_id": "a1"}, r"question a1 asks 'who won\?', which .*val.json does not"),
+    ],
+    "textvqa/TextVQA_0.5.1_val.json": [
+        (
+            lambda value: value["data"][1]["answers"].pop(),
+            "TextVQA_0.5.1_val.json, entry 2: field 'answers' must hold ten texts",
+        ),
+        (
+            lambda value: value["data"][1].update(answers=[1] * 10),
+            "TextVQA_0.5.1_val.json, entry 2: field 'answers' must hold ten",
+        ),
+        (
+            lambda value: value["data"][1].update(image_id=5),
+            "TextVQA_0.5.1_val.json, entry 2: field 'image_id' is 5; it must be str",
+        ),
+    ],
+}
 
 
-def test_prompt_and_reference_of_each_form(textvqa):
-    questions = textvqa.questions()
+def test_prompt_and_reference_of_each_form(benchmark):
+    questions = benchmark.questions()
     assert questions[0].prompt == (
         "What brand is it?\nReference OCR token: DAKOTA, DIGITAL"
         "\nAnswer the question using a single word or phrase."
@@ -57,36 +72,7 @@ def test_prompt_and_reference_of_each_form(textvqa):
         (["", "1000", "the two-men"], [0, 0, 1], 100 / 3),
     ],
 )
-def test_scores_by_hand(textvqa, tmp_path, answers, samples, accuracy):
-    scores = textvqa.score(textvqa.questions(), answers, tmp_path)
+def test_scores_by_hand(benchmark, tmp_path, answers, samples, accuracy):
+    scores = benchmark.score(benchmark.questions(), answers, tmp_path)
     assert scores.samples == pytest.approx(samples)
     assert scores.metrics == pytest.approx({"accuracy": accuracy})
-
-
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        ({"text": None}, r"ocr.jsonl, line 3: field 'text' \(str\) is missing"),
-        ({"text": f"Who lost?{SHORT}"}, "ocr.jsonl: question b2 asks 'who lost\\?'"),
-        ({"question_id": "a1"}, r"question a1 asks 'who won\?', which .*val.json does not"),
-    ],
-)
-def test_a_damaged_question_is_named(textvqa, changes, sentence):
-    damage(textvqa.root / "textvqa" / "llava_textvqa_val_v051_ocr.jsonl", **changes)
-    with pytest.raises(DataError, match=sentence):
-        textvqa.questions()
-
-
-@pytest.mark.parametrize(
-    ("edit", "sentence"),
-    [
-        (lambda rows: rows[1]["answers"].pop(), "entry 2: field 'answers' must hold ten texts"),
-        (lambda rows: rows[1].update(answers=[1] * 10), "entry 2: field 'answers' must hold ten"),
-        (lambda rows: rows[1].update(image_id=5), "entry 2: field 'image_id' is 5; it must be str"),
-    ],
-)
-def test_a_damaged_reference_is_named(textvqa, edit, sentence):
-    path = textvqa.root / "textvqa" / "TextVQA_0.5.1_val.json"
-    change(path, lambda value: edit(value["data"]))
-    with pytest.raises(DataError, match=f"TextVQA_0.5.1_val.json, {sentence}"):
-        textvqa.questions()

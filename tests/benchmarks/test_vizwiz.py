@@ -2,9 +2,7 @@ import json
 
 import pytest
 
-from dpn.benchmarks import build
-from dpn.data.batch import DataError
-from tests.benchmarks.files import change, damage, people, picture, write_json, write_jsonl
+from tests.benchmarks.files import people, picture, write_json, write_jsonl
 
 SUFFIX = (
     "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
@@ -33,33 +31,34 @@ def make_val(root):
     write_json(root / "vizwiz" / "val.json", rows)
 
 
-@pytest.fixture
-def vizwiz(tmp_path):
-    make(tmp_path)
-    return build("vizwiz", root=tmp_path)
+DAMAGED = {
+    "vizwiz/llava_test.jsonl": [({"image": 7}, "llava_test.jsonl, line 3: field 'image' is 7")],
+}
 
 
-@pytest.fixture
-def val(tmp_path):
-    make_val(tmp_path)
-    return build("vizwiz", root=tmp_path, split="val")
+DAMAGED_VAL = {
+    "vizwiz/val.json": [
+        (
+            lambda rows: rows[1].pop("question"),
+            r"val.json, entry 2: field 'question' \(str\) is missing",
+        ),
+        (
+            lambda rows: rows[1].update(answers=["no"]),
+            "val.json, entry 2: field 'answers' must hold objects",
+        ),
+    ],
+}
 
 
-def test_prompt(vizwiz):
-    assert vizwiz.questions()[0].prompt == (
+def test_prompt(benchmark):
+    assert benchmark.questions()[0].prompt == (
         "What is this? \nWhen the provided information is insufficient, respond with"
         " 'Unanswerable'.\nAnswer the question using a single word or phrase."
     )
 
 
-def test_server_scores_the_test_set(vizwiz, tmp_path):
-    scores = vizwiz.score(vizwiz.questions(), ["cup", None, "yes"], tmp_path)
-    assert scores.metrics == {}
-    assert scores.samples == [None] * 3
-
-
-def test_upload_has_all_pictures(vizwiz, tmp_path):
-    vizwiz.write(vizwiz.questions()[1:], ["EXIT.", None], tmp_path, "tiny")
+def test_upload_has_all_pictures(benchmark, tmp_path):
+    benchmark.write(benchmark.questions()[1:], ["EXIT.", None], tmp_path, "tiny")
     assert json.loads((tmp_path / "answers_upload.json").read_text()) == [
         {"image": "VizWiz_test_00000000.jpg", "answer": ""},
         {"image": "VizWiz_test_00000001.jpg", "answer": "exit"},
@@ -82,27 +81,3 @@ def test_val_scores_by_hand(val, tmp_path):
         {"accuracy": 30, "accuracy/unanswerable": 90, "accuracy/other": 0}
     )
     assert val.score(questions[2:], ["t-shirt"], tmp_path).samples == [0]  # and marks
-
-
-def test_unknown_split(tmp_path):
-    with pytest.raises(ValueError, match="no split 'train'; there is test, val"):
-        build("vizwiz", root=tmp_path, split="train")
-
-
-def test_a_damaged_question_is_named(vizwiz):
-    damage(vizwiz.root / "vizwiz" / "llava_test.jsonl", image=7)
-    with pytest.raises(DataError, match=r"llava_test.jsonl, line 3: field 'image' is 7"):
-        vizwiz.questions()
-
-
-@pytest.mark.parametrize(
-    ("edit", "sentence"),
-    [
-        (lambda rows: rows[1].pop("question"), r"entry 2: field 'question' \(str\) is missing"),
-        (lambda rows: rows[1].update(answers=["no"]), "entry 2: field 'answers' must hold objects"),
-    ],
-)
-def test_a_damaged_val_question_is_named(val, edit, sentence):
-    change(val.root / "vizwiz" / "val.json", edit)
-    with pytest.raises(DataError, match=f"val.json, {sentence}"):
-        val.questions()

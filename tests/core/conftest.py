@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from transformers import LlamaConfig
 
 from dpn import DPNConfig, DPNForConditionalGeneration
+from tests.tiny import VISION, text_config
 
 IMAGE, ROUTER, VOCABULARY = 48, 49, 50
 
@@ -12,28 +12,12 @@ IMAGE, ROUTER, VOCABULARY = 48, 49, 50
 def make_model(router=None, projector=None, seed=0, layers=4, text=None, **kwargs):
     """A model whose weights are large enough for differences to show."""
     torch.manual_seed(seed)
-    text = text or LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.15,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
+    text = text or text_config(
+        VOCABULARY, num_hidden_layers=layers, bos_token_id=1, eos_token_id=2, pad_token_id=0
     )
     config = DPNConfig(
         text_config=text,
-        vision_config={
-            "name": "vit",
-            "image_size": 16,
-            "patch_size": 4,
-            "width": 16,
-            "depth": 1,
-            "heads": 2,
-        },
+        vision_config=VISION,
         projector_config=projector or {"name": "mlp"},
         router_config=router or {"name": "none"},
         image_token_id=IMAGE,

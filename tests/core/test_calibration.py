@@ -9,11 +9,17 @@ from .conftest import collate, make_model, make_samples, without
 ROUTERS = ({"name": "dpe", "layers": [0, 2], "min_rows": 1}, {"name": "dyvte", "hidden": 16})
 
 
+def batches_of(which):
+    """Two batches, each of samples of six seeds."""
+    samples = [[s for n in range(6) for s in make_samples(which, seed=6 * k + n)] for k in (0, 1)]
+    return [without(collate(batch), "labels") for batch in samples]
+
+
 @pytest.mark.parametrize("router", ROUTERS, ids=lambda router: router["name"])
 @pytest.mark.parametrize("keep", [0.45, 0.7, 0.95])
 def test_calibration_meets_keep(keep, router):
     model = make_model({**router, "keep": keep}, seed=3)
-    batches = [without(collate(make_samples(seed=s)), "labels") for s in range(12)]
+    batches = batches_of(None)
     assert calibrate(model, batches) == pytest.approx(keep, abs=0.05)
     assert measured_share(model, batches) == pytest.approx(keep, abs=0.05)
 
@@ -23,7 +29,7 @@ def test_dfmr_meets_its_share_of_tokens(keep):
     """Images of every contrast; the threshold that is given would pool all of them."""
     projector = {"name": "dfmr", "kernels": [2], "threshold": 100.0, "keep": keep}
     model = make_model(projector=projector, seed=3)
-    batches = [without(collate(make_samples([0, 1], seed=s)), "labels") for s in range(12)]
+    batches = batches_of([0, 1])
     assert calibrate(model, batches, "projector") == pytest.approx(keep, abs=0.05)
     shares = []
     for batch in batches:

@@ -70,10 +70,12 @@ def test_tower_of_llava():
 
 
 @pytest.mark.parametrize(
-    ("d", "m", "layers", "heads"), [(4096, 11008, 32, 32), (5120, 13824, 40, 40)]
+    ("d", "m", "layers", "heads"), [(4096, 11008, 16, 32), (5120, 13824, 20, 40)]
 )
 def test_large_shapes_equal_the_counter(d, m, layers, heads):
-    """Hugging Face's own modules, on the meta device, where attention is products of matrices."""
+    """Hugging Face's own modules, on the meta device, where attention is products of matrices; half
+    of the layers, which are all alike.
+    """
     text = LlamaConfig(
         hidden_size=d,
         intermediate_size=m,

@@ -1,4 +1,6 @@
-"""Each method's rule against a naive statement of it: plain loops over one image."""
+"""Methods that choose, merge or join the tower's tokens, each against a naive statement of its
+rule: plain loops over one image.
+"""
 
 import math
 
@@ -7,64 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dpn import projectors
-from dpn.vision import ImageContext, VisualFeatures
+from dpn.vision import VisualFeatures
 
 from .conftest import collate, make_model, make_samples
-
-GRIDS = ((4, 5), (3, 3), (4, 5), (1, 2))
-C, D, HEADS = 16, 12, 2
-
-
-def features(layers=3, training=False, step=0, seed=0):
-    """Images of three sizes as a tower could give them; attention is far from uniform."""
-    torch.manual_seed(seed)
-    images, cells = len(GRIDS), sum(h * w for h, w in GRIDS)
-    return VisualFeatures(
-        tokens=torch.randn(cells, C),
-        grids=GRIDS,
-        layers=torch.randn(cells, layers, C),
-        cls=torch.randn(images, C),
-        query=3 * torch.randn(images, C),
-        keys=torch.randn(cells + images, C),
-        heads=HEADS,
-        context=ImageContext(
-            tuple(torch.randn(3 + i, D) for i in range(images)),
-            np.arange(images, dtype=np.uint64) + np.uint64(5),
-            training=training,
-            step=step,
-        ),
-    )
-
-
-def one_by_one(given):
-    """(tokens, keys with CLS's first, CLS's query, CLS, layers) of each image."""
-    cells = [h * w for h, w in given.grids]
-    return zip(
-        given.tokens.split(cells),
-        given.keys.split([1 + n for n in cells]),
-        given.query,
-        given.cls,
-        given.layers.split(cells),
-        strict=True,
-    )
-
-
-def build(name, **arguments):
-    torch.manual_seed(1)
-    sizes = {"input_size": C, "output_size": D, "grid": (4, 5)}
-    projector = projectors.build(name, **arguments, **sizes).eval()
-    projector.heads = HEADS
-    return projector
-
-
-def check(projector, given, expected):
-    """Rows of every image, before the MLP, and their number."""
-    made = projector(given)
-    for rows, grid, wanted in zip(made.per_image(), made.grids, expected, strict=True):
-        assert grid[0] * grid[1] == len(wanted)
-        torch.testing.assert_close(rows, projector.layers(wanted))
-    return made
+from .features import GRIDS, HEADS, C, build, check, features, one_by_one
 
 
 def attention_of_cls(query, keys, heads):
@@ -217,155 +165,6 @@ def test_pooled_tells_which_cells_a_row_holds(keep):
             rows, columns = np.divmod(np.flatnonzero(owner == row), grid[1])
             block = (1 + np.ptp(rows)) * (1 + np.ptp(columns))
             assert len(rows) == block <= 4  # neighbours
-
-
-def cells_of_regions(grid, side):
-    """The cells of each region of a grid, region by region."""
-    height, width = grid
-    return [
-        [r * width + c for r in range(top, min(top + side, height)) for c in range(left, end)]
-        for top in range(0, height, side)
-        for left in range(0, width, side)
-        for end in [min(left + side, width)]
-    ]
-
-
-@pytest.mark.parametrize("kernel", [1, 2, 8])
-def test_matryoshka_pool_averages_regions(kernel):
-    projector = build("matryoshka_pool", kernel=kernel)
-    given = features()
-    for (tokens, *_), grid, made in zip(
-        one_by_one(given), GRIDS, projector(given).per_image(), strict=True
-    ):
-        rows = projector.layers(tokens).detach()
-        regions = cells_of_regions(grid, kernel)
-        torch.testing.assert_close(made, torch.stack([rows[cells].mean(0) for cells in regions]))
-
-
-@pytest.mark.parametrize("name", ["matryoshka_pool", "matryoshka_query"])
-def test_matryoshka_training_draws_every_size_alike_and_one_for_all_of_a_step(name):
-    options = {"kernels": [1, 2, 5]} if name == "matryoshka_pool" else {"queries": 4, "heads": 4}
-    projector = build(name, **options).train()
-    seen = [projector(features(training=True, step=step)).grids for step in range(60)]
-    first = [grids[0] for grids in seen]
-    assert all(grids[0] == grids[2] for grids in seen)
-    sizes = {"matryoshka_pool": {(4, 5), (2, 3), (1, 1)}, "matryoshka_query": {(1, 2), (1, 4)}}
-    assert set(first) == sizes[name]
-    assert all(first.count(grid) >= 60 / len(set(first)) / 2 for grid in set(first))
-    projector.eval()
-    assert len({projector(features(step=step)).grids for step in range(9)}) == 1
-
-
-def attend(module, query, keys, values):
-    """One query `[C]` of an `nn.MultiheadAttention`, head by head."""
-    width = len(query)
-    wq, wk, wv = module.in_proj_weight.split(width)
-    bq, bk, bv = module.in_proj_bias.split(width)
-    q, k, v = wq @ query + bq, keys @ wk.T + bk, values @ wv.T + bv
-    size = width // module.num_heads
-    out = []
-    for h in range(module.num_heads):
-        part = slice(h * size, (h + 1) * size)
-        share = (k[:, part] @ q[part] / math.sqrt(size)).softmax(0)
-        out.append(share @ v[:, part])
-    return module.out_proj.weight @ torch.cat(out) + module.out_proj.bias
-
-
-def regions_of_image(projector, queries, layers, grid):
-    """One row per region, by hand."""
-    levels = torch.cat(layers.unbind(1), -1)
-    keys, values = projector.regions.keys(levels), projector.regions.values(levels)
-    cells = cells_of_regions(grid, projector.scale)
-    rows = [
-        attend(projector.regions.attention, query, keys[own], values[own])
-        for query, own in zip(queries, cells, strict=True)
-    ]
-    return torch.stack(rows)
-
-
-@pytest.mark.parametrize("scale", [2, 3])
-def test_token_packer(scale):
-    projector = build("token_packer", scale=scale, levels=[0, 0.5, 1])
-    given = features()
-    expected = []
-    for (tokens, *_, layers), grid in zip(one_by_one(given), GRIDS, strict=True):
-        after = [-(-side // scale) for side in grid]
-        small = F.interpolate(tokens.T.reshape(1, C, *grid), after, mode="bilinear")
-        queries = projector.queries(small[0].flatten(1).T)
-        expected.append(regions_of_image(projector, queries, layers, grid))
-    check(projector, given, expected)
-
-
-@pytest.mark.parametrize("scale", [2, 4])
-def test_query_conv(scale):
-    projector = build("query_conv", scale=scale, levels=[0, 0.5, 1])
-    given = features()
-    weight, bias = projector.convolution.weight[:, 0], projector.convolution.bias
-    expected = []
-    for i, ((tokens, *_, layers), grid) in enumerate(zip(one_by_one(given), GRIDS, strict=True)):
-        text = given.context.instructions[i]
-        asked = projector.queries(tokens + projector.question(sum(text) / len(text)))
-        queries = []
-        for cells in cells_of_regions(grid, scale):
-            rows, columns = zip(*(divmod(cell, grid[1]) for cell in cells), strict=True)
-            taps = weight[:, [r % scale for r in rows], [c % scale for c in columns]]  # [C, cells]
-            queries.append((taps * asked[cells].T).sum(1) * scale**2 / len(cells) + bias)
-        expected.append(regions_of_image(projector, queries, layers, grid))
-    check(projector, given, expected)
-
-
-def test_query_conv_depends_on_the_question_and_never_on_answers():
-    model = make_model(projector={"name": "query_conv", "scale": 2}, seed=3)
-    seen = []
-    model.projector.register_forward_hook(lambda *x: seen.append(x[2].tokens))
-    ids, labels, images = make_samples([0])[0]
-    answer, question = ids.clone(), ids.clone()
-    answer[labels != -100] = 7
-    question[3] = 7
-    for changed in (ids, answer, question):
-        model(**collate([(changed, labels, images)]))
-    assert torch.equal(seen[0], seen[1])
-    assert not torch.allclose(seen[0], seen[2], atol=1e-4)
-
-
-def test_token_packer_starts_small_in_a_model():
-    layers = make_model(projector={"name": "token_packer"}).projector.layers
-    assert float(layers[2].weight.detach().std()) == pytest.approx(0.02, rel=0.15)
-    assert not layers[0].bias.any()
-
-
-@pytest.mark.parametrize("rows", [1, 5, None])
-def test_matryoshka_query(rows):
-    projector = build("matryoshka_query", queries=9, rows=rows, heads=2)
-    given = features()
-    made = projector(given)
-    square = projector.positions.T.reshape(1, C, 3, 3)
-    norm_q, norm_k, norm_v = projector.norms
-    for (tokens, *_), grid, got in zip(one_by_one(given), GRIDS, made.per_image(), strict=True):
-        places = F.interpolate(square, grid, mode="bicubic")[0].flatten(1).T
-        queries = norm_q(projector.queries + projector.positions)[: rows or 9]
-        wanted = [attend(projector.attention, q, norm_k(places), norm_v(tokens)) for q in queries]
-        torch.testing.assert_close(got, torch.stack(wanted) @ projector.output)
-
-
-def test_dfmr_pools_plain_images_more():
-    given = features()
-    plain = torch.cat([(0.2 + i) / 3 * t for i, t in enumerate(given.tokens.split([20, 9, 20, 2]))])
-    given = VisualFeatures(plain, GRIDS)
-    threshold = 0.5
-    projector = build("dfmr", kernels=[2, 3], threshold=threshold)
-    expected, sides = [], []
-    for tokens, grid in zip(given.per_image(), GRIDS, strict=True):
-        side = 1
-        for kernel in (2, 3):
-            regions = cells_of_regions(grid, kernel)
-            spread = [tokens[cells].std(0, correction=0).mean() for cells in regions]
-            if sum(spread) / len(spread) <= threshold:
-                side = kernel
-        sides.append(side)
-        expected.append(torch.stack([tokens[c].mean(0) for c in cells_of_regions(grid, side)]))
-    assert set(sides) >= {1, 3}
-    check(projector, given, expected)
 
 
 @pytest.mark.parametrize("kind", ["sti", "sci", "dci"])

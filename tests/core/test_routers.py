@@ -9,7 +9,7 @@ import torch
 
 from dpn import routers
 from dpn.budget import TextShape
-from dpn.routers._pooling import PoolingPlan, quarter_layers
+from dpn.routers._pooling_plan import PoolingPlan, quarter_layers
 from dpn.routers.base import RoutingContext, Trace
 from dpn.routers.random import draw
 

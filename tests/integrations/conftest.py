@@ -3,15 +3,12 @@
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import LlamaConfig
 
-from dpn import DPNConfig, DPNForConditionalGeneration, DPNProcessor, inference
-from dpn.data.tokenizer import train_tokenizer
-from tests.data.conftest import CORPUS
+from dpn import inference
+from tests.talkers import make_talker, picture
 
 
 class Document(NamedTuple):
@@ -21,54 +18,21 @@ class Document(NamedTuple):
     images: list[Image.Image]
 
 
-def picture(width: int, height: int, seed: int) -> Image.Image:
-    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(noise)
-
-
 #: With no image, one or two, with and without marks; not in the order of their lengths.
 DOCUMENTS = [
-    Document("What colour is the cat on the sofa, black or white?", [picture(16, 16, 0)]),
+    Document("What colour is the cat on the sofa, black or white?", [picture(0, 16, 16)]),
     Document("How many birds?", []),
-    Document("Is <image> as <image>?", [picture(16, 16, 1), picture(8, 16, 2)]),
-    Document("Which?", [picture(16, 8, 3)]),
-    Document("How many cats are there in both?", [picture(16, 16, 4), picture(16, 16, 5)]),
+    Document("Is <image> as <image>?", [picture(1, 16, 16), picture(2, 8, 16)]),
+    Document("Which?", [picture(3, 16, 8)]),
+    Document("How many cats are there in both?", [picture(4, 16, 16), picture(5, 16, 16)]),
 ]
 
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory) -> Path:
     """Folder of the model."""
-    tokenizer = train_tokenizer(CORPUS)
-    processor = DPNProcessor(tokenizer, image_size=16, patch_size=4)
-    torch.manual_seed(0)
-    model = DPNForConditionalGeneration(
-        DPNConfig(
-            text_config=LlamaConfig(
-                vocab_size=processor.vocab_size,
-                hidden_size=32,
-                intermediate_size=48,
-                num_hidden_layers=4,
-                num_attention_heads=4,
-                initializer_range=0.15,
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-            ),
-            vision_config={
-                "name": "vit",
-                "image_size": 16,
-                "patch_size": 4,
-                "width": 16,
-                "depth": 1,
-                "heads": 2,
-            },
-            projector_config={"name": "mlp"},
-            router_config={"name": "dpe", "layers": [0, 2], "min_rows": 1},
-            image_token_id=processor.image_token_id,
-            router_token_id=processor.router_token_id,
-        )
-    )
+    model, processor = make_talker({"name": "dpe", "layers": [0, 2], "min_rows": 1})
+    tokenizer = processor.tokenizer
     texts = [tokenizer.decode([token]) for token in range(processor.vocab_size)]
     others = [
         token

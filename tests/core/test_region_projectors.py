@@ -1,0 +1,152 @@
+"""Methods that make rows of the regions of a grid, each against a naive statement of its rule:
+plain loops over one image.
+"""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dpn.vision import VisualFeatures
+
+from .conftest import collate, make_model, make_samples
+from .features import GRIDS, C, build, cells_of_regions, check, features, one_by_one
+
+
+@pytest.mark.parametrize("kernel", [1, 2, 8])
+def test_matryoshka_pool_averages_regions(kernel):
+    projector = build("matryoshka_pool", kernel=kernel)
+    given = features()
+    for (tokens, *_), grid, made in zip(
+        one_by_one(given), GRIDS, projector(given).per_image(), strict=True
+    ):
+        rows = projector.layers(tokens).detach()
+        regions = cells_of_regions(grid, kernel)
+        torch.testing.assert_close(made, torch.stack([rows[cells].mean(0) for cells in regions]))
+
+
+@pytest.mark.parametrize("name", ["matryoshka_pool", "matryoshka_query"])
+def test_matryoshka_training_draws_every_size_alike_and_one_for_all_of_a_step(name):
+    options = {"kernels": [1, 2, 5]} if name == "matryoshka_pool" else {"queries": 4, "heads": 4}
+    projector = build(name, **options).train()
+    seen = [projector(features(training=True, step=step)).grids for step in range(60)]
+    first = [grids[0] for grids in seen]
+    assert all(grids[0] == grids[2] for grids in seen)
+    sizes = {"matryoshka_pool": {(4, 5), (2, 3), (1, 1)}, "matryoshka_query": {(1, 2), (1, 4)}}
+    assert set(first) == sizes[name]
+    assert all(first.count(grid) >= 60 / len(set(first)) / 2 for grid in set(first))
+    projector.eval()
+    assert len({projector(features(step=step)).grids for step in range(9)}) == 1
+
+
+def attend(module, query, keys, values):
+    """One query `[C]` of an `nn.MultiheadAttention`, head by head."""
+    width = len(query)
+    wq, wk, wv = module.in_proj_weight.split(width)
+    bq, bk, bv = module.in_proj_bias.split(width)
+    q, k, v = wq @ query + bq, keys @ wk.T + bk, values @ wv.T + bv
+    size = width // module.num_heads
+    out = []
+    for h in range(module.num_heads):
+        part = slice(h * size, (h + 1) * size)
+        share = (k[:, part] @ q[part] / math.sqrt(size)).softmax(0)
+        out.append(share @ v[:, part])
+    return module.out_proj.weight @ torch.cat(out) + module.out_proj.bias
+
+
+def regions_of_image(projector, queries, layers, grid):
+    """One row per region, by hand."""
+    levels = torch.cat(layers.unbind(1), -1)
+    keys, values = projector.regions.keys(levels), projector.regions.values(levels)
+    cells = cells_of_regions(grid, projector.scale)
+    rows = [
+        attend(projector.regions.attention, query, keys[own], values[own])
+        for query, own in zip(queries, cells, strict=True)
+    ]
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("scale", [2, 3])
+def test_token_packer(scale):
+    projector = build("token_packer", scale=scale, levels=[0, 0.5, 1])
+    given = features()
+    expected = []
+    for (tokens, *_, layers), grid in zip(one_by_one(given), GRIDS, strict=True):
+        after = [-(-side // scale) for side in grid]
+        small = F.interpolate(tokens.T.reshape(1, C, *grid), after, mode="bilinear")
+        queries = projector.queries(small[0].flatten(1).T)
+        expected.append(regions_of_image(projector, queries, layers, grid))
+    check(projector, given, expected)
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+def test_query_conv(scale):
+    projector = build("query_conv", scale=scale, levels=[0, 0.5, 1])
+    given = features()
+    weight, bias = projector.convolution.weight[:, 0], projector.convolution.bias
+    expected = []
+    for i, ((tokens, *_, layers), grid) in enumerate(zip(one_by_one(given), GRIDS, strict=True)):
+        text = given.context.instructions[i]
+        asked = projector.queries(tokens + projector.question(sum(text) / len(text)))
+        queries = []
+        for cells in cells_of_regions(grid, scale):
+            rows, columns = zip(*(divmod(cell, grid[1]) for cell in cells), strict=True)
+            taps = weight[:, [r % scale for r in rows], [c % scale for c in columns]]  # [C, cells]
+            queries.append((taps * asked[cells].T).sum(1) * scale**2 / len(cells) + bias)
+        expected.append(regions_of_image(projector, queries, layers, grid))
+    check(projector, given, expected)
+
+
+def test_query_conv_depends_on_the_question_and_never_on_answers():
+    model = make_model(projector={"name": "query_conv", "scale": 2}, seed=3)
+    seen = []
+    model.projector.register_forward_hook(lambda *x: seen.append(x[2].tokens))
+    ids, labels, images = make_samples([0])[0]
+    answer, question = ids.clone(), ids.clone()
+    answer[labels != -100] = 7
+    question[3] = 7
+    for changed in (ids, answer, question):
+        model(**collate([(changed, labels, images)]))
+    assert torch.equal(seen[0], seen[1])
+    assert not torch.allclose(seen[0], seen[2], atol=1e-4)
+
+
+def test_token_packer_starts_small_in_a_model():
+    layers = make_model(projector={"name": "token_packer"}).projector.layers
+    assert float(layers[2].weight.detach().std()) == pytest.approx(0.02, rel=0.15)
+    assert not layers[0].bias.any()
+
+
+@pytest.mark.parametrize("rows", [1, 5, None])
+def test_matryoshka_query(rows):
+    projector = build("matryoshka_query", queries=9, rows=rows, heads=2)
+    given = features()
+    made = projector(given)
+    square = projector.positions.T.reshape(1, C, 3, 3)
+    norm_q, norm_k, norm_v = projector.norms
+    for (tokens, *_), grid, got in zip(one_by_one(given), GRIDS, made.per_image(), strict=True):
+        places = F.interpolate(square, grid, mode="bicubic")[0].flatten(1).T
+        queries = norm_q(projector.queries + projector.positions)[: rows or 9]
+        wanted = [attend(projector.attention, q, norm_k(places), norm_v(tokens)) for q in queries]
+        torch.testing.assert_close(got, torch.stack(wanted) @ projector.output)
+
+
+def test_dfmr_pools_plain_images_more():
+    given = features()
+    plain = torch.cat([(0.2 + i) / 3 * t for i, t in enumerate(given.tokens.split([20, 9, 20, 2]))])
+    given = VisualFeatures(plain, GRIDS)
+    threshold = 0.5
+    projector = build("dfmr", kernels=[2, 3], threshold=threshold)
+    expected, sides = [], []
+    for tokens, grid in zip(given.per_image(), GRIDS, strict=True):
+        side = 1
+        for kernel in (2, 3):
+            regions = cells_of_regions(grid, kernel)
+            spread = [tokens[cells].std(0, correction=0).mean() for cells in regions]
+            if sum(spread) / len(spread) <= threshold:
+                side = kernel
+        sides.append(side)
+        expected.append(torch.stack([tokens[c].mean(0) for c in cells_of_regions(grid, side)]))
+    assert set(sides) >= {1, 3}
+    check(projector, given, expected)
