@@ -39,8 +39,10 @@ def test_order_of_overrides_does_not_matter():
 
 @pytest.mark.parametrize(
     "override",
-    ["paths.output_root=/x", "paths.data_root=/x", "logger=none", "data.num_workers=3", "seed=0"]
-    + ["model.attention=segments", "model.compile_layers=true"],
+    [
+        *("paths.output_root=/x", "paths.data_root=/x", "logger=none", "data.num_workers=3"),
+        *("seed=0", "model.attention=segments", "model.compile_layers=true"),
+    ],
 )
 def test_hash_ignores_what_computes_nothing(override):
     assert hash_of(override) == hash_of()
