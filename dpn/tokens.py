@@ -318,12 +318,13 @@ def pack(
     """
     columns_of = tuple(attention_mask.sum(1).tolist())
     left = tuple(attention_mask.argmax(1).tolist())
-    for b, (start, count) in enumerate(zip(left, columns_of, strict=True)):
-        if count == 0 or not attention_mask[b, start : start + count].all():
-            raise ValueError(
-                f"attention_mask of sample {b} must be one run of ones with padding left or right"
-                " of it."
-            )
+    right = attention_mask[:, ::-1].argmax(1)
+    runs_of = attention_mask.shape[1] - right - left
+    if (broken := (runs_of != columns_of) | (np.array(columns_of) == 0)).any():
+        raise ValueError(
+            f"attention_mask of sample {broken.argmax()} must be one run of ones with padding left"
+            " or right of it."
+        )
     # Text rows before each image: columns before it that are not padding, less the images among
     # them.
     seen = attention_mask.cumsum().reshape(attention_mask.shape)

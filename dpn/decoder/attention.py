@@ -8,10 +8,9 @@ picks by a measured table.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any, Literal, Protocol
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -37,7 +36,6 @@ class Attention(Protocol):
         """`[N, H, Dh]` queries, `[N, Hkv, Dh]` keys and values to `[N, H, Dh]`."""
 
 
-@torch.compiler.disable  # lengths differ in every batch; what is around it can be compiled
 def packed_attention(
     module: torch.nn.Module,
     query: Tensor,
@@ -275,8 +273,7 @@ def pick_backend(tokens: PackedTokens) -> str:
     """
     if tokens.hidden.device.type == "cuda" and working_dtype(tokens.hidden) in HALF:
         return "varlen"
-    lengths = np.array(tokens.lengths)
-    calls = 1 + np.count_nonzero(np.diff(lengths))
-    padding = len(lengths) * lengths.max() ** 2 - np.sum(lengths**2)
-    products = padding * tokens.hidden.shape[1]
-    return "padded" if products < (calls - 1) * CALL_PRODUCTS else "segments"
+    lengths = tokens.lengths
+    saved = sum(a != b for a, b in pairwise(lengths))  # calls
+    padding = len(lengths) * max(lengths) ** 2 - sum(n * n for n in lengths)
+    return "padded" if padding * tokens.hidden.shape[1] < saved * CALL_PRODUCTS else "segments"

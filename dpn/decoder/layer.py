@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel
+from transformers import AttentionInterface, AutoModel
 
 from dpn.decoder import within
-from dpn.decoder.attention import IMPLEMENTATION
+from dpn.decoder.attention import IMPLEMENTATION, packed_attention
 from dpn.decoder.projections import rotated
 from dpn.decoder.rows import PlannedRows
 from dpn.layer_plan import LayerPlan
@@ -124,6 +124,8 @@ def compile_layers(language: Any) -> None:
     """Let `torch.compile` make faster code of what layers compute around their attention, for any
     number of rows; it is made in the first steps.
     """
+    # Lengths differ in every batch: attention itself stays as it is.
+    AttentionInterface.register(IMPLEMENTATION, torch.compiler.disable(packed_attention))
     for layer in language.layers:
         layer.compile(dynamic=True)
 

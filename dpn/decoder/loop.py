@@ -49,12 +49,13 @@ def prefill(
             f"The text model's attention was set to {language.config._attn_implementation}, which"
             f" would mix the samples of a pack; set it back to {IMPLEMENTATION}."
         )
-    context = replace(context, entered=tokens)
+    scores = _AttentionScores(language, context.trace)
+    context = replace(context, entered=tokens, attention_scores=scores)
     seen: PackedTokens | None = None
     call: dict[str, Any] = {}
     for index, layer in enumerate(language.layers):
-        scores = partial(_attention_scores, language, layer, context.trace, None)
-        tokens = router.at("pre", index, tokens, replace(context, attention_scores=scores))
+        scores.layer, scores.before = layer, None
+        tokens = router.at("pre", index, tokens, context)
         plan = router.within(index, tokens, context)
         routed = None if plan is None else plan.rows
         part = tokens if routed is None else tokens.keep(routed)
@@ -70,33 +71,39 @@ def prefill(
             part = part.with_hidden(connect(part.hidden, [plan.scale]))
         if checkpoint_layers:
             run = partial(checkpoint, run, use_reentrant=False)
-        scores = partial(_attention_scores, language, layer, context.trace, part)
         hidden = run(part.hidden[None], **call).squeeze(0)  # a select would copy
         tokens = tokens.with_hidden(hidden) if routed is None else tokens.put(routed, hidden)
-        tokens = router.at("post", index, tokens, replace(context, attention_scores=scores))
+        scores.before = part
+        tokens = router.at("post", index, tokens, context)
     return tokens
 
 
-@torch.no_grad()
-def _attention_scores(
-    language: Any,
-    layer: torch.nn.Module,
-    trace: Trace,
-    before: PackedTokens | None,
-    tokens: PackedTokens,
-    rows: Sequence[Sequence[int]],
-) -> list[Tensor]:
-    """See `RoutingContext.attention_scores`; `before`: what entered a layer that has run."""
-    seen = tokens if before is None else before
-    if seen.spans is not tokens.spans:
-        raise ValueError(
-            "Two routers of a chain act at the same layer, and the second one needs that layer's"
-            " attention to rows that are gone or passed it by; let them act after different layers."
-        )
-    queries = QueryRows(tuple(map(tuple, rows)), seen.offsets)
-    trace.asked.append(tuple(zip(map(len, rows), seen.lengths, strict=True)))
-    rotary = _rotary(language, seen.hidden, seen.positions)
-    return layer(seen.hidden[None], position_embeddings=rotary, queries=queries)
+class _AttentionScores:
+    """See `RoutingContext.attention_scores`.
+
+    Attributes:
+        layer: at which the loop is.
+        before: what entered that layer once it has run, else None.
+    """
+
+    def __init__(self, language: Any, trace: Trace):
+        self.language, self.trace = language, trace
+        self.layer: Any = None
+        self.before: PackedTokens | None = None
+
+    @torch.no_grad()
+    def __call__(self, tokens: PackedTokens, rows: Sequence[Sequence[int]]) -> list[Tensor]:
+        seen = self.before or tokens
+        if seen.spans is not tokens.spans:
+            raise ValueError(
+                "Two routers of a chain act at the same layer, and the second one needs that"
+                " layer's attention to rows that are gone or passed it by; let them act after"
+                " different layers."
+            )
+        queries = QueryRows(tuple(map(tuple, rows)), seen.offsets)
+        self.trace.asked.append(tuple(zip(map(len, rows), seen.lengths, strict=True)))
+        rotary = _rotary(self.language, seen.hidden, seen.positions)
+        return self.layer(seen.hidden[None], position_embeddings=rotary, queries=queries)
 
 
 def _stage_arguments(
