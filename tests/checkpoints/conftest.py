@@ -140,4 +140,4 @@ def write_tokenizer(folder, added=(), legacy=None):
 
 @pytest.fixture(autouse=True)
 def _seeded():
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)

@@ -1,5 +1,6 @@
 """What every router keeps to. Routers are found by their YAML: a new one is tested as it is."""
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -42,11 +43,16 @@ def head_scores(text):
     return mixed.view(text.num_layers, text.kv_heads).tolist()
 
 
-def config_of(name, text=TINY):
-    """The router's section as its YAML gives it, complete."""
+@cache
+def section_of(name):
+    """The router's section as its YAML gives it."""
     whole = OmegaConf.create({**OTHERS, "router": OmegaConf.load(FOLDER / f"{name}.yaml")})
-    section = OmegaConf.to_container(whole, resolve=True)["router"]
-    return {**section, **OPEN.get(name, lambda text: {})(text)}
+    return OmegaConf.to_container(whole, resolve=True)["router"]
+
+
+def config_of(name, text=TINY):
+    """The same, complete."""
+    return {**section_of(name), **OPEN.get(name, lambda text: {})(text)}
 
 
 def close(got, expected):
