@@ -11,8 +11,9 @@ LMMS   := .venv-lmms
 train: $(STAMP)
 	$(BIN)/python -m dpn.train
 
+# The tests of a file share what they set up, so one process takes all of them.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -n 2 -m slow
