@@ -109,8 +109,10 @@ def _show(
         axes.text(0.5, 0.5, "its rows have no place\nin the image", ha="center", va="center")
         return
     cells = [None] * len(images) if owners is None else owners
-    drawn = [panel(image, owner) for image, owner in zip(images, cells, strict=True)]
-    axes.imshow(np.concatenate([np.asarray(one) for one in drawn], 1))
+    pairs = zip(images, cells, strict=True)
+    drawn = [np.asarray(panel(image, owner)) for image, owner in pairs]
+    gap = ((0, 0), (0, 6), (0, 0))
+    axes.imshow(np.concatenate([np.pad(one, gap, constant_values=255) for one in drawn], 1))
 
 
 def _chances(axes: Any, choices: Sequence[Choice]) -> None:

@@ -257,6 +257,8 @@ def offline(squares, tmp_path_factory):
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stderr(printed), redirect_stdout(printed):
         patch.setenv("WANDB_MODE", "offline")
+        for place in ("DATA", "CACHE"):  # in the home folder otherwise
+            patch.setenv(f"WANDB_{place}_DIR", str(outputs))
         with pytest.raises(RuntimeError, match="crash"):
             run_with(overrides, AtStep(5, crash))
         first = run_with(overrides)
