@@ -141,6 +141,7 @@ class Clock(Callback):
         """End a step."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             self._steps_ms.append(1e3 * (time.perf_counter() - self._step_began))
+            pl_module.log("time/step_ms", self._steps_ms[-1])
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers."""

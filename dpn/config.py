@@ -37,6 +37,8 @@ class Request:
         experiment: choice of the experiment group, or `main`.
         in_sweep: whether it is a job of a multirun.
         launched: whether a launcher gave that job a process of its own.
+        model: choice of the model group.
+        sweep: name of the multirun that it is a job of.
     """
 
     config: DictConfig
@@ -44,6 +46,8 @@ class Request:
     experiment: str = "main"
     in_sweep: bool = False
     launched: bool = False
+    model: str = "tiny"
+    sweep: str | None = None
 
 
 def resolve(request: Request) -> Node:

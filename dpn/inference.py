@@ -1,4 +1,4 @@
-"""A trained model and its answers: the one path that train, eval, generate and chat share."""
+"""A trained model and its answers: the one path of train, eval, generate, chat and route."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -241,8 +241,16 @@ def ask(
     **options: Any,
 ) -> Answer:
     """Answer one question about some images; marks are added where the prompt has none."""
-    inputs = dict(processor(messages=[question(prompt, images)], images=images or None))
+    inputs = inputs_of(processor, prompt, images)
     return answer(model, processor, inputs, max_new_tokens, **options)[0]
+
+
+def inputs_of(
+    processor: DPNProcessor, prompt: str, images: Sequence[Image.Image]
+) -> dict[str, Tensor]:
+    """Inputs of `answer` for one question about some images."""
+    messages, pictures = [question(prompt, images)], list(images) or None
+    return dict(processor(messages=messages, images=pictures))
 
 
 def question(prompt: str, images: Sequence[Image.Image]) -> dict[str, str]:

@@ -270,6 +270,7 @@ def _request(config: Any, task: DictConfig | None = None) -> Request:
         experiment=choices.get("experiment") or "main",
         in_sweep=sweeping,
         launched=sweeping and not basic,
+        model=choices.get("model") or "tiny",
     )
 
 

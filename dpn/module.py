@@ -101,8 +101,10 @@ class DPNModule(LightningModule):
             return (language + routing) * self.trainer.accumulate_grad_batches
         return language + routing
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Mean language loss per supervised token, and the share of visual work."""
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Trace]:
+        """Mean language loss per supervised token, and the share of visual work; for callbacks the
+        trace.
+        """
         out = self.model(**batch.model_inputs(), seed=self.seed, return_logits=False)
         if batch.num_supervised:
             self.val_loss.update(out.loss, weight=batch.num_supervised)
@@ -111,6 +113,7 @@ class DPNModule(LightningModule):
         # Metric objects: Lightning's own mean over processes rounds the number of tokens.
         self.log("val/loss", self.val_loss)
         self.log("val/visual_macs_ratio", self.val_share)
+        return {"trace": out.trace}
 
     def configure_optimizers(self) -> Any:
         """Groups with and without weight decay, parts with learning rates of their own."""

@@ -9,18 +9,27 @@ The same command again resumes, or says that the run is finished.
 
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dpn import apply, build, evaluation, inference, plan, preflight
+from omegaconf import DictConfig
+
+from dpn import apply, boards, build, evaluation, inference, plan, preflight
 from dpn.calibration import calibrate, needs_calibration
 from dpn.callbacks import Clock
 from dpn.config import ConfigError, Request
 from dpn.distributed import is_first_process
 from dpn.files import write_json, write_rows
 from dpn.launch import front_door
+from dpn.model import DPNForConditionalGeneration
 from dpn.reports.page import print_tables, write_report
 from dpn.resume import latest_checkpoint
 from dpn.run_folder import RunFolder
 from dpn.sections import trains
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+    from dpn.data.module import DataModule
 
 log = logging.getLogger(__name__)
 
@@ -72,28 +81,42 @@ def _run(request: Request, folder: RunFolder) -> None:
     source.image_rows = model.router.expected_rows()
     clock = Clock()
     trainer = build.trainer(config, folder, clock)
+    with boards.opened(trainer, boards.title_of(request, folder.identity, model.router.keep)):
+        model = _trained(config, model, source, folder, trainer)
+        limit = config.model.generation.max_new_tokens
+        metrics, rows = evaluation.evaluate_held_out(model, processor, source, limit)
+        if learns:
+            metrics |= {"time/train_s": clock.train_s, "time/step_ms": clock.step_ms}
+        if folder.writer:
+            if learns:
+                inference.save(model, processor, folder.path / "model")
+            write_rows(folder.path / "rows.jsonl", rows)
+            write_json(folder.path / "metrics.json", metrics)
+            write_report(folder.path)
+            boards.show_results(trainer, model, processor, source, metrics, rows)
+
+
+def _trained(
+    config: DictConfig,
+    model: DPNForConditionalGeneration,
+    source: "DataModule",
+    folder: RunFolder,
+    trainer: "Trainer",
+) -> DPNForConditionalGeneration:
+    """The model after training and calibration, whole and on the trainer's device."""
     module = build.module(config, model)
-    if learns:
+    if trains(config.stage):
         checkpoint = latest_checkpoint(folder.path / "checkpoints")
         trainer.fit(module, source, ckpt_path=checkpoint)
     else:  # the strategy alone
         trainer.validate(module, source)
 
-    model = build.trained(config, model, processor, folder, trainer.strategy)
+    model = build.trained(config, model, source.processor, folder, trainer.strategy)
     model.to(trainer.strategy.root_device)  # Lightning leaves it on the CPU
     for part in ("projector", "router"):
         if needs_calibration(model, part):
             calibrate(model, inference.training_prompts(source, model.device), part)
-    limit = config.model.generation.max_new_tokens
-    metrics, rows = evaluation.evaluate_held_out(model, processor, source, limit)
-    if learns:
-        metrics |= {"time/train_s": clock.train_s, "time/step_ms": clock.step_ms}
-    if folder.writer:
-        if learns:
-            inference.save(model, processor, folder.path / "model")
-        write_rows(folder.path / "rows.jsonl", rows)
-        write_json(folder.path / "metrics.json", metrics)
-        write_report(folder.path)
+    return model
 
 
 if __name__ == "__main__":

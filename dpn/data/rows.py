@@ -204,6 +204,10 @@ class Questions(Conversations):
         """See `Conversations.number_of`."""
         return super().number_of(self.places[index])
 
+    def place_of(self, number: int, turn: int) -> int:
+        """The place of the question that `meta` names by row and turn."""
+        return int(self.first[list(self.rows.numbers).index(number)]) + turn
+
     def make(self, index: int) -> Sample:
         """See `Conversations.make`."""
         place = self.places[index]

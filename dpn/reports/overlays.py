@@ -40,9 +40,19 @@ def draw_overlay(
         left = number * SIDE
         rows = "" if owner is None else f": {len(np.unique(owner[owner >= 0]))} rows"
         draw.text((left + 4, top - line), title + rows, fill="black", font=font)
-        canvas.paste(_panel(pixels, owner), (left, top))
+        canvas.paste(panel(pixels, owner), (left, top))
     with atomic_path(path) as temporary:
         canvas.save(temporary, "PNG")
+
+
+def count_rows(owner: np.ndarray) -> int:
+    """Rows that hold the cells of an image."""
+    return len(np.unique(owner[owner >= 0]))
+
+
+def has_places(owner: np.ndarray) -> bool:
+    """Whether the cells of an image lie on a grid; some methods only number what they leave."""
+    return owner.shape[0] > 1 or owner.size == 1
 
 
 def to_pixels(image: Any, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
@@ -51,14 +61,14 @@ def to_pixels(image: Any, mean: Sequence[float], std: Sequence[float]) -> np.nda
     return ((array * np.array(std) + np.array(mean)) * 255).clip(0, 255).astype(np.uint8)
 
 
-def _panel(pixels: np.ndarray, owner: np.ndarray | None) -> Image.Image:
-    """The image, and on it what each row holds."""
-    panel = Image.fromarray(pixels).resize((SIDE - 6, SIDE - 6), Image.Resampling.BICUBIC)
+def panel(pixels: np.ndarray, owner: np.ndarray | None) -> Image.Image:
+    """The image, and on it what each row holds; see `draw_overlay`."""
+    drawn = Image.fromarray(pixels).resize((SIDE - 6, SIDE - 6), Image.Resampling.BICUBIC)
     if owner is None:
-        return panel
+        return drawn
     height, width = owner.shape
     edges_y, edges_x = (np.linspace(0, SIDE - 6, n + 1).astype(int) for n in (height, width))
-    draw = ImageDraw.Draw(panel)
+    draw = ImageDraw.Draw(drawn)
     padded = np.pad(owner, 1, constant_values=-2)
     for y in range(height):
         for x in range(width):
@@ -71,7 +81,7 @@ def _panel(pixels: np.ndarray, owner: np.ndarray | None) -> Image.Image:
                 draw.line((box[0], box[1], box[2], box[1]), fill=_LINE)
             if padded[y + 1, x] != own:
                 draw.line((box[0], box[1], box[0], box[3]), fill=_LINE)
-    return panel
+    return drawn
 
 
 def _fits(words: str, letters: int) -> str:

@@ -86,6 +86,7 @@ def test_questions_are_the_prompts_of_each_turn(write, processor):
     ]
     questions = dataset(write(rows), processor, Questions)
     assert len(questions) == 3
+    assert [questions.place_of(*key) for key in ((0, 0), (0, 1), (1, 0))] == [0, 1, 2]
     whole = dataset(write(rows), processor)[0]
     for i, (turn, answer) in enumerate([(0, "red"), (1, "green")]):
         sample = questions[i]

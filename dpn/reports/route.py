@@ -1,0 +1,131 @@
+"""What each layer kept of a picture for one question, and with which probabilities: as a figure."""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpn.files import atomic_path
+from dpn.reports.overlays import has_places, panel
+
+COLUMNS = 5  # pictures in a line
+_CHOSEN, _OTHER = "#0b3c6f", "#c3ccd6"  # apart by lightness, so also in print
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a router chose at a layer.
+
+    Attributes:
+        title: where.
+        probs: of each option.
+        chosen: one of them; None where rows choose one by one.
+    """
+
+    title: str
+    probs: Mapping[str, float]
+    chosen: str | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is left of the images from some layer on.
+
+    Attributes:
+        title: from which one, and how many rows.
+        owners: of each image `[h, w]` which row holds each cell, -1 if none does.
+        choices: that led to it.
+    """
+
+    title: str
+    owners: Sequence[np.ndarray]
+    choices: Sequence[Choice] = ()
+
+
+@dataclass(frozen=True)
+class Route:
+    """The way of one question.
+
+    Attributes:
+        question: in words.
+        answer: in words.
+        remarks: sentences about the route as a whole.
+        images: `[H, W, 3]` in 0..255, as the model sees them.
+        stages: at least one, in the order of the layers.
+    """
+
+    question: str
+    answer: str
+    remarks: Sequence[str]
+    images: Sequence[np.ndarray]
+    stages: Sequence[Stage]
+
+
+def draw_route(route: Route, path: Path) -> None:
+    """Write a PNG: the images, what is left of them at each stage, and below it what led to it."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    cells = 1 + len(route.stages)
+    columns = min(cells, COLUMNS)
+    lines = -(-cells // columns)
+    width = max(2.6 * columns * len(route.images), 7.0)
+    head = _lines(f"Q: {route.question}", 11 * width) + _lines(f"A: {route.answer}", 11 * width)
+    most = max(sum(len(c.probs) + 1 for c in stage.choices) for stage in route.stages)
+    bars = 0.25 + 0.2 * most
+    foot = [line for text in route.remarks for line in _lines(text, 13 * width)]
+    height = 0.3 * len(head) + lines * (3.1 + bars) + 0.2 * len(foot)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)  # without pyplot: no display, no global state
+    ratios = [2.8, bars] * lines
+    axes = figure.subplots(2 * lines, columns, height_ratios=ratios, squeeze=False)
+    for place in axes.flat:
+        place.axis("off")
+    _show(axes[0, 0], "image", route.images, None)
+    for number, stage in enumerate(route.stages, 1):
+        line, column = divmod(number, columns)
+        _show(axes[2 * line, column], stage.title, route.images, stage.owners)
+        _chances(axes[2 * line + 1, column], stage.choices)
+    figure.suptitle("\n".join(head), x=0.01, ha="left", fontsize=12, parse_math=False)
+    figure.supxlabel("\n".join(foot), x=0.01, ha="left", fontsize=9, parse_math=False)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
+
+
+def _lines(text: str, letters: float) -> list[str]:
+    """Lines of at most so many letters, without what no font can show."""
+    return textwrap.wrap("".join(c if c.isprintable() else " " for c in text), int(letters))
+
+
+def _show(
+    axes: Any, title: str, images: Sequence[np.ndarray], owners: Sequence[np.ndarray] | None
+) -> None:
+    """The images side by side, with what is left of them where that has places."""
+    axes.set_title(title, fontsize=10)
+    if owners is not None and not all(map(has_places, owners)):
+        axes.text(0.5, 0.5, "its rows have no place\nin the image", ha="center", va="center")
+        return
+    cells = [None] * len(images) if owners is None else owners
+    pairs = zip(images, cells, strict=True)
+    drawn = [np.asarray(panel(image, owner)) for image, owner in pairs]
+    gap = ((0, 0), (0, 6), (0, 0))
+    axes.imshow(np.concatenate([np.pad(one, gap, constant_values=255) for one in drawn], 1))
+
+
+def _chances(axes: Any, choices: Sequence[Choice]) -> None:
+    """Bars of probabilities, the chosen option dark and marked; one choice below another."""
+    place = 0
+    for choice in choices:
+        axes.text(0, place, choice.title, va="center", fontsize=9, weight="bold")
+        for name, prob in choice.probs.items():
+            place += 1
+            is_chosen = name == choice.chosen
+            axes.barh(place, prob, color=_CHOSEN if is_chosen else _OTHER, height=0.8)
+            mark = "  ◀ chosen" if is_chosen else ""
+            axes.text(prob + 0.02, place, f"{prob:.2f}{mark}", va="center", fontsize=9)
+            axes.text(-0.03, place, name, va="center", ha="right", fontsize=9)
+        place += 1
+    axes.set(xlim=(-0.25, 1.45), ylim=(max(place, 1) - 0.4, -0.6))
