@@ -26,7 +26,7 @@ from dpn.compose import CONFIG_DIR, MULTIRUN, compose, compose_jobs, request_of
 from dpn.config import ConfigError, Request
 from dpn.data.batch import DataError
 from dpn.distributed import is_first_process
-from dpn.lifeline import PARENT, end_with
+from dpn.lifeline import follow
 from dpn.run_folder import RunError
 from dpn.schema import check_arguments, matches, nearest
 from dpn.stop_request import Interrupted
@@ -73,8 +73,7 @@ def front_door(
         def main() -> None:
             failures.clear()
             set_up_logging()
-            if parent := os.environ.get(PARENT):
-                end_with(int(parent))
+            follow()
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here, not to its printer
             door = hydra.main(str(CONFIG_DIR), config_name, version_base="1.3")
             with readable_errors():

@@ -1,16 +1,43 @@
-"""Other processes that this one's life hangs on."""
+"""The process that this one's life hangs on: the one that launched a sweep, or a job of several
+processes.
+"""
 
 import functools
 import os
+import socket
 import threading
 import time
 
 import psutil
 
-PARENT = "DPN_PARENT"
-"""Environment variable that tells the processes of a job whose life theirs hangs on."""
 CHECK_S = 0.5
 """Seconds between two looks."""
+_PARENT = "DPN_PARENT"
+
+
+def named() -> dict[str, str]:
+    """The environment in which this process starts others whose life is to hang on its own."""
+    return {_PARENT: f"{os.getpid()}@{socket.gethostname()}"}
+
+
+def is_launcher() -> bool:
+    """Whether others hang on this process."""
+    return os.environ.get(_PARENT) == named()[_PARENT]
+
+
+def follow() -> bool:
+    """End this process as soon as the one has that it hangs on, however that was killed.
+
+    Returns:
+        Whether it hangs on one: not if there is none, if it is this one, or if it is out of reach,
+        as for jobs that a scheduler runs.
+    """
+    pid, _, host = os.environ.get(_PARENT, "").partition("@")
+    scheduled = os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
+    if scheduled or host != socket.gethostname() or is_launcher():
+        return False
+    _end_with(int(pid))
+    return True
 
 
 def alive(pid: int) -> bool:
@@ -21,14 +48,8 @@ def alive(pid: int) -> bool:
         return False
 
 
-def descends_from(pid: int) -> bool:
-    """Whether this process was started by that one, or by what that one started."""
-    return pid in {parent.pid for parent in psutil.Process().parents()}
-
-
 @functools.cache
-def end_with(pid: int) -> None:
-    """End this process as soon as that one has, however it was killed: nothing may go on alone."""
+def _end_with(pid: int) -> None:
     threading.Thread(target=_watch, args=(pid,), name="lifeline", daemon=True).start()
 
 

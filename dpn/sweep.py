@@ -11,7 +11,6 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +26,7 @@ from dpn.data.batch import DataError
 from dpn.distributed import is_first_process
 from dpn.files import read_json, write_json, write_text
 from dpn.folder_lock import FolderLock
-from dpn.lifeline import CHECK_S, descends_from, end_with
+from dpn.lifeline import CHECK_S, follow, is_launcher, named
 from dpn.run_folder import RunError, RunIsLive
 from dpn.run_path import SWEEP, config_hash, sweep_name, sweep_path
 from dpn.stop_request import Interrupted, StopRequest
@@ -58,6 +57,7 @@ class Sweep:
         self.folder = sweep_path(command.config, self.name)
         self._lock = FolderLock(self.folder)
         self._stop = _SweepStop(self.folder / STOP)
+        self._environment = named() | {SWEEP: self.name}
         self._started = 0.0
 
     def __enter__(self) -> Self:
@@ -67,11 +67,9 @@ class Sweep:
         shutil.rmtree(self.folder / "jobs", ignore_errors=True)
         (self.folder / STOP).unlink(missing_ok=True)
         self._started = time.time()
-        launcher = {"host": socket.gethostname(), "pid": os.getpid(), "started": self._started}
-        write_json(self.folder / "launcher.json", launcher)
         for number, entry in enumerate(_planned(self.jobs, self.place)):
             write_json(entry_path(self.folder, number), entry)
-        os.environ[SWEEP] = self.name
+        os.environ.update(self._environment)
         self._stop.install()
         return self
 
@@ -84,20 +82,21 @@ class Sweep:
         from dpn.sweep_summary import summarize
 
         self._stop.restore()
-        del os.environ[SWEEP]
+        for name in self._environment:
+            del os.environ[name]
         try:
             if isinstance(error, HydraException):
                 return
-            failed = summarize(self.folder, self._started)
-            if (self.folder / STOP).exists() and not isinstance(error, Interrupted):
+            left = summarize(self.folder, self._started)
+            if error is None and (self.folder / STOP).exists():
                 raise Interrupted((self.folder / STOP).read_text())
             if isinstance(error, Exception):
                 raise RunError(
                     f"The sweep broke off ({type(error).__name__}: {error}); the same command goes"
                     " on."
                 ) from error
-            if failed:
-                raise RunError(f"{failed}; the same command tries again what is not done.")
+            if error is None and left:
+                raise RunError(f"{left}; the same command tries again what is not done.")
         finally:
             self._lock.release()
 
@@ -132,10 +131,10 @@ def run_job(request: Request, run: Callable[[Request], Any], place: Place) -> An
         print(f"Job {request.job} is the same run as job {entry['same_as']}.")
         return None
     try:
-        with _following(folder, request):
+        with _following(folder):
             return run(request)
     except Interrupted as error:
-        if not request.launched:  # meant for the sweep, which is this process
+        if is_launcher():  # so it is meant for the sweep
             write_text(folder / STOP, str(error))
     except EXPECTED as error:
         log.error("Job %d failed. %s", request.job, error)
@@ -145,24 +144,19 @@ def run_job(request: Request, run: Callable[[Request], Any], place: Place) -> An
 
 
 @contextmanager
-def _following(folder: Path, request: Request) -> Iterator[None]:
-    """While the block runs, this process ends with the launching one and stops when that is asked
-    to; where a scheduler started it, it depends on the scheduler alone.
+def _following(folder: Path) -> Iterator[None]:
+    """While the block runs, a process that hangs on the launching one stops when that is asked to.
 
     Raises:
         Interrupted: if the sweep was stopped before.
     """
-    launcher = read_json(folder / "launcher.json")["pid"]
-    if request.launched and not descends_from(launcher):
-        yield
-        return
-    if (folder / STOP).exists():
+    follows = follow()
+    if (follows or is_launcher()) and (folder / STOP).exists():
         raise Interrupted((folder / STOP).read_text())
-    if not request.launched:
+    if not follows:
         yield
         return
     os.setpgrp()  # Ctrl-C reaches the launching process alone, so that it does not count twice
-    end_with(launcher)
     stop, done = StopRequest(), threading.Event()
     stop.install()
     thread = threading.Thread(target=_pass_on, args=(folder / STOP, done), daemon=True)

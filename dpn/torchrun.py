@@ -10,7 +10,7 @@ import torch
 
 from dpn.config import Request
 from dpn.distributed import processes
-from dpn.lifeline import CHECK_S, PARENT
+from dpn.lifeline import CHECK_S, named
 from dpn.run_folder import RunError, RunFolder
 from dpn.stop_request import Interrupted, StopRequest
 
@@ -33,7 +33,7 @@ def run(request: Request, folder: RunFolder) -> None:
     """
     count = processes(request.config.trainer)
     threads = max(1, torch.get_num_threads() // count)
-    given = {PARENT: str(os.getpid()), "OMP_NUM_THREADS": str(threads)}
+    given = named() | {"OMP_NUM_THREADS": str(threads)}
     start = ("torch.distributed.run", "--standalone", "--nproc-per-node", str(count))
     module, *overrides = request.command[2:]
     command = [sys.executable, "-m", *start, "-m", module, *overrides]
