@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from dpn import projectors, routers
-from dpn.config import ConfigError, Request
+from dpn.config import Request
 from dpn.run_path import SWEEP, key_of
 
 _PACKAGE = Path(__file__).parent
@@ -38,14 +37,10 @@ def compose_jobs(config_name: str, overrides: Sequence[str]) -> tuple[Request, l
         The command itself, with what its sweeper is told among its overrides and the defaults in
         place of what is swept; and its jobs in the order of their numbers, none if a sweeper such
         as Optuna chooses them as it goes.
-
-    Raises:
-        ConfigError: if its launcher or sweeper is not installed.
     """
     with _hydra() as loader:
         given = [*overrides, MULTIRUN]
         config = loader.load_configuration(config_name, given, run_mode=RunMode.MULTIRUN)
-        _check_plugins(config)
         sweeper = config.hydra.sweeper
         swept = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
         swept += config.hydra.overrides.task
@@ -86,20 +81,6 @@ def request_of(config: Any, task: DictConfig | None = None) -> Request:
         sweep=os.environ.get(SWEEP),
         job=OmegaConf.select(node, "job.num", throw_on_missing=False),
     )
-
-
-def _check_plugins(config: DictConfig) -> None:
-    problems = []
-    for part in ("launcher", "sweeper"):
-        package = ".".join(config.hydra[part]._target_.split(".")[:2])
-        choice = config.hydra.runtime.choices[f"hydra/{part}"]
-        if find_spec(package) is None:
-            problems.append(
-                f"`hydra/{part}={choice}` is not installed; install it: pip install"
-                f" 'dpn[{choice}]'."
-            )
-    if problems:
-        raise ConfigError(problems)
 
 
 def _ignored(config: DictConfig) -> list[str]:

@@ -203,12 +203,13 @@ def _diagnose_job(
         except HydraException as error:
             bad = _culprit(error, overrides)
             if bad is None:
-                return [*problems, str(error)]
+                return [*problems, _not_installed(error) or str(error)]
             overrides = [o for o in overrides if o != bad]
             if isinstance(error, MissingConfigException):
                 group, _, choice = bad.partition("=")
                 problems.append(
-                    f"`{bad}` is no choice of {group}; {nearest(choice, error.options or ())}"
+                    _not_installed(error)
+                    or f"`{bad}` is no choice of {group}; {nearest(choice, error.options or ())}"
                 )
             elif str(error).startswith("Could not override"):
                 unknown.append(bad)
@@ -223,6 +224,15 @@ def _diagnose_job(
     except ConfigError as error:
         problems.extend(error.problems)
     return problems
+
+
+def _not_installed(error: HydraException) -> str | None:
+    """A sentence about a plugin of Hydra that one of our configs names."""
+    place, _, choice = str(getattr(error, "missing_cfg_file", None)).rpartition("/")
+    extra = {"submitit_slurm": "slurm", "optuna": "optuna", "ray": "ray"}.get(choice)
+    if not place.startswith("hydra/") or extra is None:
+        return None
+    return f"`{place}={choice}` is not installed; install it: pip install 'dpn[{extra}]'."
 
 
 def _culprit(error: HydraException, overrides: Sequence[str]) -> str | None:

@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 import time
+from contextlib import suppress
 
 import psutil
 
@@ -26,7 +27,8 @@ def is_launcher() -> bool:
 
 
 def follow() -> bool:
-    """End this process as soon as the one has that it hangs on, however that was killed.
+    """End this process as soon as the one has that it hangs on, however that was killed; and what
+    waits for a job or loads data, which does not look.
 
     Returns:
         Whether it hangs on one: not if there is none, if it is this one, or if it is out of reach,
@@ -36,6 +38,8 @@ def follow() -> bool:
     scheduled = os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
     if scheduled or host != socket.gethostname() or is_launcher():
         return False
+    if os.getpgrp() != os.getpid():
+        os.setpgrp()  # Ctrl-C reaches the launching process alone, so that it does not count twice
     _end_with(int(pid))
     return True
 
@@ -56,4 +60,9 @@ def _end_with(pid: int) -> None:
 def _watch(pid: int) -> None:
     while alive(pid):
         time.sleep(CHECK_S)
+    for other in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            hangs = other.environ().get(_PARENT) == os.environ[_PARENT]
+            if hangs and os.getpgid(other.pid) != other.pid:  # else it looks for itself
+                other.kill()
     os._exit(os.EX_TEMPFAIL)  # files are never half written, see dpn.files

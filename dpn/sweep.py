@@ -8,6 +8,7 @@ sweep holds the sweep's folder; jobs in processes of their own end with it.
 """
 
 import logging
+import multiprocessing
 import os
 import shutil
 import signal
@@ -156,7 +157,8 @@ def _following(folder: Path) -> Iterator[None]:
     if not follows:
         yield
         return
-    os.setpgrp()  # Ctrl-C reaches the launching process alone, so that it does not count twice
+    # What joblib sets in its processes can not start data workers.
+    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     stop, done = StopRequest(), threading.Event()
     stop.install()
     thread = threading.Thread(target=_pass_on, args=(folder / STOP, done), daemon=True)
