@@ -52,13 +52,12 @@ class Sweep:
     """
 
     def __init__(self, command: Request, jobs: Sequence[Request], place: Place) -> None:
-        self.command = command
+        name = sweep_name(command)
         self.jobs, self.place = jobs, place
-        self.name = sweep_name(command)
-        self.folder = sweep_path(command.config, self.name)
+        self.folder = sweep_path(command.config, name)
         self._lock = FolderLock(self.folder)
         self._stop = _SweepStop(self.folder / STOP)
-        self._environment = named() | {SWEEP: self.name}
+        self._environment = named() | {SWEEP: name}
         self._started = 0.0
 
     def __enter__(self) -> Self:
@@ -92,9 +91,9 @@ class Sweep:
             if error is None and (self.folder / STOP).exists():
                 raise Interrupted((self.folder / STOP).read_text())
             if isinstance(error, Exception):
+                reason = f"{type(error).__name__}: {str(error).partition('. ')[0]}"
                 raise RunError(
-                    f"The sweep broke off ({type(error).__name__}: {error}); the same command goes"
-                    " on."
+                    f"The sweep broke off ({reason}); the same command goes on."
                 ) from error
             if error is None and left:
                 raise RunError(f"{left}; the same command tries again what is not done.")

@@ -55,10 +55,11 @@ def _possible(request: Request, folder: RunFolder) -> bool:
     """Pre-flight; the folder of a job tells what it found."""
     try:
         preflight.check(request)
-    except ConfigError as error:
+    except Exception as error:
+        unreachable = isinstance(error, ConfigError) and error.unreachable
         if request.in_sweep:
-            folder.record("unreachable" if error.unreachable else "failed", error)
-        if not (request.in_sweep and error.unreachable):
+            folder.record("unreachable" if unreachable else "failed", error)
+        if not (request.in_sweep and unreachable):
             raise
         print(error)
         return False
