@@ -15,7 +15,7 @@ import pytest
 from dpn import preflight
 from dpn.compose import CONFIG_DIR, compose_jobs
 from dpn.config import ConfigError
-from dpn.files import read_json
+from dpn.files import read_json, write_json
 from dpn.launch import compose, diagnose
 from dpn.lifeline import alive
 from dpn.run_path import run_path, sweep_name
@@ -93,25 +93,25 @@ def outcomes(outputs: Path) -> dict[str, str]:
     return {line[0].removeprefix("| "): line[1] for line in lines[2:]}
 
 
-def test_every_outcome_is_told(tiny, tmp_path, monkeypatch, capsys):
-    jobs = [*tiny, "trainer.max_steps=1", "router=none,static", "router.keep=0.01,5"]
+def test_what_became_of_each_job_is_told(tiny, tmp_path, monkeypatch, capsys):
+    jobs = [*tiny, "router=none,static", "router.keep=0.01,5"]
+    finished = run_path(compose("train", [*tiny, "router=none"]))
+    write_json(finished / "status.json", {"status": "finished", "ended": 0.0})
+    write_json(finished / "metrics.json", {"val/accuracy": 0.5, "cost/visual_macs_ratio": 1.0})
     assert sweep(monkeypatch, *jobs) == 1
-    expected = {"0, 1": "ok", "2": "unreachable", "3": "failed"}
+    expected = {"0, 1": "skipped", "2": "unreachable", "3": "failed"}
     assert outcomes(tmp_path / "outputs") == expected
     shown = capsys.readouterr()
+    assert f"0, 1  skipped      1.000        0.500     {finished}" in shown.out
     assert "Job 1 is the same run as job 0." in shown.out
     assert "1 failed; the same command tries again" in shown.err
-    statuses = {
-        p.parent: read_json(p)["status"] for p in (tmp_path / "outputs").rglob("status.json")
-    }
-    assert sorted(statuses.values()) == ["failed", "finished", "unreachable"]
-    (failed,) = (folder for folder, status in statuses.items() if status == "failed")
-    log = (failed / "log.txt").read_text()
+
+    places = [path.parent for path in (tmp_path / "outputs").rglob("status.json")]
+    statuses = {read_json(place / "status.json")["status"]: place for place in places}
+    assert sorted(statuses) == ["failed", "finished", "unreachable"]
+    log = (statuses["failed"] / "log.txt").read_text()
     assert "Traceback" in log
     assert "router.keep=5 must be" in log
-
-    assert sweep(monkeypatch, *jobs) == 1
-    assert outcomes(tmp_path / "outputs") == expected | {"0, 1": "skipped"}
 
 
 def test_ctrl_c_ends_a_sweep(tiny, tmp_path, monkeypatch, capsys):
@@ -190,6 +190,7 @@ def test_a_sweep_that_is_killed_twice_ends_as_if_it_was_not(squares, tmp_path):
 
     watch.start()
     assert watch.end() == 0
+    assert {*outcomes(tmp_path / "killed").values()} <= {"ok", "skipped"}
     for seed in range(2):
         whole = train(compose("train", [*jobs("whole"), f"seed={seed}"]))
         killed = tmp_path / "killed" / whole.relative_to(tmp_path / "whole")
