@@ -3,6 +3,7 @@
 The schema of a part is its constructor's annotated signature, so there is no second list of keys.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, is_dataclass
 from importlib import import_module
@@ -248,14 +249,12 @@ def _check_run(config: Node, request: Request) -> list[str]:
     """Weights, and how the run is started."""
     trainer = config.get("trainer") or {}
     problems = _check_weights(config) + _check_engine(trainer, config.get("optim") or {})
-    devices = trainer.get("devices", 1)
-    several = len(devices) > 1 if isinstance(devices, list) else str(devices) not in ("1", "auto")
-    if several and request.in_sweep and not request.launched:
-        command = " ".join(["python -m dpn.train", *request.overrides])
+    nodes = trainer.get("num_nodes", 1)
+    if request.in_sweep and nodes != 1 and "SLURM_NTASKS" not in os.environ:
+        command = " ".join(request.command)
         problems.append(
-            f"`trainer.devices={devices}` inside a multirun would make Lightning start the wrong"
-            f" commands. Run each job by itself: {command}. Or give every job its own process with"
-            " a launcher, e.g. hydra/launcher=submitit_slurm."
+            f"`trainer.num_nodes={nodes}` inside a multirun needs a launcher that starts processes"
+            f" on all nodes: hydra/launcher=slurm. Or run each job by itself: {command}."
         )
     return problems
 

@@ -35,19 +35,29 @@ class Request:
         config: the composed config.
         overrides: the command's overrides, without Hydra's own.
         experiment: choice of the experiment group, or `main`.
+        door: name of the front door, `train` of `dpn.train`.
         in_sweep: whether it is a job of a multirun.
         launched: whether a launcher gave that job a process of its own.
         model: choice of the model group.
-        sweep: name of the multirun that it is a job of.
+        sweep: name of the multirun, the same whenever its command is repeated; also for the
+            processes that a job starts.
+        job: number of the job in the multirun.
     """
 
     config: DictConfig
     overrides: tuple[str, ...] = ()
     experiment: str = "main"
+    door: str = "train"
     in_sweep: bool = False
     launched: bool = False
     model: str = "tiny"
     sweep: str | None = None
+    job: int | None = None
+
+    @property
+    def command(self) -> list[str]:
+        """What to type for it by itself."""
+        return ["python", "-m", f"dpn.{self.door}", *self.overrides]
 
 
 def resolve(request: Request) -> Node:

@@ -11,28 +11,27 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import hydra
 import yaml
-from hydra.core.global_hydra import GlobalHydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
+from dpn.compose import CONFIG_DIR, MULTIRUN, compose, compose_jobs, request_of
 from dpn.config import ConfigError, Request
 from dpn.data.batch import DataError
 from dpn.distributed import is_first_process
+from dpn.lifeline import follow
 from dpn.run_folder import RunError
 from dpn.schema import check_arguments, matches, nearest
 from dpn.stop_request import Interrupted
+from dpn.sweep import Place, Sweep, run_job
 
-_PACKAGE = Path(__file__).parent
-CONFIG_DIR = next(d for d in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if d.is_dir())
-"""Inside an installed package, beside it in a checkout."""
 # Warnings of Lightning about what is so on purpose.
 _NO_NEWS = (
     "The number of training batches",
@@ -42,37 +41,29 @@ _NO_NEWS = (
 )
 
 
-def compose(config_name: str = "train", overrides: Sequence[str] = ()) -> Request:
-    """Compose a front door's config in Python, as its command line would."""
-    state = GlobalHydra.instance()
-    running, state.hydra = state.hydra, None  # a front door may ask for another config
-    try:
-        with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-            config = hydra.compose(config_name, list(overrides), return_hydra_config=True)
-    finally:
-        state.hydra = running
-    return _request(config)
-
-
 def front_door(
-    config_name: str, check: Callable[[Request], None]
+    config_name: str, check: Callable[[Request], None], place: Place | None = None
 ) -> Callable[[Callable[[Request], Any]], Callable[[], None]]:
     """Make a `main()` without arguments out of a function that takes a request.
 
     Args:
         config_name: of the config to compose.
         check: pre-flight, to find further problems of a command line that Hydra refused.
+        place: where the results of a request are, if every one has a folder of its own: then a
+            multirun is a `dpn.sweep.Sweep`.
     """
 
     def decorate(run: Callable[[Request], Any]) -> Callable[[], None]:
         failures: list[tuple[Request, Exception]] = []
 
         @functools.wraps(run)
-        def task(config: DictConfig) -> None:
+        def task(config: DictConfig) -> Any:
             set_up_logging()
-            request = _request(HydraConfig.instance().cfg, config)
+            request = request_of(HydraConfig.instance().cfg, config)
+            if place is not None and request.in_sweep:
+                return run_job(request, run, place)
             try:
-                run(request)
+                return run(request)
             except Exception as error:
                 if request.launched:
                     raise  # its launcher has to know
@@ -82,11 +73,13 @@ def front_door(
         def main() -> None:
             failures.clear()
             set_up_logging()
+            follow()
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here, not to its printer
             door = hydra.main(str(CONFIG_DIR), config_name, version_base="1.3")
             with readable_errors():
                 try:
-                    door(task)()
+                    with _sweep(config_name, place):
+                        door(task)()
                 except HydraException as error:
                     problems = diagnose(config_name, sys.argv[1:], check) or [str(error)]
                     raise ConfigError(problems) from error
@@ -99,6 +92,16 @@ def front_door(
         return main
 
     return decorate
+
+
+def _sweep(config_name: str, place: Place | None) -> AbstractContextManager[Any]:
+    """What surrounds Hydra where the command line asks for a multirun."""
+    arguments = get_args_parser().parse_args()
+    looking = arguments.cfg or arguments.info or arguments.help or arguments.hydra_help
+    sweeping = arguments.multirun or MULTIRUN in arguments.overrides
+    if place is None or looking or not sweeping:
+        return nullcontext()
+    return Sweep(*compose_jobs(config_name, arguments.overrides), place)
 
 
 @contextmanager
@@ -202,12 +205,13 @@ def _diagnose_job(
         except HydraException as error:
             bad = _culprit(error, overrides)
             if bad is None:
-                return [*problems, str(error)]
+                return [*problems, _not_installed(error) or str(error)]
             overrides = [o for o in overrides if o != bad]
             if isinstance(error, MissingConfigException):
                 group, _, choice = bad.partition("=")
                 problems.append(
-                    f"`{bad}` is no choice of {group}; {nearest(choice, error.options or ())}"
+                    _not_installed(error)
+                    or f"`{bad}` is no choice of {group}; {nearest(choice, error.options or ())}"
                 )
             elif str(error).startswith("Could not override"):
                 unknown.append(bad)
@@ -222,6 +226,15 @@ def _diagnose_job(
     except ConfigError as error:
         problems.extend(error.problems)
     return problems
+
+
+def _not_installed(error: HydraException) -> str | None:
+    """A sentence about a plugin of Hydra that one of our configs names."""
+    place, _, choice = str(getattr(error, "missing_cfg_file", None)).rpartition("/")
+    extra = {"submitit_slurm": "slurm", "optuna": "optuna", "ray": "ray"}.get(choice)
+    if not place.startswith("hydra/") or extra is None:
+        return None
+    return f"`{place}={choice}` is not installed; install it: pip install 'dpn[{extra}]'."
 
 
 def _culprit(error: HydraException, overrides: Sequence[str]) -> str | None:
@@ -254,24 +267,6 @@ def _keys(config: DictConfig) -> list[str]:
 def _quoted(override: str) -> str:
     key, _, value = override.partition("=")
     return f'{key}="{value}"'
-
-
-def _request(config: Any, task: DictConfig | None = None) -> Request:
-    """Split Hydra's config into the task's and what Hydra knows about the command."""
-    choices, node = config.hydra.runtime.choices, config.hydra
-    sweeping = "MULTIRUN" in str(node.mode)
-    basic = "BasicLauncher" in str(node.launcher.get("_target_"))
-    if task is None:
-        task = OmegaConf.create({k: v for k, v in config.items_ex(resolve=False) if k != "hydra"})
-        OmegaConf.set_struct(task, True)
-    return Request(
-        config=task,
-        overrides=tuple(node.overrides.task),
-        experiment=choices.get("experiment") or "main",
-        in_sweep=sweeping,
-        launched=sweeping and not basic,
-        model=choices.get("model") or "tiny",
-    )
 
 
 def _fail(message: str, code: int) -> None:

@@ -8,12 +8,10 @@ so a killed run never looks alive; the heartbeat in `status.json` speaks for run
 machines, where locks may not reach.
 """
 
-import fcntl
 import logging
 import os
 import shlex
 import socket
-import sys
 import threading
 import time
 import traceback
@@ -26,6 +24,8 @@ from omegaconf import OmegaConf
 
 from dpn.config import Request
 from dpn.files import read_json, write_json, write_text
+from dpn.folder_lock import FolderLock
+from dpn.lifeline import alive
 from dpn.run_path import config_hash, run_path
 from dpn.stop_request import Interrupted, StopRequest
 
@@ -54,17 +54,23 @@ class RunFolder:
         path: the folder.
         identity: hash of the run's config; a folder that holds a run with another one is refused.
         settings: what to write into config.yaml.
+        command: what to type for this run again.
         writer: False for every process of a distributed run but the first: they only read.
     """
 
     def __init__(
-        self, path: Path, identity: str = "", settings: str = "", writer: bool = True
+        self,
+        path: Path,
+        identity: str = "",
+        settings: str = "",
+        command: str = "",
+        writer: bool = True,
     ) -> None:
         self.path = path
-        self.identity, self.settings = identity, settings
+        self.identity, self.settings, self.command = identity, settings, command
         self.writer = writer
         self.stop = StopRequest()
-        self._lock: int | None = None
+        self._lock = FolderLock(path)
         self._status: dict[str, Any] = {}
         self._ended = threading.Event()
         self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
@@ -83,7 +89,8 @@ class RunFolder:
         config = request.config
         path = path or run_path(request)
         config.paths.run_dir = str(path)
-        return cls(path, config_hash(config), OmegaConf.to_yaml(config, resolve=True), writer)
+        settings = OmegaConf.to_yaml(config, resolve=True)
+        return cls(path, config_hash(config), settings, shlex.join(request.command), writer)
 
     @property
     def status(self) -> dict[str, Any]:
@@ -99,9 +106,7 @@ class RunFolder:
         if self.writer:
             self._claim()
             self._heart.start()
-            self._log = logging.FileHandler(self.path / "log.txt", delay=True)
-            self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-            logging.getLogger().addHandler(self._log)
+            self._open_log()
         self.stop.install()
         return self
 
@@ -128,15 +133,16 @@ class RunFolder:
         except OSError as problem:  # a full disk must not hide the error that brought us here
             log.error("%s: could not record `%s`: %s", self.path, outcome["status"], problem)
         finally:
-            self._unlock()
+            self._lock.release()
 
-    def record(self, status: str, error: str) -> None:
+    def record(self, status: str, error: Exception) -> None:
         """Write down how a run ended that never began."""
         if self.writer:
             self._claim()
-            self._status |= {"status": status, "error": error, "ended": time.time()}
-            self.update()
-            self._unlock()
+            self._open_log()
+            self._close_log(error)
+            self.update(status=status, error=str(error), ended=time.time())
+            self._lock.release()
 
     def update(self, **fields: Any) -> None:
         """Add fields (a step, a note) to the status."""
@@ -145,6 +151,11 @@ class RunFolder:
         with self._writing:
             self._status |= fields | {"heartbeat": time.time()}
             write_json(self.path / "status.json", self._status)
+
+    def _open_log(self) -> None:
+        self._log = logging.FileHandler(self.path / "log.txt", delay=True)
+        self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logging.getLogger().addHandler(self._log)
 
     def _close_log(self, error: BaseException | None) -> None:
         logging.getLogger().removeHandler(self._log)
@@ -162,10 +173,12 @@ class RunFolder:
 
     def _claim(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        self._acquire_lock()
+        if not self._lock.acquire():
+            raise RunIsLive(self._live_message(self.status))
         try:
             before = self.status
-            self._refuse_live(before)
+            if is_live(before):
+                raise RunIsLive(self._live_message(before))
             if before.get("identity", self.identity) != self.identity:
                 raise ValueError(
                     f"{self.path} holds a run with other settings (hash {before['identity']}, this"
@@ -181,33 +194,12 @@ class RunFolder:
                 started=time.time(),
                 attempt=before.get("attempt", 0) + 1,
                 identity=self.identity,
-                command=_command(),
+                command=self.command,
             )
             write_text(self.path / "config.yaml", self.settings)
         except BaseException:
-            self._unlock()
+            self._lock.release()
             raise
-
-    def _acquire_lock(self) -> None:
-        self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-        # Forked data workers would keep the lock alive after their parent was killed.
-        os.register_at_fork(after_in_child=self._unlock)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._unlock()
-            raise RunIsLive(self._live_message(self.status)) from None
-        except OSError as problem:
-            log.warning("%s: no file locks (%s); the heartbeat has to do.", self.path, problem)
-
-    def _refuse_live(self, before: Mapping[str, Any]) -> None:
-        """Refuse a run that the lock can not speak for: on another machine, or without locks."""
-        silent_s = time.time() - before.get("heartbeat", 0.0)
-        if before.get("status") != "running" or silent_s > DEAD_AFTER_S:
-            return
-        here, pid = before.get("host") == socket.gethostname(), before.get("pid", os.getpid())
-        if not here or (pid != os.getpid() and _alive(pid)):
-            raise RunIsLive(self._live_message(before))
 
     def _live_message(self, status: Mapping[str, Any]) -> str:
         return (
@@ -216,24 +208,13 @@ class RunFolder:
             " folder."
         )
 
-    def _unlock(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
 
-
-def _command() -> str:
-    """What to type for this run again."""
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    program = f"python -m {spec.name}" if spec else Path(sys.argv[0]).name
-    return shlex.join([*program.split(), *sys.argv[1:]])
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+def is_live(status: Mapping[str, Any]) -> bool:
+    """Whether a `status.json` speaks of another process that still writes its folder: what the lock
+    can not tell of other machines, and where there are no locks.
+    """
+    silent_s = time.time() - status.get("heartbeat", 0.0)
+    if status.get("status") != "running" or silent_s > DEAD_AFTER_S:
         return False
-    except PermissionError:
-        return True
-    return True
+    here, pid = status.get("host") == socket.gethostname(), status.get("pid", os.getpid())
+    return not here or (pid != os.getpid() and alive(pid))

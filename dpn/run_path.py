@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from dpn.config import Request
+from dpn.config import ConfigError, Request
 
 SLUG_BYTES = 100
+SWEEP = "DPN_SWEEP"
+"""Environment variable by which a multirun tells its jobs, whoever starts them, its name."""
 # Settings that change where or how fast a run happens, never what it computes.
 _NOT_IDENTITY = (
     *("paths", "logger", "hydra", "experiment", "data_root", "against", "overlays"),
@@ -21,7 +24,11 @@ _NOT_IDENTITY_LEAVES = ("num_workers",)
 
 
 def config_hash(config: DictConfig) -> str:
-    """8 hex digits of the resolved config without paths, loggers, launcher and workers."""
+    """8 hex digits of the resolved config without paths, loggers, launcher and workers.
+
+    Raises:
+        ConfigError: if the config can not be resolved.
+    """
     bare = OmegaConf.create(OmegaConf.to_container(config, resolve=False))
     assert isinstance(bare, DictConfig)
     # Values that are built from paths keep the name of the path, not the place it points to.
@@ -29,7 +36,10 @@ def config_hash(config: DictConfig) -> str:
     for key in set(_NOT_IDENTITY) - {"paths"}:
         section, _, name = key.rpartition(".")
         (bare.get(section, {}) if section else bare).pop(name, None)
-    resolved = OmegaConf.to_container(bare, resolve=True)
+    try:
+        resolved = OmegaConf.to_container(bare, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError([" ".join(str(error).split())]) from None
     text = json.dumps(_identity(resolved), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -46,14 +56,40 @@ def slug(overrides: Sequence[str], config: DictConfig) -> str:
     Overrides that the hash leaves out are left out here too, and their order does not matter, so
     the same run with another logger finds its folder again.
     """
+    return _named(_kept(overrides), config_hash(config))
+
+
+def sweep_name(request: Request) -> str:
+    """Name of a multirun's folder, made in the same way of its command, see `compose_jobs`."""
+    kept = _kept(request.overrides)
+    text = json.dumps([kept, config_hash(request.config), request.experiment])
+    return _named(kept, hashlib.sha256(text.encode()).hexdigest()[:8])
+
+
+def key_of(override: str) -> str:
+    """What an override is about: a dotted key, or a group."""
+    return re.split(r"[=@]", override.lstrip("+~"))[0]
+
+
+def _kept(overrides: Sequence[str]) -> list[str]:
+    """Overrides of what the hash sees; groups first."""
     kept = []
     for override in sorted(overrides, key=lambda o: ("." in o.partition("=")[0], o)):
-        key = re.split(r"[=@]", override.lstrip("+~"))[0]
+        key = key_of(override)
         parts = re.split(r"[./]", key)
         if not {parts[0], key} & set(_NOT_IDENTITY) and parts[-1] not in _NOT_IDENTITY_LEAVES:
-            kept.append(re.sub(r"[^A-Za-z0-9._-]+", "-", override.lstrip("+")).strip("-."))
-    digits = config_hash(config)
-    return f"{('_'.join(kept) or 'default')[: SLUG_BYTES - 1 - len(digits)]}-{digits}"
+            kept.append(override)
+    return kept
+
+
+def _named(overrides: Sequence[str], digits: str) -> str:
+    safe = (re.sub(r"[^A-Za-z0-9._-]+", "-", o.lstrip("+")).strip("-.") for o in overrides)
+    return f"{('_'.join(safe) or 'default')[: SLUG_BYTES - 1 - len(digits)]}-{digits}"
+
+
+def sweep_path(config: DictConfig, name: str) -> Path:
+    """Where a multirun says what its jobs are and became."""
+    return Path(config.paths.output_root) / "multirun" / name
 
 
 def run_path(request: Request) -> Path:

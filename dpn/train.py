@@ -13,17 +13,18 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from dpn import apply, boards, build, evaluation, inference, plan, preflight
+from dpn import apply, boards, build, evaluation, inference, plan, preflight, torchrun
 from dpn.calibration import calibrate, needs_calibration
 from dpn.callbacks import Clock
 from dpn.config import ConfigError, Request
 from dpn.distributed import is_first_process
-from dpn.files import write_json, write_rows
+from dpn.files import read_json, write_json, write_rows
 from dpn.launch import front_door
 from dpn.model import DPNForConditionalGeneration
 from dpn.reports.page import print_tables, write_report
 from dpn.resume import latest_checkpoint
 from dpn.run_folder import RunFolder
+from dpn.run_path import run_path
 from dpn.sections import trains
 
 if TYPE_CHECKING:
@@ -34,34 +35,44 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-@front_door("train", preflight.check)
-def main(request: Request) -> None:
-    """Command line of `python -m dpn.train`."""
-    train(request)
+@front_door("train", preflight.check, run_path)
+def main(request: Request) -> list[float] | None:
+    """Command line of `python -m dpn.train`; gives a sweeper accuracy and share of visual MACs."""
+    metrics = read_json(train(request) / "metrics.json")
+    return metrics and [metrics["val/accuracy"], metrics["cost/visual_macs_ratio"]]
 
 
 def train(request: Request) -> Path:
     """Do all a run needs and return its folder; in a sweep a share that a method can not spend is
     recorded as the outcome of the job.
     """
-    try:
-        preflight.check(request)
-    except ConfigError as error:
-        if not (error.unreachable and request.in_sweep):
-            raise
-        folder = RunFolder.of(request, writer=is_first_process())
-        folder.record("unreachable", str(error))
-        print(error)
-        return folder.path
     folder = RunFolder.of(request, writer=is_first_process())
     if folder.finished:
         print(f"Finished before; remove {folder.path} to run it again.")
-    else:
-        with folder:
-            _run(request, folder)
-    if folder.writer:
+    elif _possible(request, folder):
+        if torchrun.needed(request):
+            torchrun.run(request, folder)
+        else:
+            with folder:
+                _run(request, folder)
+    if folder.writer and not request.in_sweep:  # which ends with a table of its own
         print_tables(folder.path)
     return folder.path
+
+
+def _possible(request: Request, folder: RunFolder) -> bool:
+    """Pre-flight; the folder of a job tells what it found."""
+    try:
+        preflight.check(request)
+    except Exception as error:
+        unreachable = isinstance(error, ConfigError) and error.unreachable
+        if request.in_sweep:
+            folder.record("unreachable" if unreachable else "failed", error)
+        if not (request.in_sweep and unreachable):
+            raise
+        print(error)
+        return False
+    return True
 
 
 def _run(request: Request, folder: RunFolder) -> None:

@@ -29,12 +29,14 @@ class Projector(nn.Module):
         adaptive: whether the number of rows depends on what an image shows.
         calibrated: whether `keep` is met by choosing a price on training data, see
             `dpn.calibration`.
+        ignores: arguments that it accepts, so that sweeps can include it, and never reads.
     """
 
     keep: float | None = None
     needs: Needs = Needs()
     adaptive: bool = False
     calibrated: ClassVar[bool] = False
+    ignores: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, *, input_size: int, output_size: int, grid: Grid):
         super().__init__()

@@ -35,6 +35,8 @@ class DenseConnectorProjector(Projector):
         keep: is ignored, as by `router=none`.
     """
 
+    ignores = ("keep",)
+
     def __init__(
         self,
         kind: Literal["sti", "sci", "dci"] = "dci",

@@ -15,6 +15,8 @@ class MLPProjector(Projector):
         keep: is ignored, as by `router=none`: every token stays.
     """
 
+    ignores = ("keep",)
+
     def __init__(
         self,
         depth: int = 2,

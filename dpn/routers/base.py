@@ -206,6 +206,8 @@ class Router(nn.Module):
     #: Names of the losses that train its gates; `loss=auto` takes the first one, with a `keep` the
     #: first one that steers to it. None: the language loss alone.
     losses: ClassVar[tuple[str, ...]] = ()
+    #: Arguments that it accepts, so that sweeps can include it, and never reads.
+    ignores: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, *, text: TextShape, grid: Grid):
         super().__init__()

@@ -8,5 +8,7 @@ from dpn.routers.base import Router
 class NoRouter(Router):
     """The same path as every other method, with no decisions; `keep` is accepted and ignored."""
 
+    ignores = ("keep",)
+
     def __init__(self, keep: float | None = None, *, text: TextShape, grid: Grid):
         super().__init__(text=text, grid=grid)

@@ -186,10 +186,11 @@ def test_all_problems_come_in_one_error():
     assert len(problems(*mistakes, "loss=budget")) == 5  # now the layers can be checked too
 
 
-def test_several_devices_in_a_shared_process():
-    (found,) = problems("trainer.devices=2", "seed=3", sweep=True)
-    assert "Run each job by itself: python -m dpn.train trainer.devices=2 seed=3" in found
-    preflight.check(compose("train", ["trainer.devices=2"]))
+def test_several_machines_in_a_sweep():
+    (found,) = problems("trainer.num_nodes=2", "seed=3", sweep=True)
+    assert "hydra/launcher=slurm" in found
+    assert "each job by itself: python -m dpn.train trainer.num_nodes=2 seed=3" in found
+    preflight.check(compose("train", ["trainer.num_nodes=2"]))
 
 
 def test_a_gpu_that_is_not_there(monkeypatch):

@@ -57,6 +57,14 @@ def test_same_run_with_another_logger_finds_its_folder():
     assert name_of("seed=1", "logger=none", "paths.output_root=x") == name_of("seed=1")
 
 
+@pytest.mark.parametrize(
+    ("part", "without_effect"),
+    [("router=none", "router.keep=0.6"), ("projector=dense_connector", "projector.keep=0.5")],
+)
+def test_what_is_ignored_names_no_other_run(part, without_effect):
+    assert name_of(part, without_effect) == name_of(part)
+
+
 def test_folder_is_below_the_experiment():
     request = compose("train", ["experiment=paper", "paths.output_root=there"])
     path = run_path(request)

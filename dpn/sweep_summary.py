@@ -1,0 +1,90 @@
+"""What became of the jobs of a multirun, read from their run folders: one line for each run."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dpn.files import read_json, write_text
+from dpn.reports.tables import Table
+from dpn.run_folder import is_live
+
+HEAD = ("job", "outcome", "visual MACs", "accuracy", "folder")
+Jobs = dict[int, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class End:
+    """What became of a run.
+
+    Attributes:
+        outcome: `ok`, `skipped` (finished before the sweep began), `unreachable`, `failed`,
+            `interrupted`, `running` (by another process), or `not started`.
+        why: in a sentence, where there is something to say.
+    """
+
+    outcome: str
+    why: str = ""
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.outcome in ("ok", "skipped", "unreachable")
+
+
+def summarize(folder: Path, started: float) -> str | None:
+    """Print what became of each run, and write it to summary.md.
+
+    Args:
+        folder: of the sweep.
+        started: when the sweep was, in seconds since the epoch.
+
+    Returns:
+        How much is not done, in words; None if all is.
+    """
+    paths = sorted((folder / "jobs").glob("*.json"), key=lambda path: int(path.stem))
+    jobs: Jobs = {int(path.stem): read_json(path) for path in paths}
+    ends = {n: _end(job, started) for n, job in jobs.items() if job["same_as"] is None}
+    body = tuple(_line(number, end, jobs) for number, end in ends.items())
+    counted = _told(Counter(end.outcome for end in ends.values())) or "nothing began"
+    note = f"{len(jobs)} jobs, {len(ends)} runs: {counted}."
+    reasons = [f"- job {n} {end.outcome}: {end.why}" for n, end in ends.items() if end.why]
+    page = Table(folder.name, HEAD, body, note).markdown()
+    write_text(folder / "summary.md", "\n".join([page, *reasons, ""]))
+    print("", *_aligned([HEAD, *body]), "", *reasons, note, folder / "summary.md", sep="\n")
+    return _told(Counter(end.outcome for end in ends.values() if not end.done))
+
+
+def _end(job: dict[str, Any], started: float) -> End:
+    if job["folder"] is None:
+        return End("failed", " ".join(job["error"].split()))
+    status = read_json(Path(job["folder"]) / "status.json") or {"status": "not started"}
+    state, error = status["status"], " ".join((status.get("error") or "").split())
+    if state == "finished":
+        return End("ok" if status["ended"] >= started else "skipped")
+    if state == "running" and not is_live(status):
+        return End("interrupted", "its process was killed")
+    return End(state, error)
+
+
+def _line(number: int, end: End, jobs: Jobs) -> tuple[str, ...]:
+    """Cells of a run: its jobs, outcome, share of visual MACs, accuracy and folder."""
+    folder = jobs[number]["folder"]
+    same = [str(other) for other, job in jobs.items() if job["same_as"] == number]
+    metrics = (folder and read_json(Path(folder) / "metrics.json")) or {}
+    values = (metrics.get("cost/visual_macs_ratio"), metrics.get("val/accuracy"))
+    known = ("" if value is None else f"{value:.3f}" for value in values)
+    return (", ".join([str(number), *same]), end.outcome, *known, folder or "")
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    """Plain lines; folders, which no terminal is wide enough for, come last and stay whole."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
+    return [
+        "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[-1]])
+        for row in rows
+    ]
+
+
+def _told(outcomes: Counter[str]) -> str:
+    return ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())

@@ -1,0 +1,70 @@
+"""A job of a multirun whose training takes several processes: torchrun starts them."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+import torch
+
+from dpn.config import Request
+from dpn.distributed import processes
+from dpn.lifeline import CHECK_S, named
+from dpn.run_folder import RunError, RunFolder
+from dpn.stop_request import Interrupted, StopRequest
+
+
+def needed(request: Request) -> bool:
+    """Whether a job needs processes that nobody else starts, as Slurm does for each of its tasks.
+
+    Outside of a multirun, Lightning starts them.
+    """
+    alone = "WORLD_SIZE" not in os.environ and os.environ.get("SLURM_NTASKS", "1") == "1"
+    return request.in_sweep and alone and processes(request.config.trainer) > 1
+
+
+def run(request: Request, folder: RunFolder) -> None:
+    """Run the request by itself, as one process group.
+
+    Raises:
+        Interrupted: if it was asked to stop.
+        RunError: if it failed.
+    """
+    count = processes(request.config.trainer)
+    threads = max(1, torch.get_num_threads() // count)
+    given = named() | {"OMP_NUM_THREADS": str(threads)}
+    start = ("torch.distributed.run", "--standalone", "--nproc-per-node", str(count))
+    module, *overrides = request.command[2:]
+    command = [sys.executable, "-m", *start, "-m", module, *overrides]
+    code = _wait(command, os.environ | given)
+    status = folder.status
+    if status.get("status") == "interrupted":
+        raise Interrupted(status["error"])
+    if code and status.get("status") != "failed":
+        error = RunError(f"Its {count} processes ended with status {code} and left no word.")
+        folder.record("failed", error)
+        raise error
+    if code:
+        raise RunError(f"{status['error']} ({folder.path / 'log.txt'})")
+
+
+def _wait(command: Sequence[str], environment: dict[str, str]) -> int:
+    """Its exit status; a signal is passed on to it once."""
+    stop, passed = StopRequest(), False
+    stop.patient = True
+    # A session of its own: Ctrl-C would reach its processes twice otherwise.
+    with subprocess.Popen(command, env=environment, start_new_session=True) as child:
+        stop.install()
+        try:
+            while child.poll() is None:
+                if stop.signal and not passed:
+                    child.terminate()
+                    passed = True
+                time.sleep(CHECK_S)
+        except Interrupted:
+            child.kill()
+            raise
+        finally:
+            stop.restore()
+    return child.returncode

@@ -1,0 +1,198 @@
+"""Multiruns that survive: jobs that fail, repeat each other, are killed, and go on."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import psutil
+import pytest
+
+from dpn import preflight
+from dpn.compose import CONFIG_DIR, compose_jobs
+from dpn.config import ConfigError
+from dpn.files import read_json, write_json
+from dpn.launch import compose, diagnose
+from dpn.lifeline import alive
+from dpn.run_path import run_path, sweep_name
+from dpn.train import main, train
+from tests.app.conftest import timeless, tiny_run
+
+SWEEPS = sorted(path.stem for path in (CONFIG_DIR / "sweep").glob("*.yaml"))
+
+
+def test_jobs_are_those_that_hydra_numbers():
+    command, jobs = compose_jobs("train", ["router=none,static", "router.keep=0.6,0.7"])
+    said = [(job.config.router.name, job.config.router.keep) for job in jobs]
+    assert said == [("none", None), ("none", None), ("static", 0.6), ("static", 0.7)]
+    assert jobs[0].overrides == jobs[1].overrides == ("router=none",)
+    assert len({run_path(job) for job in jobs}) == 3
+    assert sweep_name(command).startswith("router-none-static_router.keep-0.6-0.7-")
+
+
+def test_a_sweep_has_the_name_of_its_settings():
+    request = compose("train")
+
+    def name_of(*overrides):
+        return sweep_name(replace(request, overrides=overrides))
+
+    name = name_of("router=static,dpe", "seed=0,1")
+    assert name == name_of("seed=0,1", "logger=none,csv", "router=static,dpe")
+    assert name != name_of("router=static,dpe", "seed=0,2")
+    request.config.optim.lr = 0.1
+    assert name != name_of("router=static,dpe", "seed=0,1")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted({*SWEEPS} - {"pareto_optuna"}))
+def test_jobs_of_ready_sweeps_can_run(name):
+    jobs = compose_jobs("train", [f"sweep={name}"])[1]
+    assert len(jobs) > 1
+    for job in jobs:
+        assert not any(override.startswith("sweep") for override in job.overrides)
+        try:
+            preflight.check(job)
+        except ConfigError as error:
+            assert "head_scores.py" in str(error) or error.unreachable  # noqa: PT017
+
+
+@pytest.mark.parametrize(
+    ("override", "package", "extra"),
+    [
+        ("hydra/launcher=ray", "hydra_ray_launcher", "ray"),
+        ("sweep=pareto_optuna", "hydra_optuna_sweeper", "optuna"),
+    ],
+)
+def test_a_plugin_that_is_not_there(override, package, extra):
+    found = diagnose("train", [override], preflight.check)
+    if find_spec(f"hydra_plugins.{package}"):
+        assert found == []
+    else:
+        (sentence,) = found
+        assert f"pip install 'dpn[{extra}]'" in sentence
+
+
+def sweep(monkeypatch, *arguments):
+    """What a command line does in this process; its exit status."""
+    monkeypatch.setattr(sys, "argv", ["dpn-train", "-m", *arguments])
+    try:
+        main()
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
+def outcomes(outputs: Path) -> dict[str, str]:
+    """Outcome of each job in the one sweep below a folder, as summary.md has it."""
+    (summary,) = (outputs / "multirun").glob("*/summary.md")
+    lines = [line.split(" | ") for line in summary.read_text().splitlines() if line[:1] == "|"]
+    return {line[0].removeprefix("| "): line[1] for line in lines[2:]}
+
+
+def test_what_became_of_each_job_is_told(tiny, tmp_path, monkeypatch, capsys):
+    jobs = [*tiny, "router=none,static", "router.keep=0.01,5"]
+    finished = run_path(compose("train", [*tiny, "router=none"]))
+    write_json(finished / "status.json", {"status": "finished", "ended": 0.0})
+    write_json(finished / "metrics.json", {"val/accuracy": 0.5, "cost/visual_macs_ratio": 1.0})
+    assert sweep(monkeypatch, *jobs) == 1
+    expected = {"0, 1": "skipped", "2": "unreachable", "3": "failed"}
+    assert outcomes(tmp_path / "outputs") == expected
+    shown = capsys.readouterr()
+    assert f"0, 1  skipped      1.000        0.500     {finished}" in shown.out
+    assert "Job 1 is the same run as job 0." in shown.out
+    assert "1 failed; the same command tries again" in shown.err
+
+    places = [path.parent for path in (tmp_path / "outputs").rglob("status.json")]
+    statuses = {read_json(place / "status.json")["status"]: place for place in places}
+    assert sorted(statuses) == ["failed", "finished", "unreachable"]
+    log = (statuses["failed"] / "log.txt").read_text()
+    assert "Traceback" in log
+    assert "router.keep=5 must be" in log
+
+
+def test_ctrl_c_ends_a_sweep(tiny, tmp_path, monkeypatch, capsys):
+    def stop(*_):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr("dpn.train.build.source", stop)
+    assert sweep(monkeypatch, *tiny, "seed=0,1") == 130
+    assert "Stopped by SIGINT" in capsys.readouterr().err
+    assert outcomes(tmp_path / "outputs") == {"0": "interrupted", "1": "not started"}
+
+
+class Watch:
+    """Looks after the runs below a folder while a command writes them."""
+
+    def __init__(self, command, outputs):
+        self.command, self.outputs = command, outputs
+        self.writers = {}
+
+    def start(self):
+        self.process = subprocess.Popen(self.command)
+
+    def look(self):
+        """Runs that are going on; a folder may change hands only when its process is dead."""
+        running = {}
+        for path in self.outputs.glob("main/*/status.json"):
+            status = read_json(path)
+            before = self.writers.get(path, status["pid"])
+            assert before == status["pid"] or not alive(before)
+            self.writers[path] = status["pid"]
+            if status["status"] == "running" and alive(status["pid"]):
+                running[path] = status["pid"]
+        return running
+
+    def some_run_has_a_checkpoint(self):
+        """Wait for it; gives that run's process."""
+        while True:
+            assert self.process.poll() is None
+            for path, pid in self.look().items():
+                if any(path.parent.glob("checkpoints/*.ckpt")):
+                    return pid
+            time.sleep(0.1)
+
+    def end(self):
+        """Wait until the command and all that it started have ended; its exit status."""
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        while self.process.poll() is None:
+            self.look()
+            time.sleep(0.1)
+        psutil.wait_procs(family, timeout=10)
+        assert not [process for process in family if alive(process.pid)]
+        return self.process.returncode
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_twice_ends_as_if_it_was_not(squares, tmp_path):
+    """Once the sweep itself, once a job; there are data workers, and a process without a job."""
+
+    def jobs(name):
+        return [*tiny_run(squares, tmp_path / name), "trainer.max_steps=60"]
+
+    command = [sys.executable, "-m", "dpn.train", "-m", *jobs("killed"), "seed=0,1"]
+    parallel = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=3", "data.num_workers=1"]
+    watch = Watch([*command, *parallel], tmp_path / "killed")
+    watch.start()
+    watch.some_run_has_a_checkpoint()
+    family = psutil.Process(watch.process.pid).children(recursive=True)
+    watch.process.kill()
+    watch.process.wait()
+    psutil.wait_procs(family, timeout=10)
+    assert not [process for process in family if alive(process.pid)]
+
+    watch.start()
+    os.kill(watch.some_run_has_a_checkpoint(), signal.SIGKILL)
+    assert watch.end() == 1
+
+    watch.start()
+    assert watch.end() == 0
+    assert {*outcomes(tmp_path / "killed").values()} <= {"ok", "skipped"}
+    for seed in range(2):
+        whole = train(compose("train", [*jobs("whole"), f"seed={seed}"]))
+        killed = tmp_path / "killed" / whole.relative_to(tmp_path / "whole")
+        mine, theirs = (read_json(folder / "metrics.json") for folder in (killed, whole))
+        assert timeless(mine) == timeless(theirs)
