@@ -42,14 +42,24 @@ def slug(overrides: Sequence[str], config: DictConfig) -> str:
     Overrides that the hash leaves out are left out here too, and their order does not matter, so
     the same run with another logger finds its folder again.
     """
-    kept = []
-    for override in sorted(overrides, key=lambda o: ("." in o.partition("=")[0], o)):
-        key = re.split(r"[=@]", override.lstrip("+~"))[0]
-        parts = re.split(r"[./]", key)
-        if parts[0] not in _NOT_IDENTITY and parts[-1] not in _NOT_IDENTITY_LEAVES:
-            kept.append(re.sub(r"[^A-Za-z0-9._-]+", "-", override.lstrip("+")).strip("-."))
+    kept = [
+        re.sub(r"[^A-Za-z0-9._-]+", "-", override.lstrip("+")).strip("-.")
+        for override in sorted(overrides, key=lambda o: ("." in o.partition("=")[0], o))
+        if is_identity(key_of(override))
+    ]
     digits = config_hash(config)
     return f"{('_'.join(kept) or 'default')[: SLUG_BYTES - 1 - len(digits)]}-{digits}"
+
+
+def key_of(override: str) -> str:
+    """What an override sets: `router`, `router.keep`."""
+    return re.split(r"[=@]", override.lstrip("+~"))[0]
+
+
+def is_identity(key: str) -> bool:
+    """Whether a setting changes what a run computes."""
+    parts = re.split(r"[./]", key)
+    return parts[0] not in _NOT_IDENTITY and parts[-1] not in _NOT_IDENTITY_LEAVES
 
 
 def run_path(request: Request) -> Path:

@@ -182,6 +182,7 @@ class Train:
     callbacks: dict[str, Any]
     paths: dict[str, Any]
     seed: int = 0
+    overlays: int = 4
 
 
 @dataclass

@@ -57,6 +57,7 @@ def train(request: Request) -> Path:
 
 def _run(request: Request, folder: RunFolder) -> None:
     config, learns = request.config.copy(), trains(request.config.stage)
+    folder.update(overrides=list(request.overrides))
     if folder.writer and (warning := plan.warning(config)):
         log.warning(warning)
     if not learns and config.init.model is None:
@@ -85,7 +86,9 @@ def _run(request: Request, folder: RunFolder) -> None:
         if needs_calibration(model, part):
             calibrate(model, inference.training_prompts(source, model.device), part)
     limit = config.model.generation.max_new_tokens
-    metrics, rows = evaluation.evaluate_held_out(model, processor, source, limit)
+    metrics, rows = evaluation.evaluate_held_out(
+        model, processor, source, limit, folder.path, overlays=config.overlays
+    )
     if learns:
         metrics |= {"time/train_s": clock.train_s, "time/step_ms": clock.step_ms}
     if folder.writer:

@@ -6,11 +6,14 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from dpn.files import atomic_path
 
 SIDE = 280  # pixels of a panel
 LINES = 4  # of text above the panels
+_LINE_HEIGHT = 14
+_WORDS = "Description"  # a keyword of PNG itself
 _GREY, _LINE = (110, 110, 110), (255, 0, 255)
 
 
@@ -29,8 +32,7 @@ def draw_overlay(
     """
     changed = [n for n, owner in enumerate(owners) if n == 0 or (owner != owners[n - 1]).any()]
     panels = [("image", None), *((f"layer {n}", owners[n]) for n in changed)]
-    line = 14
-    top = line * (LINES + 1)
+    line, top = _LINE_HEIGHT, _LINE_HEIGHT * (LINES + 1)
     canvas = Image.new("RGB", (SIDE * len(panels), top + SIDE + line), "white")
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(11)
     for number, words in enumerate(text[:LINES]):
@@ -41,8 +43,24 @@ def draw_overlay(
         rows = "" if owner is None else f": {len(np.unique(owner[owner >= 0]))} rows"
         draw.text((left + 4, top - line), title + rows, fill="black", font=font)
         canvas.paste(_panel(pixels, owner), (left, top))
+    told = PngInfo()
+    told.add_itxt(_WORDS, "\n".join(" ".join(words.split()) for words in text))
     with atomic_path(path) as temporary:
-        canvas.save(temporary, "PNG")
+        canvas.save(temporary, "PNG", pnginfo=told)
+
+
+def read_overlay(path: Path) -> tuple[list[Image.Image], list[str]]:
+    """The panels of a picture that `draw_overlay` wrote, each below its title, and its lines.
+
+    Raises:
+        OSError: if it is no whole picture.
+    """
+    with Image.open(path) as picture:
+        picture.load()
+        words = str(picture.info.get(_WORDS, "")).splitlines()  # type: ignore[attr-defined]
+        lefts = range(0, picture.width - SIDE + 1, SIDE)
+        top, bottom = _LINE_HEIGHT * LINES, picture.height
+        return [picture.crop((left, top, left + SIDE, bottom)) for left in lefts], words
 
 
 def to_pixels(image: Any, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
