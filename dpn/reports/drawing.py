@@ -30,10 +30,11 @@ def figure(chart: Chart, methods: Sequence[str]) -> "go.Figure":
     def errors(values: Sequence[float]) -> dict[str, Any] | None:
         return {"array": list(values), "thickness": 1.2, "width": 3} if any(values) else None
 
+    steps = chart.mode == "steps"
     drawn = go.Figure(
         layout={
             "xaxis": {"title": {"text": chart.x}, "rangemode": "tozero"},
-            "yaxis": {"title": {"text": chart.y}},
+            "yaxis": {"title": {"text": chart.y}, "rangemode": "tozero" if steps else "normal"},
             "hovermode": "closest",
             "showlegend": False,
             "height": 400,
@@ -44,7 +45,7 @@ def figure(chart: Chart, methods: Sequence[str]) -> "go.Figure":
     for series in chart.series:
         colour, mark = look(series.method, methods, MARKS)
         dash = "solid" if series.method and chart.mode != "marks" else "dot"
-        shape = "hvh" if chart.mode == "steps" else "hv" if series.method is None else "linear"
+        shape = "hvh" if steps else "hv" if series.method is None else "linear"
         drawn.add_scatter(
             x=list(series.x),
             y=list(series.y),
@@ -87,6 +88,7 @@ def save(chart: Chart, methods: Sequence[str], folder: Path) -> Path:
             axes.plot(series.x, series.y, **style)
     axes.set(xlabel=chart.x, ylabel=chart.y, title=chart.title)
     axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0 if chart.mode == "steps" else None)
     axes.grid(alpha=0.3)
     drawn.legend(loc="outside right upper", fontsize="small")
     path = folder / f"{chart.name}.png"

@@ -39,12 +39,12 @@ class Sample:
     Attributes:
         point: whose model answered.
         words: question, answer and route.
-        panels: addresses of the pictures.
+        panels: addresses of the pictures by their titles.
     """
 
     point: Point
     words: Sequence[str]
-    panels: Sequence[str]
+    panels: Mapping[str, str]
 
 
 def write_page(found: "Comparison", charts: Sequence[Chart], path: Path) -> Path:
@@ -118,12 +118,13 @@ def _samples(points: Sequence[Point]) -> Iterator[Sample]:
             try:
                 panels, words = read_overlay(file)
             except OSError as problem:
-                panels, words = [], [f"{file} can not be read: {problem}"]
+                panels, words = {}, [f"{file} can not be read: {problem}"]
             left -= len(panels)
             if left < 0:
                 log.warning("The page shows %d pictures; those of %s are left out.", PANELS, file)
                 return
-            yield Sample(point, words, [_embedded(panel) for panel in panels])
+            shown = {title: _embedded(panel) for title, panel in panels.items()}
+            yield Sample(point, words, shown)
 
 
 def _embedded(picture: Image.Image) -> str:

@@ -15,12 +15,20 @@ function themed(layout) {
     ...layout,
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("--muted"), activecolor: colour("--link") },
     font: { color: colour("--ink"), family: "system-ui, sans-serif", size: 13 },
     hoverlabel: { bgcolor: colour("--card"), bordercolor: colour("--line"), font: { color: colour("--ink") } },
     xaxis: { ...layout.xaxis, ...axis },
     yaxis: { ...layout.yaxis, ...axis },
   };
 }
+
+const options = {
+  responsive: true,
+  displaylogo: false,
+  displayModeBar: matchMedia("(hover: hover)").matches ? "hover" : false,
+  modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
+};
 
 function shownMethods() {
   return new Set([...document.querySelectorAll(".filter input:checked")].map((box) => box.value));
@@ -30,7 +38,7 @@ function draw() {
   const shown = shownMethods();
   for (const { place, data, layout } of charts) {
     const visible = data.map((trace) => ({ ...trace, visible: trace.meta == null || shown.has(trace.meta) }));
-    Plotly.react(place, visible, themed(layout), { responsive: true, displaylogo: false });
+    Plotly.react(place, visible, themed(layout), options);
   }
 }
 
