@@ -10,9 +10,9 @@ from dpn.reports.points import ACCURACY, SHARE, Point
 
 TIME = "time/prefill_ms"
 CURVES = {
-    "loss/language": "language loss of training batches",
-    "val/loss": "language loss of held-out data",
-    SHARE: "share of visual MACs of training batches",
+    "loss/language": "Language loss of training batches",
+    "val/loss": "Language loss of held-out data",
+    SHARE: "Share of visual MACs of training batches",
 }
 
 
@@ -142,9 +142,9 @@ def _curves(points: Sequence[Point], metric: str, title: str) -> Chart:
                 labels = [f"{name}, step {step}: {value:.4g}" for step, value in line]
                 series.append(Series(point.method, name, x, y, labels))
     ends = "; ".join(f"{line.name}: {line.y[-1]:.4g}" for line in series)
-    told = f"{title.capitalize()} by step. At the end {ends}."
+    told = f"{title} by step. At the end {ends}."
     name = "curve_" + metric.replace("/", "_")
-    return Chart(name, title.capitalize(), "step", title, series, "line", told)
+    return Chart(name, title, "step", metric, series, "line", told)
 
 
 def _has(row: Any, metric: str) -> bool:

@@ -66,8 +66,9 @@ def write_comparison(found: Comparison, folder: Path) -> Path:
 def all_tables(found: Comparison) -> list[Table]:
     """All tables that have lines."""
     points = found.points
-    shown = [make(points) for make in (tables.methods, tables.budgets, tables.families)]
-    shown += [tables.layers(points), *(_routes(point) for point in points), tables.settings(points)]
+    first = (tables.methods, tables.budgets, tables.costs, tables.families, tables.layers)
+    shown = [make(points) for make in first]
+    shown += [*map(_routes, points), tables.settings(points)]
     return [table for table in (*shown, tables.left_out(found.left_out)) if table.body]
 
 

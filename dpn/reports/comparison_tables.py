@@ -1,6 +1,8 @@
 """The tables of a comparison of runs."""
 
 from collections.abc import Mapping, Sequence
+from math import floor, log10
+from statistics import fmean
 
 from dpn.metrics.statistics import Difference, spread
 from dpn.reports.charts import kept_by_layer
@@ -11,7 +13,6 @@ from dpn.reports.tables import Table
 #: How far above a budget the share that was reached may lie.
 SLACK = 0.02
 _COSTS = {
-    "visual MACs": SHARE,
     "prefill GFLOPs": "cost/prefill_flops",
     "prefill ms": "time/prefill_ms",
     "ms a token": "time/new_token_ms",
@@ -21,25 +22,33 @@ _COSTS = {
 
 
 def methods(points: Sequence[Point]) -> Table:
-    """Accuracy, its difference to the baseline, and what it costs."""
+    """Accuracy and its difference to the baseline."""
     body = []
     for point in points:
         baseline = baseline_of(point, points)
-        costs = (_cost(point, metric) for metric in _COSTS.values())
         claim = _claim(point, baseline) if baseline else ("-", "-", "-")
-        accuracy = _spread(point, ACCURACY)
-        body.append((point.name, str(len(point.runs)), accuracy, *claim, *costs))
-    head = ("method", "seeds", "accuracy", "difference", "claim", "baseline", *_COSTS)
+        shown = (_spread(point, ACCURACY), _spread(point, SHARE))
+        body.append((point.name, str(len(point.runs)), *shown, *claim))
+    head = ("method", "seeds", "accuracy", "visual MACs", "difference", "claim", "baseline")
     note = (
         "Mean ± standard deviation over seeds. Difference: of the accuracy to the baseline, the run"
         " of router=none whose other settings are most alike, on the same questions and seeds, with"
         " its 95 % interval; better and worse are claimed only if that excludes 0. Each interval"
-        " stands for itself: of twenty true zeros about one is missed. Times are measured while"
-        " answering and training, so they compare only on one machine that does nothing else."
+        " stands for itself: of twenty true zeros about one is missed."
     )
     if not any(baseline_of(point, points) for point in points):
-        note += " There is no run of router=none to compare with; add one."
+        note += " There is no other run to compare with one of router=none; add it."
     return Table("Methods", head, tuple(body), note)
+
+
+def costs(points: Sequence[Point]) -> Table:
+    """What each method takes, on paper and on the clock."""
+    body = tuple((p.name, *(_cost(p, metric) for metric in _COSTS.values())) for p in points)
+    note = (
+        "Mean ± standard deviation over seeds. Times are measured while answering and training, so"
+        " they compare only on one machine that does nothing else."
+    )
+    return Table("Costs", ("method", *_COSTS), body, note)
 
 
 def budgets(points: Sequence[Point]) -> Table:
@@ -103,12 +112,12 @@ def left_out(runs: Sequence[Run]) -> Table:
 
 
 def summary(runs: Sequence[Run], points: Sequence[Point]) -> Mapping[str, int]:
-    """How many runs, of which outcome, and how many claims."""
+    """How many runs, of which outcome, and how many methods."""
     counts = {"runs": len(runs), "compared": sum(len(p.runs) for p in points)}
     for run in runs:
         if run.outcome != "finished":
             counts[run.outcome] = counts.get(run.outcome, 0) + 1
-    return counts | {"methods": len({p.method for p in points}), "points": len(points)}
+    return counts | {"methods": len({point.method for point in points})}
 
 
 def _claim(point: Point, other: Point) -> tuple[str, str, str]:
@@ -129,7 +138,9 @@ def _spread(point: Point, metric: str) -> str:
 
 
 def _cost(point: Point, metric: str) -> str:
-    if metric == SHARE:
-        return _spread(point, metric)
-    values = [value / 1e9 if metric.endswith("flops") else value for value in point.values(metric)]
-    return spread(values, ".0f" if max(values) >= 100 else ".3g") if values else "-"
+    """With three digits of the mean."""
+    unit = 1e9 if metric.endswith("flops") else 1.0
+    values = [value / unit for value in point.values(metric)]
+    if not values:
+        return "-"
+    return spread(values, f".{max(0, 2 - floor(log10(max(fmean(values), 1e-3))))}f")

@@ -133,9 +133,13 @@ def _outcome(status: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _mapping(text: str) -> dict[str, Any]:
-    value = json.loads(text)
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as problem:
+        told = f"no whole JSON ({problem.msg}, letter {problem.pos})" if text else "empty"
+        raise ValueError(f"it is {told}.") from None
     if not isinstance(value, dict):
-        raise ValueError(f"expected a mapping, got {_short(text)}")
+        raise ValueError(f"it is no mapping but {_short(text)}")
     return value
 
 
@@ -170,7 +174,7 @@ def _answers(text: str) -> list[Row]:
     for number, row in enumerate(rows, 1):
         wrong = [n for n, kind in _ROW.items() if n not in row or not isinstance(row[n], kind)]
         if wrong or not all(layer.isdigit() for layer in row["route"]):
-            raise ValueError(f"line {number} is no answer, see {wrong or 'route'}")
+            raise ValueError(f"line {number}: it is no answer, see {wrong or 'route'}.")
     return rows
 
 

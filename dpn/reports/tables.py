@@ -40,7 +40,7 @@ class Table:
         """On a terminal."""
         table = RichTable(title=self.title, caption=self.note or None, title_justify="left")
         for number, name in enumerate(self.head):
-            table.add_column(name, justify="right" if number else "left")
+            table.add_column(name, justify="right" if number else "left", overflow="fold")
         for line in self.body:
             table.add_row(*line)
         console.print(table)

@@ -1,6 +1,7 @@
 """Reports of many runs, from run folders that were written by hand."""
 
 import csv
+import itertools
 import json
 import re
 import shutil
@@ -12,10 +13,13 @@ import pytest
 
 from dpn import report
 from dpn.files import read_json
+from dpn.launch import compose
 from dpn.reports import comparison_tables as tables
 from dpn.reports.comparison import compare, write_comparison
 from dpn.reports.points import baseline_of, difference
 from dpn.reports.runs import find_runs
+from dpn.train import train
+from tests.app.conftest import tiny_run
 from tests.app.run_folders import set_status, write_run, write_sweep
 
 
@@ -278,6 +282,31 @@ def test_only_damaged_runs(tmp_path):
     (write_run(tmp_path / "a") / "metrics.json").unlink()
     page = Page(write_comparison(compare([tmp_path]), tmp_path / "report").read_text())
     assert "metrics.json is missing." in page.text
+
+
+@pytest.mark.slow
+def test_report_of_real_runs(squares, tmp_path):
+    for router, seed in itertools.product(("none", "dpe"), (0, 1)):
+        further = [f"router={router}", f"seed={seed}", "overlays=2"]
+        train(compose("train", [*tiny_run(squares, tmp_path), *further]))
+    found = compare([tmp_path])
+    assert [(p.method, len(p.runs)) for p in found.points] == [
+        ("router=dpe", 2),
+        ("router=none", 2),
+    ]
+    page = Page(write_comparison(found, tmp_path / "report").read_text())
+    for chart in (
+        "accuracy_macs",
+        "accuracy_time",
+        "kept",
+        "curve_loss_language",
+        "curve_val_loss",
+    ):
+        assert {trace["meta"] for trace in page.charts[chart]["data"]} >= {*found.methods}
+    titles = [a["alt"].partition(" of: ")[0] for tag, a in page.tags if tag == "img"]
+    assert titles.count("image") == 4  # two of each method's first run
+    assert "layer 0: 16 rows" in titles
+    assert "Which colour?" in page.text
 
 
 def command(monkeypatch, *arguments):
