@@ -5,6 +5,7 @@ All text from runs is escaped by the template; `template/` holds its parts.
 
 import base64
 import io
+import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 _PARTS = Path(__file__).with_name("template")
-#: Pictures of one point, and of a page: a panel takes about 5 kB.
-SAMPLES, PANELS = 4, 800
+#: Pictures of one point, and bytes of all, so that a page can be sent around.
+SAMPLES, BYTES = 4, 9_000_000
 OVERLAYS = "figures/overlays/*.png"
 
 
@@ -71,7 +72,7 @@ def write_page(found: "Comparison", charts: Sequence[Chart], path: Path) -> Path
         charts={chart.name: chart for chart in charts},
         figures=drawn,
         routes=list(_routes(points)),
-        samples=list(_samples(points)),
+        samples=_samples(points),
         left_out=found.left_out,
         plotly=get_plotlyjs(),
     )
@@ -109,22 +110,33 @@ def _routes(points: Sequence[Point]) -> Iterator[Routes]:
             yield Routes(point, list(route_shares(seeing)), experts, told)
 
 
-def _samples(points: Sequence[Point]) -> Iterator[Sample]:
-    """The first pictures of the first run of each point that has some."""
-    left = PANELS
-    for point in points:
-        files = next(filter(None, (sorted(run.folder.glob(OVERLAYS)) for run in point.runs)), [])
-        for file in files[:SAMPLES]:
-            try:
-                panels, words = read_overlay(file)
-            except OSError as problem:
-                panels, words = {}, [f"{file} can not be read: {problem}"]
-            left -= len(panels)
+def _samples(points: Sequence[Point]) -> list[Sample]:
+    """Pictures of the first run of each point that has some; the first of all before the second."""
+    files = [_pictures(point) for point in points]
+    found: list[tuple[int, Sample]] = []
+    left = BYTES
+    for turn, (number, point) in itertools.product(range(SAMPLES), enumerate(points)):
+        if turn < len(files[number]):
+            sample = _sample(point, files[number][turn])
+            left -= sum(map(len, sample.panels.values()))
             if left < 0:
-                log.warning("The page shows %d pictures; those of %s are left out.", PANELS, file)
-                return
-            shown = {title: _embedded(panel) for title, panel in panels.items()}
-            yield Sample(point, words, shown)
+                log.warning("The page leaves pictures out, from %s on.", files[number][turn])
+                break
+            found.append((number, sample))
+    return [sample for _, sample in sorted(found, key=lambda item: item[0])]
+
+
+def _pictures(point: Point) -> list[Path]:
+    every = (sorted(run.folder.glob(OVERLAYS)) for run in point.runs)
+    return next(filter(None, every), [])
+
+
+def _sample(point: Point, file: Path) -> Sample:
+    try:
+        panels, words = read_overlay(file)
+    except (OSError, SyntaxError, ValueError) as problem:  # what Pillow raises
+        return Sample(point, [f"{file} can not be read: {problem}"], {})
+    return Sample(point, words, {title: _embedded(panel) for title, panel in panels.items()})
 
 
 def _embedded(picture: Image.Image) -> str:

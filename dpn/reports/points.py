@@ -44,7 +44,7 @@ class Point:
     def keep(self) -> str:
         """The budget that was asked for; empty if none was."""
         asked = (self.settings.get(f"{part}.keep") for part in ("router", "projector"))
-        return " ".join(keep for keep in asked if keep not in (None, "null"))
+        return " ".join(keep for keep in asked if keep and keep[0].isdigit())
 
     @property
     def name(self) -> str:
@@ -112,13 +112,9 @@ def difference(point: Point, baseline: Point) -> Difference | None:
 
 def best(points: Sequence[Point], budget: float) -> Point | None:
     """The most accurate point that took at most a share of the visual MACs."""
-    within = [p for p in measured(points) if (p.mean(SHARE) or 0.0) <= budget]
-    return max(within, key=lambda point: point.mean(ACCURACY) or 0.0, default=None)
-
-
-def measured(points: Sequence[Point]) -> list[Point]:
-    """Points with accuracy and share."""
-    return [p for p in points if p.mean(ACCURACY) is not None and p.mean(SHARE) is not None]
+    measured = (point for point in points if point.values(ACCURACY) and point.values(SHARE))
+    within = [point for point in measured if fmean(point.values(SHARE)) <= budget]
+    return max(within, key=lambda point: fmean(point.values(ACCURACY)), default=None)
 
 
 def _scores(run: Run) -> dict[tuple[str, ...], float]:
@@ -126,8 +122,7 @@ def _scores(run: Run) -> dict[tuple[str, ...], float]:
 
 
 def _is_whole(point: Point) -> bool:
-    share = point.mean(SHARE)
-    return share is not None and share > 0.999
+    return (point.mean(SHARE) or 0.0) > 0.999
 
 
 def _others(point: Point) -> set[tuple[str, str]]:
@@ -160,7 +155,7 @@ def _distinct(points: Sequence[Point]) -> Iterator[Point]:
 
 def _settings(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     """All settings that tell runs apart but for the seed; places become the name of their path."""
-    paths = {k: v for k, v in (config.get("paths") or {}).items() if isinstance(v, str) and v}
+    paths = {k: v for k, v in config["paths"].items() if isinstance(v, str) and v}
     places = sorted(paths.items(), key=lambda item: -len(item[1]))
 
     def text(value: Any) -> str:

@@ -41,7 +41,6 @@ class Run:
         problem: the error that ended it, or what is damaged; empty if it finished.
         config: its resolved settings.
         overrides: what was typed for it; None for a run from before this was written down.
-        host: the machine that it ran on.
         metrics: of metrics.json.
         rows: its answers.
         curves: what was logged while it was trained.
@@ -52,7 +51,6 @@ class Run:
     problem: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
     overrides: tuple[str, ...] | None = None
-    host: str = ""
     metrics: Mapping[str, float | None] = field(default_factory=dict)
     rows: Sequence[Row] = ()
     curves: Sequence[Mapping[str, Any]] = ()
@@ -113,12 +111,10 @@ def read_run(folder: Path) -> Run:
         outcome, problem = "damaged", " ".join(damage)
     elif "benchmarks" in config:
         outcome, problem = "evaluation", "Made by dpn.eval; training runs are compared."
-    overrides, host = status.get("overrides"), str(status.get("host", ""))
+    overrides = status.get("overrides")
     typed = tuple(map(str, overrides)) if isinstance(overrides, list) else None
-    return Run(
-        *(folder, outcome, problem, config, typed, host),
-        *(metrics or {}, rows or (), curves or ()),
-    )
+    found = metrics or {}, rows or (), curves or ()
+    return Run(folder, outcome, problem, config, typed, *found)
 
 
 def _outcome(status: Mapping[str, Any]) -> tuple[str, str]:
@@ -134,7 +130,7 @@ def _outcome(status: Mapping[str, Any]) -> tuple[str, str]:
 
 def _mapping(text: str) -> dict[str, Any]:
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_constant=lambda name: None)  # NaN is no number
     except json.JSONDecodeError as problem:
         told = f"no whole JSON ({problem.msg}, letter {problem.pos})" if text else "empty"
         raise ValueError(f"it is {told}.") from None
@@ -173,9 +169,13 @@ def _answers(text: str) -> list[Row]:
     rows = _lines(text)
     for number, row in enumerate(rows, 1):
         wrong = [n for n, kind in _ROW.items() if n not in row or not isinstance(row[n], kind)]
-        if wrong or not all(layer.isdigit() for layer in row["route"]):
-            raise ValueError(f"line {number}: it is no answer, see {wrong or 'route'}.")
+        if wrong or not _is_route(row["route"]) or len(row["rows"]) != len(rows[0]["rows"]):
+            raise ValueError(f"line {number}: it is no answer, see {wrong or 'route and rows'}.")
     return rows
+
+
+def _is_route(route: Mapping[str, Any]) -> bool:
+    return all(layer.isdigit() and isinstance(name, str) for layer, name in route.items())
 
 
 def _short(text: str) -> str:

@@ -171,7 +171,7 @@ def test_settings_that_differ(sweep):
 
 DAMAGES = {
     "metrics.json": ["", "{", "[]", '{"val/accuracy": "high"}'],
-    "rows.jsonl": ['{"id": "val-0", "tu', "{}", "null", '{"route": []}'],
+    "rows.jsonl": ['{"id": "val-0", "tu', "{}", "null", '{"route": []}', "\n"],
     "config.yaml": ["", "a: [", "seed: 0", "- 1"],
     "status.json": ["", "{", '{"status": "well"}', "3", "[" * 100_000],
     "curves.jsonl": ['{"step": 1', "1"],
@@ -276,6 +276,27 @@ def test_nothing_from_a_run_becomes_markup(tmp_path):
     names = [trace["name"] for trace in page.charts["accuracy_macs"]["data"]]
     assert "router=&lt;script&gt;alert(1)&lt;/script&gt;|$x$ %{y}" in names
     assert "<script" not in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_a_score_that_is_no_number_claims_nothing(tmp_path):
+    for router in ("none", "dpe"):
+        folder = write_run(tmp_path / router, router)
+        text = (folder / "rows.jsonl").read_text().replace('"score": 0.0', '"score": NaN')
+        (folder / "rows.jsonl").write_text(text)
+    assert line(tables.methods(compare([tmp_path]).points), "router=dpe")["claim"].startswith("no ")
+
+
+def test_pictures_are_read_as_far_as_they_can(tmp_path, monkeypatch, caplog):
+    damaged = write_run(tmp_path / "a") / "figures" / "overlays" / "held_out-00.png"
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    write_run(tmp_path / "b", "dpe")
+    page = Page(write_comparison(compare([tmp_path]), tmp_path / "report").read_text())
+    assert f"{damaged} can not be read" in page.text
+    assert len([tag for tag, _ in page.tags if tag == "img"]) == 3
+    monkeypatch.setattr("dpn.reports.html.BYTES", 100)
+    page = Page(write_comparison(compare([tmp_path]), tmp_path / "report").read_text())
+    assert "img" not in [tag for tag, _ in page.tags]
+    assert "leaves pictures out" in caplog.text
 
 
 def test_only_damaged_runs(tmp_path):
