@@ -31,7 +31,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 # A browser for the tests of the report's page; where there is none they are skipped.
 browser:
-	command -v chromium chromedriver >/dev/null || { $(SUDO) apt-get update -qq \
+	{ command -v chromium && command -v chromedriver; } >/dev/null || { $(SUDO) apt-get update -qq \
 	  && $(SUDO) apt-get install -y -qq --no-install-recommends chromium chromium-driver; } \
 	  || echo 'No browser could be installed; its tests will be skipped.'
 
