@@ -4,8 +4,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 LMMS   := .venv-lmms
+SUDO   := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: train test setup lint slow lmms-eval clean
+.PHONY: train test setup lint slow browser lmms-eval clean
 .DELETE_ON_ERROR:
 
 train: $(STAMP)
@@ -28,6 +29,12 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --disable-pip-version-check -q -e '.[dev]'
 	touch $@
+
+# A browser for the tests of the report's page; where there is none they are skipped.
+browser:
+	{ command -v chromium && command -v chromedriver; } >/dev/null || { $(SUDO) apt-get update -qq \
+	  && $(SUDO) apt-get install -y -qq --no-install-recommends chromium chromium-driver; } \
+	  || echo 'No browser could be installed; its tests will be skipped.'
 
 # lmms-eval, with older versions of what dpn uses, too; `make slow` tests the plug-in there.
 lmms-eval: $(LMMS)/.installed

@@ -229,10 +229,11 @@ def module(config: DictConfig, built: DPNForConditionalGeneration) -> "DPNModule
 def trainer(config: DictConfig, run: RunFolder, clock: "Clock") -> "Trainer":
     """The Trainer with the config's loggers and callbacks, and those that every run has."""
     from dpn.boards import RouteHistograms
-    from dpn.callbacks import StepSeed, StopAfterStep
+    from dpn.callbacks import Curves, StepSeed, StopAfterStep
     from dpn.resume import CompleteCheckpointIO
 
-    own = [clock, StepSeed(config.seed), StopAfterStep(run.stop), RouteHistograms()]
+    curves = Curves(run.path / "curves.jsonl")
+    own = [clock, curves, StepSeed(config.seed), StopAfterStep(run.stop), RouteHistograms()]
     chosen = [instantiate(node) for node in config.callbacks.values() if node]
     loggers = [instantiate(node) for node in config.logger.values() if node]
     node = plain(config.trainer) | {"_partial_": True}

@@ -1,10 +1,13 @@
 """What happens around the training steps: progress, clock, seeds, stopping, guards."""
 
+import json
 import logging
 import statistics
 import sys
 import time
 from collections import deque
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +16,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from dpn.files import add_row, write_rows
 from dpn.resume import Checkpoints
 from dpn.run_folder import RunError
 from dpn.stop_request import Interrupted, StopRequest
@@ -151,6 +155,51 @@ class Clock(Callback):
         """Go on counting."""
         self._before_s = state_dict["train_s"]
         self._steps_ms.extend(state_dict["steps_ms"])
+
+
+class Curves(Callback):
+    """Writes what is logged as JSON lines, whichever loggers are chosen.
+
+    A resumed run goes on below the line of its checkpoint's step; later ones are made again.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Drop what an interrupted run wrote after its checkpoint, the last line of it half."""
+        if trainer.is_global_zero and self.path.exists():
+            kept = []
+            for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+                with suppress(ValueError):
+                    kept.append(json.loads(line))
+            write_rows(self.path, (row for row in kept if row["step"] <= trainer.global_step))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Add a line after a step whose values the module has logged."""
+        window_ends = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if window_ends and trainer.global_step % every == 0:
+            self._add(trainer, validation=False)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add a line with what was validated."""
+        if not trainer.sanity_checking:
+            self._add(trainer, validation=True)
+
+    def _add(self, trainer: Trainer, validation: bool) -> None:
+        if trainer.is_global_zero:
+            values = {
+                name: float(value)
+                for name, value in trainer.callback_metrics.items()
+                if name.startswith("val/") == validation
+            }
+            add_row(self.path, {"step": trainer.global_step, **values})
 
 
 class StepSeed(Callback):

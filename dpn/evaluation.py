@@ -52,8 +52,9 @@ def evaluate_held_out(
         processor: of the model.
         source: the data; with `on_error=skip` bad rows are left out.
         max_new_tokens: upper limit of an answer.
-        folder: of the results, where a journal is kept; None: there is none.
-        model_files: folder of the model; another model starts another journal.
+        folder: of the results.
+        model_files: folder of the model; a journal is kept in the folder of the results, and
+            another model starts another one. None: there is none.
         batch_size: questions at a time; None: as the source says.
         workers: processes that load images; None: as the source says.
         limit: only so many questions, the first ones.
@@ -212,9 +213,11 @@ def evaluate_benchmark(
     return {f"{benchmark.name}/{name}": value for name, value in metrics.items()}, rows
 
 
-def _journal(folder: Path | None, exam: str, *of: Any) -> Journal | None:
+def _journal(folder: Path | None, exam: str, model_files: Path | None, *of: Any) -> Journal | None:
     """Where answers to an exam are written down that depend on all these things."""
-    return Journal(folder / "journal", f"{exam}-{fingerprint(*of)}") if folder else None
+    if folder is None or model_files is None:
+        return None
+    return Journal(folder / "journal", f"{exam}-{fingerprint(model_files, *of)}")
 
 
 def _share(rows: Sequence[Row]) -> dict[str, float]:

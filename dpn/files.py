@@ -55,6 +55,12 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(_finite(row), ensure_ascii=False) + "\n" for row in rows))
 
 
+def add_row(path: Path, row: Mapping[str, Any]) -> None:
+    """Append a JSON line."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(_finite(row), ensure_ascii=False) + "\n")
+
+
 def read_json(path: Path) -> Any:
     """The JSON file's value, or None if there is no such file."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None

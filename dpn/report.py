@@ -1,12 +1,20 @@
-"""Make report.md and the figures of a run again, and print its tables.
+"""Reports: of one run, or of many in one page.
 
-python -m dpn.report run=outputs/main/default-0123abcd
+python -m dpn.report run=outputs/main/default-0123abcd   # its report.md and figures, again
+python -m dpn.report outputs/                            # report.html of all runs below
+python -m dpn.report outputs/main/a-* outputs/b to=there
 """
 
+import re
 import sys
 from pathlib import Path
 
+from rich.console import Console
+
+from dpn.config import ConfigError
 from dpn.launch import read_arguments, readable_errors
+from dpn.reports.comparison import compare, write_comparison
+from dpn.reports.comparison_tables import left_out, methods
 from dpn.reports.page import print_tables, write_report
 
 
@@ -17,10 +25,33 @@ def report(run: str) -> Path:
     return page
 
 
+def report_all(*folders: str, to: str | None = None) -> Path:
+    """Write one report of all runs in some folders and return its page.
+
+    Args:
+        folders: with runs in them, at any depth, or run folders themselves.
+        to: where it is written; default: `report` in the first folder.
+    """
+    found = compare([Path(folder) for folder in folders])
+    page = write_comparison(found, Path(to) if to else Path(folders[0]) / "report")
+    console = Console()
+    for table in (methods(found.points), left_out(found.left_out)):
+        if table.body:
+            table.show(console)
+    console.print(f"Report: {page}", soft_wrap=True, highlight=False)
+    return page
+
+
 def main() -> None:
     """Command line of `python -m dpn.report`."""
     with readable_errors():
-        report(**read_arguments(report, sys.argv[1:]))
+        named = [argument for argument in sys.argv[1:] if re.match(r"\w+=", argument)]
+        if folders := [argument for argument in sys.argv[1:] if argument not in named]:
+            report_all(*folders, **read_arguments(report_all, named))
+        elif named:
+            report(**read_arguments(report, named))
+        else:
+            raise ConfigError(["there is nothing to report; give run=RUN, or folders with runs."])
 
 
 if __name__ == "__main__":

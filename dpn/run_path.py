@@ -66,20 +66,10 @@ def sweep_name(request: Request) -> str:
     return _named(kept, hashlib.sha256(text.encode()).hexdigest()[:8])
 
 
-def key_of(override: str) -> str:
-    """What an override is about: a dotted key, or a group."""
-    return re.split(r"[=@]", override.lstrip("+~"))[0]
-
-
 def _kept(overrides: Sequence[str]) -> list[str]:
     """Overrides of what the hash sees; groups first."""
-    kept = []
-    for override in sorted(overrides, key=lambda o: ("." in o.partition("=")[0], o)):
-        key = key_of(override)
-        parts = re.split(r"[./]", key)
-        if not {parts[0], key} & set(_NOT_IDENTITY) and parts[-1] not in _NOT_IDENTITY_LEAVES:
-            kept.append(override)
-    return kept
+    every = sorted(overrides, key=lambda o: ("." in o.partition("=")[0], o))
+    return [override for override in every if is_identity(key_of(override))]
 
 
 def _named(overrides: Sequence[str], digits: str) -> str:
@@ -90,6 +80,18 @@ def _named(overrides: Sequence[str], digits: str) -> str:
 def sweep_path(config: DictConfig, name: str) -> Path:
     """Where a multirun says what its jobs are and became."""
     return Path(config.paths.output_root) / "multirun" / name
+
+
+def key_of(override: str) -> str:
+    """What an override is about: a dotted key, or a group."""
+    return re.split(r"[=@]", override.lstrip("+~"))[0]
+
+
+def is_identity(key: str) -> bool:
+    """Whether a setting changes what a run computes."""
+    parts = re.split(r"[./]", key)
+    outside = {parts[0], key} & set(_NOT_IDENTITY)
+    return not outside and parts[-1] not in _NOT_IDENTITY_LEAVES
 
 
 def run_path(request: Request) -> Path:

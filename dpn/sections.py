@@ -187,6 +187,7 @@ class Train:
     callbacks: dict[str, Any]
     paths: dict[str, Any]
     seed: int = 0
+    overlays: int = 4
 
 
 @dataclass

@@ -77,6 +77,7 @@ def _possible(request: Request, folder: RunFolder) -> bool:
 
 def _run(request: Request, folder: RunFolder) -> None:
     config, learns = request.config.copy(), trains(request.config.stage)
+    folder.update(overrides=list(request.overrides))
     if folder.writer and (warning := plan.warning(config)):
         log.warning(warning)
     if not learns and config.init.model is None:
@@ -95,7 +96,9 @@ def _run(request: Request, folder: RunFolder) -> None:
     with boards.opened(trainer, boards.title_of(request, folder.identity, model.router.keep)):
         model = _trained(config, model, source, folder, trainer)
         limit = config.model.generation.max_new_tokens
-        metrics, rows = evaluation.evaluate_held_out(model, processor, source, limit)
+        metrics, rows = evaluation.evaluate_held_out(
+            model, processor, source, limit, folder.path, overlays=config.overlays
+        )
         if learns:
             metrics |= {"time/train_s": clock.train_s, "time/step_ms": clock.step_ms}
         if folder.writer:

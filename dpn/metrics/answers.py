@@ -31,6 +31,11 @@ def accuracies(rows: Sequence[Row]) -> dict[str, float]:
     return means
 
 
+def question(row: Row) -> tuple[str, ...]:
+    """What tells a question from others, whoever answers it."""
+    return tuple(str(row.get(name)) for name in ("benchmark", "id", "turn", "prompt"))
+
+
 def by(rows: Sequence[Row], key: str) -> dict[Any, list[Row]]:
     """Rows grouped by their value of a key, the easiest group first; None is left out."""
     groups: dict[Any, list[Row]] = {}

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from itertools import takewhile
 
 from dpn.data.conversation import IMAGE
-from dpn.metrics.answers import Row
+from dpn.metrics.answers import Row, question
 from dpn.reports.tables import Table
 
 SHOWN = 20
-_KEY = ("benchmark", "id", "turn", "prompt")
 
 
 def differences(rows: Sequence[Row], others: Sequence[Row], other: str) -> list[Table]:
@@ -19,10 +18,9 @@ def differences(rows: Sequence[Row], others: Sequence[Row], other: str) -> list[
         others: of another one.
         other: its name.
     """
-    theirs = {_key(row): row for row in others if row["score"] is not None}
-    pairs = [
-        (row, theirs[_key(row)]) for row in rows if row["score"] is not None and _key(row) in theirs
-    ]
+    theirs = {question(row): row for row in others if row["score"] is not None}
+    scored = [row for row in rows if row["score"] is not None]
+    pairs = [(row, theirs[question(row)]) for row in scored if question(row) in theirs]
     groups: dict[str, list[tuple[Row, Row]]] = {}
     for row, same in pairs:
         name = row.get("benchmark") or "all"
@@ -61,10 +59,6 @@ def _counts(pairs: Sequence[tuple[Row, Row]]) -> tuple[str, ...]:
 def _share(rows: Sequence[Row]) -> str:
     shares = [row["visual_macs_ratio"] for row in rows if row["base_rows"]]
     return f"{sum(shares) / len(shares):.3f}" if shares else "-"
-
-
-def _key(row: Row) -> tuple[str, ...]:
-    return tuple(str(row.get(name)) for name in _KEY)
 
 
 def _where_they_part(*values: object, letters: int = 24) -> list[str]:

@@ -6,11 +6,14 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from dpn.files import atomic_path
 
 SIDE = 280  # pixels of a panel
 LINES = 4  # of text above the panels
+_LINE_HEIGHT = 14
+_WORDS, _TITLES = "Description", "Panels"  # where a picture keeps what is drawn as text
 _GREY, _LINE = (110, 110, 110), (255, 0, 255)
 
 
@@ -27,10 +30,8 @@ def draw_overlay(
         text: lines above: question, answer, route.
         path: PNG.
     """
-    changed = [n for n, owner in enumerate(owners) if n == 0 or (owner != owners[n - 1]).any()]
-    panels = [("image", None), *((f"layer {n}", owners[n]) for n in changed)]
-    line = 14
-    top = line * (LINES + 1)
+    panels = _panels(owners)
+    line, top = _LINE_HEIGHT, _LINE_HEIGHT * (LINES + 1)
     canvas = Image.new("RGB", (SIDE * len(panels), top + SIDE + line), "white")
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(11)
     for number, words in enumerate(text[:LINES]):
@@ -38,11 +39,34 @@ def draw_overlay(
         draw.text((4, 2 + line * number), _fits(words, most), fill="black", font=font)
     for number, (title, owner) in enumerate(panels):
         left = number * SIDE
-        rows = "" if owner is None else f": {len(np.unique(owner[owner >= 0]))} rows"
-        draw.text((left + 4, top - line), title + rows, fill="black", font=font)
+        draw.text((left + 4, top - line), title, fill="black", font=font)
         canvas.paste(panel(pixels, owner), (left, top))
+    told = PngInfo()
+    told.add_itxt(_WORDS, "\n".join(" ".join(words.split()) for words in text))
+    told.add_itxt(_TITLES, "\n".join(title for title, _ in panels))
     with atomic_path(path) as temporary:
-        canvas.save(temporary, "PNG")
+        canvas.save(temporary, "PNG", pnginfo=told)
+
+
+def read_overlay(path: Path) -> tuple[dict[str, Image.Image], list[str]]:
+    """The panels of a picture that `draw_overlay` wrote by their titles, and its lines of text.
+
+    Raises:
+        OSError: if it is no whole picture.
+    """
+    with Image.open(path) as picture:
+        picture.load()
+        words, titles = (str(picture.info.get(k, "")).splitlines() for k in (_WORDS, _TITLES))
+        top = _LINE_HEIGHT * (LINES + 1)
+        boxes = ((SIDE * n, top, SIDE * (n + 1) - 6, top + SIDE - 6) for n in range(len(titles)))
+        return dict(zip(titles, map(picture.crop, boxes), strict=True)), words
+
+
+def _panels(owners: Sequence[np.ndarray]) -> list[tuple[str, np.ndarray | None]]:
+    """Title and owners of each panel: the image, and each layer where rows went."""
+    changed = [n for n, owner in enumerate(owners) if n == 0 or (owner != owners[n - 1]).any()]
+    shown = ((f"layer {n}: {count_rows(owners[n])} rows", owners[n]) for n in changed)
+    return [("image", None), *shown]
 
 
 def count_rows(owner: np.ndarray) -> int:

@@ -33,18 +33,29 @@ class Table:
 
     def markdown(self) -> str:
         """As Markdown."""
-        lines = [self.head, tuple("---" for _ in self.head), *self.body]
-        table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-        return f"## {self.title}\n\n{table}\n" + (f"\n{self.note}\n" if self.note else "")
+        table = markdown([self.head, *self.body])
+        return f"## {self.title}\n\n{table}" + (f"\n{self.note}\n" if self.note else "")
 
     def show(self, console: Console) -> None:
         """On a terminal."""
         table = RichTable(title=self.title, caption=self.note or None, title_justify="left")
         for number, name in enumerate(self.head):
-            table.add_column(name, justify="right" if number else "left")
+            table.add_column(name, justify="right" if number else "left", overflow="fold")
         for line in self.body:
             table.add_row(*line)
         console.print(table)
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown; the first line is its head, and no cell is read as markup."""
+    ruled = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
+    cells = [[plain(cell) for cell in line] for line in ruled]
+    return "\n".join("| " + " | ".join(line) + " |" for line in cells) + "\n"
+
+
+def plain(text: str) -> str:
+    """Text of one line in which Markdown finds no cell and no HTML."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
 def tables(metrics: Mapping[str, float], rows: Sequence[Row]) -> list[Table]:
@@ -114,19 +125,24 @@ def routes(rows: Sequence[Row]) -> Table:
     """Which expert each family and difficulty was sent to at each routing layer."""
     layers = list(route_shares(rows))
     body = []
-    for family, group in _families(rows).items():
-        levels = by_level(group) if family != "all" else {}
-        named = {f"{family}, {level}": part for level, part in levels.items()}
-        for name, part in {family: group, **named}.items():
-            shares = route_shares(part)
-            cells = [
-                ", ".join(f"{e} {p:.2f}" for e, p in shares.get(layer, {}).items())
-                for layer in layers
-            ]
-            body.append((name, str(len(part)), f"{_last(part):.3f}", *cells))
+    for name, part in by_difficulty(rows).items():
+        shares = route_shares(part)
+        cells = [
+            ", ".join(f"{e} {p:.2f}" for e, p in shares.get(layer, {}).items()) for layer in layers
+        ]
+        body.append((name, str(len(part)), f"{kept_shares(part)[-1]:.3f}", *cells))
     head = ("family, difficulty", "answers", "kept", *(f"layer {n}" for n in layers))
     note = "Share of the prompts by what was chosen; kept: share of rows in the last layer."
     return Table("Routes", head, tuple(body), note)
+
+
+def by_difficulty(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows of each family, and of its levels of difficulty where it has several."""
+    groups: dict[str, list[Row]] = {}
+    for family, group in _families(rows).items():
+        levels = by_level(group) if family != "all" else {}
+        groups |= {str(family): group, **{f"{family}, {n}": part for n, part in levels.items()}}
+    return groups
 
 
 def numbers(metrics: Mapping[str, float]) -> Table:
@@ -153,7 +169,3 @@ def _mean(rows: Sequence[Row], key: str) -> float:
 def _share(rows: Sequence[Row]) -> str:
     seeing = [row for row in rows if row["base_rows"]]
     return f"{_mean(seeing, 'visual_macs_ratio'):.3f}" if seeing else "-"
-
-
-def _last(rows: Sequence[Row]) -> float:
-    return kept_shares(rows)[-1]

@@ -2,12 +2,14 @@
 
 import itertools
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from methods import KEEPS, METHODS, MORE
+
+from dpn.metrics.statistics import spread
+from dpn.reports.tables import markdown
 
 HERE = Path(__file__).parent
 RESULTS, SPEED = HERE / "results.jsonl", HERE / "speed.jsonl"
@@ -18,7 +20,7 @@ def table() -> str:
     """A line for each method, way and share."""
     groups, speed = _groups(), {(row["method"], row["keep"]): row for row in read(SPEED)}
     head = ["method", "acts", "", "asked", "seeds", *FAMILIES, "share reached", "prefill FLOPs"]
-    lines = [[*head, "timed at: FLOPs", "time"], ["---"] * (len(head) + 2)]
+    lines = [[*head, "timed at: FLOPs", "time"]]
     for (name, how, keep), rows in groups.items():
         asked = "" if keep is None else str(keep)
         line = [f"`{name}`", METHODS[name].acts, how, asked, str(len(rows))]
@@ -28,8 +30,8 @@ def table() -> str:
         cells = [[r["accuracy"][f] for r in rows] for f in FAMILIES]
         cells += [[r["share"] for r in rows], [r["flops"] for r in rows]]
         at = speed.get((name, keep))
-        lines.append([*line, *map(_spread, cells), *(_timed(at) if at else ("", ""))])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+        lines.append([*line, *map(spread, cells), *(_timed(at) if at else ("", ""))])
+    return markdown(lines)
 
 
 def draw() -> None:
@@ -81,10 +83,6 @@ def _points(name: str, how: str) -> tuple[list[float], list[float]]:
             points.append((fmean(r["share"] for r in rows), right))
     points.sort()
     return [share for share, _ in points], [right for _, right in points]
-
-
-def _spread(values: Sequence[float]) -> str:
-    return f"{fmean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
 
 
 def _timed(row: dict[str, Any]) -> tuple[str, str]:

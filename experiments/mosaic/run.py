@@ -15,11 +15,13 @@ import subprocess
 import sys
 from collections import defaultdict
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from dpn.launch import compose
 from dpn.metrics import by, by_level, route_shares
+from dpn.metrics.statistics import spread
+from dpn.reports.tables import markdown
 from dpn.run_path import run_path
 
 HERE = Path(__file__).parent
@@ -135,17 +137,6 @@ def levels() -> str:
     for run in (r for r in GATED if r in groups):
         lines.append([f"`{run}`", *(spread(groups[run][name]) for name in head)])
     return markdown(lines)
-
-
-def markdown(lines: list[list[str]]) -> str:
-    """A table whose first line is the head."""
-    lines = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
-def spread(values: list[float]) -> str:
-    """Mean and standard deviation over seeds."""
-    return f"{fmean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
 
 
 def _git(*arguments: str) -> str:

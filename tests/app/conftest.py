@@ -71,8 +71,10 @@ def tiny_run(squares: Path, outputs: Path) -> list[str]:
         "model.generation.max_new_tokens=4",
         "trainer.max_steps=6",
         "trainer.val_check_interval=3",
+        "trainer.log_every_n_steps=1",
         "callbacks.checkpoint.every_n_train_steps=2",
         "logger=none",
+        "overlays=0",
         f"paths.output_root={outputs}",
     ]
 

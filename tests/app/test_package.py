@@ -103,6 +103,7 @@ def test_wheel_works_from_any_directory(tmp_path):
     compose = "from dpn.launch import CONFIG_DIR, compose; print(CONFIG_DIR); compose('train')"
     done = run(python, "-c", compose, cwd=elsewhere)
     assert Path(done.stdout.strip()) == site / "dpn" / "configs"
+    assert (site / "dpn" / "reports" / "template" / "page.html").is_file()
     shown = run(home / "bin" / "dpn-train", "--cfg", "job", "router=static", cwd=elsewhere)
     assert "name: static" in shown.stdout
     refused = run(home / "bin" / "dpn-train", "routr=static", cwd=elsewhere, check=False)

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from dpn.reports.differences import differences
-from dpn.reports.overlays import SIDE, draw_overlay, to_pixels
+from dpn.reports.overlays import SIDE, draw_overlay, read_overlay, to_pixels
 
 
 def row(number, score, answer="a", family="x", share=0.5):
@@ -67,6 +67,16 @@ def test_a_panel_for_the_image_and_each_change(picture):
     assert tuple(whole[quarter, half]) == (255, 0, 255)  # between the upper cells
     assert tuple(pooled[quarter, half]) == (200, 200, 200)  # which share a row now
     assert tuple(pooled[3 * quarter, quarter]) == (110, 110, 110)  # gone
+
+
+def test_a_picture_gives_its_panels_and_words_back(picture, tmp_path):
+    panels, words = read_overlay(tmp_path / "overlay.png")
+    assert words == ["question", "answer"]
+    assert list(panels) == ["image", "layer 0: 4 rows", "layer 1: 1 rows"]
+    assert (np.asarray(panels["image"]) == 200).all()
+    half = (SIDE - 6) // 2
+    assert panels["layer 0: 4 rows"].getpixel((half, half // 2)) == (255, 0, 255)
+    assert panels["layer 1: 1 rows"].getpixel((half // 2, half + half // 2)) == (110, 110, 110)
 
 
 def test_pixels_come_back_from_what_the_model_sees():

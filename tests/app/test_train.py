@@ -90,6 +90,9 @@ def test_a_run_leaves_what_it_promises(finished):
     assert set(rows[0]["route"]) == {str(n) for n in (0, 1, 2) if rows[0]["rows"][n] >= 4}
     names = ("config.yaml", "log.txt", "model/config.json", "figures/routes.png")
     assert all((folder / name).stat().st_size for name in names)
+    curves = read_rows(folder / "curves.jsonl")
+    assert [row["step"] for row in curves if "loss/language" in row] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in curves if "val/loss" in row] == [3, 6]
     assert "figures/routes.png" in (folder / "report.md").read_text()
 
 
@@ -138,10 +141,11 @@ def test_resumed_run_ends_with_the_same_weights(finished, tiny, action, error, s
     assert {k: v for k, v in mine.items() if "time" not in k} == {
         k: v for k, v in whole.items() if "time" not in k
     }
+    assert read_rows(folder / "curves.jsonl") == read_rows(finished[1] / "curves.jsonl")
 
 
 def test_interrupted_evaluation_does_not_train_again(finished, tiny, monkeypatch):
-    def stop(*args):
+    def stop(*args, **options):
         raise Interrupted("SIGTERM")
 
     monkeypatch.setattr(evaluation, "evaluate_held_out", stop)

@@ -1,0 +1,145 @@
+"""The page of a comparison: one file with its scripts, numbers and pictures, read without network.
+
+All text from runs is escaped by the template; `template/` holds its parts.
+"""
+
+import base64
+import io
+import itertools
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from dpn.files import write_text
+from dpn.metrics import route_shares
+from dpn.reports import comparison_tables as tables
+from dpn.reports.charts import Chart
+from dpn.reports.drawing import COLOURS, MARKS, figure
+from dpn.reports.overlays import read_overlay
+from dpn.reports.points import Point
+from dpn.reports.tables import by_difficulty
+
+if TYPE_CHECKING:
+    from dpn.reports.comparison import Comparison
+
+log = logging.getLogger(__name__)
+_PARTS = Path(__file__).with_name("template")
+#: Pictures of one point, and bytes of all, so that a page can be sent around.
+SAMPLES, BYTES = 4, 9_000_000
+OVERLAYS = "figures/overlays/*.png"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What was kept of a held-out image.
+
+    Attributes:
+        point: whose model answered.
+        words: question, answer and route.
+        panels: addresses of the pictures by their titles.
+    """
+
+    point: Point
+    words: Sequence[str]
+    panels: Mapping[str, str]
+
+
+def write_page(found: "Comparison", charts: Sequence[Chart], path: Path) -> Path:
+    """Write the page and return its path."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from plotly.offline import get_plotlyjs
+
+    world = Environment(
+        loader=FileSystemLoader(_PARTS),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    points = found.points
+    drawn = {chart.name: figure(chart, found.methods).to_plotly_json() for chart in charts}
+    page = world.get_template("page.html").render(
+        counts=tables.summary(found.runs, points),
+        methods=found.methods,
+        colours=COLOURS,
+        marks=MARKS,
+        points=points,
+        tables=tables,
+        charts={chart.name: chart for chart in charts},
+        figures=drawn,
+        routes=list(_routes(points)),
+        samples=_samples(points),
+        left_out=found.left_out,
+        plotly=get_plotlyjs(),
+    )
+    write_text(path, page)
+    return path
+
+
+@dataclass(frozen=True)
+class Routes:
+    """Where a point's prompts went.
+
+    Attributes:
+        point: whose they are.
+        layers: that choose.
+        experts: all that were chosen, each with its number.
+        groups: for each family and difficulty how many prompts there are, and their shares by layer
+            and expert.
+    """
+
+    point: Point
+    layers: Sequence[str]
+    experts: Mapping[str, int]
+    groups: Sequence[tuple[str, int, Mapping[str, Mapping[str, float]]]]
+
+
+def _routes(points: Sequence[Point]) -> Iterator[Routes]:
+    """Of each point that has some."""
+    for point in points:
+        seeing = [row for row in point.rows if row["base_rows"] and row["route"]]
+        if seeing:
+            every = sorted({expert for row in seeing for expert in row["route"].values()})
+            experts = {expert: number for number, expert in enumerate(every)}
+            groups = by_difficulty(seeing).items()
+            told = [(name, len(rows), route_shares(rows)) for name, rows in groups]
+            yield Routes(point, list(route_shares(seeing)), experts, told)
+
+
+def _samples(points: Sequence[Point]) -> list[Sample]:
+    """Pictures of the first run of each point that has some; the first of all before the second."""
+    files = [_pictures(point) for point in points]
+    found: list[tuple[int, Sample]] = []
+    left = BYTES
+    for turn, (number, point) in itertools.product(range(SAMPLES), enumerate(points)):
+        if turn < len(files[number]):
+            sample = _sample(point, files[number][turn])
+            left -= sum(map(len, sample.panels.values()))
+            if left < 0:
+                log.warning("The page leaves pictures out, from %s on.", files[number][turn])
+                break
+            found.append((number, sample))
+    return [sample for _, sample in sorted(found, key=lambda item: item[0])]
+
+
+def _pictures(point: Point) -> list[Path]:
+    every = (sorted(run.folder.glob(OVERLAYS)) for run in point.runs)
+    return next(filter(None, every), [])
+
+
+def _sample(point: Point, file: Path) -> Sample:
+    try:
+        panels, words = read_overlay(file)
+    except (OSError, SyntaxError, ValueError) as problem:  # what Pillow raises
+        return Sample(point, [f"{file} can not be read: {problem}"], {})
+    return Sample(point, words, {title: _embedded(panel) for title, panel in panels.items()})
+
+
+def _embedded(picture: Image.Image) -> str:
+    data = io.BytesIO()
+    picture.save(data, "WEBP", quality=75)
+    return "data:image/webp;base64," + base64.b64encode(data.getvalue()).decode()

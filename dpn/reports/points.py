@@ -1,0 +1,177 @@
+"""Runs that differ in their seed alone are one point; points that differ in their budget are one
+method.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import isfinite
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from dpn.metrics.answers import Row, question
+from dpn.metrics.statistics import Difference, paired_difference
+from dpn.reports.runs import Run
+from dpn.run_path import is_identity, key_of
+
+ACCURACY, SHARE = "val/accuracy", "cost/visual_macs_ratio"
+#: Sections that may differ between a method and its baseline.
+_METHOD = ("router", "projector", "loss", "stage", "init")
+#: Of the name of a run folder, whose seed and hash differ between runs of one method.
+_SEED = re.compile(r"_?seed-\d+|-[0-9a-f]{8}(?=/|$)")
+
+
+@dataclass(frozen=True)
+class Point:
+    """Runs with the same settings but for their seeds.
+
+    Attributes:
+        method: what was typed for it, without seed and budget, as far as it differs from others.
+        settings: all settings but the seed, by their dotted keys.
+        runs: one for each seed.
+    """
+
+    method: str
+    settings: Mapping[str, str]
+    runs: tuple[Run, ...]
+
+    @property
+    def keep(self) -> str:
+        """The budget that was asked for; empty if none was."""
+        asked = (self.settings.get(f"{part}.keep") for part in ("router", "projector"))
+        return " ".join(keep for keep in asked if keep and keep[0].isdigit())
+
+    @property
+    def name(self) -> str:
+        """Method and budget."""
+        return f"{self.method} keep={self.keep}" if self.keep else self.method
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """Answers of all runs."""
+        return [row for run in self.runs for row in run.rows]
+
+    def values(self, metric: str) -> list[float]:
+        """A metric of all runs that have it."""
+        found = (run.metrics.get(metric) for run in self.runs)
+        return [value for value in found if value is not None and isfinite(value)]
+
+    def mean(self, metric: str) -> float | None:
+        """Of all runs; None if none has it."""
+        return fmean(values) if (values := self.values(metric)) else None
+
+
+def points_of(runs: Sequence[Run]) -> tuple[list[Point], list[Run]]:
+    """Group finished runs.
+
+    Returns:
+        The points in the order of their methods, and runs that repeat a seed of one.
+    """
+    groups: dict[tuple[tuple[str, str], ...], dict[Any, Run]] = {}
+    repeated = []
+    for run in runs:
+        seeds = groups.setdefault(tuple(sorted(_settings(run.config))), {})
+        first = seeds.setdefault(run.seed, run)
+        if first is not run:
+            same = f"Same settings and seed as {first.folder}."
+            repeated.append(replace(run, outcome="repeated", problem=same))
+    typed = [_typed(next(iter(seeds.values()))) for seeds in groups.values()]
+    everywhere = set.intersection(*map(set, typed)) if len(typed) > 1 else set()
+    points = []
+    for words, (settings, seeds) in zip(typed, groups.items(), strict=True):
+        method = " ".join(word for word in words if word not in everywhere) or "default"
+        points.append(Point(method, dict(settings), tuple(seeds.values())))
+    return sorted(_distinct(points), key=lambda point: (point.method, point.keep)), repeated
+
+
+def baseline_of(point: Point, points: Sequence[Point]) -> Point | None:
+    """The runs of `router=none`, nothing compressed, whose other settings are most alike."""
+    plain = [p for p in points if p.settings.get("router.name") == "none" and _is_whole(p)]
+    if not plain or point in plain:
+        return None
+    return min(plain, key=lambda other: len(_others(point) ^ _others(other)))
+
+
+def difference(point: Point, baseline: Point) -> Difference | None:
+    """Of the scores of the seeds and questions that both have; None if they share none."""
+    pairs = [(a, b) for a in point.runs for b in baseline.runs if a.seed == b.seed]
+    if not pairs:
+        return None
+    scores = [_scores(run) for pair in pairs for run in pair]
+    asked = sorted(set.intersection(*map(set, scores)))
+    if not asked:
+        return None
+    table = np.array([[run[key] for key in asked] for run in scores])  # [2 S, Q]
+    return paired_difference(table[::2], table[1::2])
+
+
+def best(points: Sequence[Point], budget: float) -> Point | None:
+    """The most accurate point that took at most a share of the visual MACs."""
+    measured = (point for point in points if point.values(ACCURACY) and point.values(SHARE))
+    within = [point for point in measured if fmean(point.values(SHARE)) <= budget]
+    return max(within, key=lambda point: fmean(point.values(ACCURACY)), default=None)
+
+
+def _scores(run: Run) -> dict[tuple[str, ...], float]:
+    return {question(row): row["score"] for row in run.rows if row["score"] is not None}
+
+
+def _is_whole(point: Point) -> bool:
+    return (point.mean(SHARE) or 0.0) > 0.999
+
+
+def _others(point: Point) -> set[tuple[str, str]]:
+    """Settings that do not belong to a method."""
+    return {(k, v) for k, v in point.settings.items() if k.partition(".")[0] not in _METHOD}
+
+
+def _typed(run: Run) -> list[str]:
+    """What was typed for a run, without seed and budget; groups first, as in a folder's name."""
+    if run.overrides is None:
+        return [_SEED.sub("", run.folder.name)]
+    words = [_SEED.sub("", word) for word in run.overrides if _names_method(key_of(word))]
+    return sorted(words, key=lambda word: ("." in word.partition("=")[0], word))
+
+
+def _names_method(key: str) -> bool:
+    last = key.rpartition(".")[2]
+    return key == "experiment" or (is_identity(key) and last not in ("seed", "keep"))
+
+
+def _distinct(points: Sequence[Point]) -> Iterator[Point]:
+    """Points with the same name, which differ in what was not typed, get a number."""
+    seen: Counter[str] = Counter()
+    for point in points:
+        seen[point.name] += 1
+        number = seen[point.name]
+        method = point.method if number == 1 else f"{point.method} ({number})"
+        yield Point(method, point.settings, point.runs)
+
+
+def _settings(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """All settings that tell runs apart but for the seed; places become the name of their path."""
+    paths = {k: v for k, v in config["paths"].items() if isinstance(v, str) and v}
+    places = sorted(paths.items(), key=lambda item: -len(item[1]))
+
+    def text(value: Any) -> str:
+        if not isinstance(value, str):
+            return json.dumps(value, default=str)
+        for key, place in places:
+            if value == place or value.startswith(f"{place}/"):
+                value = f"<{key}>{value[len(place) :]}"
+        return _SEED.sub("", value)
+
+    def walk(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+        for name, value in node.items():
+            key = f"{prefix}{name}"
+            if isinstance(value, Mapping) and value:
+                yield from walk(value, f"{key}.")
+            elif is_identity(key) and name != "seed":
+                yield key, text(value)
+
+    return list(walk(config))

@@ -1,0 +1,183 @@
+"""Run folders as they are found, damaged ones too."""
+
+import io
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dpn.metrics.answers import Row
+from dpn.run_folder import DEAD_AFTER_S
+
+#: A folder with one of these is a run folder, or one with the results of an evaluation.
+MARKS = {"status.json", "metrics.json", "rows.jsonl"}
+OUTCOMES = ("finished", "running", "interrupted", "failed", "unreachable")
+#: What tables and figures read of an answer.
+_ROW = {
+    "prompt": str,
+    "family": str | int | float | None,
+    "difficulty": int | float | None,
+    "score": int | float | None,
+    "route": dict,
+    "rows": list,
+    "base_rows": int,
+    "visual_macs_ratio": int | float | None,
+}
+_WORDS = 300
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder holds.
+
+    Attributes:
+        folder: its path.
+        outcome: one of `OUTCOMES`, `damaged`, or `evaluation`: it was made by `dpn.eval`.
+        problem: the error that ended it, or what is damaged; empty if it finished.
+        config: its resolved settings.
+        overrides: what was typed for it; None for a run from before this was written down.
+        metrics: of metrics.json.
+        rows: its answers.
+        curves: what was logged while it was trained.
+    """
+
+    folder: Path
+    outcome: str
+    problem: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    overrides: tuple[str, ...] | None = None
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
+    rows: Sequence[Row] = ()
+    curves: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def seed(self) -> Any:
+        """Of the run."""
+        return self.config.get("seed")
+
+
+def find_runs(folders: Sequence[Path]) -> list[Path]:
+    """All run folders in some folders, at any depth, each once.
+
+    Raises:
+        FileNotFoundError: if one of the folders does not exist, or there is no run in them.
+    """
+    found: dict[Path, Path] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"{folder} is no folder; give run folders, or folders with runs such as outputs/."
+            )
+        for place, names, files in os.walk(folder):
+            names.sort()
+            if MARKS & {*files}:
+                names.clear()  # what lies inside belongs to the run
+                found.setdefault(Path(place).resolve(), Path(place))
+    if not found:
+        raise FileNotFoundError(
+            f"There is no run in {', '.join(map(str, folders))}: no folder below has a status.json."
+        )
+    return list(found.values())
+
+
+def read_run(folder: Path) -> Run:
+    """A run; whatever can not be read makes it a damaged one, and never raises."""
+    damage: list[str] = []
+
+    def read(name: str, parse: Callable[[str], Any], needed: bool = True) -> Any:
+        try:
+            return parse((folder / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            if needed:
+                damage.append(f"{name} is missing.")
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as problem:
+            damage.append(f"{name}: {_short(str(problem))}")
+
+    status = read("status.json", _mapping) or {}
+    config = read("config.yaml", _settings) or {}
+    outcome, problem = _outcome(status)
+    finished = outcome == "finished"
+    metrics = read("metrics.json", _numbers, finished) if finished else {}
+    rows = read("rows.jsonl", _answers, finished) if finished else ()
+    curves = read("curves.jsonl", _lines, needed=False) if finished else ()
+    if not damage and outcome not in OUTCOMES:
+        damage.append(f"status.json: {_short(outcome)} is no status of a run.")
+    if damage:
+        outcome, problem = "damaged", " ".join(damage)
+    elif "benchmarks" in config:
+        outcome, problem = "evaluation", "Made by dpn.eval; training runs are compared."
+    overrides = status.get("overrides")
+    typed = tuple(map(str, overrides)) if isinstance(overrides, list) else None
+    found = metrics or {}, rows or (), curves or ()
+    return Run(folder, outcome, problem, config, typed, *found)
+
+
+def _outcome(status: Mapping[str, Any]) -> tuple[str, str]:
+    outcome, heartbeat = str(status.get("status")), status.get("heartbeat")
+    problem = "" if outcome == "finished" else _short(str(status.get("error") or ""))
+    if outcome == "running":
+        silent = time.time() - heartbeat if isinstance(heartbeat, int | float) else float("inf")
+        if silent > DEAD_AFTER_S:
+            return "interrupted", "Its process died; the same command goes on."
+        problem = f"By process {status.get('pid')} on {status.get('host')}."
+    return outcome, problem
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text, parse_constant=lambda name: None)  # NaN is no number
+    except json.JSONDecodeError as problem:
+        told = f"no whole JSON ({problem.msg}, letter {problem.pos})" if text else "empty"
+        raise ValueError(f"it is {told}.") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"it is no mapping but {_short(text)}")
+    return value
+
+
+def _numbers(text: str) -> dict[str, float | None]:
+    values = _mapping(text)
+    for name, value in values.items():
+        if not isinstance(value, int | float | None):
+            raise ValueError(f"{name} is no number: {_short(str(value))}")
+    return values
+
+
+def _settings(text: str) -> dict[str, Any]:
+    value = yaml.safe_load(text)
+    kinds = {"paths": dict, "seed": int}
+    if isinstance(value, dict) and all(isinstance(value.get(n), k) for n, k in kinds.items()):
+        return value
+    raise ValueError("these are no settings of a run.")
+
+
+def _lines(text: str) -> list[Mapping[str, Any]]:
+    rows: list[Mapping[str, Any]] = []
+    for number, line in enumerate(io.StringIO(text), 1):
+        try:
+            rows.append(_mapping(line))
+        except ValueError as problem:
+            raise ValueError(f"line {number}: {problem}") from None
+    return rows
+
+
+def _answers(text: str) -> list[Row]:
+    rows = _lines(text)
+    for number, row in enumerate(rows, 1):
+        wrong = [n for n, kind in _ROW.items() if n not in row or not isinstance(row[n], kind)]
+        if wrong or not _is_route(row["route"]) or len(row["rows"]) != len(rows[0]["rows"]):
+            raise ValueError(f"line {number}: it is no answer, see {wrong or 'route and rows'}.")
+    return rows
+
+
+def _is_route(route: Mapping[str, Any]) -> bool:
+    return all(layer.isdigit() and isinstance(name, str) for layer, name in route.items())
+
+
+def _short(text: str) -> str:
+    words = " ".join(text.split())
+    return words if len(words) <= _WORDS else words[: _WORDS - 1] + "…"

@@ -1,0 +1,346 @@
+"""Reports of many runs, from run folders that were written by hand."""
+
+import csv
+import itertools
+import json
+import re
+import shutil
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from dpn import report
+from dpn.files import read_json
+from dpn.launch import compose
+from dpn.reports import comparison_tables as tables
+from dpn.reports.comparison import compare, write_comparison
+from dpn.reports.points import baseline_of, difference
+from dpn.reports.runs import find_runs
+from dpn.train import train
+from tests.app.conftest import tiny_run
+from tests.app.run_folders import set_status, write_run, write_sweep
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    return compare([write_sweep(tmp_path_factory.mktemp("sweep"))])
+
+
+@pytest.fixture(scope="module")
+def written(sweep, tmp_path_factory):
+    return write_comparison(sweep, tmp_path_factory.mktemp("report"))
+
+
+class Page(HTMLParser):
+    """Tags and visible text of a page, and the numbers of its charts."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text, self.charts, self._in = [], "", {}, ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        self._in = dict(attributes).get("data-chart", "-") if tag == "script" else ""
+
+    def handle_endtag(self, tag):
+        self._in = ""
+
+    def handle_data(self, data):
+        if self._in == "":
+            self.text += data
+        elif self._in != "-":
+            self.charts[self._in] = json.loads(data)
+
+
+def line(table, name):
+    """The row of a table that starts with a name, by its head."""
+    (found,) = (cells for cells in table.body if cells[0] == name)
+    return dict(zip(table.head, found, strict=True))
+
+
+def test_runs_are_found_at_any_depth_and_once(tmp_path):
+    runs = [write_run(tmp_path / name) for name in ("a", "b/c/d")]
+    write_run(tmp_path / "a" / "eval" / "default")
+    assert find_runs([tmp_path, tmp_path / "b", runs[0]]) == runs
+
+
+@pytest.mark.parametrize(("name", "sentence"), [("no", "is no folder"), ("", "There is no run in")])
+def test_folders_without_runs(name, sentence, tmp_path):
+    with pytest.raises(FileNotFoundError, match=sentence):
+        find_runs([tmp_path / name])
+
+
+def test_runs_that_differ_in_the_seed_are_one_point(sweep):
+    names = ["router=dpe keep=0.5", "router=dpe keep=0.8", "router=none", "router=static keep=0.4"]
+    assert [point.name for point in sweep.points] == names
+    assert all([run.seed for run in point.runs] == [0, 1] for point in sweep.points)
+    assert sweep.methods == ["router=dpe", "router=none", "router=static"]
+
+
+def test_names_hold_only_what_differs(tmp_path):
+    shared = ("debug=fast", "logger=csv")
+    write_run(tmp_path / "a", typed=(*shared, "seed=0"))
+    write_run(tmp_path / "b", router="dpe", typed=(*shared, "router=dpe", "+x=1", "num_workers=2"))
+    assert {point.name for point in compare([tmp_path]).points} == {"default", "+x=1 router=dpe"}
+
+
+def test_runs_from_before_overrides_were_written_down(tmp_path):
+    for seed in (0, 1):
+        folder = write_run(tmp_path / f"router-dpe_seed-{seed}-0123abc{seed}", "dpe", seed=seed)
+        set_status(folder, "finished")
+    (point,) = compare([tmp_path]).points
+    assert point.name == "router-dpe"
+
+
+def test_a_copy_does_not_count_as_another_seed(tmp_path):
+    shutil.copytree(write_run(tmp_path / "a"), tmp_path / "b")
+    found = compare([tmp_path])
+    assert [len(point.runs) for point in found.points] == [1]
+    assert found.left_out[0].problem == f"Same settings and seed as {tmp_path / 'a'}."
+
+
+def test_differences_by_hand(sweep):
+    dpe, _, none, static = sweep.points
+    assert baseline_of(dpe, sweep.points) is none
+    assert baseline_of(none, sweep.points) is None
+    found = difference(static, none)
+    assert (found.mean, found.seeds, found.questions) == (pytest.approx(-0.5), 2, 4)
+    shown = tables.methods(sweep.points)
+    assert line(shown, "router=dpe keep=0.5")["difference"] == "+0.000 [+0.000, +0.000]"
+    assert line(shown, "router=dpe keep=0.5")["claim"] == "no difference shown"
+    assert line(shown, "router=static keep=0.4")["accuracy"] == "0.250 ± 0.000"
+    assert line(shown, "router=static keep=0.4")["claim"] == "no difference shown"  # 4 questions
+    assert line(shown, "router=none")["claim"] == "-"
+
+
+def test_a_claim_needs_an_interval_without_zero(tmp_path):
+    write_run(tmp_path / "none", scores=(1.0,) * 40)
+    write_run(tmp_path / "static", "static", scores=(0.0, 0.0, 0.0, 1.0) * 10, share=0.3)
+    point = line(tables.methods(compare([tmp_path]).points), "router=static")
+    assert (point["claim"], point["baseline"]) == ("worse", "router=none")
+
+
+def test_other_seeds_and_other_questions_are_not_compared(tmp_path):
+    write_run(tmp_path / "none", seed=0)
+    write_run(tmp_path / "a", "static", seed=1)
+    write_run(tmp_path / "b", "dpe", prompt="Who?")
+    shown = tables.methods(compare([tmp_path]).points)
+    for name in ("router=static", "router=dpe"):
+        assert line(shown, name)["claim"] == "no seed and question in common"
+
+
+def test_seeds_of_the_baseline_that_are_missing_are_told(tmp_path):
+    write_run(tmp_path / "none", seed=0)
+    for seed in (0, 1):
+        write_run(tmp_path / f"dpe-{seed}", "dpe", seed=seed)
+    shown = tables.methods(compare([tmp_path]).points)
+    assert line(shown, "router=dpe")["claim"] == "no difference shown (1 of 2 seeds)"
+
+
+def test_the_baseline_has_the_same_other_settings(tmp_path):
+    for size in (8, 16):
+        for router in ("none", "dpe"):
+            folder = write_run(tmp_path / f"{router}-{size}", router, typed=(f"x={router}{size}",))
+            with (folder / "config.yaml").open("a") as file:
+                file.write(f"size: {size}\n")
+    shown = tables.methods(compare([tmp_path]).points)
+    assert line(shown, "x=dpe8")["baseline"] == "x=none8"
+    assert line(shown, "x=dpe16")["baseline"] == "x=none16"
+
+
+def test_best_per_budget(sweep):
+    best = {cells[0]: cells[1] for cells in tables.budgets(sweep.points).body}
+    assert best == {
+        "0.4": "router=static keep=0.4",
+        "0.5": "router=dpe keep=0.5",
+        "0.8": "router=dpe keep=0.5",
+        "1": "router=dpe keep=0.5",
+    }
+
+
+def test_settings_that_differ(sweep):
+    shown = {cells[0]: cells[1:] for cells in tables.settings(sweep.points).body}
+    assert shown == {
+        "router.keep": ("0.5", "0.8", "null", "0.4"),
+        "router.name": ("dpe", "dpe", "none", "static"),
+    }
+
+
+DAMAGES = {
+    "metrics.json": ["", "{", "[]", '{"val/accuracy": "high"}'],
+    "rows.jsonl": ['{"id": "val-0", "tu', "{}", "null", '{"route": []}', "\n"],
+    "config.yaml": ["", "a: [", "seed: 0", "- 1"],
+    "status.json": ["", "{", '{"status": "well"}', "3", "[" * 100_000],
+    "curves.jsonl": ['{"step": 1', "1"],
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damaged_runs_are_named_and_break_nothing(name, tmp_path):
+    folders = []
+    for number, text in enumerate(DAMAGES[name]):
+        folders.append(write_run(tmp_path / f"damaged-{number}"))
+        (folders[-1] / name).write_text(text)
+    folders.append(write_run(tmp_path / "bytes"))
+    (folders[-1] / name).write_bytes(b"\xff\xfe\x00")
+    if name != "curves.jsonl":
+        folders.append(write_run(tmp_path / "missing"))
+        (folders[-1] / name).unlink()
+    write_run(tmp_path / "whole", seed=5)
+    found = compare([tmp_path])
+    assert [run.folder for point in found.points for run in point.runs] == [tmp_path / "whole"]
+    assert {run.folder for run in found.left_out} == {*folders}
+    for run in found.left_out:
+        assert (run.outcome, name in run.problem) == ("damaged", True)
+
+
+def test_runs_that_did_not_finish(tmp_path):
+    for status, fields in {
+        "failed": {"error": "ValueError: <b>" + "long " * 200},
+        "interrupted": {"error": "SIGINT"},
+        "running": {"pid": 77},
+        "unreachable": {"error": "The configuration has 1 problem:\n- `keep=0.1` is too low."},
+    }.items():
+        folder = write_run(tmp_path / status)
+        (folder / "metrics.json").unlink()
+        (folder / "log.txt").touch()
+        set_status(folder, status, **fields)
+    set_status(write_run(tmp_path / "killed"), "running", heartbeat=0)
+    told = {cells[0]: cells[1:] for cells in tables.left_out(compare([tmp_path]).left_out).body}
+    told = {name.rpartition("/")[2]: cells for name, cells in told.items()}
+    assert told["failed"][0] == "failed"
+    assert len(told["failed"][1]) == 300
+    assert told["failed"][2] == str(tmp_path / "failed" / "log.txt")
+    assert told["interrupted"][:2] == ("interrupted", "SIGINT")
+    assert told["running"] == ("running", "By process 77 on here.", "-")
+    assert told["unreachable"][1].endswith("1 problem: - `keep=0.1` is too low.")
+    assert told["killed"][0] == "interrupted"
+
+
+def test_evaluations_are_not_taken_for_runs(tmp_path):
+    folder = write_run(tmp_path / "eval" / "default")
+    with (folder / "config.yaml").open("a") as file:
+        file.write("benchmarks: [held_out]\n")
+    (run,) = compare([tmp_path]).left_out
+    assert run.outcome == "evaluation"
+
+
+def test_the_page_shows_the_numbers_of_the_runs(written):
+    page = Page(written.read_text())
+    marks = {trace["name"]: trace for trace in page.charts["accuracy_macs"]["data"]}
+    assert marks["router=dpe"]["x"] == pytest.approx([0.5, 0.8])
+    assert marks["router=dpe"]["y"] == [0.75, 0.75]
+    assert marks["router=static"]["y"] == [0.25]
+    assert marks["no method is better in both"]["x"] == pytest.approx([0.4, 0.5])
+    times = {trace["name"]: trace for trace in page.charts["accuracy_time"]["data"]}
+    assert times["router=static"]["x"] == pytest.approx([1.65])
+    assert times["router=static"]["error_x"]["array"] == pytest.approx([0.1 / 2**0.5])
+    assert len(page.charts["curve_loss_language"]["data"]) == 8
+    assert page.charts["curve_loss_language"]["data"][1]["y"] == pytest.approx([3, 2, 5 / 3])
+    images = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert len(images) == 4 * 3  # a panel for the image and one for each change
+    assert all(image["alt"] and image["src"].startswith("data:image/webp") for image in images)
+    assert "route in words" in page.text
+    links = {a["href"] for tag, a in page.tags if tag == "a"}
+    assert {f"#{a['id']}" for tag, a in page.tags if tag == "section"} == links - {"#left-out"}
+    used = {a.get("src", a.get("href", "")) for tag, a in page.tags if tag != "a"}
+    assert not [address for address in used if address and not address.startswith("data:")]
+
+
+def test_what_stands_beside_the_page(sweep, written):
+    text = (written.parent / "report.md").read_text()
+    assert "| router=static keep=0.4 | 2 | 0.250 ± 0.000 |" in text
+    for link in re.findall(r"\]\((.*?)\)", text):
+        assert (written.parent / link).stat().st_size > 1000
+    with (written.parent / "runs.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == len(sweep.runs)
+    for row in lines:
+        metrics = read_json(Path(row["folder"]) / "metrics.json")
+        assert float(row["val/accuracy"]) == metrics["val/accuracy"]
+
+
+def test_nothing_from_a_run_becomes_markup(tmp_path):
+    bad = "<script>alert(1)</script>|$x$ %{y}"
+    write_run(tmp_path / "a", typed=(f"router={bad}",), prompt=bad)
+    write_run(tmp_path / "b", router=bad, typed=())
+    failed = write_run(tmp_path / "c", seed=2)
+    set_status(failed, "failed", error=bad)
+    text = write_comparison(compare([tmp_path]), tmp_path / "report").read_text()
+    assert "<script>alert" not in text
+    page = Page(text)
+    assert page.text.count(bad) >= 4  # method, prompt, setting, error
+    names = [trace["name"] for trace in page.charts["accuracy_macs"]["data"]]
+    assert "router=&lt;script&gt;alert(1)&lt;/script&gt;|$x$ %{y}" in names
+    assert "<script" not in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_a_score_that_is_no_number_claims_nothing(tmp_path):
+    for router in ("none", "dpe"):
+        folder = write_run(tmp_path / router, router)
+        text = (folder / "rows.jsonl").read_text().replace('"score": 0.0', '"score": NaN')
+        (folder / "rows.jsonl").write_text(text)
+    assert line(tables.methods(compare([tmp_path]).points), "router=dpe")["claim"].startswith("no ")
+
+
+def test_pictures_are_read_as_far_as_they_can(tmp_path, monkeypatch, caplog):
+    damaged = write_run(tmp_path / "a") / "figures" / "overlays" / "held_out-00.png"
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    write_run(tmp_path / "b", "dpe")
+    page = Page(write_comparison(compare([tmp_path]), tmp_path / "report").read_text())
+    assert f"{damaged} can not be read" in page.text
+    assert len([tag for tag, _ in page.tags if tag == "img"]) == 3
+    monkeypatch.setattr("dpn.reports.html.BYTES", 100)
+    page = Page(write_comparison(compare([tmp_path]), tmp_path / "report").read_text())
+    assert "img" not in [tag for tag, _ in page.tags]
+    assert "leaves pictures out" in caplog.text
+
+
+def test_only_damaged_runs(tmp_path):
+    (write_run(tmp_path / "a") / "metrics.json").unlink()
+    page = Page(write_comparison(compare([tmp_path]), tmp_path / "report").read_text())
+    assert "metrics.json is missing." in page.text
+
+
+@pytest.mark.slow
+def test_report_of_real_runs(squares, tmp_path):
+    for router, seed in itertools.product(("none", "dpe"), (0, 1)):
+        further = [f"router={router}", f"seed={seed}", "overlays=2"]
+        train(compose("train", [*tiny_run(squares, tmp_path), *further]))
+    found = compare([tmp_path])
+    assert [(p.method, len(p.runs)) for p in found.points] == [
+        ("router=dpe", 2),
+        ("router=none", 2),
+    ]
+    page = Page(write_comparison(found, tmp_path / "report").read_text())
+    for chart in (
+        "accuracy_macs",
+        "accuracy_time",
+        "kept",
+        "curve_loss_language",
+        "curve_val_loss",
+    ):
+        assert {trace["meta"] for trace in page.charts[chart]["data"]} >= {*found.methods}
+    titles = [a["alt"].partition(" of: ")[0] for tag, a in page.tags if tag == "img"]
+    assert titles.count("image") == 4  # two of each method's first run
+    assert "layer 0: 16 rows" in titles
+    assert "Which colour?" in page.text
+
+
+def command(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["report.py", *map(str, arguments)])
+    report.main()
+
+
+def test_command_line(monkeypatch, tmp_path, capsys):
+    (write_run(tmp_path / "runs" / "a") / "metrics.json").unlink()
+    command(monkeypatch, tmp_path / "runs")
+    page = tmp_path / "runs" / "report" / "report.html"
+    assert page.exists()
+    assert f"Report: {page}" in capsys.readouterr().out
+    for wrong in ([], ["nowhere"], [tmp_path, "too=x"], ["run=nowhere"]):
+        with pytest.raises(SystemExit):
+            command(monkeypatch, *wrong)
