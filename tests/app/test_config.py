@@ -13,7 +13,7 @@ from dpn.schema import check_arguments, matches
 GROUPS = {
     folder.name: sorted(path.stem for path in folder.glob("*.yaml"))
     for folder in sorted(CONFIG_DIR.iterdir())
-    if folder.is_dir() and folder.name not in ("hydra", "suite")
+    if folder.is_dir() and folder.name not in ("hydra", "suite", "sweep")
 }
 #: Groups whose choices have nothing to do with each other: one of each is looked at together.
 APART = (
@@ -84,7 +84,7 @@ def found(request):
     return ()
 
 
-@pytest.mark.parametrize("group", [*GROUPS, "suite"])
+@pytest.mark.parametrize("group", [*GROUPS, "suite", "sweep"])
 def test_every_yaml_opens_with_the_command_that_uses_it(group):
     for path in (CONFIG_DIR / group).rglob("*.yaml"):
         lines = path.read_text().splitlines()
