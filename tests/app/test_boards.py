@@ -185,6 +185,7 @@ def route_counts(rows):
     return {f"routes/{'/'.join(key)}": n / whole[key[:2]] for key, n in counts.items()}
 
 
+@pytest.mark.slow
 def test_tensorboard_shows_scalars_routes_results_and_answers(squares, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

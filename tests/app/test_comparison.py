@@ -286,6 +286,7 @@ def test_a_score_that_is_no_number_claims_nothing(tmp_path):
     assert line(tables.methods(compare([tmp_path]).points), "router=dpe")["claim"].startswith("no ")
 
 
+@pytest.mark.slow
 def test_pictures_are_read_as_far_as_they_can(tmp_path, monkeypatch, caplog):
     damaged = write_run(tmp_path / "a") / "figures" / "overlays" / "held_out-00.png"
     damaged.write_bytes(damaged.read_bytes()[:200])

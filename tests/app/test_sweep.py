@@ -93,6 +93,7 @@ def outcomes(outputs: Path) -> dict[str, str]:
     return {line[0].removeprefix("| "): line[1] for line in lines[2:]}
 
 
+@pytest.mark.slow
 def test_what_became_of_each_job_is_told(tiny, tmp_path, monkeypatch, capsys):
     jobs = [*tiny, "router=none,static", "router.keep=0.01,5"]
     finished = run_path(compose("train", [*tiny, "router=none"]))
