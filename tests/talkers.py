@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dpn import DPNConfig, DPNForConditionalGeneration, DPNProcessor
+from dpn import DPNConfig, DPNForConditionalGeneration, DPNProcessor, inference
 from dpn.data.tokenizer import train_tokenizer
 from tests.data.conftest import CORPUS
 from tests.tiny import VISION, text_config
@@ -30,6 +30,15 @@ def make_talker(router=None, template="v1"):
     model = DPNForConditionalGeneration(config).eval()
     model.generation_config.suppress_tokens.append(processor.pad_token_id)  # no one says that
     return model, processor
+
+
+def make_run(folder, router):
+    """What a run leaves: its model in `model`; and pictures `0.png`, `1.png`, `broken.png`."""
+    inference.save(*make_talker(router), folder / "model")
+    for number in range(2):
+        picture(number).save(folder / f"{number}.png")
+    (folder / "broken.png").write_text("no image")
+    return folder
 
 
 def picture(seed=0, width=16, height=20):

@@ -7,21 +7,15 @@ import pytest
 
 from dpn import chat, inference
 from dpn.dialogue import Chat
-from tests.talkers import make_talker, picture
+from tests.talkers import make_run, picture
 
 NEW = 6
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """As a run leaves it, its model in `model`."""
-    folder = tmp_path_factory.mktemp("run")
-    talker = make_talker({"name": "dpe", "layers": [0, 2], "min_rows": 1})
-    inference.save(*talker, folder / "model")
-    for number in range(2):
-        picture(number).save(folder / f"{number}.png")
-    (folder / "broken.png").write_text("no image")
-    return folder
+    router = {"name": "dpe", "layers": [0, 2], "min_rows": 1}
+    return make_run(tmp_path_factory.mktemp("run"), router)
 
 
 @pytest.fixture

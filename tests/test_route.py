@@ -11,7 +11,7 @@ from rich.console import Console
 from dpn import inference, route
 from dpn.reports.route import Choice, Route, Stage, draw_route
 from dpn.reports.route_terminal import half_blocks, pool, print_route
-from tests.talkers import make_talker, picture
+from tests.talkers import make_run, make_talker, picture
 
 DPE = {"name": "dpe", "layers": [0, 2], "min_rows": 1}
 NEW = 4
@@ -19,13 +19,7 @@ NEW = 4
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """As a run leaves it, its model in `model`."""
-    folder = tmp_path_factory.mktemp("run")
-    inference.save(*make_talker(DPE), folder / "model")
-    for number in range(2):
-        picture(number).save(folder / f"{number}.png")
-    (folder / "broken.png").write_text("no image")
-    return folder
+    return make_run(tmp_path_factory.mktemp("run"), DPE)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from run import origin
+from figure import origin
 from torch import Tensor
 
 from dpn.decoder.attention import PrefillAttention, padded, pick_backend, segments

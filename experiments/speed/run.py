@@ -10,17 +10,15 @@ more than the calls.
 """
 
 import argparse
-import json
 import math
-import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from figure import Figure, append
 from released import Released
 
 from dpn import DPNConfig
@@ -38,10 +36,9 @@ from dpn.cost import costs
 from dpn.cross_entropy import cross_entropy
 from dpn.dry_run import cost_of, make_batch, prefill
 from dpn.metrics.memory import Watch, peak_bytes
-from dpn.metrics.speed import Ratio, compare
+from dpn.metrics.speed import compare
 from dpn.sections import Load
 
-HERE = Path(__file__).parent
 PAIRS = 24
 TINY = {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 8}
 WIDE = {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8}
@@ -56,51 +53,6 @@ HEADS = {96: 4, 512: 8, 4096: 32}
 TOWER = {"name": "vit", "image_size": 192, "patch_size": 8, "width": 96, "depth": 2, "heads": 4}
 STATIC = {"name": "static", "kernels": [2, 2]}  # after the first, second and third quarter
 MIXED = {"name": "random", "layers": [2, 5], "min_rows": 1}
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A measured ratio.
-
-    Attributes:
-        figure: what against what.
-        ratio: median.
-        low: lower end of its interval.
-        high: upper end.
-        target: bound, if there is one.
-        more: whether the ratio has to be larger than the target, not smaller.
-        pairs: measured ones; 0 if it is computed.
-    """
-
-    figure: str
-    ratio: float
-    low: float
-    high: float
-    target: float | None
-    more: bool = False
-    pairs: int = 0
-
-    @property
-    def met(self) -> bool | None:
-        """Whether the interval reaches the target."""
-        if self.target is None:
-            return None
-        return self.high >= self.target if self.more else self.low <= self.target
-
-    @classmethod
-    def of(
-        cls,
-        figure: str,
-        ratio: Ratio,
-        target: float | None,
-        over: float = 1.0,
-        faster: bool = False,
-    ) -> "Figure":
-        """A ratio of times over what it should be; or, with `faster`, the other way round."""
-        ends = [end / over for end in (ratio.ratio, ratio.low, ratio.high)]
-        if faster:
-            ends = [1 / ends[0], 1 / ends[2], 1 / ends[1]]
-        return cls(figure, *ends, target, more=faster, pairs=ratio.pairs)
 
 
 def config(text: dict[str, int], router: dict[str, Any], tower: Any = TOWER) -> DPNConfig:
@@ -329,31 +281,6 @@ def main() -> None:
             print({True: "met   ", False: "missed", None: "      "}[figure.met], words, flush=True)
             if options.pairs >= 20:
                 append(name, figure)
-
-
-def append(name: str, figure: Figure) -> None:
-    """A line of results.jsonl."""
-    line = asdict(figure) | {"met": figure.met} | origin(f"run.py {name}")
-    with (HERE / "results.jsonl").open("a") as file:
-        file.write(json.dumps(line) + "\n")
-
-
-def origin(script: str) -> dict[str, Any]:
-    """Where a figure comes from: a command line in this folder, and the code that it ran."""
-    changed = _git("status", "--porcelain", "--", "dpn", "experiments/speed/*.py")
-    return {
-        "command": f"python experiments/speed/{script}",
-        "commit": _git("rev-parse", "--short", "HEAD") + ("+" if changed else ""),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _git(*arguments: str) -> str:
-    out = subprocess.run(
-        ["git", *arguments], cwd=HERE.parents[1], capture_output=True, text=True, check=False
-    )
-    return out.stdout.strip()
 
 
 if __name__ == "__main__":
