@@ -3,7 +3,6 @@
 import json
 import logging
 import statistics
-import sys
 import time
 from collections import deque
 from contextlib import suppress
@@ -17,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 from dpn.files import add_row, write_rows
+from dpn.progress import has_terminal
 from dpn.resume import Checkpoints
 from dpn.run_folder import RunError
 from dpn.stop_request import Interrupted, StopRequest
@@ -51,7 +51,7 @@ class Progress(ProgressBar):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the bar, where there is a terminal."""
         self._started = (trainer.global_step, time.perf_counter())
-        if self._enabled and sys.stderr.isatty():
+        if self._enabled and has_terminal():
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
             self._bar = Bar(*columns, TimeRemainingColumn(), transient=True)
             self._bar.add_task("training", total=trainer.max_steps, completed=trainer.global_step)

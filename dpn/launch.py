@@ -26,7 +26,8 @@ from dpn.compose import CONFIG_DIR, MULTIRUN, compose, compose_jobs, request_of
 from dpn.config import ConfigError, Request
 from dpn.data.batch import DataError
 from dpn.distributed import is_first_process
-from dpn.lifeline import follow
+from dpn.lifeline import follow, hangs
+from dpn.progress import has_terminal
 from dpn.run_folder import RunError
 from dpn.schema import check_arguments, matches, nearest
 from dpn.stop_request import Interrupted
@@ -58,8 +59,8 @@ def front_door(
 
         @functools.wraps(run)
         def task(config: DictConfig) -> Any:
-            set_up_logging()
             request = request_of(HydraConfig.instance().cfg, config)
+            set_up_logging(request.job)
             if place is not None and request.in_sweep:
                 return run_job(request, run, place)
             try:
@@ -145,11 +146,16 @@ def _value(text: str) -> Any:
         return text
 
 
-def set_up_logging() -> None:
-    """Plain lines on the terminal; a progress bar there replaces lines of progress."""
+def set_up_logging(job: int | None = None) -> None:
+    """Plain lines on the terminal; a progress bar there replaces lines of progress.
+
+    Args:
+        job: number that lines of a job beside others begin with.
+    """
     console = _Console()
-    console.setFormatter(logging.Formatter("%(message)s"))
-    console.addFilter(lambda r: not (r.name == "dpn.progress" and sys.stderr.isatty()))
+    beside = f"job {job}: " if job is not None and hangs() else ""
+    console.setFormatter(logging.Formatter(f"{beside}%(message)s"))
+    console.addFilter(lambda r: not (r.name == "dpn.progress" and has_terminal()))
     level = logging.INFO if is_first_process() else logging.WARNING
     logging.basicConfig(level=level, handlers=[console], force=True)
     for name in ("lightning.pytorch", "lightning.fabric", "httpx"):

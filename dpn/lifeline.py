@@ -26,21 +26,27 @@ def is_launcher() -> bool:
     return os.environ.get(_PARENT) == named()[_PARENT]
 
 
+def hangs() -> bool:
+    """Whether this process hangs on another one: not on one that is out of reach, as jobs that a
+    scheduler runs would.
+    """
+    host = os.environ.get(_PARENT, "").partition("@")[2]
+    scheduled = os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
+    return host == socket.gethostname() and not scheduled and not is_launcher()
+
+
 def follow() -> bool:
     """End this process as soon as the one has that it hangs on, however that was killed; and what
     waits for a job or loads data, which does not look.
 
     Returns:
-        Whether it hangs on one: not if there is none, if it is this one, or if it is out of reach,
-        as for jobs that a scheduler runs.
+        Whether it hangs on one.
     """
-    pid, _, host = os.environ.get(_PARENT, "").partition("@")
-    scheduled = os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
-    if scheduled or host != socket.gethostname() or is_launcher():
+    if not hangs():
         return False
     if os.getpgrp() != os.getpid():
         os.setpgrp()  # Ctrl-C reaches the launching process alone, so that it does not count twice
-    _end_with(int(pid))
+    _end_with(int(os.environ[_PARENT].partition("@")[0]))
     return True
 
 

@@ -1,4 +1,4 @@
-"""How far long work is: a bar on a terminal, ten plain lines in a log."""
+"""How far long work is: a bar on a terminal, ten plain lines in a log and beside other jobs."""
 
 import logging
 import sys
@@ -14,8 +14,15 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from dpn.lifeline import hangs
+
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+
+
+def has_terminal() -> bool:
+    """Whether a bar can be drawn: there is a terminal, and no other process draws there too."""
+    return sys.stderr.isatty() and not hangs()
 
 
 def progress(
@@ -35,7 +42,7 @@ def progress(
         unit: of the sizes.
     """
     whole: int = len(items) if total is None else total  # type: ignore[arg-type]
-    shown = _bar if sys.stderr.isatty() else _lines
+    shown = _bar if has_terminal() else _lines
     yield from shown(items, title, whole, size, unit)
 
 

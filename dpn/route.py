@@ -153,8 +153,8 @@ def _reasons(model: DPNForConditionalGeneration, trace: Trace) -> str:
         return f"router={name} keeps rows by a fixed rule, without probabilities."
     if float(price := getattr(router, "price", 0.0)):
         return (
-            f"router={name} also weighs rows, at the price {float(price):.3g} that meets"
-            f" router.keep={router.keep}: what it chooses need not be most probable."
+            f"router={name} goes by these probabilities, with the price {float(price):.3g} on rows"
+            f" that meets router.keep={router.keep}."
         )
     return f"router={name} goes by these probabilities alone."
 

@@ -63,7 +63,7 @@ def test_a_price_is_named():
     model, processor = make_talker({**DPE, "keep": 0.6})
     model.router.price.fill_(0.25)
     (remark,) = route.trace_route(model, processor, "What?", [picture()], NEW).remarks
-    assert "at the price 0.25 that meets router.keep=0.6" in remark
+    assert "with the price 0.25 on rows that meets router.keep=0.6" in remark
 
 
 @pytest.mark.parametrize(

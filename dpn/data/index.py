@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import re
-import sys
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ from rich.progress import Progress
 from dpn.data.batch import DataError
 from dpn.data.conversation import count_words, image_names
 from dpn.files import atomic_path
+from dpn.progress import has_terminal
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ def scan(file: Path) -> Iterator[tuple[int, int, Any]]:
     Raises:
         DataError: if the file holds no JSON array of at least one row.
     """
-    hidden = not sys.stderr.isatty() or file.stat().st_size < SMALL
+    hidden = not has_terminal() or file.stat().st_size < SMALL
     with file.open(encoding="utf-8", newline="") as stream, Progress(disable=hidden) as bar:
         task = bar.add_task("indexing", total=file.stat().st_size)
         reader, number = _Reader(stream), 0

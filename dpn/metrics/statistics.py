@@ -1,5 +1,6 @@
 """How sure numbers of several seeds and questions are."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
@@ -45,7 +46,8 @@ def paired_difference(candidate: np.ndarray, baseline: np.ndarray, seed: int = 0
     the noise of single answers twice: with few seeds the interval is too wide rather than too
     narrow. Its half width is the bootstrap's standard error times Student's t, with the degrees of
     freedom of Satterthwaite (1946): percentiles of two or three seeds would be far too narrow
-    (Hesterberg, arXiv 1411.5279).
+    (Hesterberg, arXiv 1411.5279). One seed tells nothing of others, then the interval is over
+    questions alone; one answer tells nothing at all.
 
     Args:
         candidate: `[S, Q]` scores, a line for each seed.
@@ -64,7 +66,7 @@ def paired_difference(candidate: np.ndarray, baseline: np.ndarray, seed: int = 0
     mean, rng = float(difference.mean()), np.random.default_rng(seed)
     units = [difference.mean(axis) for axis in (0, 1)]  # of each question, of each seed
     variances = np.array([_variance_of_mean(unit, rng) for unit in units])
-    half = 0.0
+    half = 0.0 if difference.size > 1 else math.inf
     if variance := variances.sum():
         parts = zip(variances, units, strict=True)
         freedom = variance**2 / sum(v**2 / (len(unit) - 1) for v, unit in parts if v)

@@ -34,7 +34,8 @@ def methods(points: Sequence[Point]) -> Table:
         "Mean ± standard deviation over seeds. Difference: of the accuracy to the baseline, the run"
         " of router=none whose other settings are most alike, on the same questions and seeds, with"
         " its 95 % interval; better and worse are claimed only if that excludes 0. Each interval"
-        " stands for itself: of twenty true zeros about one is missed."
+        " stands for itself: of twenty true zeros about one is missed. With one seed it is about"
+        " other questions, not about other seeds."
     )
     if not any(baseline_of(point, points) for point in points):
         note += " There is no other run to compare with one of router=none; add it."

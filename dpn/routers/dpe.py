@@ -95,8 +95,8 @@ class DPERouter(PoolingRouter):
             for layer, experts in zip(self.plan.layers, self.plan.kernels, strict=False):
                 shapes = [(width, 1, h, w) for h, w in experts]
                 self.experts[str(layer)] = nn.ParameterList([torch.empty(s) for s in shapes])
-        # Taken off the log-probabilities in evaluation, times the share of rows an expert keeps;
-        # see `dpn.calibration`.
+        # Taken off the logits in evaluation, times the share of rows an expert keeps, see
+        # `dpn.calibration`: a bias of the gate, so what is chosen is scaled by what made it chosen.
         self.register_buffer("price", torch.empty((), dtype=torch.float32))
         self.reset_parameters()
 
@@ -141,6 +141,8 @@ class DPERouter(PoolingRouter):
         layer = self.plan.layers[gate]
         read = self.read_rows(tokens, samples, context)
         logits = self.gates[str(layer)](read) / self.temperature
+        if not context.training:
+            logits = logits - self.price * self.kept_shares(gate).to(logits.device)
         probs = logits.softmax(-1)
         allowed = allowed.to(probs.device, non_blocking=True)
         if context.training:
@@ -148,9 +150,12 @@ class DPERouter(PoolingRouter):
             return Choice(draw(probs.detach(), allowed, uniform), probs, read.detach())
         if self.as_reference:  # the reference checks rows in training only
             allowed = torch.ones_like(allowed)
-        shares = torch.tensor([1 / (h * w) for h, w in self.plan.kernels[gate]]).to(probs.device)
-        scores = (probs.log() - self.price * shares).masked_fill(~allowed, -torch.inf)
-        return Choice(scores.argmax(-1), probs, read.detach())
+        best = logits.masked_fill(~allowed, -torch.inf).argmax(-1)
+        return Choice(best, probs, read.detach())
+
+    def kept_shares(self, gate: int) -> Tensor:
+        """`[E]` share of the rows that each expert keeps, on the host."""
+        return torch.tensor([1 / (h * w) for h, w in self.plan.kernels[gate]])
 
     def scale(self, probs: Tensor, experts: Tensor) -> Tensor:
         """The chosen expert's probability, the identity's included."""

@@ -60,7 +60,7 @@ class DyVTERouter(Router):
                 for layer in range(text.num_layers - 1)
             }
         )
-        # Added to the logit of leaving less that of staying; see `dpn.calibration`.
+        # Added to the logit of leaving in evaluation; see `dpn.calibration`.
         self.register_buffer("price", torch.empty((), dtype=torch.float32))
         self.reset_parameters()
 
@@ -78,7 +78,8 @@ class DyVTERouter(Router):
         if context.training:
             experts = torch.zeros(len(samples), dtype=torch.long)
         else:
-            experts = (logits[:, 1] - logits[:, 0] + self.price > 0).long().cpu()
+            logits = logits + torch.stack([torch.zeros_like(self.price), self.price])
+            experts = (logits[:, 1] > logits[:, 0]).long().cpu()
         leaving = {b for b, leaves in zip(samples, experts.tolist(), strict=True) if leaves}
         left = tokens
         if leaving:

@@ -35,6 +35,12 @@ def test_verdicts_where_nothing_varies(change, verdict):
     assert found.low == found.mean == found.high == change
 
 
+def test_one_answer_shows_nothing():
+    found = paired_difference(np.ones((1, 1)), np.zeros((1, 1)))
+    assert (found.low, found.mean, found.high) == (-np.inf, 1, np.inf)
+    assert found.verdict == "no difference shown"
+
+
 def test_the_pairing_counts():
     """Questions of very different difficulty hide a small gain unless they are paired."""
     difficulty = np.random.default_rng(0).normal(0, 10, (1, 100))

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from dpn.config import ConfigError
 from dpn.files import read_json, write_json
 from dpn.launch import compose, diagnose
 from dpn.lifeline import alive
+from dpn.progress import has_terminal
 from dpn.run_path import run_path, sweep_name
 from dpn.train import main, train
 from tests.app.conftest import timeless, tiny_run
@@ -125,15 +127,24 @@ def test_ctrl_c_ends_a_sweep(tiny, tmp_path, monkeypatch, capsys):
     assert outcomes(tmp_path / "outputs") == {"0": "interrupted", "1": "not started"}
 
 
+def test_jobs_beside_others_draw_no_bar(monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert has_terminal()
+    monkeypatch.setenv("DPN_PARENT", f"1@{socket.gethostname()}")
+    assert not has_terminal()
+
+
 class Watch:
     """Looks after the runs below a folder while a command writes them."""
 
     def __init__(self, command, outputs):
         self.command, self.outputs = command, outputs
+        self.told = outputs.with_suffix(".log")
         self.writers = {}
 
     def start(self):
-        self.process = subprocess.Popen(self.command)
+        with self.told.open("a") as told:
+            self.process = subprocess.Popen(self.command, stderr=told)
 
     def look(self):
         """Runs that are going on; a folder may change hands only when its process is dead."""
@@ -192,6 +203,8 @@ def test_a_sweep_that_is_killed_twice_ends_as_if_it_was_not(squares, tmp_path):
     watch.start()
     assert watch.end() == 0
     assert {*outcomes(tmp_path / "killed").values()} <= {"ok", "skipped"}
+    for job in range(2):
+        assert f"\njob {job}: step 60/60" in watch.told.read_text()
     for seed in range(2):
         whole = train(compose("train", [*jobs("whole"), f"seed={seed}"]))
         killed = tmp_path / "killed" / whole.relative_to(tmp_path / "whole")

@@ -172,6 +172,19 @@ def test_price_moves_evaluation_towards_fewer_rows():
     assert totals == sorted(totals, reverse=True)
 
 
+def test_price_is_a_bias_of_the_gate():
+    """What is chosen for its price is not scaled by the small chance it had without it."""
+    model = make_model(DPE, seed=3)
+    logits = {}
+    for layer, gate in model.router.gates.items():
+        gate.register_forward_hook(lambda *args, layer=layer: logits.update({layer: args[2]}))
+    model.router.price.fill_(50.0)
+    for decision in model(**collate(make_samples())).trace.decisions:
+        wanted = logits[str(decision.layer)] / 10 - 50 * torch.tensor([1, 1 / 2, 1 / 4])
+        torch.testing.assert_close(decision.probs, wanted.softmax(-1))
+        assert (decision.probs.gather(1, decision.experts[:, None]) > 0.99).all()
+
+
 @pytest.mark.parametrize("keep", [0.4, 0.6, 0.8])
 def test_random_meets_keep_in_expectation(keep):
     router = build("random", keep=keep)
