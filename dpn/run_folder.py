@@ -22,6 +22,7 @@ from typing import Any, Self
 
 from omegaconf import OmegaConf
 
+from dpn.commit import commit
 from dpn.config import Request
 from dpn.files import read_json, write_json, write_text
 from dpn.folder_lock import FolderLock
@@ -195,6 +196,7 @@ class RunFolder:
                 attempt=before.get("attempt", 0) + 1,
                 identity=self.identity,
                 command=self.command,
+                commit=commit(),
             )
             write_text(self.path / "config.yaml", self.settings)
         except BaseException:

@@ -6,7 +6,6 @@ Both answer the same questions in turn in one process, greedily, image transform
 """
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from omegaconf import OmegaConf
 
 from dpn import build, inference
 from dpn.answering import answer_all
+from dpn.commit import commit
 from dpn.data.rows import Questions
 from dpn.launch import read_arguments, readable_errors
 from dpn.metrics.speed import compare
@@ -40,12 +40,9 @@ def batching(run: str, questions: int = 96, batch: int = 16, pairs: int = 20) ->
         answer_all(model, processor, exam, f"batch of {size}", size, max_new_tokens=64)
 
     ratio = compare(lambda: ask(batch), lambda: ask(1), pairs)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
     return {
         "command": " ".join(["python", *sys.argv]),
-        "commit": commit.stdout.strip(),
+        "commit": commit(),
         "batch": batch,
         "questions": len(exam),
         "threads": torch.get_num_threads(),

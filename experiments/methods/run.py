@@ -19,6 +19,7 @@ from methods import KEEPS, METHODS, MORE, Job, base, jobs
 from results import FAMILIES, HERE, RESULTS, SPEED, append, draw, read, table
 
 from dpn.bench import bench
+from dpn.commit import commit
 from dpn.config import ConfigError
 from dpn.files import read_json
 from dpn.launch import compose, set_up_logging
@@ -51,8 +52,6 @@ def prepare(seed: int) -> None:
 
 def run(job: Job) -> None:
     """Do it and append a row."""
-    changed = _git("status", "--porcelain", "--", "dpn", "configs")
-    commit = _git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
     print("python -m dpn.train", *job.overrides, flush=True)
     folder = train(replace(compose("train", job.overrides), in_sweep=True))
     status = read_json(folder / "status.json") or {}
@@ -60,7 +59,7 @@ def run(job: Job) -> None:
         **vars(job),
         "status": status["status"],
         "command": " ".join(["python -m dpn.train", *job.overrides]),
-        "commit": commit,
+        "commit": status.get("commit"),
     }
     if status["status"] == "finished":
         metrics, plain = (read_json(f / "metrics.json") or {} for f in (folder, base(job.seed)))
@@ -93,18 +92,13 @@ def time_prefill(name: str) -> None:
             "method": name,
             "keep": keep,
             "command": " ".join(["python -m dpn.bench", *overrides]),
-            "commit": _git("rev-parse", "--short", "HEAD"),
+            "commit": commit(),
             "share": found["cost/visual_macs_ratio"],
             "flops": found["cost/prefill_flops_ratio"],
             "time": ratio.ratio,
             "interval": [ratio.low, ratio.high],
         },
     )
-
-
-def _git(*arguments: str) -> str:
-    out = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
-    return out.stdout.strip()
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from dpn.files import read_json
 from dpn.launch import compose
 from dpn.metrics import by, by_level, route_shares
 from dpn.metrics.statistics import spread
@@ -73,17 +74,15 @@ def run(name: str, seed: int) -> None:
         return
     command = ["-m", "dpn.train", *arguments]
     print("python", *command, flush=True)
-    changed = _git("status", "--porcelain", "--", "dpn", "configs")
-    commit = _git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
     subprocess.run([sys.executable, *command], check=True)
     folder = run_path(compose("train", arguments))
-    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics, status = (read_json(folder / file) for file in ("metrics.json", "status.json"))
     answers = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
     row = {
         "run": name,
         "seed": seed,
         "command": " ".join(["python", *command]),
-        "commit": commit,
+        "commit": status.get("commit"),
         "accuracy": {f: metrics[f"val/accuracy/{f}"] for f in FAMILIES},
         "share": metrics["cost/visual_macs_ratio"],
         "share_by_family": {
@@ -137,11 +136,6 @@ def levels() -> str:
     for run in (r for r in GATED if r in groups):
         lines.append([f"`{run}`", *(spread(groups[run][name]) for name in head)])
     return markdown(lines)
-
-
-def _git(*arguments: str) -> str:
-    out = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
-    return out.stdout.strip()
 
 
 def main() -> None:

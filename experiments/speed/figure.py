@@ -1,13 +1,13 @@
 """A measured ratio, what it is held against, and the line that keeps it."""
 
 import json
-import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from dpn.commit import commit
 from dpn.metrics.speed import Ratio
 
 HERE = Path(__file__).parent
@@ -67,17 +67,9 @@ def append(name: str, figure: Figure) -> None:
 
 def origin(script: str) -> dict[str, Any]:
     """Where a figure comes from: a command line in this folder, and the code that it ran."""
-    changed = _git("status", "--porcelain", "--", "dpn", "experiments/speed/*.py")
     return {
         "command": f"python experiments/speed/{script}",
-        "commit": _git("rev-parse", "--short", "HEAD") + ("+" if changed else ""),
+        "commit": commit("experiments/speed/*.py"),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }
-
-
-def _git(*arguments: str) -> str:
-    out = subprocess.run(
-        ["git", *arguments], cwd=HERE.parents[1], capture_output=True, text=True, check=False
-    )
-    return out.stdout.strip()
