@@ -157,12 +157,16 @@ def test_histograms_count_each_familys_choices():
             batch = SimpleNamespace(meta=meta)
             counter.on_validation_batch_end(trainer, None, trace, batch, 0)
         counter.on_validation_end(trainer, None)
-    assert board.histograms == {
+    shown = {
         ("routes/1/all", 6): [0, 1, 0],
         ("routes/1/coarse", 6): [1, 0, 0],
         ("routes/1/fine", 6): [1, 0, 2],
         ("routes/3/fine", 6): [1, 1, 0],
     }
+    assert board.histograms == shown
+    trainer.sanity_checking, trainer.global_step = True, 0
+    counter.on_validation_end(trainer, None)
+    assert board.histograms == shown
 
 
 def test_examples_go_from_the_least_work_to_the_most():

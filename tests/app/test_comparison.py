@@ -161,6 +161,37 @@ def test_best_per_budget(sweep):
     }
 
 
+def test_the_best_is_compared_with_the_next(tmp_path):
+    write_run(tmp_path / "none", scores=(1.0,) * 40)
+    write_run(tmp_path / "static", "static", scores=(0.0, 0.0, 0.0, 1.0) * 10, share=0.3, keep=0.3)
+    low, high = tables.budgets(compare([tmp_path]).points).body
+    assert low[1:] == ("router=static keep=0.3", "0.250", "0.300", "-", "-", "-")
+    assert high[1:5] == ("router=none", "1.000", "1.000", "router=static keep=0.3")
+    assert (high[5][:6], high[6]) == ("+0.750", "better")
+
+
+def test_families_costs_and_layers_by_hand(sweep):
+    families = line(tables.families(sweep.points), "router=static keep=0.4")
+    assert families == {
+        "method": "router=static keep=0.4",
+        "easy": "0.500 ± 0.000",
+        "hard": "0.000 ± 0.000",
+    }
+    costs = line(tables.costs(sweep.points), "router=static keep=0.4")
+    assert "2.00 ± 0.00" in costs.values()  # GFLOPs
+    assert "1.65 ± 0.07" in costs.values()  # ms: 1.6 and 1.7
+    assert line(tables.layers(sweep.points), "router=static keep=0.4") == {
+        **{"method": "router=static keep=0.4", "0": "1.000", "1": "1.000"},
+        **{"2": "0.375", "3": "0.250"},  # 6 and 4 of 16 rows
+    }
+
+
+def test_what_is_compressed_otherwise_is_no_baseline(tmp_path):
+    write_run(tmp_path / "a", share=0.5)
+    write_run(tmp_path / "b", "dpe", share=0.5)
+    assert line(tables.methods(compare([tmp_path]).points), "router=dpe")["baseline"] == "-"
+
+
 def test_settings_that_differ(sweep):
     shown = {cells[0]: cells[1:] for cells in tables.settings(sweep.points).body}
     assert shown == {
@@ -253,7 +284,9 @@ def test_the_page_shows_the_numbers_of_the_runs(written):
 def test_what_stands_beside_the_page(sweep, written):
     text = (written.parent / "report.md").read_text()
     assert "| router=static keep=0.4 | 2 | 0.250 ± 0.000 |" in text
-    for link in re.findall(r"\]\((.*?)\)", text):
+    links = re.findall(r"\]\((.*?)\)", text)
+    assert len(links) >= 1
+    for link in links:
         assert (written.parent / link).stat().st_size > 1000
     with (written.parent / "runs.csv").open() as file:
         lines = list(csv.DictReader(file))
@@ -283,7 +316,9 @@ def test_a_score_that_is_no_number_claims_nothing(tmp_path):
         folder = write_run(tmp_path / router, router)
         text = (folder / "rows.jsonl").read_text().replace('"score": 0.0', '"score": NaN')
         (folder / "rows.jsonl").write_text(text)
-    assert line(tables.methods(compare([tmp_path]).points), "router=dpe")["claim"].startswith("no ")
+    shown = line(tables.methods(compare([tmp_path]).points), "router=dpe")
+    assert shown["claim"] == "no difference shown"
+    assert shown["difference"] == "+0.000 [+0.000, +0.000]"  # of the other three
 
 
 @pytest.mark.slow
@@ -342,6 +377,13 @@ def test_command_line(monkeypatch, tmp_path, capsys):
     page = tmp_path / "runs" / "report" / "report.html"
     assert page.exists()
     assert f"Report: {page}" in capsys.readouterr().out
-    for wrong in ([], ["nowhere"], [tmp_path, "too=x"], ["run=nowhere"]):
-        with pytest.raises(SystemExit):
+    for wrong, code, sentence in (
+        ([], 2, "there is nothing to report"),
+        (["nowhere"], 1, "nowhere is no folder"),
+        ([tmp_path, "too=x"], 2, "`too` is no setting"),
+        (["run=nowhere"], 1, "nowhere holds no results"),
+    ):
+        with pytest.raises(SystemExit) as ended:
             command(monkeypatch, *wrong)
+        assert ended.value.code == code
+        assert sentence in capsys.readouterr().err

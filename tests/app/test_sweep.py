@@ -65,6 +65,7 @@ def test_jobs_of_ready_sweeps_can_run(name):
 @pytest.mark.parametrize(
     ("override", "package", "extra"),
     [
+        ("hydra/launcher=slurm", "hydra_submitit_launcher", "slurm"),
         ("hydra/launcher=ray", "hydra_ray_launcher", "ray"),
         ("sweep=pareto_optuna", "hydra_optuna_sweeper", "optuna"),
     ],

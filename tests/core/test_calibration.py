@@ -2,6 +2,7 @@
 
 import pytest
 
+from dpn.budget import TextShape
 from dpn.calibration import calibrate, measured_share
 
 from .conftest import collate, make_model, make_samples, without
@@ -20,8 +21,16 @@ def batches_of(which):
 def test_calibration_meets_keep(keep, router):
     model = make_model({**router, "keep": keep}, seed=3)
     batches = batches_of(None)
-    assert calibrate(model, batches) == pytest.approx(keep, abs=0.05)
+    reached = calibrate(model, batches)
+    assert reached == pytest.approx(keep, abs=0.05)
     assert measured_share(model, batches) == pytest.approx(keep, abs=0.05)
+    text, shares = TextShape.of(model.config.text_config), []
+    for batch in batches:
+        trace = model(**batch).trace
+        for base, *rows in zip(trace.base_rows, *trace.visual_rows, strict=True):
+            if base:
+                shares.append(text.visual_macs(rows) / text.visual_macs([base] * len(rows)))
+    assert reached == pytest.approx(sum(shares) / len(shares))
 
 
 @pytest.mark.parametrize("keep", [0.4, 0.6, 0.8])

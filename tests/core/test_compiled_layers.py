@@ -4,16 +4,22 @@ import copy
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from dpn.decoder.layer import compile_layers
 
 from .conftest import collate, make_model, make_samples
 
 
+def reset():
+    torch.compiler.reset()
+    counters.clear()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpoint", [False, True])
 def test_compiled_layers_give_the_same_gradients(checkpoint):
-    torch.compiler.reset()
+    reset()
     plain = make_model({"name": "dpe", "layers": [0, 2], "min_rows": 1}, seed=3)
     compiled = copy.deepcopy(plain)
     compile_layers(compiled.language)
@@ -29,11 +35,12 @@ def test_compiled_layers_give_the_same_gradients(checkpoint):
         assert len(found[0]) == len(found[1]) > 20
         for a, b in zip(*found, strict=True):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+    assert counters["stats"]["unique_graphs"] > 0  # or nothing was compiled
 
 
 @pytest.mark.slow
 def test_compiled_layers_generate_the_same():
-    torch.compiler.reset()
+    reset()
     model = make_model({"name": "dpe", "layers": [0, 2], "min_rows": 1}, seed=3)
     batch = {k: v for k, v in collate(make_samples(), "left").items() if k != "labels"}
     answers = []
@@ -41,3 +48,4 @@ def test_compiled_layers_generate_the_same():
         answers.append(model.generate(**batch, max_new_tokens=6, do_sample=False))
         compile_layers(model.language)
     assert torch.equal(*answers)
+    assert counters["stats"]["unique_graphs"] > 0

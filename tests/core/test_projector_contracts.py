@@ -49,6 +49,7 @@ def test_every_projector_has_a_yaml_that_says_how_to_use_it():
 
 
 @pytest.mark.parametrize("case", CASES)
+@torch.no_grad()
 def test_rows_are_those_of_grid_after_and_every_sample_is_as_if_alone(case):
     """Several sizes, one of two cells, two images per sample, and a sample of text alone."""
     model, samples = model_of(case), make_samples()
@@ -72,6 +73,7 @@ def test_rows_are_those_of_grid_after_and_every_sample_is_as_if_alone(case):
 
 
 @pytest.mark.parametrize("case", METHODS.values())
+@torch.no_grad()
 def test_owners_and_the_positions_that_follow_from_them(case):
     model = model_of(case)
     model.router.positions = "keep"
@@ -127,6 +129,7 @@ def test_text_alone_trains_the_same_parameters(case):
 
 
 @pytest.mark.parametrize("case", METHODS.values())
+@torch.no_grad()
 def test_saved_and_loaded_again(case, tmp_path):
     model = model_of(case)
     model.save_pretrained(tmp_path)

@@ -89,7 +89,8 @@ def test_yaml_opens_with_its_command_and_has_a_keep(name):
     assert "keep" in config_of(name)
 
 
-def test_a_sample_without_image_is_untouched(name, model):
+@torch.no_grad()
+def test_a_sample_without_image_is_untouched(model):
     plain = make_model(seed=3)
     batch = collate(make_samples([2]))
     assert torch.equal(model(**batch).logits, plain(**batch).logits)
@@ -97,20 +98,22 @@ def test_a_sample_without_image_is_untouched(name, model):
     close(mixed, plain(**batch).logits[0])
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_a_batch_equals_one_sample_at_a_time(model, side):
+@torch.no_grad()
+def test_a_batch_equals_one_sample_at_a_time(model):
     samples = make_samples()
-    batch = collate(samples, side)
-    out = model(**batch)
-    for b, sample in enumerate(samples):
-        alone = model(**collate([sample]))
-        close(out.logits[b][batch["attention_mask"][b].bool()], alone.logits[0])
-        assert [rows[b] for rows in out.trace.visual_rows] == [
-            rows[0] for rows in alone.trace.visual_rows
-        ]
+    everyone = [model(**collate([sample])) for sample in samples]
+    for side in ("left", "right"):
+        batch = collate(samples, side)
+        out = model(**batch)
+        for b, alone in enumerate(everyone):
+            close(out.logits[b][batch["attention_mask"][b].bool()], alone.logits[0])
+            assert [rows[b] for rows in out.trace.visual_rows] == [
+                rows[0] for rows in alone.trace.visual_rows
+            ]
 
 
-def test_rows_and_flops_of_layers_are_those_of_the_trace(name, model):
+@torch.no_grad()
+def test_rows_and_flops_of_layers_are_those_of_the_trace(model):
     samples = make_samples()
     seen = []
     for layer in model.language.layers:
@@ -144,6 +147,7 @@ def test_prefill_flops_equal_the_counter(name, model, which):
         assert formula == counted
 
 
+@torch.no_grad()
 def test_appended_text_equals_recomputed(model):
     samples = make_samples()
     batch = without_labels(samples)
@@ -165,6 +169,7 @@ def test_gradients_reach_every_layer(model):
     assert all(p.grad.abs().max() > 0 for p in model.projector.parameters())
 
 
+@torch.no_grad()
 def test_a_saved_router_is_the_same(model, tmp_path):
     model.save_pretrained(tmp_path)
     again = DPNForConditionalGeneration.from_pretrained(tmp_path).eval()
@@ -172,6 +177,7 @@ def test_a_saved_router_is_the_same(model, tmp_path):
     assert torch.equal(model(**batch).logits, again(**batch).logits)
 
 
+@torch.no_grad()
 def test_answers_never_change_what_goes_on(model):
     """Neither their words nor their labels: all that stands before them comes out the same."""
     samples = make_samples()
@@ -192,6 +198,7 @@ def test_answers_never_change_what_goes_on(model):
 
 
 @pytest.mark.parametrize("name", WITH_KEEP)
+@torch.no_grad()
 def test_the_whole_share_is_no_compression_or_refused(name):
     model = make_model({**config_of(name), "keep": 1.0}, seed=3)
     if model.router.check():
@@ -201,9 +208,16 @@ def test_the_whole_share_is_no_compression_or_refused(name):
         close(model(**batch).logits, make_model(seed=3)(**batch).logits)
 
 
+@pytest.fixture(scope="module")
+def deep():
+    """As many layers as LLaVA, narrow; a test puts its own router into it."""
+    return make_model(layers=32, seed=3)
+
+
 @pytest.mark.parametrize("keep", [0.3, 0.5, 0.65])
 @pytest.mark.parametrize("name", [name for name in WITH_KEEP if name not in ROUGH])
-def test_keep_is_met_at_the_size_of_llava(name, keep):
+@torch.no_grad()
+def test_keep_is_met_at_the_size_of_llava(deep, name, keep):
     """All 576 rows and 32 layers, of a narrow decoder; the share counts the widths of a 7B."""
     router = routers.build(**{**config_of(name, LLAVA), "keep": keep}, text=LLAVA, grid=(24, 24))
     low, high = router.reach()
@@ -211,11 +225,10 @@ def test_keep_is_met_at_the_size_of_llava(name, keep):
         assert "can not be reached" in router.check()[0]
         return
     assert router.check() == []
-    model = make_model(layers=32, seed=3)
-    model.router = router
+    deep.router = router
     ids = torch.randint(3, 40, (1, 12))
-    ids[0, 4] = model.config.image_token_id
-    trace = model(input_ids=ids, pixel_values=torch.randn(1, 3, 96, 96)).trace
+    ids[0, 4] = deep.config.image_token_id
+    trace = deep(input_ids=ids, pixel_values=torch.randn(1, 3, 96, 96)).trace
     assert trace.base_rows == (576,)
     share = trace.visual_macs(0, LLAVA) / LLAVA.visual_macs([576] * 32)
     assert share == pytest.approx(keep, abs=0.02)
