@@ -321,6 +321,15 @@ def test_a_score_that_is_no_number_claims_nothing(tmp_path):
     assert shown["difference"] == "+0.000 [+0.000, +0.000]"  # of the other three
 
 
+def test_a_metric_that_is_infinite_counts_as_missing(tmp_path):
+    folder = write_run(tmp_path / "a")
+    found = read_json(folder / "metrics.json") | {"val/accuracy": 12345.0}
+    text = json.dumps(found).replace("12345.0", "1e999")
+    (folder / "metrics.json").write_text(text)
+    (shown,) = tables.methods(compare([tmp_path]).points).body
+    assert shown[2:4] == ("-", "1.000")
+
+
 @pytest.mark.slow
 def test_pictures_are_read_as_far_as_they_can(tmp_path, monkeypatch, caplog):
     damaged = write_run(tmp_path / "a") / "figures" / "overlays" / "held_out-00.png"

@@ -54,12 +54,15 @@ def test_a_sweep_has_the_name_of_its_settings():
 def test_jobs_of_ready_sweeps_can_run(name):
     jobs = compose_jobs("train", [f"sweep={name}"])[1]
     assert len(jobs) > 1
+    can_run = 0
     for job in jobs:
         assert not any(override.startswith("sweep") for override in job.overrides)
         try:
             preflight.check(job)
+            can_run += 1
         except ConfigError as error:
             assert "head_scores.py" in str(error) or error.unreachable  # noqa: PT017
+    assert can_run > len(jobs) / 2
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from dpn import DPNForConditionalGeneration, routers
 from dpn.budget import TextShape
+from dpn.calibration import LARGEST_PRICE
 from dpn.cost import decoder_flops, prefill_flops
 
 from .conftest import ROUTER, collate, make_model, make_samples, without
@@ -201,11 +202,14 @@ def test_answers_never_change_what_goes_on(model):
 @torch.no_grad()
 def test_the_whole_share_is_no_compression_or_refused(name):
     model = make_model({**config_of(name), "keep": 1.0}, seed=3)
+    batch, plain = collate(make_samples()), make_model(seed=3)
     if model.router.check():
         assert "can not be reached" in model.router.check()[0]
-    elif not model.router.calibrated and name not in OTHER_WITH_ALL:  # the former scale their rows
-        batch = collate(make_samples())
-        close(model(**batch).logits, make_model(seed=3)(**batch).logits)
+    elif model.router.calibrated:  # its rows are scaled
+        model.router.price.fill_(-LARGEST_PRICE)
+        assert model(**batch).trace.visual_rows == plain(**batch).trace.visual_rows
+    elif name not in OTHER_WITH_ALL:
+        close(model(**batch).logits, plain(**batch).logits)
 
 
 @pytest.fixture(scope="module")
