@@ -3,14 +3,10 @@
 import os
 import signal
 import socket
-import subprocess
 import sys
-import time
 from dataclasses import replace
 from importlib.util import find_spec
-from pathlib import Path
 
-import psutil
 import pytest
 
 from dpn import preflight
@@ -18,11 +14,11 @@ from dpn.compose import CONFIG_DIR, compose_jobs
 from dpn.config import ConfigError
 from dpn.files import read_json, write_json
 from dpn.launch import compose, diagnose
-from dpn.lifeline import alive
 from dpn.progress import has_terminal
 from dpn.run_path import run_path, sweep_name
 from dpn.train import main, train
 from tests.app.conftest import timeless, tiny_run
+from tests.app.sweep_watch import Watch, outcomes
 
 SWEEPS = sorted(path.stem for path in (CONFIG_DIR / "sweep").glob("*.yaml"))
 
@@ -92,13 +88,6 @@ def sweep(monkeypatch, *arguments):
     return 0
 
 
-def outcomes(outputs: Path) -> dict[str, str]:
-    """Outcome of each job in the one sweep below a folder, as summary.md has it."""
-    (summary,) = (outputs / "multirun").glob("*/summary.md")
-    lines = [line.split(" | ") for line in summary.read_text().splitlines() if line[:1] == "|"]
-    return {line[0].removeprefix("| "): line[1] for line in lines[2:]}
-
-
 @pytest.mark.slow
 def test_what_became_of_each_job_is_told(tiny, tmp_path, monkeypatch, capsys):
     jobs = [*tiny, "router=none,static", "router.keep=0.01,5"]
@@ -138,50 +127,6 @@ def test_jobs_beside_others_draw_no_bar(monkeypatch):
     assert not has_terminal()
 
 
-class Watch:
-    """Looks after the runs below a folder while a command writes them."""
-
-    def __init__(self, command, outputs):
-        self.command, self.outputs = command, outputs
-        self.told = outputs.with_suffix(".log")
-        self.writers = {}
-
-    def start(self):
-        with self.told.open("a") as told:
-            self.process = subprocess.Popen(self.command, stderr=told)
-
-    def look(self):
-        """Runs that are going on; a folder may change hands only when its process is dead."""
-        running = {}
-        for path in self.outputs.glob("main/*/status.json"):
-            status = read_json(path)
-            before = self.writers.get(path, status["pid"])
-            assert before == status["pid"] or not alive(before)
-            self.writers[path] = status["pid"]
-            if status["status"] == "running" and alive(status["pid"]):
-                running[path] = status["pid"]
-        return running
-
-    def some_run_has_a_checkpoint(self):
-        """Wait for it; gives that run's process."""
-        while True:
-            assert self.process.poll() is None
-            for path, pid in self.look().items():
-                if any(path.parent.glob("checkpoints/*.ckpt")):
-                    return pid
-            time.sleep(0.1)
-
-    def end(self):
-        """Wait until the command and all that it started have ended; its exit status."""
-        family = psutil.Process(self.process.pid).children(recursive=True)
-        while self.process.poll() is None:
-            self.look()
-            time.sleep(0.1)
-        psutil.wait_procs(family, timeout=10)
-        assert not [process for process in family if alive(process.pid)]
-        return self.process.returncode
-
-
 @pytest.mark.slow
 def test_a_sweep_that_is_killed_twice_ends_as_if_it_was_not(squares, tmp_path):
     """Once the sweep itself, once a job; there are data workers, and a process without a job."""
@@ -194,11 +139,7 @@ def test_a_sweep_that_is_killed_twice_ends_as_if_it_was_not(squares, tmp_path):
     watch = Watch([*command, *parallel], tmp_path / "killed")
     watch.start()
     watch.some_run_has_a_checkpoint()
-    family = psutil.Process(watch.process.pid).children(recursive=True)
-    watch.process.kill()
-    watch.process.wait()
-    psutil.wait_procs(family, timeout=10)
-    assert not [process for process in family if alive(process.pid)]
+    watch.kill()
 
     watch.start()
     os.kill(watch.some_run_has_a_checkpoint(), signal.SIGKILL)

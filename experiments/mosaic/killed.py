@@ -1,0 +1,85 @@
+"""The sweep of the README, killed twice and begun again, beside one that nobody disturbs.
+
+    python -m experiments.mosaic.killed      # writes killed.json; runs go to outputs/{killed,whole}
+
+Once the sweep itself is killed and once a job, both with SIGKILL, four jobs side by side. Repeating
+the script goes on where it was: a sweep that is done is not begun again.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from dpn.commit import commit
+from dpn.files import read_json, read_rows, write_json
+from tests.app.conftest import timeless
+from tests.app.sweep_watch import Watch, outcomes
+
+HERE = Path(__file__).parent
+SWEEP = ["-m", "dpn.train", "-m", "sweep=pareto", "router.keep=0.45"]
+BESIDE = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=4"]
+OUTPUTS = Path("outputs")
+
+
+def sweep(name: str) -> Watch:
+    """The sweep with its outputs in a folder of that name."""
+    outputs = OUTPUTS / name
+    return Watch([sys.executable, *SWEEP, *BESIDE, f"paths.output_root={outputs}"], outputs)
+
+
+def killed() -> list[dict[str, Any]]:
+    """Kill the sweep, kill a job, let it finish; what became of the jobs each time."""
+    watch = sweep("killed")
+    watch.start()
+    watch.some_run_has_a_checkpoint()
+    watch.kill()
+    attempts: list[dict[str, Any]] = [{"killed": "the sweep", "jobs": _states(watch)}]
+
+    watch.start()
+    os.kill(watch.some_run_has_a_checkpoint(), signal.SIGKILL)
+    status = watch.end()
+    told = outcomes(watch.outputs)
+    attempts.append({"killed": "a job", "exit": status, "jobs": told})
+
+    watch.start()
+    status = watch.end()
+    attempts.append({"killed": "nothing", "exit": status, "jobs": outcomes(watch.outputs)})
+    return attempts
+
+
+def _states(watch: Watch) -> dict[str, str]:
+    files = sorted(watch.outputs.glob("main/*/status.json"))
+    return {file.parent.name: read_json(file)["status"] for file in files}
+
+
+def equal() -> dict[str, bool]:
+    """Whether each run of the killed sweep has the metrics and answers of the other's."""
+    same = {}
+    for whole in sorted((OUTPUTS / "whole" / "main").iterdir()):
+        other = OUTPUTS / "killed" / "main" / whole.name
+        metrics, theirs = (timeless(read_json(f / "metrics.json")) for f in (whole, other))
+        answers = read_rows(whole / "rows.jsonl") == read_rows(other / "rows.jsonl")
+        same[whole.name] = answers and metrics == theirs
+    return same
+
+
+def main() -> None:
+    found: dict[str, Any] = read_json(HERE / "killed.json") or {
+        "command": " ".join(["python", *SWEEP, *BESIDE]),
+        "commit": commit(),
+        "attempts": killed(),
+    }
+    write_json(HERE / "killed.json", found)
+    watch = sweep("whole")
+    watch.start()
+    assert watch.end() == 0
+    found["same_as_undisturbed"] = equal()
+    write_json(HERE / "killed.json", found)
+    print(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()
