@@ -113,7 +113,6 @@ class Model:
         vocab_size: upper limit for the trained one.
         min_rows: fewest visual rows a router may leave a sample, where the router does not say.
         gate_temperature: divides the logits of a router's gates, where the router does not say.
-        gate_explore: share of a gate's probabilities that is spread over all its experts.
         keep: share of visual MACs that `loss=auto` steers `router=dpe` to; None: the paper's hinge.
         weights: see `Weights`.
         freeze: parts that `stage=finetune` leaves as they are.
@@ -134,7 +133,6 @@ class Model:
     vocab_size: int = 1024
     min_rows: int = 18
     gate_temperature: float = 10.0
-    gate_explore: float = 0.0
     keep: float | None = None
     weights: dict[str, Any] = field(default_factory=dict)
     freeze: list[Part] = field(default_factory=list)

@@ -37,8 +37,6 @@ class DPERouter(PoolingRouter):
         gate: `mlp`: LayerNorm, Linear(D, D/4), GELU, Linear(D/4, E) without biases; `linear`:
             Linear(D, E).
         temperature: divides the gate's logits.
-        explore: share of each probability that is spread evenly over the experts, so that no route
-            stays untrained however sure a gate is. Not in the paper.
         token: read the `<ROUTER>` tokens (`router`) or the last instruction token before the first
             answer (`last`).
         read: which `<ROUTER>` tokens of a conversation are averaged: `all`, or the `first`, which
@@ -62,7 +60,6 @@ class DPERouter(PoolingRouter):
         eligibility: Literal["sample", "reference"] = "sample",
         gate: Literal["mlp", "linear"] = "mlp",
         temperature: float = 10.0,
-        explore: float = 0.0,
         token: Literal["router", "last"] = "router",
         read: Literal["all", "first"] = "all",
         detach: bool = False,
@@ -84,10 +81,8 @@ class DPERouter(PoolingRouter):
             grid=grid,
             min_pooled=16 if min_rows == "reference" else 1,
         )
-        if not 0 <= explore <= 1:
-            raise ValueError(f"explore={explore} is no share; give a number from 0 to 1.")
-        self.eligibility, self.temperature, self.explore = eligibility, temperature, explore
-        self.token, self.read, self.detach = token, read, detach
+        self.eligibility, self.temperature, self.token = eligibility, temperature, token
+        self.read, self.detach = read, detach
         width = text.hidden_size
         self.gates = nn.ModuleDict(
             {
@@ -148,7 +143,7 @@ class DPERouter(PoolingRouter):
         logits = self.gates[str(layer)](read) / self.temperature
         if not context.training:
             logits = logits - self.price * self.kept_shares(gate).to(logits.device)
-        probs = (1 - self.explore) * logits.softmax(-1) + self.explore / logits.shape[-1]
+        probs = logits.softmax(-1)
         allowed = allowed.to(probs.device, non_blocking=True)
         if context.training:
             uniform = context.uniform(layer, samples).to(probs.device, non_blocking=True)

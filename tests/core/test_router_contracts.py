@@ -17,10 +17,7 @@ from .test_cost import count
 
 FOLDER = Path(__file__).parents[2] / "configs" / "router"
 #: What the YAMLs take from other groups.
-OTHERS = {
-    "model": {"min_rows": 1, "gate_temperature": 10.0, "gate_explore": 0.0},
-    "loss": {"keep": None},
-}
+OTHERS = {"model": {"min_rows": 1, "gate_temperature": 10.0}, "loss": {"keep": None}}
 #: What a YAML leaves open because it comes from data, for a decoder.
 OPEN = {
     "head_pruning": lambda text: {"scores": head_scores(text)},

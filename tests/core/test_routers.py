@@ -172,20 +172,6 @@ def test_price_moves_evaluation_towards_fewer_rows():
     assert totals == sorted(totals, reverse=True)
 
 
-def test_no_expert_is_left_out_where_gates_explore():
-    sure, open_minded = (
-        make_model({**DPE, "temperature": 1e-3, "explore": explore}, seed=3) for explore in (0, 0.3)
-    )
-    batch = collate(make_samples())
-    pairs = zip(sure(**batch).trace.decisions, open_minded(**batch).trace.decisions, strict=True)
-    for alone, mixed in pairs:
-        assert alone.probs.min() < 1e-3
-        torch.testing.assert_close(mixed.probs, 0.7 * alone.probs + 0.1)
-        assert mixed.experts.tolist() == alone.experts.tolist()
-    with pytest.raises(ValueError, match=r"explore=1.5 is no share"):
-        build("dpe", explore=1.5)
-
-
 def test_price_is_a_bias_of_the_gate():
     """What is chosen for its price is not scaled by the small chance it had without it."""
     model = make_model(DPE, seed=3)
