@@ -1,6 +1,8 @@
 """The sweep of the README, killed twice and begun again, beside one that nobody disturbs.
 
-    python -m experiments.mosaic.killed      # writes killed.json; runs go to outputs/{killed,whole}
+    python -m experiments.mosaic.killed [key=value ...]    # writes killed.json
+
+The runs of both go to outputs/killed and outputs/whole; further settings are those of every job.
 
 Once the sweep itself is killed and once a job, both with SIGKILL, four jobs side by side. Repeating
 the script goes on where it was: a sweep that is done is not begun again.
@@ -19,15 +21,16 @@ from tests.app.conftest import timeless
 from tests.app.sweep_watch import Watch, outcomes
 
 HERE = Path(__file__).parent
-SWEEP = ["-m", "dpn.train", "-m", "sweep=pareto", "router.keep=0.45"]
+JOBS = ["sweep=pareto", "router.keep=0.45", *sys.argv[1:]]
 BESIDE = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=4"]
+SWEEP = ["-m", "dpn.train", "-m", *JOBS, *BESIDE]
 OUTPUTS = Path("outputs")
 
 
 def sweep(name: str) -> Watch:
     """The sweep with its outputs in a folder of that name."""
     outputs = OUTPUTS / name
-    return Watch([sys.executable, *SWEEP, *BESIDE, f"paths.output_root={outputs}"], outputs)
+    return Watch([sys.executable, *SWEEP, f"paths.output_root={outputs}"], outputs)
 
 
 def killed() -> list[dict[str, Any]]:
@@ -68,7 +71,7 @@ def equal() -> dict[str, bool]:
 
 def main() -> None:
     found: dict[str, Any] = read_json(HERE / "killed.json") or {
-        "command": " ".join(["python", *SWEEP, *BESIDE]),
+        "command": " ".join(["python", *SWEEP]),
         "commit": commit(),
         "attempts": killed(),
     }
