@@ -1,4 +1,5 @@
 import ast
+import os
 import subprocess
 import sys
 import sysconfig
@@ -112,4 +113,5 @@ def test_wheel_works_from_any_directory(tmp_path):
 
 
 def run(*command, cwd, check=True):
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=check)
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=check)
