@@ -1,11 +1,10 @@
 """The commit that runs write down, against git."""
 
-import importlib
 import subprocess
 
 import pytest
 
-code = importlib.import_module("dpn.commit")
+from dpn import commit as code
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@
 
 The runs of both go to outputs/killed and outputs/whole; further settings are those of every job.
 
-Once the sweep itself is killed and once a job, both with SIGKILL, four jobs side by side. Repeating
-the script goes on where it was: a sweep that is done is not begun again.
+Once the sweep itself is killed and once a job, both with SIGKILL, four jobs side by side. Once
+killed.json has what became of them, repeating the script goes on with the undisturbed sweep.
 """
 
 import json

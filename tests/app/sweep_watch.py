@@ -71,11 +71,11 @@ class Watch:
     def end(self) -> int:
         """Wait until the command and all that it started have ended; its exit status."""
         family: set[psutil.Process] = set()
-        with suppress(psutil.NoSuchProcess):
-            while self.process.poll() is None:
+        while self.process.poll() is None:
+            with suppress(psutil.NoSuchProcess):
                 family |= {*psutil.Process(self.process.pid).children(recursive=True)}
-                self.look()
-                time.sleep(0.1)
+            self.look()
+            time.sleep(0.1)
         _are_gone(family)
         return self.process.wait()
 

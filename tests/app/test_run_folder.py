@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from dpn.commit import commit
 from dpn.files import atomic_path, read_json, write_json
 from dpn.launch import compose
 from dpn.run_folder import RunFolder, RunIsLive
@@ -146,6 +147,7 @@ def test_a_killed_run_is_taken_over_at_once(tmp_path, holder):
     with RunFolder(tmp_path) as run:
         assert run.status["pid"] == os.getpid()
         assert run.status["attempt"] == 2
+        assert run.status["commit"] == commit()
 
 
 @pytest.mark.parametrize(("age", "live"), [(1, True), (1000, False)])

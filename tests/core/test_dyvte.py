@@ -88,6 +88,21 @@ def test_nothing_leaves_in_training():
     assert model.train()(**batch).trace.visual_rows[3] == (16, 23, 0, 16, 14)
 
 
+def test_price_is_a_bias_of_leaving():
+    model = make_model(ROUTER, seed=3)
+    logits = {}
+    for layer, gate in model.router.gates.items():
+        gate.register_forward_hook(lambda *args, layer=layer: logits.update({layer: args[2]}))
+    model.router.price.fill_(-0.5)
+    chosen = []
+    for decision in model(**collate(make_samples())).trace.decisions:
+        wanted = (logits[str(decision.layer)] + torch.tensor([0.0, -0.5])).softmax(-1)
+        torch.testing.assert_close(decision.probs, wanted)
+        assert decision.experts.tolist() == wanted.argmax(-1).tolist()
+        chosen += decision.experts.tolist()
+    assert {*chosen} == {0, 1}
+
+
 def test_a_batch_without_images_has_a_connected_zero():
     model = make_model(ROUTER, seed=3)
     loss = losses.build("exit", router=model.router)
