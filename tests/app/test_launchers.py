@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -21,8 +22,11 @@ def test_a_slurm_job_has_a_task_for_every_gpu():
 
 
 @pytest.mark.slow
-def test_every_job_of_a_sweep_is_a_run(tiny, tmp_path):
-    sweep = ["hydra/launcher=submitit_local", f"hydra.sweep.dir={tmp_path}/sweep", "seed=0,1"]
+@pytest.mark.parametrize(("launcher", "package"), [("submitit_local", "submitit"), ("ray", "ray")])
+def test_every_job_of_a_sweep_is_a_run(launcher, package, tiny, tmp_path):
+    if find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
+    sweep = [f"hydra/launcher={launcher}", f"hydra.sweep.dir={tmp_path}/sweep", "seed=0,1"]
     command = [sys.executable, "-m", "dpn.train", "-m", *tiny, "trainer.max_steps=1", *sweep]
     subprocess.run(command, check=True, capture_output=True, timeout=300)
     runs = [read_json(path) for path in (tmp_path / "outputs").rglob("status.json")]
