@@ -17,7 +17,7 @@ from rich.progress import Progress as Bar
 
 from dpn.files import add_row, write_rows
 from dpn.progress import has_terminal
-from dpn.resume import Checkpoints
+from dpn.resume import Checkpoints, step_ends
 from dpn.run_folder import RunError
 from dpn.stop_request import Interrupted, StopRequest
 
@@ -239,7 +239,14 @@ class StopAfterStep(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Stop all processes if any was asked to."""
-        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+        self._stop_if_asked(trainer, validated=False)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop all processes if any was asked to."""
+        self._stop_if_asked(trainer, validated=True)
+
+    def _stop_if_asked(self, trainer: Trainer, validated: bool) -> None:
+        if not step_ends(trainer, validated):
             return
         asked = trainer.strategy.reduce_boolean_decision(self.stop.signal is not None, all=False)
         if asked:

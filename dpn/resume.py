@@ -10,6 +10,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 
 from dpn.files import atomic_path
 from dpn.strategies import SIZES
@@ -17,8 +18,25 @@ from dpn.strategies import SIZES
 log = logging.getLogger(__name__)
 
 
+def step_ends(trainer: Trainer, validated: bool) -> bool:
+    """Whether an optimizer step ends after this batch or, if it is validated, this validation.
+
+    Lightning never validates a step that it resumes from, so a run must neither be saved nor
+    stopped between a step and its validation.
+    """
+    loop = trainer.fit_loop
+    if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+        return False
+    if loop.epoch_loop._should_accumulate():
+        return False
+    assert loop._data_fetcher is not None
+    return validated or not loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+
+
 class Checkpoints(ModelCheckpoint):
     """Keeps the newest checkpoints, each written completely or not at all.
+
+    What the loggers hold back is written with them, so nothing before a checkpoint is lost.
 
     Args:
         dirpath: folder.
@@ -41,14 +59,23 @@ class Checkpoints(ModelCheckpoint):
     def save_now(self, trainer: Trainer) -> None:
         """Write a checkpoint of this step, unless there is one."""
         if not self._should_skip_saving_checkpoint(trainer):
+            for logger in trainer.loggers:
+                logger.save()
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Write one where it is due; the base class would wait for a validation at epoch ends."""
-        window_ends = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if window_ends and trainer.global_step % self._every_n_train_steps == 0:
+        self._save_if_due(trainer, validated=False)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write one where it is due at a step that was validated."""
+        self._save_if_due(trainer, validated=True)
+
+    def _save_if_due(self, trainer: Trainer, validated: bool) -> None:
+        due = trainer.global_step % self._every_n_train_steps == 0
+        if due and step_ends(trainer, validated):
             self.save_now(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

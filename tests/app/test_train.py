@@ -123,12 +123,16 @@ def interrupt(trainer):
 
 
 @pytest.mark.parametrize(
-    ("action", "error", "state", "saved"),
-    [(crash, RuntimeError, "failed", 4), (interrupt, Interrupted, "interrupted", 5)],
+    ("step", "action", "error", "state", "saved"),
+    [
+        (5, crash, RuntimeError, "failed", 4),
+        (5, interrupt, Interrupted, "interrupted", 5),
+        (3, interrupt, Interrupted, "interrupted", 3),  # is validated first
+    ],
 )
-def test_resumed_run_ends_with_the_same_weights(finished, tiny, action, error, state, saved):
+def test_resumed_run_ends_with_the_same_weights(finished, tiny, step, action, error, state, saved):
     with pytest.raises(error):
-        run(tiny, AtStep(5, action))
+        run(tiny, AtStep(step, action))
     folder = folder_of(tiny)
     assert read_json(folder / "status.json")["status"] == state
     assert latest_checkpoint(folder / "checkpoints").name == f"step-{saved:07d}.ckpt"
@@ -147,6 +151,24 @@ def test_resumed_run_ends_with_the_same_weights(finished, tiny, action, error, s
 
 def _timeless(figures):
     return {name: value for name, value in figures.items() if not name.startswith("time/")}
+
+
+class InValidation(Callback):
+    """A crash while a step is validated."""
+
+    def on_validation_start(self, trainer, pl_module):
+        crash(trainer)
+
+
+def test_a_step_is_saved_with_its_validation(finished, tiny):
+    often = [*tiny, "callbacks.checkpoint.every_n_train_steps=1"]
+    with pytest.raises(RuntimeError, match="crash"):
+        run(often, InValidation())
+    assert latest_checkpoint(folder_of(tiny) / "checkpoints").name == "step-0000002.ckpt"
+    curves = [read_rows(folder / "curves.jsonl") for folder in (run(often), finished[1])]
+    validated = [[row["val/loss"] for row in rows if "val/loss" in row] for rows in curves]
+    assert validated[0] == validated[1]
+    assert len(validated[0]) == 2
 
 
 def test_interrupted_evaluation_does_not_train_again(finished, tiny, monkeypatch):
