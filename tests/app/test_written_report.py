@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dpn import report
-from dpn.files import read_json
+from dpn.files import add_row, read_json
 from dpn.launch import compose
 from dpn.reports.comparison import compare, write_comparison
 from dpn.train import train
@@ -71,6 +71,13 @@ def test_the_page_shows_the_numbers_of_the_runs(written):
     assert {f"#{a['id']}" for tag, a in page.tags if tag == "section"} == links - {"#left-out"}
     used = {a.get("src", a.get("href", "")) for tag, a in page.tags if tag != "a"}
     assert not [address for address in used if address and not address.startswith("data:")]
+
+
+def test_a_curve_of_one_value_is_seen(tmp_path):
+    add_row(write_run(tmp_path / "run") / "curves.jsonl", {"step": 3, "val/loss": 1.0})
+    charts = Page(write_comparison(compare([tmp_path]), tmp_path / "report").read_text()).charts
+    modes = [charts[f"curve_{name}"]["data"][0]["mode"] for name in ("loss_language", "val_loss")]
+    assert modes == ["lines", "lines+markers"]
 
 
 def test_what_stands_beside_the_page(sweep, written):
