@@ -5,7 +5,8 @@
 The runs of both go to outputs/killed and outputs/whole; further settings are those of every job.
 
 Once the sweep itself is killed and once a job, both with SIGKILL, four jobs side by side. Once
-killed.json has what became of them, repeating the script goes on with the undisturbed sweep.
+outputs/killed/attempts.json has what became of them, repeating the script goes on with the
+undisturbed sweep.
 """
 
 import json
@@ -75,12 +76,16 @@ def _answers(folder: Path) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    found: dict[str, Any] = read_json(HERE / "killed.json") or {
-        "command": " ".join(["python", *SWEEP]),
-        "commit": commit(),
-        "attempts": killed(),
-    }
-    write_json(HERE / "killed.json", found)
+    asked = {"command": " ".join(["python", *SWEEP]), "commit": commit()}
+    done = OUTPUTS / "killed" / "attempts.json"
+    found: dict[str, Any] = read_json(done) or {**asked, "attempts": killed()}
+    if any(found[name] != asked[name] for name in asked):
+        sys.exit(
+            f"{done} is of `{found['command']}` at commit {found['commit']}, now it is"
+            f" `{asked['command']}` at {asked['commit']}: repeat that one, or remove"
+            f" {OUTPUTS / 'killed'} and {OUTPUTS / 'whole'}."
+        )
+    write_json(done, found)
     watch = sweep("whole")
     watch.start()
     assert watch.end() == 0
