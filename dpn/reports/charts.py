@@ -61,6 +61,10 @@ class Chart:
     mode: Literal["marks", "line", "steps"]
     told: str
 
+    def marks(self, series: Series) -> bool:
+        """Whether the points of a series are marked: a line of one point shows nothing else."""
+        return series.method is not None and (self.mode == "marks" or len(series.x) == 1)
+
 
 def charts(points: Sequence[Point]) -> list[Chart]:
     """All charts that the points have numbers for."""

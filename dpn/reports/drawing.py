@@ -45,7 +45,6 @@ def figure(chart: Chart, methods: Sequence[str]) -> "go.Figure":
     for series in chart.series:
         colour, mark = look(series.method, methods, MARKS)
         dash = "solid" if series.method and chart.mode != "marks" else "dot"
-        marked = series.method and (chart.mode == "marks" or len(series.x) == 1)
         shape = "hvh" if steps else "hv" if series.method is None else "linear"
         drawn.add_scatter(
             x=list(series.x),
@@ -57,7 +56,7 @@ def figure(chart: Chart, methods: Sequence[str]) -> "go.Figure":
             # plotly reads some HTML in texts
             hovertext=[escape(label) for label in series.labels],
             hoverinfo="text",
-            mode="lines+markers" if marked else "lines",
+            mode="lines+markers" if chart.marks(series) else "lines",
             line={"color": colour, "dash": dash, "shape": shape, "width": 1.8},
             marker={"color": colour, "symbol": mark, "size": 11},
         )
@@ -86,7 +85,7 @@ def save(chart: Chart, methods: Sequence[str], folder: Path) -> Path:
         elif chart.mode == "steps":
             axes.step(series.x, series.y, where="mid", **style)
         else:
-            axes.plot(series.x, series.y, marker=mark if len(series.x) == 1 else "", **style)
+            axes.plot(series.x, series.y, marker=mark if chart.marks(series) else "", **style)
     axes.set(xlabel=chart.x, ylabel=chart.y, title=chart.title)
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0 if chart.mode == "steps" else None)

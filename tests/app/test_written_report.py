@@ -8,12 +8,16 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.image import imread
 
 from dpn import report
 from dpn.files import add_row, read_json
 from dpn.launch import compose
 from dpn.reports.comparison import compare, write_comparison
+from dpn.reports.drawing import COLOURS
 from dpn.train import train
 from tests.app.conftest import tiny_run
 from tests.app.run_folders import set_status, write_run, write_sweep
@@ -78,6 +82,9 @@ def test_a_curve_of_one_value_is_seen(tmp_path):
     charts = Page(write_comparison(compare([tmp_path]), tmp_path / "report").read_text()).charts
     modes = [charts[f"curve_{name}"]["data"][0]["mode"] for name in ("loss_language", "val_loss")]
     assert modes == ["lines", "lines+markers"]
+    picture = imread(tmp_path / "report" / "figures" / "curve_val_loss.png")[..., :3]
+    plot = picture[len(picture) // 8 :]  # without the legend, which has the mark, too
+    assert np.isclose(plot, to_rgb(COLOURS[0]), atol=0.01).all(axis=-1).sum() > 20
 
 
 def test_what_stands_beside_the_page(sweep, written):
