@@ -24,13 +24,15 @@ def step_ends(trainer: Trainer, validated: bool) -> bool:
     Lightning never validates a step that it resumes from, so a run must neither be saved nor
     stopped between a step and its validation.
     """
-    loop = trainer.fit_loop
     if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
         return False
-    if loop.epoch_loop._should_accumulate():
+    loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
+    if loop._should_accumulate():
         return False
-    assert loop._data_fetcher is not None
-    return validated or not loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+    if validated or loop.val_loop.skip:  # nothing is held out
+        return True
+    assert fetcher is not None
+    return not loop._should_check_val_fx(fetcher)
 
 
 class Checkpoints(ModelCheckpoint):

@@ -171,6 +171,14 @@ def test_a_step_is_saved_with_its_validation(finished, tiny):
     assert len(validated[0]) == 2
 
 
+@pytest.mark.parametrize(("step", "action"), [(5, crash), (3, interrupt)])
+def test_a_step_is_saved_where_nothing_is_validated(tiny, step, action):
+    blind = [*tiny, "data.val_file=null", "callbacks.checkpoint.every_n_train_steps=3"]
+    with pytest.raises((RuntimeError, Interrupted)):
+        run(blind, AtStep(step, action))
+    assert latest_checkpoint(folder_of(tiny) / "checkpoints").name == "step-0000003.ckpt"
+
+
 def test_interrupted_evaluation_does_not_train_again(finished, tiny, monkeypatch):
     def stop(*args, **options):
         raise Interrupted("SIGTERM")
