@@ -18,7 +18,7 @@ from typing import Any
 
 from dpn.commit import commit
 from dpn.files import read_json, read_rows, write_json
-from tests.app.conftest import timeless
+from tests.app.conftest import timeless, without_times
 from tests.app.sweep_watch import Watch, outcomes
 
 HERE = Path(__file__).parent
@@ -60,19 +60,17 @@ def _states(watch: Watch) -> dict[str, str]:
 
 
 def equal() -> dict[str, bool]:
-    """Whether each run of the killed sweep has the metrics and answers of the other's."""
-    same = {}
-    for whole in sorted((OUTPUTS / "whole" / "main").iterdir()):
-        other = OUTPUTS / "killed" / "main" / whole.name
-        metrics, theirs = (timeless(read_json(f / "metrics.json")) for f in (whole, other))
-        same[whole.name] = metrics == theirs and _answers(whole) == _answers(other)
-    return same
+    """Whether each run of the killed sweep has the metrics, answers and curves of the other's."""
+    names = sorted(folder.name for folder in (OUTPUTS / "whole" / "main").iterdir())
+    runs = (OUTPUTS / name / "main" for name in ("whole", "killed"))
+    whole, other = ([_timeless_results(folder / name) for name in names] for folder in runs)
+    return {name: mine == theirs for name, mine, theirs in zip(names, whole, other, strict=True)}
 
 
-def _answers(folder: Path) -> list[dict[str, Any]]:
-    times = ("ms", "prefill_ms")
-    rows = read_rows(folder / "rows.jsonl")
-    return [{name: row[name] for name in row if name not in times} for row in rows]
+def _timeless_results(folder: Path) -> list[Any]:
+    curves = [timeless(row) for row in read_rows(folder / "curves.jsonl")]
+    answers = without_times(read_rows(folder / "rows.jsonl"))
+    return [timeless(read_json(folder / "metrics.json")), answers, curves]
 
 
 def main() -> None:
