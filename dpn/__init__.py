@@ -11,7 +11,7 @@ stands for all visual rows of its image.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from dpn import auto_classes
+from dpn.common import auto_classes
 
 __version__ = "0.1.0"
 

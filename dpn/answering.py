@@ -15,11 +15,11 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset
 
 from dpn import inference
+from dpn.common.distributed import several_processes, share
+from dpn.common.progress import progress
 from dpn.data.batch import Batch, DataError, Sample, collate
-from dpn.distributed import several_processes, share
 from dpn.model import DPNForConditionalGeneration
 from dpn.processor import DPNProcessor
-from dpn.progress import progress
 
 #: Of an answer, see `dpn.inference.answer`, and of the sample's `meta`.
 Row = dict[str, Any]

@@ -8,8 +8,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from dpn.build import model_on_meta
+from dpn.common.files import read_json
 from dpn.config import Request
-from dpn.files import read_json
 from dpn.launch import compose
 from dpn.run_path import config_hash
 from dpn.sections import trains

@@ -11,11 +11,11 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from dpn.answering import Row
+from dpn.common.distributed import several_processes
 from dpn.config import Request
 from dpn.data.batch import Batch
 from dpn.data.conversation import IMAGE
 from dpn.data.rows import Questions
-from dpn.distributed import several_processes
 from dpn.loggers import Board, Example, Title
 from dpn.metrics import by, route_shares
 from dpn.model import DPNForConditionalGeneration

@@ -8,11 +8,12 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from dpn import checkpoints, data, hub, inference, lora, losses, routers, vision
+from dpn import checkpoints, data, inference, lora, losses, routers, vision
 from dpn.checkpoints.keys import part_of
+from dpn.common import hub
+from dpn.common.distributed import processes
 from dpn.data.tokenizer import train_tokenizer
 from dpn.decoder.layer import compile_layers
-from dpn.distributed import processes
 from dpn.losses import RoutingLoss
 from dpn.losses._auto import AutoLoss
 from dpn.model import DPNForConditionalGeneration

@@ -15,14 +15,14 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from dpn.files import add_row, write_rows
-from dpn.progress import has_terminal
+from dpn.common.files import add_row, write_rows
+from dpn.common.progress import has_terminal
 from dpn.resume import Checkpoints, step_ends
 from dpn.run_folder import RunError
 from dpn.stop_request import Interrupted, StopRequest
 
 log = logging.getLogger(__name__)
-progress_log = logging.getLogger("dpn.progress")
+progress_log = logging.getLogger("dpn.common.progress")
 """Plain lines of progress; a terminal hides them behind its bar."""
 
 

@@ -18,11 +18,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from dpn import benchmarks, build, inference, preflight
 from dpn.answering import Row
+from dpn.common.distributed import is_first_process, joined_processes
+from dpn.common.files import write_json, write_rows
 from dpn.config import HELD_OUT, Request, is_run
 from dpn.data.batch import DataError
-from dpn.distributed import is_first_process, joined_processes
 from dpn.evaluation import evaluate_benchmark, evaluate_held_out
-from dpn.files import write_json, write_rows
 from dpn.launch import front_door
 from dpn.metrics import cost_metrics
 from dpn.metrics.speed import answer_speed, peak_memory_gib

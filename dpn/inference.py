@@ -12,11 +12,11 @@ from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList, StopStringCriteria
 from transformers.utils.logging import disable_progress_bar
 
+from dpn.common.files import atomic_folder
 from dpn.cost import prefill_flops, visual_macs_ratio
 from dpn.data.batch import IGNORE, Batch, collate
 from dpn.data.conversation import IMAGE
 from dpn.data.rows import Questions
-from dpn.files import atomic_folder
 from dpn.metrics.speed import now
 from dpn.model import DPNForConditionalGeneration
 from dpn.processor import DPNProcessor

@@ -22,12 +22,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
+from dpn.common.distributed import is_first_process
+from dpn.common.lifeline import follow, hangs
+from dpn.common.progress import has_terminal
 from dpn.compose import CONFIG_DIR, MULTIRUN, compose, compose_jobs, request_of
 from dpn.config import ConfigError, Request
 from dpn.data.batch import DataError
-from dpn.distributed import is_first_process
-from dpn.lifeline import follow, hangs
-from dpn.progress import has_terminal
 from dpn.run_folder import RunError
 from dpn.schema import check_arguments, matches, nearest
 from dpn.stop_request import Interrupted
@@ -155,7 +155,7 @@ def set_up_logging(job: int | None = None) -> None:
     console = _Console()
     beside = f"job {job}: " if job is not None and hangs() else ""
     console.setFormatter(logging.Formatter(f"{beside}%(message)s"))
-    console.addFilter(lambda r: not (r.name == "dpn.progress" and has_terminal()))
+    console.addFilter(lambda r: not (r.name == "dpn.common.progress" and has_terminal()))
     level = logging.INFO if is_first_process() else logging.WARNING
     logging.basicConfig(level=level, handlers=[console], force=True)
     for name in ("lightning.pytorch", "lightning.fabric", "httpx"):

@@ -13,7 +13,7 @@ import numpy as np
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from dpn.files import write_text
+from dpn.common.files import write_text
 from dpn.run_folder import RunError
 
 log = logging.getLogger(__name__)

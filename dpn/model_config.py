@@ -5,7 +5,7 @@ from typing import Any
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
-from dpn.auto_classes import MODEL_TYPE
+from dpn.common.auto_classes import MODEL_TYPE
 
 
 class DPNConfig(PreTrainedConfig):

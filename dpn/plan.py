@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.table import Table
 
 from dpn import build, preflight
+from dpn.common.distributed import processes
 from dpn.config import ConfigError, Request
 from dpn.data.rows import Rows
-from dpn.distributed import processes
 from dpn.fitting import verdict
 from dpn.footprint import GIB, Memory, Rehearsal, Setup
 from dpn.launch import front_door

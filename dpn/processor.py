@@ -19,6 +19,7 @@ from transformers.image_utils import load_image
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import cached_file
 
+from dpn.common.files import write_json
 from dpn.data.batch import DataError, PaddingSide, pad_ids, stack_images
 from dpn.data.chat_template import chat_template
 from dpn.data.conversation import (
@@ -34,7 +35,6 @@ from dpn.data.conversation import (
 )
 from dpn.data.encoding import encode, tokenize
 from dpn.data.images import CLIP_MEAN, CLIP_STD, ImageMode, ImageTransform
-from dpn.files import write_json
 
 CONFIG_NAME = "processor_config.json"
 CHAT_TEMPLATE_NAME = "chat_template.jinja"

@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
-from dpn.files import atomic_path
+from dpn.common.files import atomic_path
 from dpn.strategies import SIZES
 
 log = logging.getLogger(__name__)

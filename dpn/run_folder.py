@@ -23,10 +23,10 @@ from typing import Any, Self
 from omegaconf import OmegaConf
 
 from dpn.commit import commit
+from dpn.common.files import read_json, write_json, write_text
+from dpn.common.lifeline import alive
 from dpn.config import Request
-from dpn.files import read_json, write_json, write_text
 from dpn.folder_lock import FolderLock
-from dpn.lifeline import alive
 from dpn.run_path import config_hash, run_path
 from dpn.stop_request import Interrupted, StopRequest
 

@@ -26,6 +26,8 @@ _NOT_IDENTITY_LEAVES = ("num_workers",)
 def config_hash(config: DictConfig) -> str:
     """8 hex digits of the resolved config without paths, loggers, launcher and workers.
 
+    A class counts by its name, not by the module it lives in.
+
     Raises:
         ConfigError: if the config can not be resolved.
     """
@@ -46,7 +48,10 @@ def config_hash(config: DictConfig) -> str:
 
 def _identity(value: Any) -> Any:
     if isinstance(value, dict):
-        return {k: _identity(v) for k, v in value.items() if k not in _NOT_IDENTITY_LEAVES}
+        kept = {k: _identity(v) for k, v in value.items() if k not in _NOT_IDENTITY_LEAVES}
+        if "_target_" in kept:
+            kept["_target_"] = str(kept["_target_"]).rpartition(".")[2]
+        return kept
     return [_identity(item) for item in value] if isinstance(value, list) else value
 
 

@@ -28,8 +28,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from dpn.checkpoints.distributed import read_index
+from dpn.common.files import write_json
 from dpn.decoder.layer import DecoderLayer
-from dpn.files import write_json
 from dpn.model import DPNForConditionalGeneration
 from dpn.routers._gates import Gate
 from dpn.vision.base import VisionTower

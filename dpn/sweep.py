@@ -22,12 +22,12 @@ from typing import Any, Self
 
 from hydra.errors import HydraException
 
+from dpn.common.distributed import is_first_process
+from dpn.common.files import read_json, write_json, write_text
+from dpn.common.lifeline import CHECK_S, follow, is_launcher, named
 from dpn.config import ConfigError, Request
 from dpn.data.batch import DataError
-from dpn.distributed import is_first_process
-from dpn.files import read_json, write_json, write_text
 from dpn.folder_lock import FolderLock
-from dpn.lifeline import CHECK_S, follow, is_launcher, named
 from dpn.run_folder import RunError, RunIsLive
 from dpn.run_path import SWEEP, config_hash, sweep_name, sweep_path
 from dpn.stop_request import Interrupted, StopRequest

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpn.files import read_json, write_text
-from dpn.reports.tables import Table
+from dpn.common.files import read_json, write_text
+from dpn.common.table import Table
 from dpn.run_folder import is_live
 
 HEAD = ("job", "outcome", "visual MACs", "accuracy", "folder")

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import torch
 
+from dpn.common.distributed import processes
+from dpn.common.lifeline import CHECK_S, named
 from dpn.config import Request
-from dpn.distributed import processes
-from dpn.lifeline import CHECK_S, named
 from dpn.run_folder import RunError, RunFolder
 from dpn.stop_request import Interrupted, StopRequest
 

@@ -16,9 +16,9 @@ from omegaconf import DictConfig
 from dpn import apply, boards, build, evaluation, inference, plan, preflight, torchrun
 from dpn.calibration import calibrate, needs_calibration
 from dpn.callbacks import Clock
+from dpn.common.distributed import is_first_process
+from dpn.common.files import read_json, write_json, write_rows
 from dpn.config import ConfigError, Request
-from dpn.distributed import is_first_process
-from dpn.files import read_json, write_json, write_rows
 from dpn.launch import front_door
 from dpn.model import DPNForConditionalGeneration
 from dpn.reports.page import print_tables, write_report

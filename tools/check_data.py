@@ -17,9 +17,11 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
 
-from dpn import build, data, hub
+from dpn import build, data
 from dpn.checkpoints import read_tokenizer
 from dpn.checks import check_part
+from dpn.common import hub
+from dpn.common.progress import progress
 from dpn.config import ConfigError, Request
 from dpn.data.base import Source, Split
 from dpn.data.batch import DataError
@@ -30,7 +32,6 @@ from dpn.data.rows import Rows, answered_turns
 from dpn.data.tokenizer import EOS
 from dpn.launch import front_door
 from dpn.processor import DPNProcessor
-from dpn.progress import progress
 from dpn.schema import check_arguments
 
 KINDS = {

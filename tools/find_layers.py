@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from dpn import build, inference, routers
-from dpn.files import write_json
+from dpn.common.files import write_json
 from dpn.launch import read_arguments, readable_errors
 from dpn.routers.redundancy_lens import rank_layers
 from dpn.routers.vtw import find_layer

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 from dpn import build, inference
+from dpn.common.files import write_json
+from dpn.common.progress import progress
 from dpn.data.batch import DataError
-from dpn.files import write_json
 from dpn.launch import read_arguments, readable_errors
-from dpn.progress import progress
 from dpn.routers import head_pruning
 
 

@@ -1,9 +1,9 @@
 """Official files to questions, answers to official files and scores; one benchmark, one file."""
 
 from dpn.benchmarks.base import Benchmark, OfficialFile, Question, Scores
-from dpn.parts import Family
+from dpn.common.registry import Registry
 
-_family = Family("dpn.benchmarks", Benchmark)
-names, resolve, build = _family.names, _family.resolve, _family.build
+_registry = Registry("dpn.benchmarks", Benchmark)
+names, resolve, build = _registry.names, _registry.resolve, _registry.build
 
 __all__ = ["Benchmark", "OfficialFile", "Question", "Scores", "build", "names", "resolve"]

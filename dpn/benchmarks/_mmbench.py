@@ -12,9 +12,9 @@ from PIL import Image
 
 from dpn.benchmarks._files import decoded, read_table
 from dpn.benchmarks.base import Benchmark, OfficialFile, Question, Scores, by_category, percent
+from dpn.common.files import atomic_path
 from dpn.data.batch import DataError
 from dpn.data.images import CorruptImageError
-from dpn.files import atomic_path
 
 LETTERS = "ABCD"
 #: Copies of a question with turned options have its index and a multiple of this.

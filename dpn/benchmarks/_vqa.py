@@ -9,8 +9,8 @@ from dpn.benchmarks._answers import punctuation, vqa_eval
 from dpn.benchmarks._files import ID, Fields, check_same, read_array
 from dpn.benchmarks._short_answers import accuracy, by_group
 from dpn.benchmarks.base import Question, Scores
+from dpn.common.files import write_json
 from dpn.data.batch import DataError
-from dpn.files import write_json
 
 
 def soft_accuracy(answer: str, references: Sequence[str]) -> float:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from PIL import Image
 
-from dpn.files import write_rows
+from dpn.common.files import write_rows
 
 #: Where LLaVA's question files come from.
 EVAL_ZIP = "eval.zip, linked in docs/Evaluation.md of github.com/haotian-liu/LLaVA"

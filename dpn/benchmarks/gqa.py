@@ -8,8 +8,8 @@ from typing import Any
 from dpn.benchmarks._files import read_object
 from dpn.benchmarks._short_answers import accuracy, read_questions
 from dpn.benchmarks.base import EVAL_ZIP, Benchmark, OfficialFile, Question, Scores
+from dpn.common.files import write_json
 from dpn.data.batch import DataError
-from dpn.files import write_json
 
 _QUESTIONS = "gqa/llava_gqa_testdev_balanced.jsonl"
 _ANSWERS = "gqa/data/testdev_balanced_questions.json"

@@ -7,8 +7,8 @@ from typing import Any
 
 from dpn.benchmarks._files import ID, Fields, check_same, image_of, read_jsonl, read_object
 from dpn.benchmarks.base import Benchmark, OfficialFile, Question, Scores
+from dpn.common.files import write_rows
 from dpn.data.batch import DataError
-from dpn.files import write_rows
 
 _HUB = "liuhaotian/llava-bench-in-the-wild of the Hugging Face hub"
 

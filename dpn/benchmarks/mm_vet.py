@@ -6,8 +6,8 @@ from statistics import fmean
 
 from dpn.benchmarks._files import ID, check_same, image_of, read_jsonl, read_object
 from dpn.benchmarks.base import EVAL_ZIP, Benchmark, OfficialFile, Question, Scores, percent
+from dpn.common.files import write_json
 from dpn.data.batch import DataError
-from dpn.files import write_json
 
 _RELEASE = "mm-vet.zip, a release of github.com/yuweihao/MM-Vet"
 

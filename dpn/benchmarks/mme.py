@@ -8,8 +8,8 @@ from pathlib import Path
 
 from dpn.benchmarks._short_answers import graded, read_questions
 from dpn.benchmarks.base import EVAL_ZIP, SHORT, Benchmark, OfficialFile, Question, Scores, percent
+from dpn.common.files import write_text
 from dpn.data.batch import DataError
-from dpn.files import write_text
 
 SUBTASKS = {
     "perception": (

@@ -22,8 +22,8 @@ from dpn.benchmarks.base import (
     by_category,
     percent,
 )
+from dpn.common.files import write_rows
 from dpn.data.batch import DataError
-from dpn.files import write_rows
 
 _REPOSITORY = "see DATASET.md of github.com/AILab-CVC/SEED-Bench"
 

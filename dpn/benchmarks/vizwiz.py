@@ -9,7 +9,7 @@ from dpn.benchmarks._files import image_of, read_array
 from dpn.benchmarks._short_answers import accuracy, files_of, read_questions
 from dpn.benchmarks._vqa import people_said, soft_accuracy
 from dpn.benchmarks.base import EVAL_ZIP, SHORT, Benchmark, OfficialFile, Question, Scores
-from dpn.files import write_json
+from dpn.common.files import write_json
 
 _SITE = "the VQA page of vizwiz.org"
 _FILES = {

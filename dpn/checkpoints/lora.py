@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from dpn.checkpoints.containers import Container, Read, open_containers, open_file
-from dpn.files import read_json
+from dpn.common.files import read_json
 
 CONFIG = "adapter_config.json"
 ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")

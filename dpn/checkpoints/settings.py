@@ -13,7 +13,7 @@ from typing import Any
 from transformers import CLIPVisionConfig
 
 from dpn.checkpoints.containers import Shape
-from dpn.files import read_json
+from dpn.common.files import read_json
 
 Node = dict[str, Any]
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
-from dpn.files import read_json
+from dpn.common.files import read_json
 
 FILES = ("tokenizer.json", "tokenizer.model")
 

@@ -2,15 +2,15 @@
 
 from typing import TYPE_CHECKING, Any
 
+from dpn.common.registry import Registry
 from dpn.data.base import Source
 from dpn.data.batch import Batch, DataError, Sample, collate
-from dpn.parts import Family
 
 if TYPE_CHECKING:
     from dpn.data.module import DataModule
 
 
-class _Sources(Family):
+class _Sources(Registry):
     """Sources share their folder with the steps that follow them."""
 
     steps = frozenset(
@@ -24,8 +24,8 @@ class _Sources(Family):
         return [name for name in super().names() if name not in self.steps]
 
 
-_family = _Sources("dpn.data", Source)
-names, resolve = _family.names, _family.resolve
+_registry = _Sources("dpn.data", Source)
+names, resolve = _registry.names, _registry.resolve
 
 
 def build(name: str, *, processor: Any = None, **arguments: Any) -> "DataModule":

@@ -19,10 +19,10 @@ import numpy as np
 from filelock import FileLock
 from rich.progress import Progress
 
+from dpn.common.files import atomic_path
+from dpn.common.progress import has_terminal
 from dpn.data.batch import DataError
 from dpn.data.conversation import count_words, image_names
-from dpn.files import atomic_path
-from dpn.progress import has_terminal
 
 log = logging.getLogger(__name__)
 

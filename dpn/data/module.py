@@ -10,6 +10,7 @@ from typing import Any, Literal
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
+from dpn.common.distributed import share
 from dpn.data.base import Source, Split
 from dpn.data.batch import Batch, DataError, collate
 from dpn.data.conversation import image_names, read_turns, template
@@ -17,7 +18,6 @@ from dpn.data.encoding import corpus_text
 from dpn.data.row_budget import RowBudgetSampler, expected_rows
 from dpn.data.rows import Conversations, Rows
 from dpn.data.sampler import BatchSampler
-from dpn.distributed import share
 
 log = logging.getLogger(__name__)
 

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from dpn.common.distributed import connect
 from dpn.decoder.attention import IMPLEMENTATION, BackendName, PrefillAttention
 from dpn.decoder.cache import RaggedCache, Stage
 from dpn.decoder.layer import QueryRows
 from dpn.decoder.rows import PlannedRows
-from dpn.distributed import connect
 from dpn.routers.base import Router, RoutingContext, Trace
 from dpn.tokens import PackedTokens
 

@@ -22,10 +22,10 @@ from transformers import GenerationConfig
 
 from dpn import inference
 from dpn.answering import AnswerError, alike
+from dpn.common.progress import progress
 from dpn.data.batch import IGNORE, DataError, Sample, collate
 from dpn.data.conversation import IMAGE, Piece, Turn, check_words
 from dpn.data.encoding import tokenize
-from dpn.progress import progress
 from dpn.sections import Decoding
 
 log = logging.getLogger(__name__)

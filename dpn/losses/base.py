@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from dpn import distributed
+from dpn.common import distributed
 from dpn.routers.base import Router, Trace
 
 Reduction = Literal["global", "reference"]

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dpn.distributed import connect
-from dpn.keyed import uniform
+from dpn.common.distributed import connect
+from dpn.common.seeded import uniform
 from dpn.losses.base import Reduction, RoutingLoss
 from dpn.routers.base import Router, Trace
 from dpn.routers.vtw import VTWRouter

@@ -5,14 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpn.files import atomic_path, write_text
+from dpn.common.files import atomic_path, write_text
+from dpn.common.table import Table, plain
 from dpn.reports import comparison_tables as tables
 from dpn.reports.charts import Chart, charts
 from dpn.reports.drawing import save
 from dpn.reports.html import write_page
 from dpn.reports.points import Point, points_of
 from dpn.reports.runs import Run, find_runs, read_run
-from dpn.reports.tables import Table, plain, routes
+from dpn.reports.tables import routes
 
 
 @dataclass(frozen=True)

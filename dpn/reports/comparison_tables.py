@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from math import floor, log10
 from statistics import fmean
 
+from dpn.common.table import Table
 from dpn.metrics.statistics import Difference, spread
 from dpn.reports.charts import kept_by_layer
 from dpn.reports.points import ACCURACY, SHARE, Point, baseline_of, best, difference
 from dpn.reports.runs import Run
-from dpn.reports.tables import Table
 
 #: How far above a budget the share that was reached may lie.
 SLACK = 0.02

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from itertools import takewhile
 
+from dpn.common.table import Table
 from dpn.data.conversation import IMAGE
 from dpn.metrics.answers import Row, question
-from dpn.reports.tables import Table
 
 SHOWN = 20
 

@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpn.files import atomic_path
+from dpn.common.files import atomic_path
 from dpn.reports.charts import Chart
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-from dpn.files import atomic_path
+from dpn.common.files import atomic_path
 from dpn.metrics import by, by_level, route_shares
 from dpn.metrics.answers import Row
 from dpn.reports.tables import by_benchmark

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from dpn.files import write_text
+from dpn.common.files import write_text
 from dpn.metrics import route_shares
 from dpn.reports import comparison_tables as tables
 from dpn.reports.charts import Chart

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from dpn.files import atomic_path
+from dpn.common.files import atomic_path
 
 SIDE = 280  # pixels of a panel
 LINES = 4  # of text above the panels

@@ -5,10 +5,11 @@ from typing import Any
 
 from rich.console import Console
 
-from dpn.files import read_json, read_rows, write_text
+from dpn.common.files import read_json, read_rows, write_text
+from dpn.common.table import Table
 from dpn.reports.differences import differences
 from dpn.reports.figures import draw
-from dpn.reports.tables import OVERVIEW, Table, tables
+from dpn.reports.tables import OVERVIEW, tables
 
 
 def write_report(folder: Path, against: str | None = None) -> Path:

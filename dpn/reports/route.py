@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dpn.files import atomic_path
+from dpn.common.files import atomic_path
 from dpn.reports.overlays import has_places, panel
 
 COLUMNS = 5  # pictures in a line

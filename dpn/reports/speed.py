@@ -9,10 +9,10 @@ from typing import Any
 
 from rich.console import Console
 
-from dpn.files import atomic_path, read_json, write_json, write_text
+from dpn.common.files import atomic_path, read_json, write_json, write_text
+from dpn.common.table import Table
 from dpn.metrics.speed import Ratio
 from dpn.profiling import PARTS
-from dpn.reports.tables import Table
 
 Row = dict[str, Any]
 #: What a row is measured again as.

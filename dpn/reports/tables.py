@@ -1,61 +1,16 @@
 """The tables of a run, as plain cells that a terminal and a page show alike."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table as RichTable
-
 from dpn import benchmarks
+from dpn.common.table import Table
 from dpn.metrics import by, by_level, kept_shares, route_shares
 from dpn.metrics.answers import Row
 
 OVERVIEW = "Benchmarks"
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of texts.
-
-    Attributes:
-        title: what it shows.
-        head: of each column.
-        body: rows of cells.
-        note: how to read it.
-    """
-
-    title: str
-    head: tuple[str, ...]
-    body: tuple[tuple[str, ...], ...]
-    note: str = ""
-
-    def markdown(self) -> str:
-        """As Markdown."""
-        table = markdown([self.head, *self.body])
-        return f"## {self.title}\n\n{table}" + (f"\n{self.note}\n" if self.note else "")
-
-    def show(self, console: Console) -> None:
-        """On a terminal."""
-        table = RichTable(title=self.title, caption=self.note or None, title_justify="left")
-        for number, name in enumerate(self.head):
-            table.add_column(name, justify="right" if number else "left", overflow="fold")
-        for line in self.body:
-            table.add_row(*line)
-        console.print(table)
-
-
-def markdown(lines: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown; the first line is its head, and no cell is read as markup."""
-    ruled = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
-    cells = [[plain(cell) for cell in line] for line in ruled]
-    return "\n".join("| " + " | ".join(line) + " |" for line in cells) + "\n"
-
-
-def plain(text: str) -> str:
-    """Text of one line in which Markdown finds no cell and no HTML."""
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
 def tables(metrics: Mapping[str, float], rows: Sequence[Row]) -> list[Table]:

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from dpn.parts import Family
+from dpn.common.registry import Registry
 from dpn.routers.base import Decision, Router, RoutingContext, Trace
 
-_family = Family("dpn.routers", Router)
-names, resolve, build = _family.names, _family.resolve, _family.build
+_registry = Registry("dpn.routers", Router)
+names, resolve, build = _registry.names, _registry.resolve, _registry.build
 
 
 def settled(section: Mapping[str, Any]) -> dict[str, Any]:

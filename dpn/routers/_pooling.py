@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dpn.budget import TextShape
-from dpn.distributed import connect
+from dpn.common.distributed import connect
 from dpn.grids import Grid
 from dpn.routers._pooling_plan import (
     Grids,

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from dpn.budget import TextShape, check_share
+from dpn.common.seeded import uniform
 from dpn.grids import Grid
-from dpn.keyed import uniform
 from dpn.layer_plan import LayerPlan, Work, layer_macs, work_of
 from dpn.tokens import PackedTokens, Positions
 

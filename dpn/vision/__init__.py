@@ -1,10 +1,10 @@
 """Pixels to visual features: one tower, one file."""
 
-from dpn.parts import Family
+from dpn.common.registry import Registry
 from dpn.vision._features import ImageContext, Needs, VisualFeatures
 from dpn.vision.base import VisionTower
 
-_family = Family("dpn.vision", VisionTower)
-names, resolve, build = _family.names, _family.resolve, _family.build
+_registry = Registry("dpn.vision", VisionTower)
+names, resolve, build = _registry.names, _registry.resolve, _registry.build
 
 __all__ = ["ImageContext", "Needs", "VisionTower", "VisualFeatures", "build", "names", "resolve"]

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dpn.common.seeded import mix, uniform
 from dpn.grids import Grid
-from dpn.keyed import mix, uniform
 
 
 @dataclass(frozen=True)

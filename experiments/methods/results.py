@@ -8,8 +8,8 @@ from typing import Any
 
 from methods import KEEPS, METHODS, MORE
 
+from dpn.common.table import markdown
 from dpn.metrics.statistics import spread
-from dpn.reports.tables import markdown
 
 HERE = Path(__file__).parent
 RESULTS, SPEED = HERE / "results.jsonl", HERE / "speed.jsonl"

@@ -20,8 +20,8 @@ from results import FAMILIES, HERE, RESULTS, SPEED, append, draw, read, table
 
 from dpn.bench import bench
 from dpn.commit import commit
+from dpn.common.files import read_json
 from dpn.config import ConfigError
-from dpn.files import read_json
 from dpn.launch import compose, set_up_logging
 from dpn.train import train
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dpn.commit import commit
-from dpn.files import read_json, read_rows, write_json
+from dpn.common.files import read_json, read_rows, write_json
 from tests.app.conftest import timeless, without_times
 from tests.app.sweep_watch import Watch, outcomes
 

@@ -18,11 +18,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from dpn.files import read_json
+from dpn.common.files import read_json
+from dpn.common.table import markdown
 from dpn.launch import compose
 from dpn.metrics import by, by_level, route_shares
 from dpn.metrics.statistics import spread
-from dpn.reports.tables import markdown
 from dpn.run_path import run_path
 
 HERE = Path(__file__).parent

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from dpn.files import write_json, write_rows
+from dpn.common.files import write_json, write_rows
 from dpn.metrics import accuracies, cost_metrics
 from dpn.reports.overlays import draw_overlay
 

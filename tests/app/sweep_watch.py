@@ -8,8 +8,8 @@ from pathlib import Path
 
 import psutil
 
-from dpn.files import read_json
-from dpn.lifeline import alive
+from dpn.common.files import read_json
+from dpn.common.lifeline import alive
 
 
 def outcomes(outputs: Path) -> dict[str, str]:

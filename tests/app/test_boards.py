@@ -16,7 +16,7 @@ from PIL import Image
 
 from dpn import boards
 from dpn.boards import RouteHistograms, results, title_of
-from dpn.files import read_json, read_rows, write_json, write_rows
+from dpn.common.files import read_json, read_rows, write_json, write_rows
 from dpn.launch import compose
 from dpn.loggers import Board, Title, WandB
 from dpn.overlays import by_work

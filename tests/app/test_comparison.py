@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from dpn.files import read_json
+from dpn.common.files import read_json
 from dpn.reports import comparison_tables as tables
 from dpn.reports.comparison import compare
 from dpn.reports.points import baseline_of, difference

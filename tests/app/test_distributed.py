@@ -12,8 +12,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dpn.checkpoints.distributed import read_index
+from dpn.common.files import read_rows
 from dpn.data.sampler import BatchSampler
-from dpn.files import read_rows
 from tests.app.conftest import tiny_run
 
 VARIED = ["trainer.accumulate_grad_batches=2", "model.processor.image_mode=none"]

@@ -12,9 +12,9 @@ from PIL import Image
 
 from dpn import inference
 from dpn.answering import AnswerError, Journal, fingerprint
+from dpn.common.files import read_json, read_rows
 from dpn.config import ConfigError
 from dpn.eval import evaluate
-from dpn.files import read_json, read_rows
 from dpn.launch import compose
 from dpn.run_folder import RunError
 from dpn.stop_request import Interrupted

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import pytest
 from huggingface_hub.errors import RepositoryNotFoundError
 
-from dpn import hub
+from dpn.common import hub
 
 
 @pytest.fixture(autouse=True)

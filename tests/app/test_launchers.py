@@ -7,7 +7,7 @@ from importlib.util import find_spec
 import pytest
 from hydra import compose, initialize_config_dir
 
-from dpn.files import read_json
+from dpn.common.files import read_json
 from dpn.launch import CONFIG_DIR
 
 

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from dpn.files import read_json
+from dpn.common.files import read_json
 from dpn.launch import compose
 from dpn.train import train
 from tests.app.conftest import COLOURS

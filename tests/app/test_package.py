@@ -12,11 +12,10 @@ import dpn
 PACKAGE = Path(dpn.__file__).parent
 ROOT = PACKAGE.parent
 # design.md section 2, each importing only from those before it; `grids` is the geometry that
-# towers, projectors and tokens speak of, `sections` are the values that `checks` looks at, and
-# `auto_classes` comes with the package itself.
+# towers, projectors and tokens speak of, `sections` are the values that `checks` looks at.
 ORDER = [
     *(
-        "auto_classes",
+        "common",
         "sections",
         "config",
         "checks",

@@ -4,7 +4,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from dpn import routers
-from dpn.distributed import processes
+from dpn.common.distributed import processes
 from dpn.launch import compose
 from dpn.losses._auto import AutoLoss
 

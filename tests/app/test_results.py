@@ -9,10 +9,10 @@ from rich.console import Console
 
 from dpn import build, inference, preflight
 from dpn.calibration import measured_share
+from dpn.common.files import read_json, read_rows, write_json
 from dpn.config import ConfigError
 from dpn.data.batch import DataError
 from dpn.eval import evaluate
-from dpn.files import read_json, read_rows, write_json
 from dpn.generate import generate
 from dpn.launch import compose
 from dpn.metrics import accuracies, by_level, cost_metrics, route_shares, score

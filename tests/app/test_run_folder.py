@@ -5,9 +5,10 @@ import signal
 import time
 
 import pytest
+from omegaconf import OmegaConf
 
 from dpn.commit import commit
-from dpn.files import atomic_path, read_json, write_json
+from dpn.common.files import atomic_path, read_json, write_json
 from dpn.launch import compose
 from dpn.run_folder import RunFolder, RunIsLive
 from dpn.run_path import config_hash, run_path, slug
@@ -52,6 +53,25 @@ def test_hash_ignores_what_computes_nothing(override):
 @pytest.mark.parametrize("override", ["seed=1", "router.keep=0.6", "data.batch_size=7"])
 def test_hash_sees_what_computes(override):
     assert hash_of(override) != hash_of()
+
+
+def moved(node, module):
+    """The node with every class of dpn in another module."""
+    if isinstance(node, dict):
+        return {k: moved(v, module) for k, v in node.items()}
+    if isinstance(node, str) and node.startswith("dpn.") and node.rpartition(".")[2].istitle():
+        return f"{module}.{node.rpartition('.')[2]}"
+    return node
+
+
+def test_hash_does_not_see_where_a_class_lives():
+    config = compose("train", ["trainer=fsdp2"]).config
+    plain = OmegaConf.to_container(config, resolve=False)
+    elsewhere = moved(plain, "dpn.rooms.elsewhere")
+    assert elsewhere != plain
+    assert config_hash(OmegaConf.create(elsewhere)) == config_hash(config)
+    plain["optim"]["_target_"] = "torch.optim.Adagrad"
+    assert config_hash(OmegaConf.create(plain)) != config_hash(config)
 
 
 def test_same_run_with_another_logger_finds_its_folder():

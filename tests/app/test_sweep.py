@@ -10,11 +10,11 @@ from importlib.util import find_spec
 import pytest
 
 from dpn import preflight
+from dpn.common.files import read_json, write_json
+from dpn.common.progress import has_terminal
 from dpn.compose import CONFIG_DIR, compose_jobs
 from dpn.config import ConfigError
-from dpn.files import read_json, write_json
 from dpn.launch import compose, diagnose
-from dpn.progress import has_terminal
 from dpn.run_path import run_path, sweep_name
 from dpn.train import main, train
 from tests.app.conftest import timeless, tiny_run

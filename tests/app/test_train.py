@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from dpn import build, evaluation, inference
 from dpn.callbacks import Diverged, StepSeed
-from dpn.files import read_json, read_rows
+from dpn.common.files import read_json, read_rows
 from dpn.launch import compose
 from dpn.resume import CompleteCheckpointIO, latest_checkpoint
 from dpn.stop_request import Interrupted

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dpn.files import read_json
+from dpn.common.files import read_json
 from dpn.launch import compose
 from dpn.losses.depth import DepthLoss
 from dpn.losses.exit import ExitLoss

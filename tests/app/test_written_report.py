@@ -14,7 +14,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 from dpn import report
-from dpn.files import add_row, read_json
+from dpn.common.files import add_row, read_json
 from dpn.launch import compose
 from dpn.reports.comparison import compare, write_comparison
 from dpn.reports.drawing import COLOURS

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, DatasetDict, Features, Image, List, Value
 
-from dpn.files import read_json, read_rows
+from dpn.common.files import read_json, read_rows
 from tests.integrations.conftest import DOCUMENTS, answer, naive_logprob
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ from pkgutil import iter_modules
 from typing import Any
 
 
-class Family:
+class Registry:
     """All parts of one kind, e.g. all routers.
 
     Args:

@@ -14,7 +14,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from dpn.lifeline import hangs
+from dpn.common.lifeline import hangs
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -71,4 +71,4 @@ def _watch(pid: int) -> None:
             hangs = other.environ().get(_PARENT) == os.environ[_PARENT]
             if hangs and os.getpgid(other.pid) != other.pid:  # else it looks for itself
                 other.kill()
-    os._exit(os.EX_TEMPFAIL)  # files are never half written, see dpn.files
+    os._exit(os.EX_TEMPFAIL)  # files are never half written, see dpn.common.files
