@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dpn.budget import Unreachable
+from dpn.cost import Unreachable
 
 Node = dict[str, Any]
 #: Stands among benchmarks for the questions held out from the training data.

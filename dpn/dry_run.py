@@ -20,7 +20,8 @@ from dpn.cost import Cost, costs, visual_macs_ratio
 from dpn.metrics.memory import Watch
 from dpn.model import DPNForConditionalGeneration
 from dpn.model_config import DPNConfig
-from dpn.routers.base import Router, Trace
+from dpn.routers.base import Router
+from dpn.tokens import Trace
 
 #: What a router does: chooses itself, leaves the most or the fewest rows that it can, or pools with
 #: a kernel at each of its layers, see `Router.forced`.

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpn.grids import Grid
+from dpn.tokens import Grid
 
 IGNORE = -100
 

@@ -20,7 +20,7 @@ from dpn.data.rows import Questions
 from dpn.metrics.speed import now
 from dpn.model import DPNForConditionalGeneration
 from dpn.processor import DPNProcessor
-from dpn.routers.base import Trace
+from dpn.tokens import Trace
 
 if TYPE_CHECKING:
     from dpn.data.module import DataModule

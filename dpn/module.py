@@ -18,9 +18,9 @@ from dpn.cost import visual_macs_ratio
 from dpn.data.batch import Batch
 from dpn.losses import RoutingLoss
 from dpn.model import DPNForConditionalGeneration
-from dpn.routers.base import Trace
 from dpn.sections import Schedule
 from dpn.strategies import ZeRO, shard
+from dpn.tokens import Trace
 
 log = logging.getLogger(__name__)
 

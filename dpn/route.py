@@ -26,9 +26,8 @@ from dpn.processor import DPNProcessor
 from dpn.reports.overlays import count_rows, to_pixels
 from dpn.reports.route import Choice, Route, Stage, draw_route
 from dpn.reports.route_terminal import print_route
-from dpn.routers import Decision
-from dpn.routers.base import RowDecision, Trace
 from dpn.survivors import Passage, watch
+from dpn.tokens import Decision, RowDecision, Trace
 
 #: What rows choose from where each decides for itself, see `RowDecision`.
 ROW_OPTIONS = ("pass by", "take part")

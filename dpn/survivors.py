@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from dpn.routers.base import Router, RoutingContext, Trace, Where
-from dpn.spans import Span
-from dpn.tokens import PackedTokens
+from dpn.routers.base import Router, RoutingContext, Where
+from dpn.tokens import PackedTokens, Span, Trace
 
 #: Per layer and image, `[h, w]` which row holds each cell that the projector saw, -1 if none does.
 Owners = list[list[np.ndarray]]

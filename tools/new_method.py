@@ -30,7 +30,7 @@ class @CLASS@Router(DroppingRouter):
     Args:
         layer: where rows are dropped; default: after the first quarter of the decoder.
         ratio: share of an image's rows that goes on.
-        positions: `renumber` or `keep`, see `dpn.tokens.PackedTokens`.
+        positions: `renumber` or `keep`, see `dpn.tokens.packed.PackedTokens`.
         keep: share of visual MACs to meet instead, by choosing the ratio.
     """
 

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from dpn.routers.base import Trace
-from dpn.tokens import PackedTokens
+from dpn.tokens import PackedTokens, Trace
 
 #: Places added when a layer's buffer is full.
 ROOM = 64

@@ -11,7 +11,7 @@ from dpn.decoder import within
 from dpn.decoder.attention import IMPLEMENTATION, packed_attention
 from dpn.decoder.projections import rotated
 from dpn.decoder.rows import PlannedRows
-from dpn.layer_plan import LayerPlan
+from dpn.tokens import LayerPlan
 
 
 class QueryRows(NamedTuple):

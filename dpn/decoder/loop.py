@@ -17,8 +17,8 @@ from dpn.decoder.attention import IMPLEMENTATION, BackendName, PrefillAttention
 from dpn.decoder.cache import RaggedCache, Stage
 from dpn.decoder.layer import QueryRows
 from dpn.decoder.rows import PlannedRows
-from dpn.routers.base import Router, RoutingContext, Trace
-from dpn.tokens import PackedTokens
+from dpn.routers.base import Router, RoutingContext
+from dpn.tokens import PackedTokens, Trace
 
 
 def prefill(

@@ -10,10 +10,7 @@ import torch
 from torch import Tensor
 
 from dpn.decoder.attention import PrefillAttention
-from dpn.grids import Grid
-from dpn.layer_plan import BLOCK
-from dpn.spans import Span
-from dpn.tokens import PackedTokens
+from dpn.tokens import BLOCK, Grid, PackedTokens, Span
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dpn.decoder.projections import Units, inputs, outputs, rotated, units_of
 from dpn.decoder.rows import Neighbourhood, PlannedRows, Queries
-from dpn.layer_plan import LayerPlan, probed_rows
+from dpn.tokens import LayerPlan, probed_rows
 
 
 @torch.compiler.disable

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from dpn.common import distributed
-from dpn.routers.base import Router, Trace
+from dpn.routers.base import Router
+from dpn.tokens import Trace
 
 Reduction = Literal["global", "reference"]
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from dpn.losses.base import Reduction, RoutingLoss
 from dpn.routers._pooling import PoolingRouter
 from dpn.routers._pooling_plan import Grids, count_rows
-from dpn.routers.base import Decision, Router, Trace
+from dpn.routers.base import Router
+from dpn.tokens import Decision, Trace
 
 
 class BudgetLoss(RoutingLoss):

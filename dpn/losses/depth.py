@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dpn.losses.base import Reduction, RoutingLoss
-from dpn.routers.base import Router, Trace
+from dpn.routers.base import Router
+from dpn.tokens import Trace
 
 
 class DepthLoss(RoutingLoss):

@@ -8,8 +8,9 @@ from torch import Tensor
 from dpn.common.distributed import connect
 from dpn.common.seeded import uniform
 from dpn.losses.base import Reduction, RoutingLoss
-from dpn.routers.base import Router, Trace
+from dpn.routers.base import Router
 from dpn.routers.vtw import VTWRouter
+from dpn.tokens import Trace
 
 
 class ExitLoss(RoutingLoss):

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from dpn.losses.base import Reduction, RoutingLoss
-from dpn.routers.base import Router, Trace
+from dpn.routers.base import Router
+from dpn.tokens import Trace
 
 
 class HingeLoss(RoutingLoss):

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from dpn.losses.base import Reduction, RoutingLoss
-from dpn.routers.base import Router, Trace
+from dpn.routers.base import Router
+from dpn.tokens import Trace
 
 
 class LanguageLoss(RoutingLoss):

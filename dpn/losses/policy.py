@@ -7,7 +7,8 @@ from dpn.losses.base import Reduction
 from dpn.losses.budget import BudgetLoss
 from dpn.routers._gates import MLPGate
 from dpn.routers._pooling import PoolingRouter
-from dpn.routers.base import Decision, Router, Trace
+from dpn.routers.base import Router
+from dpn.tokens import Decision, Trace
 
 
 class PolicyLoss(BudgetLoss):

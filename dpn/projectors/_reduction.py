@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
-from dpn.grids import Grid
 from dpn.projectors.base import Projector
 from dpn.projectors.mlp import mlp, mlp_flops
+from dpn.tokens import Grid
 from dpn.vision._features import ImageContext, ImageGroup, VisualFeatures
 
 

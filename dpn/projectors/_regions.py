@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dpn.grids import Grid, Kernel, pooled_grid
 from dpn.projectors._reduction import ReducingProjector
+from dpn.tokens import Grid, Kernel, pooled_grid
 from dpn.vision._features import Needs
 
 

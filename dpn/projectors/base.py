@@ -4,8 +4,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from dpn.budget import check_share
-from dpn.grids import Grid
+from dpn.cost import check_share
+from dpn.tokens import Grid
 from dpn.vision._features import Needs, VisualFeatures
 from dpn.vision.base import VisionTower
 

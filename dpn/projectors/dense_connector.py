@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dpn.grids import Grid, window_of_row
 from dpn.projectors._reduction import Rows, by_grid
 from dpn.projectors._regions import levels_of
 from dpn.projectors.base import Projector
 from dpn.projectors.mlp import mlp, mlp_flops
+from dpn.tokens import Grid, window_of_row
 from dpn.vision._features import ImageGroup, Needs, VisualFeatures
 
 #: The source speaks of CLIP's 24 layers: hidden state i lies i/24 of the way.

@@ -6,8 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from dpn.grids import Grid, Kernel, pool_grid, pooled_grid, window_of_row
 from dpn.projectors._reduction import ReducingProjector, Rows, by_grid
+from dpn.tokens import Grid, Kernel, pool_grid, pooled_grid, window_of_row
 from dpn.vision._features import ImageGroup, VisualFeatures
 
 

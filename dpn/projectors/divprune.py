@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dpn.grids import Grid
 from dpn.projectors._reduction import ReducingProjector, Rows, by_grid, chosen
 from dpn.projectors.mlp import mlp_flops
+from dpn.tokens import Grid
 from dpn.vision._features import ImageGroup, VisualFeatures
 
 

@@ -5,9 +5,9 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
-from dpn.grids import Grid
 from dpn.projectors._reduction import ReducingProjector
 from dpn.projectors.mlp import mlp_flops
+from dpn.tokens import Grid
 from dpn.vision._features import VisualFeatures
 from dpn.vision.base import VisionTower
 

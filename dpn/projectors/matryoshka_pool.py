@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
-from dpn.grids import Grid, Kernel, pool_grid, pooled_grid, window_of_row
 from dpn.projectors._reduction import ReducingProjector, Rows, by_grid, context_of
 from dpn.projectors.mlp import mlp_flops
+from dpn.tokens import Grid, Kernel, pool_grid, pooled_grid, window_of_row
 from dpn.vision._features import ImageGroup, VisualFeatures
 
 

@@ -2,8 +2,8 @@
 
 from torch import nn
 
-from dpn.grids import Grid
 from dpn.projectors.base import Projector
+from dpn.tokens import Grid
 from dpn.vision._features import VisualFeatures
 
 

@@ -7,9 +7,9 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch.nn.functional as F
 
-from dpn.grids import Grid, pool_grid, pooled_grid, window_of_row
 from dpn.projectors._reduction import ReducingProjector, Rows, by_grid
 from dpn.projectors.mlp import mlp_flops
+from dpn.tokens import Grid, pool_grid, pooled_grid, window_of_row
 from dpn.vision._features import ImageGroup, VisualFeatures
 
 

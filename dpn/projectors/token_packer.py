@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from dpn.grids import Grid, window_of_row
 from dpn.projectors._reduction import Rows, by_grid
 from dpn.projectors._regions import (
     RegionAttention,
@@ -14,6 +13,7 @@ from dpn.projectors._regions import (
     resized,
 )
 from dpn.projectors.mlp import mlp
+from dpn.tokens import Grid, window_of_row
 from dpn.vision._features import ImageGroup, VisualFeatures
 
 

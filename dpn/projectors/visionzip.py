@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dpn.grids import Grid
 from dpn.projectors._reduction import ReducingProjector, Rows, by_grid, on_host, take
+from dpn.tokens import Grid
 from dpn.vision._features import ImageGroup, Needs, VisualFeatures
 from dpn.vision.base import VisionTower
 

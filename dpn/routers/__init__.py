@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpn.common.registry import Registry
-from dpn.routers.base import Decision, Router, RoutingContext, Trace
+from dpn.routers.base import Router, RoutingContext
+from dpn.tokens import Decision, Trace
 
 _registry = Registry("dpn.routers", Router)
 names, resolve, build = _registry.names, _registry.resolve, _registry.build

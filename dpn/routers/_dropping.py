@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpn.budget import TextShape
-from dpn.grids import Grid
+from dpn.cost import TextShape
 from dpn.routers._strength import StrengthRouter
-from dpn.routers.base import Decision, Router, RoutingContext, Where
-from dpn.tokens import PackedTokens, Positions
+from dpn.routers.base import Router, RoutingContext, Where
+from dpn.tokens import Decision, Grid, PackedTokens, Positions
 
 
 class DroppingRouter(StrengthRouter):
@@ -26,7 +25,7 @@ class DroppingRouter(StrengthRouter):
     Args:
         where: which layer's attention the hook sees at a depth: that of the layer before (`post`),
             or of the one after (`pre`).
-        positions: see `dpn.tokens.PackedTokens`.
+        positions: see `dpn.tokens.packed.PackedTokens`.
         strength: which the schedule follows from, see `StrengthRouter`.
         bounds: see `StrengthRouter`.
         keep: see `StrengthRouter`.

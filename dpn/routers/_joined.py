@@ -6,11 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from dpn.budget import TextShape
-from dpn.grids import Grid
-from dpn.layer_plan import LayerPlan
+from dpn.cost import TextShape
 from dpn.routers.base import Router, RoutingContext, Where
-from dpn.tokens import PackedTokens
+from dpn.tokens import Grid, LayerPlan, PackedTokens
 
 
 class JoinedRouter(Router):

@@ -2,12 +2,10 @@
 
 from collections.abc import Sequence
 
-from dpn.budget import TextShape
-from dpn.grids import Grid
-from dpn.layer_plan import LayerPlan, layer_macs, work_of
+from dpn.cost import TextShape, layer_macs
 from dpn.routers._strength import StrengthRouter
 from dpn.routers.base import RoutingContext
-from dpn.tokens import PackedTokens
+from dpn.tokens import Grid, LayerPlan, PackedTokens, work_of
 
 
 class PlannedRouter(StrengthRouter):

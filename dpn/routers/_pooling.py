@@ -9,9 +9,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from dpn.budget import TextShape
 from dpn.common.distributed import connect
-from dpn.grids import Grid
+from dpn.cost import TextShape
 from dpn.routers._pooling_plan import (
     Grids,
     PoolingPlan,
@@ -21,8 +20,8 @@ from dpn.routers._pooling_plan import (
     is_nested,
     quarter_layers,
 )
-from dpn.routers.base import Decision, Router, RoutingContext, check_keep
-from dpn.tokens import PackedTokens, Positions
+from dpn.routers.base import Router, RoutingContext, check_keep
+from dpn.tokens import Decision, Grid, PackedTokens, Positions
 
 
 class Choice(NamedTuple):

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from dpn.budget import TextShape
-from dpn.grids import Grid, Kernel, kernel_on, pooled_grid
+from dpn.cost import TextShape
+from dpn.tokens import Grid, Kernel, kernel_on, pooled_grid
 
 Grids = tuple[Grid, ...]
 PAPER_KERNELS: tuple[Kernel, ...] = ((1, 1), (1, 2), (2, 2))

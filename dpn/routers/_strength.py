@@ -1,8 +1,8 @@
 """What the methods share that follow from one number, for which `keep` can stand."""
 
-from dpn.budget import TextShape, meet
-from dpn.grids import Grid
+from dpn.cost import TextShape, solve_for_keep
 from dpn.routers.base import Router, check_keep
+from dpn.tokens import Grid
 
 
 class StrengthRouter(Router):
@@ -27,7 +27,7 @@ class StrengthRouter(Router):
     ):
         super().__init__(text=text, grid=grid)
         self.keep, self.bounds = keep, bounds
-        self.strength = strength if keep is None else meet(keep, self.share, *bounds)
+        self.strength = strength if keep is None else solve_for_keep(keep, self.share, *bounds)
 
     def share(self, strength: float) -> float:
         """Share of visual MACs of an image of native size."""

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dpn.budget import TextShape
-from dpn.grids import Grid
+from dpn.cost import TextShape
 from dpn.routers._dropping import DroppingRouter, dot, of_images, record, to_host
 from dpn.routers.base import RoutingContext, Where
-from dpn.tokens import PackedTokens, Positions
+from dpn.tokens import Grid, PackedTokens, Positions
 
 #: `get_importance` of the source: temperature of its softmax, steps of its page rank.
 TEMPERATURE, STEPS = 0.1, 5

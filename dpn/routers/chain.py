@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dpn import routers as family
-from dpn.budget import TextShape, Unreachable
-from dpn.grids import Grid
+from dpn.cost import TextShape, Unreachable
 from dpn.routers._joined import JoinedRouter
+from dpn.tokens import Grid
 
 
 class ChainRouter(JoinedRouter):

@@ -10,13 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dpn.budget import TextShape
-from dpn.grids import Grid
-from dpn.layer_plan import LayerPlan
+from dpn.cost import TextShape
 from dpn.routers._dropping import dot, highest
 from dpn.routers._strength import StrengthRouter
-from dpn.routers.base import Router, RoutingContext, RowDecision
-from dpn.tokens import PackedTokens, Positions
+from dpn.routers.base import Router, RoutingContext
+from dpn.tokens import Grid, LayerPlan, PackedTokens, Positions, RowDecision
 
 
 class DepthRoutingRouter(StrengthRouter):

@@ -11,14 +11,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from dpn.budget import TextShape
-from dpn.grids import Grid
+from dpn.cost import TextShape
 from dpn.routers._gates import Gate, LinearGate, MLPGate, mean_rows
 from dpn.routers._pooling import Choice, PoolingRouter
 from dpn.routers._pooling_plan import PAPER_KERNELS
 from dpn.routers.base import RoutingContext
 from dpn.routers.random import draw
-from dpn.tokens import PackedTokens, Positions
+from dpn.tokens import Grid, PackedTokens, Positions
 
 
 class DPERouter(PoolingRouter):
@@ -29,7 +28,7 @@ class DPERouter(PoolingRouter):
         kernels: the experts' kernels [h, w] for all layers, or one list per layer.
         reduce: `max`, `avg` or `conv` (depthwise, learned, starts as the average).
         where: `post` routes after the layer, `pre` before it.
-        positions: `renumber` or `keep`, see `dpn.tokens.PackedTokens`.
+        positions: `renumber` or `keep`, see `dpn.tokens.packed.PackedTokens`.
         min_rows: an expert that would leave a sample fewer rows is not allowed; `reference`: 18 in
             training, no bound in evaluation, and samples below 16 rows are never routed.
         eligibility: `sample`: a sample is routed if it has at least as many rows as the largest

@@ -9,11 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dpn.budget import TextShape
-from dpn.grids import Grid
+from dpn.cost import TextShape
 from dpn.routers._gates import ExitGate, mean_rows
-from dpn.routers.base import Decision, Router, RoutingContext, check_keep
-from dpn.tokens import PackedTokens, Positions
+from dpn.routers.base import Router, RoutingContext, check_keep
+from dpn.tokens import Decision, Grid, PackedTokens, Positions
 
 NAMES = ("stay", "leave")
 

@@ -2,11 +2,10 @@
 
 from torch import Tensor
 
-from dpn.budget import TextShape
-from dpn.grids import Grid
+from dpn.cost import TextShape
 from dpn.routers._dropping import DroppingRouter, last_instruction_rows, mean_attention
 from dpn.routers.base import RoutingContext
-from dpn.tokens import PackedTokens, Positions
+from dpn.tokens import Grid, PackedTokens, Positions
 
 
 class FastVRouter(DroppingRouter):

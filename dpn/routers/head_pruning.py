@@ -10,12 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpn.budget import TextShape, Unreachable
-from dpn.grids import Grid
-from dpn.layer_plan import LayerPlan
+from dpn.cost import TextShape, Unreachable
 from dpn.routers._planned import PlannedRouter
 from dpn.routers.base import Router, RoutingContext, Where
-from dpn.tokens import PackedTokens
+from dpn.tokens import Grid, LayerPlan, PackedTokens
 
 #: How scores are made, for messages.
 COMMAND = "python tools/head_scores.py run=RUN"

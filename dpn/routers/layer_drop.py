@@ -1,8 +1,8 @@
 """Layer drop of YOPO (arXiv 2410.06169, section 3): no visual computation in deep layers."""
 
-from dpn.budget import TextShape
-from dpn.grids import Grid
+from dpn.cost import TextShape
 from dpn.routers.vtw import VTWRouter
+from dpn.tokens import Grid
 
 
 class LayerDropRouter(VTWRouter):

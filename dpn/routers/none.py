@@ -1,8 +1,8 @@
 """No compression: every visual row goes through every layer."""
 
-from dpn.budget import TextShape
-from dpn.grids import Grid
+from dpn.cost import TextShape
 from dpn.routers.base import Router
+from dpn.tokens import Grid
 
 
 class NoRouter(Router):

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from dpn.budget import TextShape
-from dpn.grids import Grid
+from dpn.cost import TextShape
 from dpn.routers._dropping import DroppingRouter, last_instruction_rows, mean_attention
 from dpn.routers.base import RoutingContext
-from dpn.tokens import PackedTokens, Positions
+from dpn.tokens import Grid, PackedTokens, Positions
 
 
 class PyramidDropRouter(DroppingRouter):

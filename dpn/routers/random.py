@@ -7,12 +7,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dpn.budget import TextShape
-from dpn.grids import Grid
+from dpn.cost import TextShape
 from dpn.routers._pooling import Choice, PoolingRouter
 from dpn.routers._pooling_plan import PAPER_KERNELS, count_rows
 from dpn.routers.base import RoutingContext
-from dpn.tokens import PackedTokens, Positions
+from dpn.tokens import Grid, PackedTokens, Positions
 
 
 class RandomRouter(PoolingRouter):

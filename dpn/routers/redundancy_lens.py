@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dpn.budget import TextShape
-from dpn.grids import Grid
-from dpn.layer_plan import LayerPlan
+from dpn.cost import TextShape
 from dpn.routers._divergence import divergences
 from dpn.routers._planned import PlannedRouter
 from dpn.routers.base import Router
+from dpn.tokens import Grid, LayerPlan
 
 COMMAND = "python tools/find_layers.py run=RUN method=redundancy_lens"
 KINDS = ("attention", "ffn")

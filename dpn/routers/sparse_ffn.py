@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-from dpn.budget import TextShape
-from dpn.grids import Grid
-from dpn.layer_plan import LayerPlan
+from dpn.cost import TextShape
 from dpn.routers._planned import PlannedRouter
+from dpn.tokens import Grid, LayerPlan
 
 
 class SparseFFNRouter(PlannedRouter):

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dpn.budget import TextShape
-from dpn.grids import Grid
+from dpn.cost import TextShape
 from dpn.routers._dropping import DroppingRouter, dot, mean_attention, to_host
 from dpn.routers.base import RoutingContext
-from dpn.tokens import PackedTokens, Positions
+from dpn.tokens import Grid, PackedTokens, Positions
 
 #: Of 32 layers, those that run before each cut: the released cuts stand after layers 2, 6 and 15.
 DEPTHS = (3, 7, 16)

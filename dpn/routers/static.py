@@ -7,12 +7,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dpn.budget import TextShape
-from dpn.grids import Grid, Kernel
+from dpn.cost import TextShape
 from dpn.routers._pooling import Choice, PoolingRouter
 from dpn.routers._pooling_plan import PAPER_KERNELS, PoolingPlan, count_rows, quarter_layers
 from dpn.routers.base import RoutingContext
-from dpn.tokens import PackedTokens, Positions
+from dpn.tokens import Grid, Kernel, PackedTokens, Positions
 
 
 class StaticRouter(PoolingRouter):
@@ -23,7 +22,7 @@ class StaticRouter(PoolingRouter):
         kernels: one kernel [h, w] per layer, or one for all; default 2 x 2.
         reduce: `max` or `avg`.
         where: `post` pools after the layer, `pre` before it.
-        positions: `renumber` or `keep`, see `dpn.tokens.PackedTokens`.
+        positions: `renumber` or `keep`, see `dpn.tokens.packed.PackedTokens`.
         min_rows: a kernel that would leave a sample fewer rows is not applied to it.
         keep: instead of kernels, the share of visual MACs to come closest to with 1x1, 1x2 and 2x2
             kernels.

@@ -6,12 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dpn.budget import TextShape
-from dpn.grids import Grid
+from dpn.cost import TextShape
 from dpn.routers._divergence import divergences
 from dpn.routers._dropping import DroppingRouter
 from dpn.routers.base import RoutingContext
-from dpn.tokens import PackedTokens, Positions
+from dpn.tokens import Grid, PackedTokens, Positions
 
 
 class VTWRouter(DroppingRouter):

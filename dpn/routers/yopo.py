@@ -5,8 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from dpn.budget import TextShape, meet
-from dpn.grids import Grid
+from dpn.cost import TextShape, solve_for_keep
 from dpn.routers._joined import JoinedRouter, joined
 from dpn.routers._planned import native_macs
 from dpn.routers.base import check_keep
@@ -14,6 +13,7 @@ from dpn.routers.head_pruning import HeadPruningRouter, Scores, read_scores
 from dpn.routers.layer_drop import LayerDropRouter
 from dpn.routers.neighbor_attention import NeighborAttentionRouter
 from dpn.routers.sparse_ffn import SparseFFNRouter
+from dpn.tokens import Grid
 
 
 class YOPORouter(JoinedRouter):
@@ -52,7 +52,7 @@ class YOPORouter(JoinedRouter):
         self.scores = read_scores(scores)
         self.keep, self.positions = keep, "keep"
         self.bounds = 0.0, float(text.num_layers)  # where every method is at its end
-        strength = 1.0 if keep is None else meet(keep, self.share, *self.bounds)
+        strength = 1.0 if keep is None else solve_for_keep(keep, self.share, *self.bounds)
         self.members = nn.ModuleList(self.parts(strength).values())
 
     @classmethod

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dpn.common.seeded import mix, uniform
-from dpn.grids import Grid
+from dpn.tokens import Grid
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dpn.grids import Grid
+from dpn.tokens import Grid
 from dpn.vision._features import Needs, VisualFeatures
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from dpn.grids import Grid
+from dpn.tokens import Grid
 from dpn.vision.base import Transformer
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import ConvNextConfig, ConvNextModel
 
-from dpn.grids import Grid
+from dpn.tokens import Grid
 from dpn.vision.base import VisionTower
 from dpn.vision.clip import build_clip, clip_flops, position_embeddings
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import ViTConfig, ViTModel
 
-from dpn.grids import Grid
+from dpn.tokens import Grid
 from dpn.vision.base import Transformer
 
 

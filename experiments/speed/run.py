@@ -23,15 +23,7 @@ from released import Released
 
 from dpn import DPNConfig
 from dpn.bench_case import Case
-from dpn.contenders import (
-    Batch,
-    HuggingFace,
-    Ours,
-    answer,
-    contenders,
-    set_training,
-    train_step,
-)
+from dpn.contenders import Batch, HuggingFace, Ours, answer, contenders, set_training, train_step
 from dpn.cost import costs
 from dpn.cross_entropy import cross_entropy
 from dpn.dry_run import cost_of, make_batch, prefill

@@ -11,20 +11,18 @@ import dpn
 
 PACKAGE = Path(dpn.__file__).parent
 ROOT = PACKAGE.parent
-# design.md section 2, each importing only from those before it; `grids` is the geometry that
-# towers, projectors and tokens speak of, `sections` are the values that `checks` looks at.
+# Each imports only from those before it.
 ORDER = [
     *(
         "common",
+        "tokens",
+        "cost",
         "sections",
         "config",
         "checks",
         "data",
-        "grids",
         "vision",
         "projectors",
-        "spans",
-        "tokens",
         "routers",
         "decoder",
         "host_batch",
@@ -32,7 +30,7 @@ ORDER = [
         "model",
         "checkpoints",
     ),
-    *("cost", "losses", "module", "metrics", "reports"),
+    *("losses", "module", "metrics", "reports"),
 ]
 
 

@@ -6,12 +6,7 @@ import json
 import pytest
 import sentencepiece
 import torch
-from transformers import (
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-)
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 WIDTH, LAYERS, VOCABULARY = 32, 4, 340
 TOWER = {"image_size": 28, "patch_size": 14, "width": 24, "depth": 4, "heads": 2, "ffn_size": 40}

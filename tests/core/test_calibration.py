@@ -2,8 +2,8 @@
 
 import pytest
 
-from dpn.budget import TextShape
 from dpn.calibration import calibrate, measured_share
+from dpn.cost import TextShape
 
 from .conftest import collate, make_model, make_samples, without
 

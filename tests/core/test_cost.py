@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
 from dpn import DPNConfig, cost, routers, vision
-from dpn.budget import TextShape
+from dpn.cost import TextShape
 from dpn.decoder.cache import RaggedCache
 from dpn.dry_run import cost_of
 
@@ -28,10 +28,11 @@ def count(call):
 
 
 def test_visual_macs_of_the_paper():
-    rows = [[576]] * 32
-    assert cost.visual_macs(rows, LLAVA_7B)[0] / 1e12 == pytest.approx(3.817, abs=5e-4)
-    path = [[576]] * 8 + [[144]] * 24  # DPN's headline: 56.6 % less
-    share = cost.visual_macs(path, LLAVA_7B)[0] / cost.visual_macs(rows, LLAVA_7B)[0]
+    rows = [576] * 32
+    text = cost.TextShape.of(LLAVA_7B)
+    assert text.visual_macs(rows) / 1e12 == pytest.approx(3.817, abs=5e-4)
+    path = [576] * 8 + [144] * 24  # DPN's headline: 56.6 % less
+    share = text.visual_macs(path) / text.visual_macs(rows)
     assert 1 - share == pytest.approx(0.566, abs=5e-4)
 
 

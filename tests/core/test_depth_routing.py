@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from dpn import cost, losses, routers
-from dpn.budget import TextShape
-from dpn.layer_plan import LayerPlan
-from dpn.routers.base import RowDecision, Trace
+from dpn.cost import TextShape
+from dpn.tokens import LayerPlan, RowDecision, Trace
 
 from .conftest import collate, make_model, make_samples, without
 from .eager import Eager
@@ -183,7 +182,7 @@ def test_keep_is_met_in_training_and_evaluation(keep):
     for training in (True, False):
         trace = model.train(training)(**collate(make_samples())).trace
         text = TextShape.of(model.config.text_config)
-        share = trace.visual_macs(0, text) / text.visual_macs([16] * 4)
+        share = cost.visual_macs(trace, 0, text) / text.visual_macs([16] * 4)
         assert share == pytest.approx(0.6, abs=0.05)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dpn import routers
-from dpn.budget import TextShape, meet
+from dpn.cost import TextShape, solve_for_keep
 from dpn.routers.sparsevlm import density_peaks, like_depths
 from dpn.routers.vtw import find_layer
 
@@ -147,9 +147,9 @@ def test_check_of_a_chain(members, keep, message):
 
 
 def test_meet_finds_a_share_that_rises_or_falls():
-    assert meet(0.25, lambda x: x * x, 0, 1) == pytest.approx(0.5)
-    assert meet(0.25, lambda x: 1 - x, 0, 1) == pytest.approx(0.75)
-    assert meet(2.0, lambda x: x, 0, 1) == pytest.approx(1.0)
+    assert solve_for_keep(0.25, lambda x: x * x, 0, 1) == pytest.approx(0.5)
+    assert solve_for_keep(0.25, lambda x: 1 - x, 0, 1) == pytest.approx(0.75)
+    assert solve_for_keep(2.0, lambda x: x, 0, 1) == pytest.approx(1.0)
 
 
 @torch.inference_mode()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dpn import routers
-from dpn.budget import TextShape, Unreachable
+from dpn.cost import TextShape, Unreachable
 from dpn.routers import head_pruning
 
 from .conftest import IMAGE, collate, make_model, make_samples, without

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from dpn import losses, routers
-from dpn.budget import TextShape
-from dpn.routers.base import Decision, Trace
+from dpn.cost import TextShape
+from dpn.tokens import Decision, Trace
 
 TEXT = TextShape(8, 96, 96, 256)
 GRID = ((8, 8),)

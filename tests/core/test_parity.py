@@ -104,7 +104,7 @@ def test_conv_experts_learn_and_pool_with_their_weights():
     out.loss.backward()
     assert weight.grad.abs().max() > 0
     rows = torch.randn(1, 4, 4, 32)
-    from dpn.grids import convolve_grid
+    from dpn.tokens import convolve_grid
 
     torch.testing.assert_close(convolve_grid(rows, weight), rows[:, 0::2, 1::2])
 

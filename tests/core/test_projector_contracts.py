@@ -7,7 +7,7 @@ import torch
 from omegaconf import OmegaConf
 
 from dpn import DPNForConditionalGeneration, cost, projectors
-from dpn.budget import Unreachable
+from dpn.cost import Unreachable
 from dpn.launch import CONFIG_DIR
 
 from .conftest import collate, make_model, make_samples, without

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 
 from dpn import routers
-from dpn.budget import TextShape
-from dpn.layer_plan import LayerPlan
+from dpn.cost import TextShape
 from dpn.routers.base import Router
 from dpn.routers.redundancy_lens import rank_layers
+from dpn.tokens import LayerPlan
 
 from .conftest import collate, make_model, make_samples, without
 

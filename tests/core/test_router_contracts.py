@@ -8,9 +8,8 @@ import torch
 from omegaconf import OmegaConf
 
 from dpn import DPNForConditionalGeneration, routers
-from dpn.budget import TextShape
 from dpn.calibration import LARGEST_PRICE
-from dpn.cost import decoder_flops, prefill_flops
+from dpn.cost import TextShape, decoder_flops, prefill_flops, visual_macs
 
 from .conftest import ROUTER, collate, make_model, make_samples, without
 from .test_cost import count
@@ -231,7 +230,7 @@ def test_keep_is_met_at_the_size_of_llava(deep, name, keep):
     ids[0, 4] = deep.config.image_token_id
     trace = deep(input_ids=ids, pixel_values=torch.randn(1, 3, 96, 96)).trace
     assert trace.base_rows == (576,)
-    share = trace.visual_macs(0, LLAVA) / LLAVA.visual_macs([576] * 32)
+    share = visual_macs(trace, 0, LLAVA) / LLAVA.visual_macs([576] * 32)
     assert share == pytest.approx(keep, abs=0.02)
 
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from dpn import routers
-from dpn.budget import TextShape
+from dpn.cost import TextShape
 from dpn.routers._pooling_plan import PoolingPlan, quarter_layers
-from dpn.routers.base import RoutingContext, Trace
+from dpn.routers.base import RoutingContext
 from dpn.routers.random import draw
+from dpn.tokens import Trace
 
 from .conftest import ROUTER, collate, make_model, make_samples
 

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dpn.grids import pool_grid
-from dpn.tokens import pack
+from dpn.tokens import pack, pool_grid
 
 
 def make(numbering="renumber"):
@@ -111,7 +110,7 @@ def test_pool_grid_equals_windows_by_hand(reduce, kernel):
 
 def test_samples_that_share_grid_and_kernel_are_pooled_in_one_call(monkeypatch):
     calls = []
-    import dpn.tokens as module
+    import dpn.tokens.packed as module
 
     monkeypatch.setattr(
         module, "pool_grid", lambda x, k, r: calls.append(len(x)) or pool_grid(x, k, r)

@@ -5,10 +5,10 @@ import torch
 from transformers import LlamaConfig, Qwen2Config, Qwen3Config
 
 from dpn import cost, routers
-from dpn.budget import TextShape
+from dpn.cost import TextShape, layer_macs
 from dpn.decoder.rows import blocks_in_window
-from dpn.layer_plan import LayerPlan, Work, layer_macs, pairs_in_window, pairs_within, probed_rows
 from dpn.routers.base import Router
+from dpn.tokens import LayerPlan, Work, pairs_in_window, pairs_within, probed_rows
 
 from .conftest import IMAGE, collate, make_model, make_samples, without
 from .test_cost import count

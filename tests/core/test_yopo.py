@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dpn import routers
-from dpn.budget import TextShape
+from dpn.cost import TextShape
 
 LLAVA = TextShape(32, 4096, 4096, 11008, kv_heads=32)
 

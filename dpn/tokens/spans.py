@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dpn.grids import Grid, window_of_row
+from dpn.tokens.grids import Grid, window_of_row
 
 #: `[cells]` which row holds each cell of the vision tower, -1 if none does; and their grid.
 Source = tuple[np.ndarray, Grid]

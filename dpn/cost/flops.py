@@ -2,7 +2,7 @@
 
 Two numbers of a prefill, never to be mixed:
 
-* visual MACs (`dpn.budget`), the papers' convention, visual rows of the decoder only;
+* visual MACs (`macs.py`), the papers' convention, visual rows of the decoder only;
 * prefill FLOPs, with one fused multiply-add = 2: vision tower, projector, decoder with text rows,
 and the head.
 
@@ -14,9 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dpn.budget import TextShape
-from dpn.layer_plan import LayerPlan, Work, layer_macs
-from dpn.routers.base import Trace
+from dpn.cost.macs import TextShape, layer_macs
+from dpn.tokens import LayerPlan, Trace, Work
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class LayerCost:
     """What one decoder layer costs for one sample.
 
     Attributes:
-        visual_macs: see `dpn.budget`.
+        visual_macs: see `macs.py`.
         linear_flops: of a prefill's projections and FFN.
         last_flops: of these, the last matrix product.
         attention_flops: of its products of queries and keys, and of scores and values.
@@ -64,7 +63,7 @@ class Cost:
 
     @property
     def visual_macs(self) -> int:
-        """See `dpn.budget`."""
+        """See `macs.py`."""
         return sum(layer.visual_macs for layer in self.layers)
 
     @property
@@ -216,28 +215,3 @@ def append_flops(text_rows: int, held: Sequence[int], text_config: Any) -> int:
     alone = decoder_flops([text_rows] * len(held), text_config)
     seen = 4 * text_rows * sum(held) * query_width(text_config)
     return head_flops(1, text_config) + alone + seen
-
-
-def visual_macs(rows_per_layer: Sequence[Sequence[int]], text_config: Any) -> list[int]:
-    """Visual MACs of each sample.
-
-    Args:
-        rows_per_layer: visual rows that enter each layer, per layer one number per sample.
-        text_config: Hugging Face text config.
-    """
-    text = TextShape.of(text_config)
-    return [text.visual_macs(rows) for rows in zip(*rows_per_layer, strict=True)]
-
-
-def visual_macs_ratio(trace: Trace, text_config: Any) -> list[float]:
-    """Each sample's visual MACs against those of the vision tower's uncompressed tokens.
-
-    NaN for samples without an image, which have no visual work.
-    """
-    text = TextShape.of(text_config)
-    return [
-        trace.visual_macs(b, text) / (text.num_layers * text.layer_macs(base))
-        if base
-        else float("nan")
-        for b, base in enumerate(trace.base_rows)
-    ]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpn.grids import (
+from dpn.tokens.grids import (
     Grid,
     Kernel,
     Reduce,
@@ -25,7 +25,7 @@ from dpn.grids import (
     pooled_grid,
     window_of_row,
 )
-from dpn.spans import Source, Span
+from dpn.tokens.spans import Source, Span
 
 Positions = Literal["renumber", "keep"]
 

@@ -1,19 +1,16 @@
-"""The ruler of design and papers: MACs that a decoder spends on visual rows.
+"""Visual MACs, the papers' measure of cost: what a decoder computes for visual rows.
 
 For n visual rows a layer of width d, key/value width d_kv and FFN width m costs 2nd^2 + 2nd*d_kv
 (projections) + 2n^2d (attention among visual rows) + 3ndm (gated FFN); with d_kv = d these are the
 papers' 4nd^2 + 2n^2d + 3ndm. What a layer leaves out for visual rows is taken off. Text rows and
-text-to-visual pairs are not counted here, but in
-`dpn.cost.prefill_flops`.
+text-to-visual pairs are not counted here, but in `flops.py`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-
-class Unreachable(str):
-    """A sentence about a share that is asked for and that a method can not spend."""
+from dpn.tokens import LayerPlan, Trace, Work
 
 
 @dataclass(frozen=True)
@@ -86,54 +83,29 @@ class TextShape:
         return self.num_layers * self.layer_macs(self.base_rows or entering)
 
 
-def check_share(
-    key: str,
-    keep: float | None,
-    reach: Callable[[], tuple[float, float]],
-    tolerance: float,
-    way_out: str,
-) -> list[str]:
-    """A sentence if a share is none, or can not be spent.
+def layer_macs(text: TextShape, plan: LayerPlan | None, work: Work) -> int:
+    """Visual MACs of a layer that follows a plan, see `TextShape.layer_macs`."""
+    if plan is None:
+        return text.layer_macs(work.rows, work.pairs)
+    heads = None if plan.heads is None else len(plan.heads)
+    return text.layer_macs(work.rows, work.pairs, heads, plan.ffn, work.probed)
 
-    Args:
-        key: of the config.
-        keep: its value; None is fine.
-        reach: gives the smallest and largest share that can be spent.
-        tolerance: how far beyond them is near enough.
-        way_out: what else may be changed.
+
+def visual_macs(trace: Trace, sample: int, text: TextShape) -> int:
+    """Visual MACs of one sample of a forward pass."""
+    layers = zip(trace.plans, trace.work, strict=True)
+    return sum(layer_macs(text, plan, work[sample]) for plan, work in layers)
+
+
+def visual_macs_ratio(trace: Trace, text_config: Any) -> list[float]:
+    """Each sample's visual MACs against those of the vision tower's uncompressed tokens.
+
+    NaN for samples without an image, which have no visual work.
     """
-    if keep is None:
-        return []
-    if not 0 < keep <= 1:
-        return [f"{key}={keep} must be larger than 0 and at most 1."]
-    low, high = reach()
-    if low - tolerance <= keep <= high + tolerance:
-        return []
-    possible = f"{low:.2f}" if high - low < 0.005 else f"{low:.2f} to {high:.2f}"
+    text = TextShape.of(text_config)
     return [
-        Unreachable(f"{key}={keep} can not be reached, only {possible}; take that, or {way_out}.")
+        visual_macs(trace, b, text) / (text.num_layers * text.layer_macs(base))
+        if base
+        else float("nan")
+        for b, base in enumerate(trace.base_rows)
     ]
-
-
-def meet(keep: float, share: Callable[[float], float], low: float, high: float) -> float:
-    """The parameter of a method at which its share of visual MACs is `keep`.
-
-    Args:
-        keep: the share asked for.
-        share: what the method spends at a parameter; never falls, or never rises, from `low` to
-            `high`.
-        low: smallest parameter.
-        high: largest parameter.
-
-    Returns:
-        The parameter by bisection; the better end where the share is out of reach.
-    """
-    ends = low, high
-    rising = share(high) > share(low)
-    for _ in range(50):
-        middle = (low + high) / 2
-        if (share(middle) < keep) == rising:
-            low = middle
-        else:
-            high = middle
-    return min(*ends, low, high, key=lambda x: abs(share(x) - keep))

@@ -8,8 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from dpn.budget import TextShape
-from dpn.grids import Grid
+from dpn.tokens.grids import Grid
 
 
 @dataclass(frozen=True)
@@ -132,11 +131,3 @@ def probed_rows(rows: int, probe: int) -> list[int]:
     """One in `probe` rows of an image, at least one, evenly spaced from the first to the last."""
     count = max(1, rows // probe) if rows else 0
     return [i * (rows - 1) // max(count - 1, 1) for i in range(count)]
-
-
-def layer_macs(text: TextShape, plan: LayerPlan | None, work: Work) -> int:
-    """Visual MACs of a layer that follows a plan, see `TextShape.layer_macs`."""
-    if plan is None:
-        return text.layer_macs(work.rows, work.pairs)
-    heads = None if plan.heads is None else len(plan.heads)
-    return text.layer_macs(work.rows, work.pairs, heads, plan.ffn, work.probed)

@@ -1,0 +1,51 @@
+"""What flows through the decoder: packed rows, their grids, the plan of each layer, and the record.
+
+Imports `common` only.
+"""
+
+from dpn.tokens.grids import (
+    Grid,
+    Kernel,
+    convolve_grid,
+    kernel_on,
+    pool_grid,
+    pooled_grid,
+    window_of_row,
+)
+from dpn.tokens.layer_plan import (
+    BLOCK,
+    LayerPlan,
+    Work,
+    pairs_in_window,
+    pairs_within,
+    probed_rows,
+    work_of,
+)
+from dpn.tokens.packed import PackedTokens, Positions, pack
+from dpn.tokens.spans import Source, Span
+from dpn.tokens.trace import Decision, RowDecision, Trace
+
+__all__ = [
+    "BLOCK",
+    "Decision",
+    "Grid",
+    "Kernel",
+    "LayerPlan",
+    "PackedTokens",
+    "Positions",
+    "RowDecision",
+    "Source",
+    "Span",
+    "Trace",
+    "Work",
+    "convolve_grid",
+    "kernel_on",
+    "pack",
+    "pairs_in_window",
+    "pairs_within",
+    "pool_grid",
+    "pooled_grid",
+    "probed_rows",
+    "window_of_row",
+    "work_of",
+]
