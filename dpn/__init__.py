@@ -15,25 +15,18 @@ from dpn.common import auto_classes
 
 __version__ = "0.1.0"
 
-_PUBLIC = {
-    "DPNConfig": "dpn.model_config",
-    "DPNForConditionalGeneration": "dpn.model",
-    "DPNProcessor": "dpn.processor",
-}
 __all__ = ["DPNConfig", "DPNForConditionalGeneration", "DPNProcessor", "__version__"]
 
 if TYPE_CHECKING:
-    from dpn.model import DPNForConditionalGeneration
-    from dpn.model_config import DPNConfig
-    from dpn.processor import DPNProcessor
+    from dpn.model import DPNConfig, DPNForConditionalGeneration, DPNProcessor
 
 
 def __getattr__(name: str):
-    if name not in _PUBLIC:
+    if name not in __all__:
         raise AttributeError(
             f"module 'dpn' has no attribute {name!r}; it has {', '.join(__all__)}."
         )
-    return getattr(import_module(_PUBLIC[name]), name)
+    return getattr(import_module("dpn.model"), name)  # torch and transformers are imported here
 
 
 auto_classes.announce()

@@ -18,8 +18,7 @@ from dpn import inference
 from dpn.common.distributed import several_processes, share
 from dpn.common.progress import progress
 from dpn.data.batch import Batch, DataError, Sample, collate
-from dpn.model import DPNForConditionalGeneration
-from dpn.processor import DPNProcessor
+from dpn.model import DPNForConditionalGeneration, DPNProcessor
 
 #: Of an answer, see `dpn.inference.answer`, and of the sample's `meta`.
 Row = dict[str, Any]

@@ -30,7 +30,7 @@ import torch
 from dpn.bench_case import Case, Row, on_paper
 from dpn.contenders import contenders
 from dpn.dry_run import NeedsData, fixed, make_batch, on_meta
-from dpn.model_config import DPNConfig
+from dpn.model import DPNConfig
 from dpn.sections import Load
 
 if TYPE_CHECKING:

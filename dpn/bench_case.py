@@ -17,8 +17,7 @@ from dpn.cost import Cost, costs
 from dpn.dry_run import Route, cost_of, on_meta, supervised_columns, training_step
 from dpn.metrics.memory import peak_bytes
 from dpn.metrics.speed import race, ratio
-from dpn.model import DPNForConditionalGeneration
-from dpn.model_config import DPNConfig
+from dpn.model import DPNConfig, DPNForConditionalGeneration
 from dpn.profiling import profile
 from dpn.sections import Load
 

@@ -18,9 +18,8 @@ from dpn.data.conversation import IMAGE
 from dpn.data.rows import Questions
 from dpn.loggers import Board, Example, Title
 from dpn.metrics import by, route_shares
-from dpn.model import DPNForConditionalGeneration
+from dpn.model import DPNForConditionalGeneration, DPNProcessor
 from dpn.overlays import by_work, seen
-from dpn.processor import DPNProcessor
 from dpn.reports.overlays import SIDE, has_places, panel
 
 if TYPE_CHECKING:

@@ -16,9 +16,7 @@ from dpn.data.tokenizer import train_tokenizer
 from dpn.decoder.layer import compile_layers
 from dpn.losses import RoutingLoss
 from dpn.losses._auto import AutoLoss
-from dpn.model import DPNForConditionalGeneration
-from dpn.model_config import DPNConfig
-from dpn.processor import DPNProcessor
+from dpn.model import DPNConfig, DPNForConditionalGeneration, DPNProcessor
 from dpn.routers import Router
 from dpn.run_folder import RunFolder
 from dpn.sections import SCHEDULE_KEYS, Schedule, trains

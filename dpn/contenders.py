@@ -16,8 +16,7 @@ from transformers import AutoModelForCausalLM
 from dpn.decoder.layer import compile_layers
 from dpn.dry_run import fixed
 from dpn.metrics.speed import now
-from dpn.model import DPNForConditionalGeneration
-from dpn.model_config import DPNConfig
+from dpn.model import DPNConfig, DPNForConditionalGeneration
 from dpn.projectors.mlp import MLPProjector
 from dpn.sections import Load
 from dpn.vision._features import Needs

@@ -19,8 +19,7 @@ from dpn.cost import append_flops, prefill_flops
 from dpn.data.conversation import IMAGE
 from dpn.decoder.cache import RaggedCache
 from dpn.inference import Answer, describe, generate, question
-from dpn.model import DPNForConditionalGeneration
-from dpn.processor import DPNProcessor
+from dpn.model import DPNForConditionalGeneration, DPNProcessor
 
 
 class Chat:

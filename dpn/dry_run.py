@@ -18,8 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from dpn.cost import Cost, costs, visual_macs_ratio
 from dpn.metrics.memory import Watch
-from dpn.model import DPNForConditionalGeneration
-from dpn.model_config import DPNConfig
+from dpn.model import DPNConfig, DPNForConditionalGeneration
 from dpn.routers.base import Router
 from dpn.tokens import Trace
 

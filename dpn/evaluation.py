@@ -18,9 +18,8 @@ from dpn.data.conversation import IMAGE, Turn
 from dpn.data.rows import Questions
 from dpn.metrics import accuracies, cost_metrics, score
 from dpn.metrics.speed import answer_speed
-from dpn.model import DPNForConditionalGeneration
+from dpn.model import DPNForConditionalGeneration, DPNProcessor
 from dpn.overlays import draw_overlays
-from dpn.processor import DPNProcessor
 
 if TYPE_CHECKING:
     from dpn.data.module import DataModule

@@ -18,8 +18,7 @@ from dpn.data.batch import IGNORE, Batch, collate
 from dpn.data.conversation import IMAGE
 from dpn.data.rows import Questions
 from dpn.metrics.speed import now
-from dpn.model import DPNForConditionalGeneration
-from dpn.processor import DPNProcessor
+from dpn.model import DPNForConditionalGeneration, DPNProcessor
 from dpn.tokens import Trace
 
 if TYPE_CHECKING:

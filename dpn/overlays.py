@@ -10,8 +10,7 @@ from dpn import inference
 from dpn.answering import Exam, Row
 from dpn.data.batch import Sample, collate
 from dpn.data.conversation import IMAGE
-from dpn.model import DPNForConditionalGeneration
-from dpn.processor import DPNProcessor
+from dpn.model import DPNForConditionalGeneration, DPNProcessor
 from dpn.reports.overlays import draw_overlay, has_places, to_pixels
 from dpn.survivors import survivors
 

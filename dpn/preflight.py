@@ -13,7 +13,7 @@ from dpn.config import Node, Request, refuse, resolve
 from dpn.cost import TextShape
 from dpn.data.base import Source
 from dpn.losses._auto import AutoLoss
-from dpn.processor import DPNProcessor
+from dpn.model import DPNProcessor
 
 
 def check(request: Request) -> None:

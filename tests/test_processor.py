@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from dpn.data.batch import DataError, Sample, collate
 from dpn.data.conversation import read_turns
 from dpn.data.tokenizer import train_tokenizer
-from dpn.processor import DPNProcessor
+from dpn.model import DPNProcessor
 from tests.data.conftest import CORPUS, gpt, human
 
 QUESTION = {"role": "user", "content": "<image>\nWhat colour is the cat?"}

@@ -31,7 +31,7 @@ from dpn.data.images import CorruptImageError, MissingImageError, OutsideImageEr
 from dpn.data.rows import Rows, answered_turns
 from dpn.data.tokenizer import EOS
 from dpn.launch import front_door
-from dpn.processor import DPNProcessor
+from dpn.model import DPNProcessor
 from dpn.schema import check_arguments
 
 KINDS = {

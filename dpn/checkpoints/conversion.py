@@ -18,9 +18,7 @@ from dpn.checkpoints.loading import Plan, Report, Source, clip_place, is_optiona
 from dpn.checkpoints.settings import read_settings
 from dpn.checkpoints.tokenizers import read_tokenizer
 from dpn.common.files import atomic_folder, read_json, write_json
-from dpn.model import DPNForConditionalGeneration
-from dpn.model_config import DPNConfig
-from dpn.processor import DPNProcessor
+from dpn.model import DPNConfig, DPNForConditionalGeneration, DPNProcessor
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ def work(file: Path, workers: int = 4, batches: int = 200) -> dict[str, Any]:
     """Memory that belongs to each worker alone, after it loaded shuffled batches for a while."""
     import dpn.data
     from dpn.data.tokenizer import train_tokenizer
-    from dpn.processor import DPNProcessor
+    from dpn.model import DPNProcessor
 
     tokenizer = train_tokenizer([f"{a}{b} " for a in SYLLABLES for b in SYLLABLES] * 2)
     processor = DPNProcessor(tokenizer, image_size=28)  # small, so that batches weigh nothing

@@ -25,10 +25,10 @@ from dpn import DPNConfig
 from dpn.bench_case import Case
 from dpn.contenders import Batch, HuggingFace, Ours, answer, contenders, set_training, train_step
 from dpn.cost import costs
-from dpn.cross_entropy import cross_entropy
 from dpn.dry_run import cost_of, make_batch, prefill
 from dpn.metrics.memory import Watch, peak_bytes
 from dpn.metrics.speed import compare
+from dpn.model.cross_entropy import cross_entropy
 from dpn.sections import Load
 
 PAIRS = 24

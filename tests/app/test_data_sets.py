@@ -9,7 +9,7 @@ from PIL import Image
 from dpn import build
 from dpn.data.tokenizer import train_tokenizer
 from dpn.launch import compose
-from dpn.processor import DPNProcessor
+from dpn.model import DPNProcessor
 from tools.check_data import Report, findings, main
 
 

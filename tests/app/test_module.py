@@ -10,9 +10,8 @@ from dpn import build
 from dpn.data.batch import Sample, collate
 from dpn.data.tokenizer import train_tokenizer
 from dpn.launch import CONFIG_DIR, compose
-from dpn.model import DPNForConditionalGeneration
+from dpn.model import DPNForConditionalGeneration, DPNProcessor
 from dpn.module import learning_rate_factor, parameter_groups
-from dpn.processor import DPNProcessor
 from dpn.run_folder import RunFolder
 from dpn.sections import Schedule, trains
 

@@ -25,8 +25,6 @@ ORDER = [
         "projectors",
         "routers",
         "decoder",
-        "host_batch",
-        "generation",
         "model",
         "checkpoints",
     ),

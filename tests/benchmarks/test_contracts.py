@@ -12,7 +12,7 @@ from dpn import benchmarks
 from dpn.data.batch import DataError
 from dpn.data.tokenizer import train_tokenizer
 from dpn.evaluation import BenchmarkExam
-from dpn.processor import DPNProcessor
+from dpn.model import DPNProcessor
 from tests.benchmarks.files import change, damage
 
 SYSTEM = (

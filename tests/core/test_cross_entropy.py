@@ -4,13 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import dpn.cross_entropy
+import dpn.model.cross_entropy
 from dpn.metrics.memory import Watch
 
 
 def loss_and_gradient(logits, targets, weight):
     logits = logits.detach().requires_grad_()
-    losses = dpn.cross_entropy.cross_entropy(logits, targets)
+    losses = dpn.model.cross_entropy.cross_entropy(logits, targets)
     (losses * weight).sum().backward()
     return losses.detach(), logits.grad
 
@@ -23,7 +23,7 @@ def test_chunks_change_nothing(monkeypatch, rows, dtype):
     weight = torch.rand(rows)
     whole = loss_and_gradient(logits, targets, weight)
     expected = F.cross_entropy(logits.double(), targets, reduction="none")
-    monkeypatch.setattr(dpn.cross_entropy, "CHUNK", 4 * 11)
+    monkeypatch.setattr(dpn.model.cross_entropy, "CHUNK", 4 * 11)
     losses, gradient = loss_and_gradient(logits, targets, weight)
     torch.testing.assert_close(losses, expected.float(), atol=1e-5, rtol=1e-5)
     assert losses.dtype == torch.float32
@@ -39,9 +39,9 @@ def test_logits_are_held_in_their_own_precision_alone(monkeypatch):
     targets = torch.zeros(1024, dtype=torch.long)
     peaks = []
     for chunk in (logits.numel(), logits.numel() // 64):
-        monkeypatch.setattr(dpn.cross_entropy, "CHUNK", chunk)
+        monkeypatch.setattr(dpn.model.cross_entropy, "CHUNK", chunk)
         with Watch([logits]) as watch:
-            (2 * dpn.cross_entropy.cross_entropy(logits * 1, targets)).sum().backward()
+            (2 * dpn.model.cross_entropy.cross_entropy(logits * 1, targets)).sum().backward()
         peaks.append(watch.peak.total() / (2 * logits.numel()))
         logits.grad = None
     assert peaks == pytest.approx([6, 2], rel=0.05)

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from dpn.data.tokenizer import train_tokenizer
-from dpn.processor import DPNProcessor
+from dpn.model import DPNProcessor
 
 CORPUS = [
     "A chat between a curious user and an artificial intelligence assistant. ",

@@ -14,7 +14,7 @@ from dpn.data.index import open_index
 from dpn.data.mosaic import Mosaic, is_complete
 from dpn.data.rows import Conversations, Rows
 from dpn.data.tokenizer import train_tokenizer
-from dpn.processor import DPNProcessor
+from dpn.model import DPNProcessor
 
 SIZES = {"train_images": 12, "val_images": 4}
 WORDS = {"two": 2, "six": 6, "ten": 10, "fourteen": 14}

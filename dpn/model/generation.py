@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import GenerationMixin
 
 from dpn.decoder.cache import RaggedCache
-from dpn.host_batch import ends
+from dpn.model.inputs import ends
 
 #: Arguments of `forward` that belong to images and are read at prefill only.
 IMAGE_INPUTS = ("pixel_values", "image_sizes", "image_sample")

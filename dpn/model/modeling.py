@@ -18,14 +18,14 @@ from dpn import projectors, routers, vision
 from dpn.common.distributed import connect, several_processes
 from dpn.common.seeded import mix
 from dpn.cost import TextShape
-from dpn.cross_entropy import cross_entropy
 from dpn.decoder.attention import BackendName
 from dpn.decoder.cache import RaggedCache
 from dpn.decoder.layer import build_language
 from dpn.decoder.loop import append, prefill
-from dpn.generation import RaggedGenerationMixin
-from dpn.host_batch import IGNORE, HostBatch, by_sample
-from dpn.model_config import DPNConfig
+from dpn.model.configuration import DPNConfig
+from dpn.model.cross_entropy import cross_entropy
+from dpn.model.generation import RaggedGenerationMixin
+from dpn.model.inputs import IGNORE, HostBatch, by_sample
 from dpn.routers.base import Router, RoutingContext
 from dpn.tokens import Grid, PackedTokens, Source, Trace, pack
 from dpn.vision._features import ImageContext, VisualFeatures
