@@ -9,9 +9,9 @@ from omegaconf import DictConfig
 
 from dpn.build import model_on_meta
 from dpn.common.files import read_json
-from dpn.config import Request
 from dpn.launch import compose
-from dpn.run_path import config_hash
+from dpn.runs.path import config_hash
+from dpn.runs.request import Request
 from dpn.sections import trains
 
 #: What a run without compression has its own of.

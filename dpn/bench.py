@@ -34,7 +34,7 @@ from dpn.model import DPNConfig
 from dpn.sections import Load
 
 if TYPE_CHECKING:
-    from dpn.config import Request
+    from dpn.runs.request import Request
 
 #: Settings that say how a model is measured, not which one.
 HOW = (
@@ -65,7 +65,7 @@ def bench(request: "Request") -> list[Row]:
         ConfigError: with everything that is wrong with it.
     """
     from dpn import build, preflight
-    from dpn.config import ConfigError
+    from dpn.runs.request import ConfigError
 
     preflight.check_bench(request)
     config = build.bench_config(request.config)

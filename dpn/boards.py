@@ -12,7 +12,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from dpn.answering import Row
 from dpn.common.distributed import several_processes
-from dpn.config import Request
 from dpn.data.batch import Batch
 from dpn.data.conversation import IMAGE
 from dpn.data.rows import Questions
@@ -21,6 +20,7 @@ from dpn.metrics import by, route_shares
 from dpn.model import DPNForConditionalGeneration, DPNProcessor
 from dpn.overlays import by_work, seen
 from dpn.reports.overlays import SIDE, has_places, panel
+from dpn.runs.request import Request
 
 if TYPE_CHECKING:
     from dpn.data.module import DataModule

@@ -18,7 +18,7 @@ from dpn.losses import RoutingLoss
 from dpn.losses._auto import AutoLoss
 from dpn.model import DPNConfig, DPNForConditionalGeneration, DPNProcessor
 from dpn.routers import Router
-from dpn.run_folder import RunFolder
+from dpn.runs.folder import RunFolder
 from dpn.sections import SCHEDULE_KEYS, Schedule, trains
 from dpn.vision import VisionTower
 

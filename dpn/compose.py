@@ -15,8 +15,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from dpn import projectors, routers
-from dpn.config import Request
-from dpn.run_path import SWEEP, key_of
+from dpn.runs.path import SWEEP, key_of
+from dpn.runs.request import Request
 
 _PACKAGE = Path(__file__).parent
 CONFIG_DIR = next(d for d in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if d.is_dir())

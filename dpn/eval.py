@@ -20,15 +20,15 @@ from dpn import benchmarks, build, inference, preflight
 from dpn.answering import Row
 from dpn.common.distributed import is_first_process, joined_processes
 from dpn.common.files import write_json, write_rows
-from dpn.config import HELD_OUT, Request, is_run
 from dpn.data.batch import DataError
 from dpn.evaluation import evaluate_benchmark, evaluate_held_out
 from dpn.launch import front_door
 from dpn.metrics import cost_metrics
 from dpn.metrics.speed import answer_speed, peak_memory_gib
 from dpn.reports.page import print_tables, write_report
-from dpn.run_folder import RunError, RunFolder
-from dpn.run_path import slug
+from dpn.runs.folder import RunError, RunFolder
+from dpn.runs.path import slug
+from dpn.runs.request import HELD_OUT, Request, is_run
 from dpn.sections import Decoding
 
 log = logging.getLogger(__name__)

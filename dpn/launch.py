@@ -26,12 +26,12 @@ from dpn.common.distributed import is_first_process
 from dpn.common.lifeline import follow, hangs
 from dpn.common.progress import has_terminal
 from dpn.compose import CONFIG_DIR, MULTIRUN, compose, compose_jobs, request_of
-from dpn.config import ConfigError, Request
 from dpn.data.batch import DataError
-from dpn.run_folder import RunError
+from dpn.runs.folder import RunError
+from dpn.runs.request import ConfigError, Request
+from dpn.runs.signals import Interrupted
+from dpn.runs.sweep import Place, Sweep, run_job
 from dpn.schema import check_arguments, matches, nearest
-from dpn.stop_request import Interrupted
-from dpn.sweep import Place, Sweep, run_job
 
 # Warnings of Lightning about what is so on purpose.
 _NO_NEWS = (
@@ -51,7 +51,7 @@ def front_door(
         config_name: of the config to compose.
         check: pre-flight, to find further problems of a command line that Hydra refused.
         place: where the results of a request are, if every one has a folder of its own: then a
-            multirun is a `dpn.sweep.Sweep`.
+            multirun is a `dpn.runs.sweep.Sweep`.
     """
 
     def decorate(run: Callable[[Request], Any]) -> Callable[[], None]:

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from dpn.common.files import write_text
-from dpn.run_folder import RunError
+from dpn.runs.folder import RunError
 
 log = logging.getLogger(__name__)
 

@@ -20,11 +20,11 @@ from rich.table import Table
 
 from dpn import build, preflight
 from dpn.common.distributed import processes
-from dpn.config import ConfigError, Request
 from dpn.data.rows import Rows
 from dpn.fitting import verdict
 from dpn.footprint import GIB, Memory, Rehearsal, Setup
 from dpn.launch import front_door
+from dpn.runs.request import ConfigError, Request
 from dpn.sections import Machine
 
 #: Published rows of the files in LLaVA's recipes, and the mean text tokens of a sample that are

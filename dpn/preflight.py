@@ -9,11 +9,11 @@ from transformers import AutoConfig
 from dpn import apply, benchmarks, checks, data, losses, projectors, routers, vision
 from dpn.checks import Parts
 from dpn.common.distributed import processes
-from dpn.config import Node, Request, refuse, resolve
 from dpn.cost import TextShape
 from dpn.data.base import Source
 from dpn.losses._auto import AutoLoss
 from dpn.model import DPNProcessor
+from dpn.runs.request import Node, Request, refuse, resolve
 
 
 def check(request: Request) -> None:

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dpn.config import ConfigError
 from dpn.launch import read_arguments, readable_errors
 from dpn.reports.comparison import compare, write_comparison
 from dpn.reports.comparison_tables import left_out, methods
 from dpn.reports.page import print_tables, write_report
+from dpn.runs.request import ConfigError
 
 
 def report(run: str) -> Path:

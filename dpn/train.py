@@ -13,18 +13,19 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from dpn import apply, boards, build, evaluation, inference, plan, preflight, torchrun
+from dpn import apply, boards, build, evaluation, inference, plan, preflight
 from dpn.calibration import calibrate, needs_calibration
 from dpn.callbacks import Clock
 from dpn.common.distributed import is_first_process
 from dpn.common.files import read_json, write_json, write_rows
-from dpn.config import ConfigError, Request
 from dpn.launch import front_door
 from dpn.model import DPNForConditionalGeneration
 from dpn.reports.page import print_tables, write_report
 from dpn.resume import latest_checkpoint
-from dpn.run_folder import RunFolder
-from dpn.run_path import run_path
+from dpn.runs import torchrun
+from dpn.runs.folder import RunFolder
+from dpn.runs.path import run_path
+from dpn.runs.request import ConfigError, Request
 from dpn.sections import trains
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from dpn import commit as code
+from dpn.runs import commit as code
 
 
 @pytest.fixture

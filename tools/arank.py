@@ -17,11 +17,11 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from dpn import build, inference
-from dpn.config import ConfigError
 from dpn.launch import compose, read_arguments, readable_errors
 from dpn.model import DPNForConditionalGeneration
 from dpn.routers import Router, RoutingContext
 from dpn.routers.base import Where
+from dpn.runs.request import ConfigError
 from dpn.tokens import PackedTokens
 
 

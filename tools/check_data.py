@@ -22,7 +22,6 @@ from dpn.checkpoints import read_tokenizer
 from dpn.checks import check_part
 from dpn.common import hub
 from dpn.common.progress import progress
-from dpn.config import ConfigError, Request
 from dpn.data.base import Source, Split
 from dpn.data.batch import DataError
 from dpn.data.conversation import checked_pieces, count_words, image_names, template
@@ -32,6 +31,7 @@ from dpn.data.rows import Rows, answered_turns
 from dpn.data.tokenizer import EOS
 from dpn.launch import front_door
 from dpn.model import DPNProcessor
+from dpn.runs.request import ConfigError, Request
 from dpn.schema import check_arguments
 
 KINDS = {

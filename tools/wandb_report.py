@@ -15,7 +15,7 @@ from dpn.boards import EXAMPLES_TABLE, results
 from dpn.launch import read_arguments, readable_errors
 from dpn.loggers import has_key
 from dpn.reports.page import read_results
-from dpn.run_folder import RunError
+from dpn.runs.folder import RunError
 
 if TYPE_CHECKING:
     import wandb_workspaces.workspaces as ws

@@ -17,7 +17,7 @@ import numpy as np
 from dpn.metrics.answers import Row, question
 from dpn.metrics.statistics import Difference, paired_difference
 from dpn.reports.runs import Run
-from dpn.run_path import is_identity, key_of
+from dpn.runs.path import is_identity, key_of
 
 ACCURACY, SHARE = "val/accuracy", "cost/visual_macs_ratio"
 #: Sections that may differ between a method and its baseline.

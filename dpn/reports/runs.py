@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from dpn.metrics.answers import Row
-from dpn.run_folder import DEAD_AFTER_S
+from dpn.runs.folder import DEAD_AFTER_S
 
 #: A folder with one of these is a run folder, or one with the results of an evaluation.
 MARKS = {"status.json", "metrics.json", "rows.jsonl"}

@@ -14,10 +14,10 @@ from omegaconf import OmegaConf
 
 from dpn import build, inference
 from dpn.answering import answer_all
-from dpn.commit import commit
 from dpn.data.rows import Questions
 from dpn.launch import read_arguments, readable_errors
 from dpn.metrics.speed import compare
+from dpn.runs.commit import commit
 
 HERE = Path(__file__).parent
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpn.launch import compose
-from dpn.run_path import run_path
+from dpn.runs.path import run_path
 
 KEEPS = (0.5, 0.25, 0.75)
 #: What `head_pruning` can still spend.

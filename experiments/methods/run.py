@@ -19,10 +19,10 @@ from methods import KEEPS, METHODS, MORE, Job, base, jobs
 from results import FAMILIES, HERE, RESULTS, SPEED, append, draw, read, table
 
 from dpn.bench import bench
-from dpn.commit import commit
 from dpn.common.files import read_json
-from dpn.config import ConfigError
 from dpn.launch import compose, set_up_logging
+from dpn.runs.commit import commit
+from dpn.runs.request import ConfigError
 from dpn.train import train
 
 #: A decoder large enough for its matrices to cost more than the calls.

@@ -16,8 +16,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dpn.commit import commit
 from dpn.common.files import read_json, read_rows, write_json
+from dpn.runs.commit import commit
 from tests.app.conftest import timeless, without_times
 from tests.app.sweep_watch import Watch, outcomes
 

@@ -23,7 +23,7 @@ from dpn.common.table import markdown
 from dpn.launch import compose
 from dpn.metrics import by, by_level, route_shares
 from dpn.metrics.statistics import spread
-from dpn.run_path import run_path
+from dpn.runs.path import run_path
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.jsonl"

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from dpn.commit import commit
 from dpn.metrics.speed import Ratio
+from dpn.runs.commit import commit
 
 HERE = Path(__file__).parent
 

@@ -8,8 +8,8 @@ import pytest
 from dpn import build, evaluation, inference
 from dpn.apply import base_overrides, base_run
 from dpn.common.files import read_json, read_rows
-from dpn.config import ConfigError
 from dpn.launch import compose
+from dpn.runs.request import ConfigError
 from dpn.train import main, train
 from tests.app.conftest import timeless, tiny_run, without_times
 

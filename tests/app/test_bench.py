@@ -12,11 +12,11 @@ from torch.profiler import ProfilerActivity
 
 from dpn import DPNConfig, profiling
 from dpn.bench import Load, bench, measure
-from dpn.config import ConfigError
 from dpn.contenders import contenders, set_training, train_step, weights
 from dpn.dry_run import make_batch
 from dpn.launch import compose
 from dpn.reports import speed
+from dpn.runs.request import ConfigError
 
 SMALL = (
     "model.text.hidden_size=16",

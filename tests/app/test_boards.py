@@ -22,8 +22,8 @@ from dpn.loggers import Board, Title, WandB
 from dpn.overlays import by_work
 from dpn.reports.overlays import SIDE
 from dpn.reports.page import read_results
-from dpn.run_folder import RunError
-from dpn.stop_request import Interrupted
+from dpn.runs.folder import RunError
+from dpn.runs.signals import Interrupted
 from dpn.train import train
 from tests.app.conftest import tiny_run
 from tests.app.test_train import AtStep, crash

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from dpn import preflight
-from dpn.config import ConfigError
 from dpn.launch import CONFIG_DIR, compose, diagnose, read_arguments
+from dpn.runs.request import ConfigError
 from dpn.schema import check_arguments, matches
 
 GROUPS = {

@@ -8,7 +8,7 @@ import pytest
 from dpn import build
 from dpn.callbacks import Clock
 from dpn.launch import compose
-from dpn.run_folder import RunFolder
+from dpn.runs.folder import RunFolder
 
 ZERO2, ZERO3 = 2, 3
 # devices, ZeRO stage, batch of a GPU, accumulated batches, global batch

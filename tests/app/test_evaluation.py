@@ -13,11 +13,11 @@ from PIL import Image
 from dpn import inference
 from dpn.answering import AnswerError, Journal, fingerprint
 from dpn.common.files import read_json, read_rows
-from dpn.config import ConfigError
 from dpn.eval import evaluate
 from dpn.launch import compose
-from dpn.run_folder import RunError
-from dpn.stop_request import Interrupted
+from dpn.runs.folder import RunError
+from dpn.runs.request import ConfigError
+from dpn.runs.signals import Interrupted
 from dpn.train import train
 from tests.app.conftest import tiny_run, without_times
 from tests.benchmarks import test_gqa, test_mm_vet, test_pope

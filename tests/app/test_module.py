@@ -12,7 +12,7 @@ from dpn.data.tokenizer import train_tokenizer
 from dpn.launch import CONFIG_DIR, compose
 from dpn.model import DPNForConditionalGeneration, DPNProcessor
 from dpn.module import learning_rate_factor, parameter_groups
-from dpn.run_folder import RunFolder
+from dpn.runs.folder import RunFolder
 from dpn.sections import Schedule, trains
 
 

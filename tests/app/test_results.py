@@ -10,7 +10,6 @@ from rich.console import Console
 from dpn import build, inference, preflight
 from dpn.calibration import measured_share
 from dpn.common.files import read_json, read_rows, write_json
-from dpn.config import ConfigError
 from dpn.data.batch import DataError
 from dpn.eval import evaluate
 from dpn.generate import generate
@@ -18,6 +17,7 @@ from dpn.launch import compose
 from dpn.metrics import accuracies, by_level, cost_metrics, route_shares, score
 from dpn.report import report
 from dpn.reports.tables import tables
+from dpn.runs.request import ConfigError
 from dpn.train import train
 from tests.app.conftest import timeless, tiny_run, without_times
 from tools import find_layers, head_scores

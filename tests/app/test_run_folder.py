@@ -7,12 +7,12 @@ import time
 import pytest
 from omegaconf import OmegaConf
 
-from dpn.commit import commit
 from dpn.common.files import atomic_path, read_json, write_json
 from dpn.launch import compose
-from dpn.run_folder import RunFolder, RunIsLive
-from dpn.run_path import config_hash, run_path, slug
-from dpn.stop_request import Interrupted
+from dpn.runs.commit import commit
+from dpn.runs.folder import RunFolder, RunIsLive
+from dpn.runs.path import config_hash, run_path, slug
+from dpn.runs.signals import Interrupted
 
 
 def name_of(*overrides: str) -> str:

@@ -13,9 +13,9 @@ from dpn import preflight
 from dpn.common.files import read_json, write_json
 from dpn.common.progress import has_terminal
 from dpn.compose import CONFIG_DIR, compose_jobs
-from dpn.config import ConfigError
 from dpn.launch import compose, diagnose
-from dpn.run_path import run_path, sweep_name
+from dpn.runs.path import run_path, sweep_name
+from dpn.runs.request import ConfigError
 from dpn.train import main, train
 from tests.app.conftest import timeless, tiny_run
 from tests.app.sweep_watch import Watch, outcomes

@@ -17,7 +17,7 @@ from dpn.callbacks import Diverged, StepSeed
 from dpn.common.files import read_json, read_rows
 from dpn.launch import compose
 from dpn.resume import CompleteCheckpointIO, latest_checkpoint
-from dpn.stop_request import Interrupted
+from dpn.runs.signals import Interrupted
 from dpn.train import train
 from tests.app.conftest import tiny_run
 

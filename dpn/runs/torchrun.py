@@ -10,9 +10,9 @@ import torch
 
 from dpn.common.distributed import processes
 from dpn.common.lifeline import CHECK_S, named
-from dpn.config import Request
-from dpn.run_folder import RunError, RunFolder
-from dpn.stop_request import Interrupted, StopRequest
+from dpn.runs.folder import RunError, RunFolder
+from dpn.runs.request import Request
+from dpn.runs.signals import Interrupted, StopRequest
 
 
 def needed(request: Request) -> bool:

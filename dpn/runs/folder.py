@@ -22,13 +22,13 @@ from typing import Any, Self
 
 from omegaconf import OmegaConf
 
-from dpn.commit import commit
 from dpn.common.files import read_json, write_json, write_text
 from dpn.common.lifeline import alive
-from dpn.config import Request
-from dpn.folder_lock import FolderLock
-from dpn.run_path import config_hash, run_path
-from dpn.stop_request import Interrupted, StopRequest
+from dpn.runs.commit import commit
+from dpn.runs.lock import FolderLock
+from dpn.runs.path import config_hash, run_path
+from dpn.runs.request import Request
+from dpn.runs.signals import Interrupted, StopRequest
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from dpn.common.files import read_json, write_text
 from dpn.common.table import Table
-from dpn.run_folder import is_live
+from dpn.runs.folder import is_live
 
 HEAD = ("job", "outcome", "visual MACs", "accuracy", "folder")
 Jobs = dict[int, dict[str, Any]]

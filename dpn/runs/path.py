@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dpn.config import ConfigError, Request
+from dpn.runs.request import ConfigError, Request
 
 SLUG_BYTES = 100
 SWEEP = "DPN_SWEEP"

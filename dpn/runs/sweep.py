@@ -25,12 +25,12 @@ from hydra.errors import HydraException
 from dpn.common.distributed import is_first_process
 from dpn.common.files import read_json, write_json, write_text
 from dpn.common.lifeline import CHECK_S, follow, is_launcher, named
-from dpn.config import ConfigError, Request
 from dpn.data.batch import DataError
-from dpn.folder_lock import FolderLock
-from dpn.run_folder import RunError, RunIsLive
-from dpn.run_path import SWEEP, config_hash, sweep_name, sweep_path
-from dpn.stop_request import Interrupted, StopRequest
+from dpn.runs.folder import RunError, RunIsLive
+from dpn.runs.lock import FolderLock
+from dpn.runs.path import SWEEP, config_hash, sweep_name, sweep_path
+from dpn.runs.request import ConfigError, Request
+from dpn.runs.signals import Interrupted, StopRequest
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class Sweep:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        from dpn.sweep_summary import summarize
+        from dpn.runs.sweep_summary import summarize
 
         self._stop.restore()
         for name in self._environment:
