@@ -8,7 +8,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from dpn import checkpoints, data, inference, lora, losses, routers, vision
+from dpn import checkpoints, data, inference, losses, routers, vision
 from dpn.checkpoints.keys import part_of
 from dpn.common import hub
 from dpn.common.distributed import processes
@@ -20,15 +20,16 @@ from dpn.model import DPNConfig, DPNForConditionalGeneration, DPNProcessor
 from dpn.routers import Router
 from dpn.runs.folder import RunFolder
 from dpn.sections import SCHEDULE_KEYS, Schedule, trains
+from dpn.training import lora
 from dpn.vision import VisionTower
 
 if TYPE_CHECKING:  # Lightning takes seconds to import, and a model needs none of it
     from lightning.pytorch import Trainer
     from lightning.pytorch.strategies import Strategy
 
-    from dpn.callbacks import Clock
     from dpn.data.module import DataModule
-    from dpn.module import DPNModule
+    from dpn.training.callbacks import Clock
+    from dpn.training.module import DPNModule
 
 log = logging.getLogger(__name__)
 
@@ -209,7 +210,7 @@ def routing_loss(config: DictConfig, router: Router) -> RoutingLoss:
 
 def module(config: DictConfig, built: DPNForConditionalGeneration) -> "DPNModule":
     """The LightningModule."""
-    from dpn.module import DPNModule
+    from dpn.training.module import DPNModule
 
     optim = plain(config.optim)
     schedule = Schedule(**{k: optim.pop(k) for k in SCHEDULE_KEYS if k in optim})
@@ -227,9 +228,9 @@ def module(config: DictConfig, built: DPNForConditionalGeneration) -> "DPNModule
 
 def trainer(config: DictConfig, run: RunFolder, clock: "Clock") -> "Trainer":
     """The Trainer with the config's loggers and callbacks, and those that every run has."""
-    from dpn.boards import RouteHistograms
-    from dpn.callbacks import Curves, StepSeed, StopAfterStep
-    from dpn.resume import CompleteCheckpointIO
+    from dpn.training.callbacks import Curves, StepSeed, StopAfterStep
+    from dpn.training.dashboards import RouteHistograms
+    from dpn.training.resume import CompleteCheckpointIO
 
     curves = Curves(run.path / "curves.jsonl")
     own = [clock, curves, StepSeed(config.seed), StopAfterStep(run.stop), RouteHistograms()]

@@ -18,7 +18,7 @@ from dpn.dry_run import Rows, Step, training_step
 from dpn.metrics.memory import Watch
 
 if TYPE_CHECKING:
-    from dpn.module import DPNModule
+    from dpn.training.module import DPNModule
 
 GIB = 2**30
 Engine = Literal["single", "ddp", "fsdp2", "zero2", "zero3"]
@@ -148,7 +148,7 @@ def _precision(setup: Setup) -> tuple[torch.dtype, bool]:
 
 def _optimizer_bytes(module: "DPNModule") -> tuple[int, int]:
     """See `Rehearsal.optimizer_bytes`."""
-    from dpn.module import parameter_groups
+    from dpn.training.module import parameter_groups
 
     optimizer = module.make_optimizer(parameter_groups(module, module.schedule))
     for group in optimizer.param_groups:
@@ -205,7 +205,7 @@ def _engine_bytes(setup: Setup, module: "DPNModule") -> tuple[dict[str, int], di
 
 
 def _units(module: "DPNModule") -> list[list[Tensor]]:
-    """The weights of each unit of `dpn.strategies.shard`; the gates of the router count as one."""
+    """The weights of each unit that `shard` makes; the gates of the router count as one."""
     model = module.model
     language = model.language
     parts = [*language.layers, language.embed_tokens, language.norm, model.lm_head]

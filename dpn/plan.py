@@ -120,10 +120,10 @@ def setup_of(config: DictConfig) -> Setup:
         return Setup("ddp" if count > 1 else "single", **common)
     if target.startswith("ddp"):
         return Setup("ddp", **common)
-    if target == "dpn.strategies.FSDP2":
+    if target == "dpn.training.strategies.FSDP2":
         return Setup("fsdp2", **common)
     zero = OmegaConf.select(config, "trainer.strategy.config.zero_optimization", default={})
-    if target == "dpn.strategies.ZeRO" and zero.get("stage") in (2, 3):
+    if target == "dpn.training.strategies.ZeRO" and zero.get("stage") in (2, 3):
         return Setup(
             "zero2" if zero.stage == 2 else "zero3",
             **common,

@@ -13,20 +13,21 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from dpn import apply, boards, build, evaluation, inference, plan, preflight
-from dpn.calibration import calibrate, needs_calibration
-from dpn.callbacks import Clock
+from dpn import apply, build, evaluation, inference, plan, preflight
 from dpn.common.distributed import is_first_process
 from dpn.common.files import read_json, write_json, write_rows
 from dpn.launch import front_door
 from dpn.model import DPNForConditionalGeneration
 from dpn.reports.page import print_tables, write_report
-from dpn.resume import latest_checkpoint
 from dpn.runs import torchrun
 from dpn.runs.folder import RunFolder
 from dpn.runs.path import run_path
 from dpn.runs.request import ConfigError, Request
 from dpn.sections import trains
+from dpn.training import dashboards
+from dpn.training.calibration import calibrate, needs_calibration
+from dpn.training.callbacks import Clock
+from dpn.training.resume import latest_checkpoint
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -94,7 +95,9 @@ def _run(request: Request, folder: RunFolder) -> None:
     source.image_rows = model.router.expected_rows()
     clock = Clock()
     trainer = build.trainer(config, folder, clock)
-    with boards.opened(trainer, boards.title_of(request, folder.identity, model.router.keep)):
+    with dashboards.opened(
+        trainer, dashboards.title_of(request, folder.identity, model.router.keep)
+    ):
         model = _trained(config, model, source, folder, trainer)
         limit = config.model.generation.max_new_tokens
         metrics, rows = evaluation.evaluate_held_out(
@@ -108,7 +111,7 @@ def _run(request: Request, folder: RunFolder) -> None:
             write_rows(folder.path / "rows.jsonl", rows)
             write_json(folder.path / "metrics.json", metrics)
             write_report(folder.path)
-            boards.show_results(trainer, model, processor, source, metrics, rows)
+            dashboards.show_results(trainer, model, processor, source, metrics, rows)
 
 
 def _trained(

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dpn.boards import EXAMPLES_TABLE, results
 from dpn.launch import read_arguments, readable_errors
-from dpn.loggers import has_key
 from dpn.reports.page import read_results
 from dpn.runs.folder import RunError
+from dpn.training.dashboards import EXAMPLES_TABLE, results
+from dpn.training.loggers import has_key
 
 if TYPE_CHECKING:
     import wandb_workspaces.workspaces as ws

@@ -28,7 +28,7 @@ class Projector(nn.Module):
         needs: what it needs of the tower besides tokens.
         adaptive: whether the number of rows depends on what an image shows.
         calibrated: whether `keep` is met by choosing a price on training data, see
-            `dpn.calibration`.
+            `dpn.training.calibration`.
         ignores: arguments that it accepts, so that sweeps can include it, and never reads.
     """
 

@@ -46,7 +46,7 @@ class DFMRProjector(ReducingProjector):
     ):
         super().__init__(keep, depth, input_size=input_size, output_size=output_size, grid=grid)
         self.kernels, self.threshold = sorted(kernels, reverse=True), threshold
-        # Log of the threshold's factor; see `dpn.calibration`.
+        # Log of the threshold's factor; see `dpn.training.calibration`.
         self.register_buffer("price", torch.empty((), dtype=torch.float32))
         self.reset_parameters()
 

@@ -75,7 +75,7 @@ class Router(nn.Module):
     positions: Positions = "renumber"
     keep: float | None = None
     #: Whether `keep` is met by choosing a price on training data after training
-    #: (`dpn.calibration`).
+    #: (`dpn.training.calibration`).
     calibrated: ClassVar[bool] = False
     #: Names of the losses that train its gates; `loss=auto` takes the first one, with a `keep` the
     #: first one that steers to it. None: the language loss alone.

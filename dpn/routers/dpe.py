@@ -94,8 +94,9 @@ class DPERouter(PoolingRouter):
             for layer, experts in zip(self.plan.layers, self.plan.kernels, strict=False):
                 shapes = [(width, 1, h, w) for h, w in experts]
                 self.experts[str(layer)] = nn.ParameterList([torch.empty(s) for s in shapes])
-        # Taken off the logits in evaluation, times the share of rows an expert keeps, see
-        # `dpn.calibration`: a bias of the gate, so what is chosen is scaled by what made it chosen.
+        # Subtracted from the logits in evaluation, times the share of rows that an expert keeps:
+        # a bias of the gate, so rows are scaled by the probability that chose them. It is found by
+        # `dpn.training.calibration`.
         self.register_buffer("price", torch.empty((), dtype=torch.float32))
         self.reset_parameters()
 

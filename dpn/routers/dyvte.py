@@ -59,7 +59,7 @@ class DyVTERouter(Router):
                 for layer in range(text.num_layers - 1)
             }
         )
-        # Added to the logit of leaving in evaluation; see `dpn.calibration`.
+        # Added to the logit of leaving in evaluation; see `dpn.training.calibration`.
         self.register_buffer("price", torch.empty((), dtype=torch.float32))
         self.reset_parameters()
 

@@ -103,7 +103,7 @@ def test_gates_are_applied_at_another_share(tiny):
 def test_a_projector_is_calibrated_before_and_after(base, tiny, caplog):
     """Where the number of rows depends on the image, as in `dfmr`."""
     keep = ("projector=dfmr", "projector.kernels=[2]", "projector.keep=0.6", "router=none")
-    with caplog.at_level("INFO", logger="dpn.calibration"):
+    with caplog.at_level("INFO", logger="dpn.training.calibration"):
         applied(tiny, *keep)
     assert caplog.text.count("projector.keep=0.6: price") == 2
 

@@ -14,17 +14,17 @@ import pytest
 import torch
 from PIL import Image
 
-from dpn import boards
-from dpn.boards import RouteHistograms, results, title_of
 from dpn.common.files import read_json, read_rows, write_json, write_rows
 from dpn.launch import compose
-from dpn.loggers import Board, Title, WandB
 from dpn.overlays import by_work
 from dpn.reports.overlays import SIDE
 from dpn.reports.page import read_results
 from dpn.runs.folder import RunError
 from dpn.runs.signals import Interrupted
 from dpn.train import train
+from dpn.training import dashboards
+from dpn.training.dashboards import RouteHistograms, results, title_of
+from dpn.training.loggers import Board, Title, WandB
 from tests.app.conftest import tiny_run
 from tests.app.test_train import AtStep, crash
 from tests.app.test_train import run as run_with
@@ -78,7 +78,7 @@ def began(monkeypatch, tmp_path):
 
 
 def test_offline_without_a_key_and_quiet(began, caplog):
-    with caplog.at_level(logging.INFO, "dpn.loggers"):
+    with caplog.at_level(logging.INFO, "dpn.training.loggers"):
         asked = began()
     wanted = {"mode": "offline", "project": "dpn", "name": "a/b/seed 0", "group": "sweep"}
     assert asked.items() >= {**wanted, "resume": "allow"}.items()
@@ -88,7 +88,7 @@ def test_offline_without_a_key_and_quiet(began, caplog):
 
 
 def test_online_with_a_key_or_a_login(began, caplog, monkeypatch, tmp_path):
-    with caplog.at_level(logging.INFO, "dpn.loggers"):
+    with caplog.at_level(logging.INFO, "dpn.training.loggers"):
         monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
         assert began()["mode"] == "online"
         monkeypatch.delenv("WANDB_API_KEY")
@@ -245,7 +245,7 @@ def test_boards_are_closed_however_a_run_ends(error):
     board = Watched()
     trainer = SimpleNamespace(loggers=[board, object()])
     title = Title("name", "abcd")
-    with suppress(ValueError, Interrupted), boards.opened(trainer, title):
+    with suppress(ValueError, Interrupted), dashboards.opened(trainer, title):
         if error:
             raise error
     assert board.seen == [title, error is not None]

@@ -6,9 +6,9 @@ import lightning as L
 import pytest
 
 from dpn import build
-from dpn.callbacks import Clock
 from dpn.launch import compose
 from dpn.runs.folder import RunFolder
+from dpn.training.callbacks import Clock
 
 ZERO2, ZERO3 = 2, 3
 # devices, ZeRO stage, batch of a GPU, accumulated batches, global batch

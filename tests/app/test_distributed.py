@@ -65,7 +65,7 @@ if "deepspeed" in " ".join(sys.argv):  # runs on CPU processes, too, once Lightn
         return initialize(args=args, **further)
     deepspeed.initialize = with_rank
 if "STOP_AFTER" in os.environ and os.environ.get("LOCAL_RANK") == "1":
-    import dpn.callbacks as callbacks
+    import dpn.training.callbacks as callbacks
     check = callbacks.StopAfterStep.on_train_batch_end
     def signalled(self, trainer, *arguments):
         if trainer.global_step == int(os.environ["STOP_AFTER"]):

@@ -11,9 +11,9 @@ from dpn.data.batch import Sample, collate
 from dpn.data.tokenizer import train_tokenizer
 from dpn.launch import CONFIG_DIR, compose
 from dpn.model import DPNForConditionalGeneration, DPNProcessor
-from dpn.module import learning_rate_factor, parameter_groups
 from dpn.runs.folder import RunFolder
 from dpn.sections import Schedule, trains
+from dpn.training.module import learning_rate_factor, parameter_groups
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +56,8 @@ def test_every_choice_builds_a_module(group, choice, processor):
 
 @pytest.mark.parametrize("group", ["trainer", "logger", "callbacks"])
 def test_every_choice_builds_a_trainer(group, tmp_path):
-    from dpn.callbacks import Clock
-    from dpn.resume import Checkpoints, CompleteCheckpointIO
+    from dpn.training.callbacks import Clock
+    from dpn.training.resume import Checkpoints, CompleteCheckpointIO
 
     for path in sorted((CONFIG_DIR / group).glob("*.yaml")):
         if "deepspeed" in path.stem and not find_spec("deepspeed"):

@@ -19,7 +19,7 @@ from dpn.fitting import smaller, verdict
 from dpn.footprint import GIB, Rehearsal, Setup
 from dpn.launch import compose
 from dpn.runs.request import ConfigError
-from dpn.strategies import shard
+from dpn.training.strategies import shard
 
 SMALL = [
     "model.text.hidden_size=64",
@@ -100,7 +100,7 @@ def test_what_is_held_is_what_a_trained_model_holds(optim):
     config = composed(f"optim={optim}", "stage.freeze=[vision]").config
     held = rehearse(config).held(ONE)
     module = build.module_on_meta(config).to_empty(device="cpu")
-    from dpn.module import parameter_groups
+    from dpn.training.module import parameter_groups
 
     optimizer = module.make_optimizer(parameter_groups(module, module.schedule))
     for parameter in module.parameters():

@@ -8,7 +8,6 @@ from PIL import Image
 from rich.console import Console
 
 from dpn import build, inference, preflight
-from dpn.calibration import measured_share
 from dpn.common.files import read_json, read_rows, write_json
 from dpn.data.batch import DataError
 from dpn.eval import evaluate
@@ -19,6 +18,7 @@ from dpn.report import report
 from dpn.reports.tables import tables
 from dpn.runs.request import ConfigError
 from dpn.train import train
+from dpn.training.calibration import measured_share
 from tests.app.conftest import timeless, tiny_run, without_times
 from tools import find_layers, head_scores
 

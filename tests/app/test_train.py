@@ -13,12 +13,12 @@ from lightning.pytorch import Callback
 from safetensors.torch import load_file
 
 from dpn import build, evaluation, inference
-from dpn.callbacks import Diverged, StepSeed
 from dpn.common.files import read_json, read_rows
 from dpn.launch import compose
-from dpn.resume import CompleteCheckpointIO, latest_checkpoint
 from dpn.runs.signals import Interrupted
 from dpn.train import train
+from dpn.training.callbacks import Diverged, StepSeed
+from dpn.training.resume import CompleteCheckpointIO, latest_checkpoint
 from tests.app.conftest import tiny_run
 
 #: Where runs must agree: weights nudged by 1e-7 before six steps end 5e-6 apart with AdamW, 8e-3

@@ -2,8 +2,8 @@
 
 import pytest
 
-from dpn.calibration import calibrate, measured_share
 from dpn.cost import TextShape
+from dpn.training.calibration import calibrate, measured_share
 
 from .conftest import collate, make_model, make_samples, without
 

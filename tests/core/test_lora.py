@@ -1,6 +1,6 @@
 import torch
 
-from dpn import lora
+from dpn.training import lora
 from tests.core.conftest import collate, make_model, make_samples
 
 

@@ -7,7 +7,7 @@ from torch import nn
 from torch.optim import AdamW, Muon
 from torch.optim.lr_scheduler import LambdaLR
 
-from dpn.optim import MuonAdamW
+from dpn.training.optim import MuonAdamW
 
 
 def groups(net):

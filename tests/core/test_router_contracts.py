@@ -8,8 +8,8 @@ import torch
 from omegaconf import OmegaConf
 
 from dpn import DPNForConditionalGeneration, routers
-from dpn.calibration import LARGEST_PRICE
 from dpn.cost import TextShape, decoder_flops, prefill_flops, visual_macs
+from dpn.training.calibration import LARGEST_PRICE
 
 from .conftest import ROUTER, collate, make_model, make_samples, without
 from .test_cost import count

@@ -9,7 +9,7 @@ import torch.multiprocessing as mp
 from torch.distributed.device_mesh import init_device_mesh
 
 from dpn import losses
-from dpn.strategies import shard
+from dpn.training.strategies import shard
 
 from .conftest import collate, make_model, make_samples
 from .test_projector_contracts import METHODS

@@ -17,9 +17,9 @@ from rich.progress import Progress as Bar
 
 from dpn.common.files import add_row, write_rows
 from dpn.common.progress import has_terminal
-from dpn.resume import Checkpoints, step_ends
 from dpn.runs.folder import RunError
 from dpn.runs.signals import Interrupted, StopRequest
+from dpn.training.resume import Checkpoints, step_ends
 
 log = logging.getLogger(__name__)
 progress_log = logging.getLogger("dpn.common.progress")

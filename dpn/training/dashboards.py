@@ -1,5 +1,6 @@
-"""What dashboards show of a run, on whichever boards it has: the routes while it trains, at its end
-metrics and answers. Losses and costs of single steps are logged where they arise, in `dpn.module`.
+"""What dashboards show of a run: routes during training, metrics and answers at the end.
+
+Losses and costs of single steps are logged in `module.py`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,12 +16,12 @@ from dpn.common.distributed import several_processes
 from dpn.data.batch import Batch
 from dpn.data.conversation import IMAGE
 from dpn.data.rows import Questions
-from dpn.loggers import Board, Example, Title
 from dpn.metrics import by, route_shares
 from dpn.model import DPNForConditionalGeneration, DPNProcessor
 from dpn.overlays import by_work, seen
 from dpn.reports.overlays import SIDE, has_places, panel
 from dpn.runs.request import Request
+from dpn.training.loggers import Board, Example, Title
 
 if TYPE_CHECKING:
     from dpn.data.module import DataModule

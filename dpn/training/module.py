@@ -19,8 +19,8 @@ from dpn.data.batch import Batch
 from dpn.losses import RoutingLoss
 from dpn.model import DPNForConditionalGeneration
 from dpn.sections import Schedule
-from dpn.strategies import ZeRO, shard
 from dpn.tokens import Trace
+from dpn.training.strategies import ZeRO, shard
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from dpn.common.files import atomic_path
-from dpn.strategies import SIZES
+from dpn.training.strategies import SIZES
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +130,7 @@ def _file_damage(path: Path) -> str | None:
 
 
 def _folder_damage(path: Path) -> str | None:
-    """A sharded checkpoint, see `dpn.strategies`, knows how large its files are."""
+    """A sharded checkpoint, see `dpn.training.strategies`, knows how large its files are."""
     try:
         sizes = json.loads((path / SIZES).read_text())
         wrong = [n for n, size in sizes.items() if (path / n).stat().st_size != size]
