@@ -19,7 +19,7 @@ from transformers import TextStreamer
 from dpn import inference
 from dpn.data.batch import DataError
 from dpn.dialogue import Chat
-from dpn.generate import read_images, route_of
+from dpn.inference import read_images, route_of
 from dpn.launch import read_arguments, readable_errors
 from dpn.runs.request import ConfigError
 

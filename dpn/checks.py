@@ -16,12 +16,12 @@ import torch
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from dpn.common import hub
+from dpn.inference import Decoding
 from dpn.runs.request import HELD_OUT, Node, Request, is_run
 from dpn.schema import check_arguments, keyword_only, nearest
 from dpn.sections import (
     SCHEDULE_KEYS,
     Benchmark,
-    Decoding,
     Evaluation,
     Generation,
     Init,

@@ -17,11 +17,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from dpn import benchmarks, build, inference, preflight
-from dpn.answering import Row
 from dpn.common.distributed import is_first_process, joined_processes
 from dpn.common.files import write_json, write_rows
 from dpn.data.batch import DataError
-from dpn.evaluation import evaluate_benchmark, evaluate_held_out
+from dpn.inference import Decoding
+from dpn.inference.evaluation import evaluate_benchmark, evaluate_held_out
+from dpn.inference.questions import Row
 from dpn.launch import front_door
 from dpn.metrics import cost_metrics
 from dpn.metrics.speed import answer_speed, peak_memory_gib
@@ -29,7 +30,6 @@ from dpn.reports.page import print_tables, write_report
 from dpn.runs.folder import RunError, RunFolder
 from dpn.runs.path import slug
 from dpn.runs.request import HELD_OUT, Request, is_run
-from dpn.sections import Decoding
 
 log = logging.getLogger(__name__)
 

@@ -9,10 +9,9 @@ import sys
 from pathlib import Path
 
 import torch
-from PIL import Image
 
 from dpn import inference
-from dpn.data.images import read_image
+from dpn.inference import read_images, route_of
 from dpn.launch import read_arguments, readable_errors
 
 
@@ -41,25 +40,6 @@ def generate(
     options = {"do_sample": True, "temperature": float(temperature)} if temperature else {}
     torch.manual_seed(seed)
     return inference.ask(model, processor, prompt, images, max_new_tokens, **options)
-
-
-def read_images(names: str | None) -> list[Image.Image]:
-    """The images of files, with commas between their names.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        DataError: if it is broken.
-    """
-    files = [Path(name) for name in names.split(",")] if names else []
-    for file in files:
-        if not file.is_file():
-            raise FileNotFoundError(f"image={file} does not exist; check the path.")
-    return [read_image(file) for file in files]
-
-
-def route_of(found: inference.Answer) -> str:
-    """What was chosen at each layer that chooses."""
-    return ", ".join(f"layer {layer}: {expert}" for layer, expert in found["route"].items())
 
 
 def main() -> None:

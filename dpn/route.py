@@ -18,14 +18,14 @@ from rich.console import Console
 from torch import Tensor
 
 from dpn import inference
-from dpn.generate import read_images
+from dpn.inference import read_images
+from dpn.inference.survivors import Passage, watch
 from dpn.launch import read_arguments, readable_errors
 from dpn.model import DPNForConditionalGeneration, DPNProcessor
 from dpn.reports.overlays import count_rows, to_pixels
 from dpn.reports.route import Choice, Route, Stage, draw_route
 from dpn.reports.route_terminal import print_route
 from dpn.runs.request import ConfigError
-from dpn.survivors import Passage, watch
 from dpn.tokens import Decision, RowDecision, Trace
 
 #: What rows choose from where each decides for itself, see `RowDecision`.

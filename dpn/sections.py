@@ -231,24 +231,6 @@ class Evaluation:
 
 
 @dataclass
-class Decoding:
-    """How answers are chosen, see `dpn.inference.answer`."""
-
-    num_beams: int = 1
-    temperature: float = 0.0
-    top_p: float = 1.0
-    stop: list[str] = field(default_factory=list)
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Arguments of `dpn.inference.answer`."""
-        options: dict[str, Any] = {"num_beams": self.num_beams, "stop": list(self.stop)}
-        if self.temperature:
-            options |= {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p}
-        return options
-
-
-@dataclass
 class Load:
     """What `dpn.bench` measures, and how. Of lists every combination is measured.
 

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from dpn import apply, build, evaluation, inference, plan, preflight
+from dpn import apply, build, inference, plan, preflight
 from dpn.common.distributed import is_first_process
 from dpn.common.files import read_json, write_json, write_rows
+from dpn.inference import evaluation
 from dpn.launch import front_door
 from dpn.model import DPNForConditionalGeneration
 from dpn.reports.page import print_tables, write_report

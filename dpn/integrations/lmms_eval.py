@@ -21,12 +21,12 @@ from PIL import Image
 from transformers import GenerationConfig
 
 from dpn import inference
-from dpn.answering import AnswerError, alike
 from dpn.common.progress import progress
 from dpn.data.batch import IGNORE, DataError, Sample, collate
 from dpn.data.conversation import IMAGE, Piece, Turn, check_words
 from dpn.data.encoding import tokenize
-from dpn.sections import Decoding
+from dpn.inference import Decoding
+from dpn.inference.questions import AnswerError, alike
 
 log = logging.getLogger(__name__)
 #: What a task may set in its `generation_kwargs`.

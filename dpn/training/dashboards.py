@@ -11,14 +11,14 @@ import numpy as np
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from dpn.answering import Row
 from dpn.common.distributed import several_processes
 from dpn.data.batch import Batch
 from dpn.data.conversation import IMAGE
 from dpn.data.rows import Questions
+from dpn.inference.overlays import by_work, seen
+from dpn.inference.questions import Row
 from dpn.metrics import by, route_shares
 from dpn.model import DPNForConditionalGeneration, DPNProcessor
-from dpn.overlays import by_work, seen
 from dpn.reports.overlays import SIDE, has_places, panel
 from dpn.runs.request import Request
 from dpn.training.loggers import Board, Example, Title

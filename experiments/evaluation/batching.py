@@ -13,8 +13,8 @@ import torch
 from omegaconf import OmegaConf
 
 from dpn import build, inference
-from dpn.answering import answer_all
 from dpn.data.rows import Questions
+from dpn.inference.questions import answer_all
 from dpn.launch import read_arguments, readable_errors
 from dpn.metrics.speed import compare
 from dpn.runs.commit import commit
@@ -63,15 +63,15 @@ class Spread:
 
     @property
     def lengths(self) -> list[int]:
-        """See `dpn.answering.Exam`."""
+        """See `dpn.inference.questions.Exam`."""
         return [self.exam.lengths[place] for place in self.places]
 
     def make(self, index: int):
-        """See `dpn.answering.Exam`."""
+        """See `dpn.inference.questions.Exam`."""
         return self.exam.make(self.places[index])
 
     def where(self, index: int) -> str:
-        """See `dpn.answering.Exam`."""
+        """See `dpn.inference.questions.Exam`."""
         return self.exam.where(self.places[index])
 
 

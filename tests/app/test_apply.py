@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from dpn import build, evaluation, inference
+from dpn import build, inference
 from dpn.apply import base_overrides, base_run
 from dpn.common.files import read_json, read_rows
+from dpn.inference import evaluation
 from dpn.launch import compose
 from dpn.runs.request import ConfigError
 from dpn.train import main, train

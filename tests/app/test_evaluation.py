@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from dpn import inference
-from dpn.answering import AnswerError, Journal, fingerprint
 from dpn.common.files import read_json, read_rows
 from dpn.eval import evaluate
+from dpn.inference.questions import AnswerError, Journal, fingerprint
 from dpn.launch import compose
 from dpn.runs.folder import RunError
 from dpn.runs.request import ConfigError

@@ -12,8 +12,9 @@ import torch
 from lightning.pytorch import Callback
 from safetensors.torch import load_file
 
-from dpn import build, evaluation, inference
+from dpn import build, inference
 from dpn.common.files import read_json, read_rows
+from dpn.inference import evaluation
 from dpn.launch import compose
 from dpn.runs.signals import Interrupted
 from dpn.train import train

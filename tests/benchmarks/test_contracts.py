@@ -11,7 +11,7 @@ import pytest
 from dpn import benchmarks
 from dpn.data.batch import DataError
 from dpn.data.tokenizer import train_tokenizer
-from dpn.evaluation import BenchmarkExam
+from dpn.inference.evaluation import BenchmarkExam
 from dpn.model import DPNProcessor
 from tests.benchmarks.files import change, damage
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dpn.survivors import survivors
+from dpn.inference.survivors import survivors
 
 from .conftest import collate, make_model, make_samples, without
 

@@ -7,12 +7,12 @@ from typing import TypeVar
 import numpy as np
 
 from dpn import inference
-from dpn.answering import Exam, Row
 from dpn.data.batch import Sample, collate
 from dpn.data.conversation import IMAGE
+from dpn.inference.questions import Exam, Row
+from dpn.inference.survivors import survivors
 from dpn.model import DPNForConditionalGeneration, DPNProcessor
 from dpn.reports.overlays import draw_overlay, has_places, to_pixels
-from dpn.survivors import survivors
 
 T = TypeVar("T")
 
@@ -63,7 +63,7 @@ def seen(
     """The first image of a question as the model sees it, and at each layer who owns its cells.
 
     Returns:
-        `[H, W, 3]` in 0..255, and per layer `[h, w]`, see `dpn.survivors`.
+        `[H, W, 3]` in 0..255, and per layer `[h, w]`, see `dpn.inference.survivors`.
     """
     batch = collate([sample], processor.pad_token_id, "left").to(model.device)
     layers = survivors(model, inference.prompts(batch))

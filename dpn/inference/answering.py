@@ -1,7 +1,7 @@
 """A trained model and its answers: the one path of train, eval, generate, chat and route."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from dpn.common.files import atomic_folder
 from dpn.cost import prefill_flops, visual_macs_ratio
 from dpn.data.batch import IGNORE, Batch, collate
 from dpn.data.conversation import IMAGE
+from dpn.data.images import read_image
 from dpn.data.rows import Questions
 from dpn.metrics.speed import now
 from dpn.model import DPNForConditionalGeneration, DPNProcessor
@@ -26,6 +27,24 @@ if TYPE_CHECKING:
 
 disable_progress_bar()  # of reading and writing weights
 Answer = dict[str, Any]
+
+
+@dataclass
+class Decoding:
+    """How answers are chosen, see `answer`."""
+
+    num_beams: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+    stop: list[str] = field(default_factory=list)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments of `answer`."""
+        options: dict[str, Any] = {"num_beams": self.num_beams, "stop": list(self.stop)}
+        if self.temperature:
+            options |= {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p}
+        return options
 
 
 def load(folder: Path, device: str = "auto") -> tuple[DPNForConditionalGeneration, DPNProcessor]:
@@ -256,3 +275,22 @@ def question(prompt: str, images: Sequence[Image.Image]) -> dict[str, str]:
     """The message that asks about some images; marks are added where the prompt has none."""
     missing = len(images) - prompt.count(IMAGE)
     return {"role": "user", "content": f"{IMAGE}\n" * max(0, missing) + prompt}
+
+
+def read_images(names: str | None) -> list[Image.Image]:
+    """The images of files, with commas between their names.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        DataError: if it is broken.
+    """
+    files = [Path(name) for name in names.split(",")] if names else []
+    for file in files:
+        if not file.is_file():
+            raise FileNotFoundError(f"image={file} does not exist; check the path.")
+    return [read_image(file) for file in files]
+
+
+def route_of(found: Answer) -> str:
+    """What was chosen at each layer that chooses."""
+    return ", ".join(f"layer {layer}: {expert}" for layer, expert in found["route"].items())

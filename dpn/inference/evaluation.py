@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torchmetrics import SumMetric
 
-from dpn.answering import Journal, Row, answer_all, fingerprint
 from dpn.benchmarks import Benchmark, Question
 from dpn.common.distributed import is_first_process
 from dpn.common.progress import progress
 from dpn.data.batch import IGNORE, Batch, DataError, Sample
 from dpn.data.conversation import IMAGE, Turn
 from dpn.data.rows import Questions
+from dpn.inference.overlays import draw_overlays
+from dpn.inference.questions import Journal, Row, answer_all, fingerprint
 from dpn.metrics import accuracies, cost_metrics, score
 from dpn.metrics.speed import answer_speed
 from dpn.model import DPNForConditionalGeneration, DPNProcessor
-from dpn.overlays import draw_overlays
 from dpn.runs.request import HELD_OUT
 
 if TYPE_CHECKING:
