@@ -27,11 +27,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dpn.bench_case import Case, Row, on_paper
-from dpn.contenders import contenders
-from dpn.dry_run import NeedsData, fixed, make_batch, on_meta
+from dpn.measure.case import Case, Row, on_paper
+from dpn.measure.contenders import contenders
+from dpn.measure.dry_run import NeedsData, fixed, make_batch, on_meta
+from dpn.measure.load import Load
 from dpn.model import DPNConfig
-from dpn.sections import Load
 
 if TYPE_CHECKING:
     from dpn.runs.request import Request
@@ -53,7 +53,7 @@ def main() -> None:
 
 def _run(request: "Request") -> None:
     """Measure, print, and add to the folder's results."""
-    from dpn.reports.speed import publish
+    from dpn.measure.report import publish
 
     publish(bench(request), Path(request.config.folder))
 
@@ -92,7 +92,7 @@ def measure(config: DPNConfig, load: Load | None = None) -> list[Row]:
 
     Returns:
         One row of flat figures for each batch size, prompt length and number of new tokens: those
-        of `load`, and those that `dpn.bench_case` describes. Training steps and profiles do not
+        of `load`, and those that `dpn.measure.case` describes. Training steps and profiles do not
         depend on new tokens, and stand in the first row of their batch. With `pairs=0` and
         `route=own`, one row for the most and one for the fewest rows that the router can leave.
     """

@@ -21,9 +21,9 @@ from rich.table import Table
 from dpn import build, preflight
 from dpn.common.distributed import processes
 from dpn.data.rows import Rows
-from dpn.fitting import verdict
-from dpn.footprint import GIB, Memory, Rehearsal, Setup
 from dpn.launch import front_door
+from dpn.measure.fitting import verdict
+from dpn.measure.footprint import GIB, Memory, Rehearsal, Setup
 from dpn.runs.request import ConfigError, Request
 from dpn.sections import Machine
 

@@ -7,7 +7,7 @@ Two numbers of a prefill, never to be mixed:
 and the head.
 
 Causal attention is counted as the full square of its rows, as torch's FLOP counter does. Rows come
-from the `Trace` of a forward pass, or of `dpn.dry_run.prefill`, which needs no weights.
+from the `Trace` of a forward pass, or of `dpn.measure.dry_run.prefill`, which needs no weights.
 """
 
 from collections.abc import Sequence

@@ -107,7 +107,7 @@ class Router(nn.Module):
         return None
 
     def rehearsed(self, most: bool) -> "Router":
-        """What stands in for this router where there are no data, only shapes (`dpn.dry_run`).
+        """A router that stands in for this one in a dry run, where there are shapes but no data.
 
         Args:
             most: whether it leaves as many rows as this router can, or as few.

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dpn.contenders import Batch, HuggingFace
+from dpn.measure.contenders import Batch, HuggingFace
 from dpn.model import DPNForConditionalGeneration
 
 IGNORE = -100

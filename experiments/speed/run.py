@@ -22,14 +22,22 @@ from figure import Figure, append
 from released import Released
 
 from dpn import DPNConfig
-from dpn.bench_case import Case
-from dpn.contenders import Batch, HuggingFace, Ours, answer, contenders, set_training, train_step
 from dpn.cost import costs
-from dpn.dry_run import cost_of, make_batch, prefill
+from dpn.measure.case import Case
+from dpn.measure.contenders import (
+    Batch,
+    HuggingFace,
+    Ours,
+    answer,
+    contenders,
+    set_training,
+    train_step,
+)
+from dpn.measure.dry_run import cost_of, make_batch, prefill
+from dpn.measure.load import Load
 from dpn.metrics.memory import Watch, peak_bytes
 from dpn.metrics.speed import compare
 from dpn.model.cross_entropy import cross_entropy
-from dpn.sections import Load
 
 PAIRS = 24
 TINY = {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 8}

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity
 
-from dpn import DPNConfig, profiling
+from dpn import DPNConfig
 from dpn.bench import Load, bench, measure
-from dpn.contenders import contenders, set_training, train_step, weights
-from dpn.dry_run import make_batch
 from dpn.launch import compose
-from dpn.reports import speed
+from dpn.measure import profiling, report
+from dpn.measure.contenders import contenders, set_training, train_step, weights
+from dpn.measure.dry_run import make_batch
 from dpn.runs.request import ConfigError
 
 SMALL = (
@@ -179,7 +179,7 @@ def test_files_hold_all_that_was_measured(tmp_path, capsys):
     load = Load(batch_size=1, text_columns=8, new_tokens=2, pairs=1, train=False, profile=True)
     (found,) = measure(small({"name": "static"}), load)
     for name in ("static", "dpe"):
-        speed.publish([{"model": f"router={each}"} | found for each in (name, "none")], tmp_path)
+        report.publish([{"model": f"router={each}"} | found for each in (name, "none")], tmp_path)
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert [row["model"] for row in rows] == ["router=static", "router=none", "router=dpe"]
     assert "_ms" not in (tmp_path / "rows.json").read_text()  # other work on a CPU changes them

@@ -14,10 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from dpn import build
 from dpn import plan as front
 from dpn.data.row_budget import RowBudgetSampler
-from dpn.dry_run import make_batch
-from dpn.fitting import smaller, verdict
-from dpn.footprint import GIB, Rehearsal, Setup
 from dpn.launch import compose
+from dpn.measure.dry_run import make_batch
+from dpn.measure.fitting import smaller, verdict
+from dpn.measure.footprint import GIB, Rehearsal, Setup
 from dpn.runs.request import ConfigError
 from dpn.training.strategies import shard
 

@@ -9,7 +9,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaFo
 from dpn import DPNConfig, cost, routers, vision
 from dpn.cost import TextShape
 from dpn.decoder.cache import RaggedCache
-from dpn.dry_run import cost_of
+from dpn.measure.dry_run import cost_of
 
 from .conftest import collate, make_model, make_samples, without
 

@@ -5,7 +5,14 @@ import torch
 from transformers import LlamaConfig
 
 from dpn import DPNConfig, DPNForConditionalGeneration
-from dpn.dry_run import cost_of, fixed, make_batch, on_meta, supervised_columns, training_step
+from dpn.measure.dry_run import (
+    cost_of,
+    fixed,
+    make_batch,
+    on_meta,
+    supervised_columns,
+    training_step,
+)
 from dpn.metrics.memory import peak_bytes
 
 from .conftest import collate, make_model, make_samples, without

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from dpn.decoder.layer import compile_layers
-from dpn.dry_run import fixed
+from dpn.measure.dry_run import fixed
+from dpn.measure.load import Load
 from dpn.metrics.speed import now
 from dpn.model import DPNConfig, DPNForConditionalGeneration
 from dpn.projectors.mlp import MLPProjector
-from dpn.sections import Load
 from dpn.vision._features import Needs
 
 Batch = Mapping[str, Tensor]

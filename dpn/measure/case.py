@@ -12,14 +12,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from dpn.contenders import Batch, Contender, answer, set_training, train_step, uncompressed, weights
 from dpn.cost import Cost, costs
-from dpn.dry_run import Route, cost_of, on_meta, supervised_columns, training_step
+from dpn.measure.contenders import (
+    Batch,
+    Contender,
+    answer,
+    set_training,
+    train_step,
+    uncompressed,
+    weights,
+)
+from dpn.measure.dry_run import Route, cost_of, on_meta, supervised_columns, training_step
+from dpn.measure.load import Load
+from dpn.measure.profiling import profile
 from dpn.metrics.memory import peak_bytes
 from dpn.metrics.speed import race, ratio
 from dpn.model import DPNConfig, DPNForConditionalGeneration
-from dpn.profiling import profile
-from dpn.sections import Load
 
 GIB = 2**30
 Row = dict[str, Any]
@@ -29,7 +37,7 @@ class Case:
     """Contenders on one batch.
 
     Args:
-        runners: `ours`, `none` and, where it is of interest, `hf`; see `dpn.contenders`.
+        runners: `ours`, `none` and, where it is of interest, `hf`; see `dpn.measure.contenders`.
         batch: of samples that all have as many columns.
         load: how to measure.
     """
@@ -69,7 +77,7 @@ class Case:
 
     def profiles(self) -> Row:
         """`profile/prefill` and `profile/train_step`: for each contender the share of each part in
-        the time that no compression takes, see `dpn.profiling`.
+        the time that no compression takes, see `dpn.measure.profiling`.
         """
         row: Row = {}
         calls: dict[str, Callable[[Contender], object]] = {

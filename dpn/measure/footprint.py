@@ -1,6 +1,6 @@
 """What a training step takes from a GPU, found without one.
 
-A whole step of the real model runs on fake tensors (`dpn.dry_run`), in the precision that the
+A whole step of the real model runs on fake tensors (`dry_run.py`), in the precision that the
 engine would give it. Every storage is counted from when it appears until it is gone, every matrix
 product by torch's own formulas. Only what an engine does around the model (sharding, gathering,
 reducing) is a formula, see `_engine_bytes`.
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from dpn.dry_run import Rows, Step, training_step
+from dpn.measure.dry_run import Rows, Step, training_step
 from dpn.metrics.memory import Watch
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from rich.console import Console
 
 from dpn.common.files import atomic_path, read_json, write_json, write_text
 from dpn.common.table import Table
+from dpn.measure.profiling import PARTS
 from dpn.metrics.speed import Ratio
-from dpn.profiling import PARTS
 
 Row = dict[str, Any]
 #: What a row is measured again as.

@@ -35,7 +35,7 @@ def profile(contender: Any, call: Callable[[Any], object], rounds: int = 3) -> d
     """Seconds of each of `PARTS` in one call.
 
     Args:
-        contender: see `dpn.contenders`.
+        contender: see `dpn.measure.contenders`.
         call: what it does.
         rounds: calls after an unmeasured one; the shortest is told.
     """
