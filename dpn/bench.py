@@ -45,8 +45,8 @@ HOW = (
 
 def main() -> None:
     """Command line of `python -m dpn.bench`."""
-    from dpn import preflight
-    from dpn.launch import front_door
+    from dpn.cli.door import front_door
+    from dpn.config import preflight
 
     front_door("bench", preflight.check_bench)(_run)()
 
@@ -64,7 +64,7 @@ def bench(request: "Request") -> list[Row]:
     Raises:
         ConfigError: with everything that is wrong with it.
     """
-    from dpn import build, preflight
+    from dpn.config import build, preflight
     from dpn.runs.request import ConfigError
 
     preflight.check_bench(request)

@@ -17,10 +17,11 @@ from PIL import Image
 from transformers import TextStreamer
 
 from dpn import inference
+from dpn.cli.arguments import read_arguments
+from dpn.cli.door import readable_errors
 from dpn.data.batch import DataError
 from dpn.dialogue import Chat
 from dpn.inference import read_images, route_of
-from dpn.launch import read_arguments, readable_errors
 from dpn.runs.request import ConfigError
 
 HELP = "/image FILE, /new and /quit"

@@ -16,14 +16,15 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from dpn import benchmarks, build, inference, preflight
+from dpn import benchmarks, inference
+from dpn.cli.door import front_door
 from dpn.common.distributed import is_first_process, joined_processes
 from dpn.common.files import write_json, write_rows
+from dpn.config import build, preflight
 from dpn.data.batch import DataError
 from dpn.inference import Decoding
 from dpn.inference.evaluation import evaluate_benchmark, evaluate_held_out
 from dpn.inference.questions import Row
-from dpn.launch import front_door
 from dpn.metrics import cost_metrics
 from dpn.metrics.speed import answer_speed, peak_memory_gib
 from dpn.reports.page import print_tables, write_report

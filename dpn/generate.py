@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 
 from dpn import inference
+from dpn.cli.arguments import read_arguments
+from dpn.cli.door import readable_errors
 from dpn.inference import read_images, route_of
-from dpn.launch import read_arguments, readable_errors
 
 
 def generate(

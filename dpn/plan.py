@@ -18,14 +18,14 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from dpn import build, preflight
+from dpn.cli.door import front_door
 from dpn.common.distributed import processes
+from dpn.config import build, preflight
+from dpn.config.sections import Machine
 from dpn.data.rows import Rows
-from dpn.launch import front_door
 from dpn.measure.fitting import verdict
 from dpn.measure.footprint import GIB, Memory, Rehearsal, Setup
 from dpn.runs.request import ConfigError, Request
-from dpn.sections import Machine
 
 #: Published rows of the files in LLaVA's recipes, and the mean text tokens of a sample that are
 #: assumed as long as nobody has counted them.

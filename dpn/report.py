@@ -11,7 +11,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dpn.launch import read_arguments, readable_errors
+from dpn.cli.arguments import read_arguments
+from dpn.cli.door import readable_errors
 from dpn.reports.comparison import compare, write_comparison
 from dpn.reports.comparison_tables import left_out, methods
 from dpn.reports.page import print_tables, write_report

@@ -18,9 +18,10 @@ from rich.console import Console
 from torch import Tensor
 
 from dpn import inference
+from dpn.cli.arguments import read_arguments
+from dpn.cli.door import readable_errors
 from dpn.inference import read_images
 from dpn.inference.survivors import Passage, watch
-from dpn.launch import read_arguments, readable_errors
 from dpn.model import DPNForConditionalGeneration, DPNProcessor
 from dpn.reports.overlays import count_rows, to_pixels
 from dpn.reports.route import Choice, Route, Stage, draw_route

@@ -13,18 +13,19 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from dpn import apply, build, inference, plan, preflight
+from dpn import inference, plan
+from dpn.cli.door import front_door
 from dpn.common.distributed import is_first_process
 from dpn.common.files import read_json, write_json, write_rows
+from dpn.config import apply, build, preflight
+from dpn.config.sections import trains
 from dpn.inference import evaluation
-from dpn.launch import front_door
 from dpn.model import DPNForConditionalGeneration
 from dpn.reports.page import print_tables, write_report
 from dpn.runs import torchrun
 from dpn.runs.folder import RunFolder
 from dpn.runs.path import run_path
 from dpn.runs.request import ConfigError, Request
-from dpn.sections import trains
 from dpn.training import dashboards
 from dpn.training.calibration import calibrate, needs_calibration
 from dpn.training.callbacks import Clock

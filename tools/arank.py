@@ -16,8 +16,11 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from dpn import build, inference
-from dpn.launch import compose, read_arguments, readable_errors
+from dpn import inference
+from dpn.cli.arguments import read_arguments
+from dpn.cli.door import readable_errors
+from dpn.config import build
+from dpn.config.compose import compose
 from dpn.model import DPNForConditionalGeneration
 from dpn.routers import Router, RoutingContext
 from dpn.routers.base import Where

@@ -17,11 +17,14 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
 
-from dpn import build, data
+from dpn import data
 from dpn.checkpoints import read_tokenizer
-from dpn.checks import check_part
+from dpn.cli.door import front_door
 from dpn.common import hub
 from dpn.common.progress import progress
+from dpn.config import build
+from dpn.config.checks import check_part
+from dpn.config.schema import check_arguments
 from dpn.data.base import Source, Split
 from dpn.data.batch import DataError
 from dpn.data.conversation import checked_pieces, count_words, image_names, template
@@ -29,10 +32,8 @@ from dpn.data.encoding import cut
 from dpn.data.images import CorruptImageError, MissingImageError, OutsideImageError, open_image
 from dpn.data.rows import Rows, answered_turns
 from dpn.data.tokenizer import EOS
-from dpn.launch import front_door
 from dpn.model import DPNProcessor
 from dpn.runs.request import ConfigError, Request
-from dpn.schema import check_arguments
 
 KINDS = {
     MissingImageError: "missing image",

@@ -11,9 +11,11 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from dpn import build, inference, routers
+from dpn import inference, routers
+from dpn.cli.arguments import read_arguments
+from dpn.cli.door import readable_errors
 from dpn.common.files import write_json
-from dpn.launch import read_arguments, readable_errors
+from dpn.config import build
 from dpn.routers.redundancy_lens import rank_layers
 from dpn.routers.vtw import find_layer
 

@@ -8,11 +8,13 @@ Writes RUN/head_scores.json.
 import sys
 from pathlib import Path
 
-from dpn import build, inference
+from dpn import inference
+from dpn.cli.arguments import read_arguments
+from dpn.cli.door import readable_errors
 from dpn.common.files import write_json
 from dpn.common.progress import progress
+from dpn.config import build
 from dpn.data.batch import DataError
-from dpn.launch import read_arguments, readable_errors
 from dpn.routers import head_pruning
 
 

@@ -17,11 +17,10 @@ ROUTER = '''"""@TITLE@: what it does, in a line (name the paper, arXiv id)."""
 
 from torch import Tensor
 
-from dpn.budget import TextShape
-from dpn.grids import Grid
+from dpn.cost import TextShape
 from dpn.routers._dropping import DroppingRouter, last_instruction_rows, mean_attention
 from dpn.routers.base import RoutingContext
-from dpn.tokens import PackedTokens, Positions
+from dpn.tokens import Grid, PackedTokens, Positions
 
 
 class @CLASS@Router(DroppingRouter):

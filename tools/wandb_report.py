@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dpn.launch import read_arguments, readable_errors
+from dpn.cli.arguments import read_arguments
+from dpn.cli.door import readable_errors
 from dpn.reports.page import read_results
 from dpn.runs.folder import RunError
 from dpn.training.dashboards import EXAMPLES_TABLE, results

@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dpn.losses.base import Reduction, RoutingLoss
-from dpn.routers._pooling import PoolingRouter
-from dpn.routers._pooling_plan import Grids, count_rows
+from dpn.routers import Grids, PoolingRouter, count_rows
 from dpn.routers.base import Router
 from dpn.tokens import Decision, Trace
 

@@ -5,8 +5,7 @@ from torch import Tensor, nn
 
 from dpn.losses.base import Reduction
 from dpn.losses.budget import BudgetLoss
-from dpn.routers._gates import MLPGate
-from dpn.routers._pooling import PoolingRouter
+from dpn.routers import MLPGate, PoolingRouter
 from dpn.routers.base import Router
 from dpn.tokens import Decision, Trace
 

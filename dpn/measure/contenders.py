@@ -19,7 +19,7 @@ from dpn.measure.load import Load
 from dpn.metrics.speed import now
 from dpn.model import DPNConfig, DPNForConditionalGeneration
 from dpn.projectors.mlp import MLPProjector
-from dpn.vision._features import Needs
+from dpn.vision import Needs
 
 Batch = Mapping[str, Tensor]
 

@@ -28,7 +28,7 @@ from dpn.model.generation import RaggedGenerationMixin
 from dpn.model.inputs import IGNORE, HostBatch, by_sample
 from dpn.routers.base import Router, RoutingContext
 from dpn.tokens import Grid, PackedTokens, Source, Trace, pack
-from dpn.vision._features import ImageContext, VisualFeatures
+from dpn.vision import ImageContext, VisualFeatures
 
 
 @dataclass

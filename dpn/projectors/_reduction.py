@@ -12,7 +12,7 @@ from torch._subclasses import FakeTensor
 from dpn.projectors.base import Projector
 from dpn.projectors.mlp import mlp, mlp_flops
 from dpn.tokens import Grid
-from dpn.vision._features import ImageContext, ImageGroup, VisualFeatures
+from dpn.vision import ImageContext, ImageGroup, VisualFeatures
 
 
 class Rows(NamedTuple):

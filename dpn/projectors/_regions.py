@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dpn.projectors._reduction import ReducingProjector
 from dpn.tokens import Grid, Kernel, pooled_grid
-from dpn.vision._features import Needs
+from dpn.vision import Needs
 
 
 def nearest_scale(grid: Grid, keep: float) -> int:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from dpn.cost import check_share
 from dpn.tokens import Grid
-from dpn.vision._features import Needs, VisualFeatures
+from dpn.vision import Needs, VisualFeatures
 from dpn.vision.base import VisionTower
 
 #: How near a share of tokens has to be to the one that is asked for: grids are coarse.

@@ -12,7 +12,7 @@ from dpn.projectors._regions import levels_of
 from dpn.projectors.base import Projector
 from dpn.projectors.mlp import mlp, mlp_flops
 from dpn.tokens import Grid, window_of_row
-from dpn.vision._features import ImageGroup, Needs, VisualFeatures
+from dpn.vision import ImageGroup, Needs, VisualFeatures
 
 #: The source speaks of CLIP's 24 layers: hidden state i lies i/24 of the way.
 DEPTH = 24

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dpn.projectors._reduction import ReducingProjector, Rows, by_grid
 from dpn.tokens import Grid, Kernel, pool_grid, pooled_grid, window_of_row
-from dpn.vision._features import ImageGroup, VisualFeatures
+from dpn.vision import ImageGroup, VisualFeatures
 
 
 class DFMRProjector(ReducingProjector):

@@ -7,7 +7,7 @@ from torch import Tensor
 from dpn.projectors._reduction import ReducingProjector, Rows, by_grid, chosen
 from dpn.projectors.mlp import mlp_flops
 from dpn.tokens import Grid
-from dpn.vision._features import ImageGroup, VisualFeatures
+from dpn.vision import ImageGroup, VisualFeatures
 
 
 class DivPruneProjector(ReducingProjector):

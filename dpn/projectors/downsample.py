@@ -8,7 +8,7 @@ from torch import Tensor
 from dpn.projectors._reduction import ReducingProjector
 from dpn.projectors.mlp import mlp_flops
 from dpn.tokens import Grid
-from dpn.vision._features import VisualFeatures
+from dpn.vision import VisualFeatures
 from dpn.vision.base import VisionTower
 
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 from dpn.projectors._reduction import ReducingProjector, Rows, by_grid, context_of
 from dpn.projectors.mlp import mlp_flops
 from dpn.tokens import Grid, Kernel, pool_grid, pooled_grid, window_of_row
-from dpn.vision._features import ImageGroup, VisualFeatures
+from dpn.vision import ImageGroup, VisualFeatures
 
 
 class MatryoshkaPoolProjector(ReducingProjector):

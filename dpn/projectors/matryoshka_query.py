@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from dpn.projectors._reduction import Rows, by_grid, context_of
 from dpn.projectors.base import Projector
 from dpn.tokens import Grid
-from dpn.vision._features import ImageGroup, VisualFeatures
+from dpn.vision import ImageGroup, VisualFeatures
 from dpn.vision.vit import sincos_positions
 
 

@@ -4,7 +4,7 @@ from torch import nn
 
 from dpn.projectors.base import Projector
 from dpn.tokens import Grid
-from dpn.vision._features import VisualFeatures
+from dpn.vision import VisualFeatures
 
 
 class MLPProjector(Projector):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from dpn.projectors._reduction import ReducingProjector, Rows, by_grid
 from dpn.projectors.mlp import mlp_flops
 from dpn.tokens import Grid, pool_grid, pooled_grid, window_of_row
-from dpn.vision._features import ImageGroup, VisualFeatures
+from dpn.vision import ImageGroup, VisualFeatures
 
 
 class PooledProjector(ReducingProjector):

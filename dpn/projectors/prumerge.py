@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dpn.projectors._reduction import ReducingProjector, Rows, by_grid, inverse, on_host
 from dpn.tokens import Grid
-from dpn.vision._features import ImageGroup, Needs, VisualFeatures
+from dpn.vision import ImageGroup, Needs, VisualFeatures
 
 
 class PruMergeProjector(ReducingProjector):

@@ -8,7 +8,7 @@ from torch import nn
 from dpn.projectors._reduction import Rows, by_grid, context_of
 from dpn.projectors._regions import RegionAttention, RegionProjector, levels_of
 from dpn.tokens import Grid, convolve_grid, window_of_row
-from dpn.vision._features import ImageGroup, VisualFeatures
+from dpn.vision import ImageGroup, VisualFeatures
 
 
 class QueryConvProjector(RegionProjector):

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from dpn.projectors._reduction import ReducingProjector, by_grid, chosen, context_of
-from dpn.vision._features import ImageGroup, VisualFeatures
+from dpn.vision import ImageGroup, VisualFeatures
 
 
 class RandomProjector(ReducingProjector):

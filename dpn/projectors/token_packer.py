@@ -14,7 +14,7 @@ from dpn.projectors._regions import (
 )
 from dpn.projectors.mlp import mlp
 from dpn.tokens import Grid, window_of_row
-from dpn.vision._features import ImageGroup, VisualFeatures
+from dpn.vision import ImageGroup, VisualFeatures
 
 
 class TokenPackerProjector(RegionProjector):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dpn.projectors._reduction import ReducingProjector, Rows, by_grid, on_host, take
 from dpn.tokens import Grid
-from dpn.vision._features import ImageGroup, Needs, VisualFeatures
+from dpn.vision import ImageGroup, Needs, VisualFeatures
 from dpn.vision.base import VisionTower
 
 

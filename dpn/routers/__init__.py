@@ -4,6 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpn.common.registry import Registry
+from dpn.routers._dropping import DroppingRouter, last_instruction_rows, mean_attention
+from dpn.routers._gates import Gate, MLPGate
+from dpn.routers._pooling import PoolingRouter
+from dpn.routers._pooling_plan import Grids, count_rows
 from dpn.routers.base import Router, RoutingContext
 from dpn.tokens import Decision, Trace
 
@@ -17,4 +21,21 @@ def settled(section: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": section["name"], **resolve(section["name"]).settled(arguments)}
 
 
-__all__ = ["Decision", "Router", "RoutingContext", "Trace", "build", "names", "resolve", "settled"]
+__all__ = [
+    "Decision",
+    "DroppingRouter",
+    "Gate",
+    "Grids",
+    "MLPGate",
+    "PoolingRouter",
+    "Router",
+    "RoutingContext",
+    "Trace",
+    "build",
+    "count_rows",
+    "last_instruction_rows",
+    "mean_attention",
+    "names",
+    "resolve",
+    "settled",
+]

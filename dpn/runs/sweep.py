@@ -46,7 +46,7 @@ class Sweep:
     """Holds a multirun's folder while its jobs run, and sums up what became of them at the end.
 
     Args:
-        command: the multirun itself, see `dpn.compose.compose_jobs`.
+        command: the multirun itself, see `dpn.config.compose.compose_jobs`.
         jobs: as far as they are known before.
         place: where the results of a job are.
     """

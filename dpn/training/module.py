@@ -1,7 +1,6 @@
 """The training step: both losses, optimizer groups, the schedule, and what is logged."""
 
 import logging
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -18,8 +17,8 @@ from dpn.cost import visual_macs_ratio
 from dpn.data.batch import Batch
 from dpn.losses import RoutingLoss
 from dpn.model import DPNForConditionalGeneration
-from dpn.sections import Schedule
 from dpn.tokens import Trace
+from dpn.training.schedule import Schedule, learning_rate_factor
 from dpn.training.strategies import ZeRO, shard
 
 log = logging.getLogger(__name__)
@@ -191,16 +190,3 @@ def parameter_groups(module: "DPNModule", schedule: Schedule) -> list[dict[str, 
         | ({} if rates.get(part) is None else {"lr": rates[part]})
         for (part, is_matrix, is_hidden), parameters in sorted(groups.items(), key=lambda g: g[0])
     ]
-
-
-def learning_rate_factor(schedule: Schedule, step: int, steps: int) -> float:
-    """What every learning rate is multiplied by at a step out of all steps."""
-    warmup = schedule.warmup * steps
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    if schedule.schedule == "constant":
-        return 1.0
-    start = warmup if schedule.schedule == "cosine" else max(warmup, (1 - schedule.decay) * steps)
-    done = min(1.0, max(0.0, (step - start) / max(1.0, steps - start)))
-    left = (1 + math.cos(math.pi * done)) / 2 if schedule.schedule == "cosine" else 1 - done
-    return schedule.final_lr + (1 - schedule.final_lr) * left

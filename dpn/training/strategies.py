@@ -31,7 +31,7 @@ from dpn.checkpoints.distributed import read_index
 from dpn.common.files import write_json
 from dpn.decoder.layer import DecoderLayer
 from dpn.model import DPNForConditionalGeneration
-from dpn.routers._gates import Gate
+from dpn.routers import Gate
 from dpn.vision.base import VisionTower
 
 #: File of a checkpoint folder that holds the size of each other file in bytes.

@@ -12,10 +12,12 @@ from pathlib import Path
 import torch
 from omegaconf import OmegaConf
 
-from dpn import build, inference
+from dpn import inference
+from dpn.cli.arguments import read_arguments
+from dpn.cli.door import readable_errors
+from dpn.config import build
 from dpn.data.rows import Questions
 from dpn.inference.questions import answer_all
-from dpn.launch import read_arguments, readable_errors
 from dpn.metrics.speed import compare
 from dpn.runs.commit import commit
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpn.launch import compose
+from dpn.config.compose import compose
 from dpn.runs.path import run_path
 
 KEEPS = (0.5, 0.25, 0.75)

@@ -19,8 +19,9 @@ from methods import KEEPS, METHODS, MORE, Job, base, jobs
 from results import FAMILIES, HERE, RESULTS, SPEED, append, draw, read, table
 
 from dpn.bench import bench
+from dpn.cli.door import set_up_logging
 from dpn.common.files import read_json
-from dpn.launch import compose, set_up_logging
+from dpn.config.compose import compose
 from dpn.runs.commit import commit
 from dpn.runs.request import ConfigError
 from dpn.train import train

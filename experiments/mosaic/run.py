@@ -20,7 +20,7 @@ from typing import Any
 
 from dpn.common.files import read_json
 from dpn.common.table import markdown
-from dpn.launch import compose
+from dpn.config.compose import compose
 from dpn.metrics import by, by_level, route_shares
 from dpn.metrics.statistics import spread
 from dpn.runs.path import run_path

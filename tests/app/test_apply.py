@@ -5,11 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from dpn import build, inference
-from dpn.apply import base_overrides, base_run
+from dpn import inference
 from dpn.common.files import read_json, read_rows
+from dpn.config import build
+from dpn.config.apply import base_overrides, base_run
+from dpn.config.compose import compose
 from dpn.inference import evaluation
-from dpn.launch import compose
 from dpn.runs.request import ConfigError
 from dpn.train import main, train
 from tests.app.conftest import timeless, tiny_run, without_times

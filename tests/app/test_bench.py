@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity
 
 from dpn import DPNConfig
 from dpn.bench import Load, bench, measure
-from dpn.launch import compose
+from dpn.config.compose import compose
 from dpn.measure import profiling, report
 from dpn.measure.contenders import contenders, set_training, train_step, weights
 from dpn.measure.dry_run import make_batch

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from dpn.common.files import read_json, read_rows, write_json, write_rows
+from dpn.config.compose import compose
 from dpn.inference.overlays import by_work
-from dpn.launch import compose
 from dpn.reports.overlays import SIDE
 from dpn.reports.page import read_results
 from dpn.runs.folder import RunError

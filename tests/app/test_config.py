@@ -5,10 +5,12 @@ from itertools import chain, zip_longest
 import pytest
 import torch
 
-from dpn import preflight
-from dpn.launch import CONFIG_DIR, compose, diagnose, read_arguments
+from dpn.cli.arguments import read_arguments
+from dpn.cli.diagnose import diagnose
+from dpn.config import preflight
+from dpn.config.compose import CONFIG_DIR, compose
+from dpn.config.schema import check_arguments, matches
 from dpn.runs.request import ConfigError
-from dpn.schema import check_arguments, matches
 
 GROUPS = {
     folder.name: sorted(path.stem for path in folder.glob("*.yaml"))

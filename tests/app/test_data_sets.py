@@ -6,9 +6,9 @@ import sys
 import pytest
 from PIL import Image
 
-from dpn import build
+from dpn.config import build
+from dpn.config.compose import compose
 from dpn.data.tokenizer import train_tokenizer
-from dpn.launch import compose
 from dpn.model import DPNProcessor
 from tools.check_data import Report, findings, main
 

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import lightning as L
 import pytest
 
-from dpn import build
-from dpn.launch import compose
+from dpn.config import build
+from dpn.config.compose import compose
 from dpn.runs.folder import RunFolder
 from dpn.training.callbacks import Clock
 

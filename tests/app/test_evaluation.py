@@ -12,9 +12,9 @@ from PIL import Image
 
 from dpn import inference
 from dpn.common.files import read_json, read_rows
+from dpn.config.compose import compose
 from dpn.eval import evaluate
 from dpn.inference.questions import AnswerError, Journal, fingerprint
-from dpn.launch import compose
 from dpn.runs.folder import RunError
 from dpn.runs.request import ConfigError
 from dpn.runs.signals import Interrupted

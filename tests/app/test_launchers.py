@@ -8,7 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from dpn.common.files import read_json
-from dpn.launch import CONFIG_DIR
+from dpn.config.compose import CONFIG_DIR
 
 
 def test_a_slurm_job_has_a_task_for_every_gpu():

@@ -7,7 +7,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dpn.common.files import read_json
-from dpn.launch import compose
+from dpn.config.compose import compose
 from dpn.train import train
 from tests.app.conftest import COLOURS
 

@@ -6,14 +6,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dpn import build
+from dpn.config import build
+from dpn.config.compose import CONFIG_DIR, compose
+from dpn.config.sections import trains
 from dpn.data.batch import Sample, collate
 from dpn.data.tokenizer import train_tokenizer
-from dpn.launch import CONFIG_DIR, compose
 from dpn.model import DPNForConditionalGeneration, DPNProcessor
 from dpn.runs.folder import RunFolder
-from dpn.sections import Schedule, trains
-from dpn.training.module import learning_rate_factor, parameter_groups
+from dpn.training.module import parameter_groups
+from dpn.training.schedule import Schedule, learning_rate_factor
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -11,25 +12,19 @@ import dpn
 
 PACKAGE = Path(dpn.__file__).parent
 ROOT = PACKAGE.parent
-# Each imports only from those before it.
-ORDER = [
-    *(
-        "common",
-        "tokens",
-        "cost",
-        "data",
-        "vision",
-        "projectors",
-        "routers",
-        "sections",
-        "runs",
-        "checks",
-        "decoder",
-        "model",
-        "checkpoints",
-    ),
-    *("losses", "metrics", "reports"),
+#: Folders, each importing only from those before it.
+FOLDERS = [
+    *("common", "tokens", "metrics", "cost", "vision", "data", "projectors", "routers"),
+    *("benchmarks", "runs", "decoder", "losses", "reports", "model", "inference", "checkpoints"),
+    *("training", "measure", "config", "cli"),
 ]
+#: Files of their own: what users start or import. They may import every folder.
+DOORS = [
+    *("__init__", "train", "eval", "bench", "plan", "generate", "chat", "route", "report"),
+    "dialogue",
+]
+#: What other programs import; no folder or door does.
+ADAPTERS = ["integrations"]
 
 
 def imports(path: Path) -> set[str]:
@@ -46,31 +41,65 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-def files_of(part: str) -> list[Path]:
-    folder = PACKAGE / part
-    return sorted(folder.rglob("*.py")) if folder.is_dir() else [PACKAGE / f"{part}.py"]
+def entry(path: Path) -> str:
+    """The entry of `dpn/` that a file belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-@pytest.mark.parametrize("part", ORDER)
-def test_imports_point_one_way(part):
-    later = set(ORDER[ORDER.index(part) + 1 :])
-    wrong = {str(path): imports(path) & later for path in files_of(part)}
-    assert not {path: parts for path, parts in wrong.items() if parts}
+def test_every_entry_has_its_place():
+    found = {path.name.removesuffix(".py") for path in PACKAGE.iterdir() if path.name[0] != "."}
+    assert sorted(found - {"__pycache__"}) == sorted([*FOLDERS, *DOORS, *ADAPTERS])
+    assert len(DOORS) <= 12
+    assert len([*FOLDERS, *ADAPTERS]) <= 22
 
 
-def test_every_part_of_the_order_exists():
-    assert all(path.exists() for part in ORDER for path in files_of(part))
-    assert "sections" in imports(PACKAGE / "training" / "module.py")  # the test does see imports
+def test_imports_point_one_way():
+    wrong = {}
+    for path in PACKAGE.rglob("*.py"):
+        room = entry(path)
+        allowed = {*FOLDERS, *DOORS} if room in {*DOORS, *ADAPTERS} else set()
+        if room in FOLDERS:
+            allowed = set(FOLDERS[: FOLDERS.index(room) + 1])
+        if extra := imports(path) - allowed:
+            wrong[str(path)] = extra
+    assert not wrong
+    assert "model" in imports(PACKAGE / "training" / "module.py")  # the test does see imports
 
 
-def test_only_front_doors_build():
-    doors = {"train", "eval", "bench", "plan", "apply"}
-    users = {p.stem for p in PACKAGE.rglob("*.py") if "build" in imports(p)}
-    assert users <= doors
+def test_files_of_a_folder_import_each_other_without_a_circle():
+    for folder in FOLDERS:
+        modules = {
+            ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path
+            for path in (PACKAGE / folder).rglob("*.py")
+        }
+        graph = {name: whole_imports(path) & modules.keys() for name, path in modules.items()}
+        TopologicalSorter(graph).prepare()  # raises CycleError
 
 
-def test_integrations_are_imported_by_others_alone():
-    assert not [path for path in PACKAGE.rglob("*.py") if "integrations" in imports(path)]
+def whole_imports(path: Path) -> set[str]:
+    """Modules of dpn that a file imports when it is imported itself, by their whole names."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("dpn."):
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+@pytest.mark.parametrize("folder", [*FOLDERS, *ADAPTERS])
+def test_folders_say_what_lives_there(folder):
+    assert (
+        len(ast.get_docstring(ast.parse((PACKAGE / folder / "__init__.py").read_text())) or "") > 40
+    )
+
+
+def test_private_files_stay_in_their_folder():
+    wrong = {}
+    for path in PACKAGE.rglob("*.py"):
+        own = f"dpn.{entry(path)}."
+        private = {n for n in whole_imports(path) if "._" in n and not n.startswith(own)}
+        if private:
+            wrong[str(path)] = private
+    assert not wrong
 
 
 @pytest.mark.slow
@@ -96,7 +125,9 @@ def test_wheel_works_from_any_directory(tmp_path):
 
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    compose = "from dpn.launch import CONFIG_DIR, compose; print(CONFIG_DIR); compose('train')"
+    compose = (
+        "from dpn.config.compose import CONFIG_DIR, compose; print(CONFIG_DIR); compose('train')"
+    )
     done = run(python, "-c", compose, cwd=elsewhere)
     assert Path(done.stdout.strip()) == site / "dpn" / "configs"
     assert (site / "dpn" / "reports" / "template" / "page.html").is_file()

@@ -11,10 +11,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils.flop_counter import FlopCounterMode
 
-from dpn import build
 from dpn import plan as front
+from dpn.config import build
+from dpn.config.compose import compose
 from dpn.data.row_budget import RowBudgetSampler
-from dpn.launch import compose
 from dpn.measure.dry_run import make_batch
 from dpn.measure.fitting import smaller, verdict
 from dpn.measure.footprint import GIB, Rehearsal, Setup

@@ -5,8 +5,8 @@ from omegaconf import OmegaConf
 
 from dpn import routers
 from dpn.common.distributed import processes
-from dpn.launch import compose
-from dpn.losses._auto import AutoLoss
+from dpn.config.auto_loss import AutoLoss
+from dpn.config.compose import compose
 
 ZERO2, ZERO3 = 2, 3
 SHAPES = {"7b": (4096, 32, 11008), "13b": (5120, 40, 13824)}

@@ -7,12 +7,13 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from dpn import build, inference, preflight
+from dpn import inference
 from dpn.common.files import read_json, read_rows, write_json
+from dpn.config import build, preflight
+from dpn.config.compose import compose
 from dpn.data.batch import DataError
 from dpn.eval import evaluate
 from dpn.generate import generate
-from dpn.launch import compose
 from dpn.metrics import accuracies, by_level, cost_metrics, route_shares, score
 from dpn.report import report
 from dpn.reports.tables import tables

@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from dpn.common.files import atomic_path, read_json, write_json
-from dpn.launch import compose
+from dpn.config.compose import compose
 from dpn.runs.commit import commit
 from dpn.runs.folder import RunFolder, RunIsLive
 from dpn.runs.path import config_hash, run_path, slug

@@ -9,11 +9,11 @@ from importlib.util import find_spec
 
 import pytest
 
-from dpn import preflight
+from dpn.cli.diagnose import diagnose
 from dpn.common.files import read_json, write_json
 from dpn.common.progress import has_terminal
-from dpn.compose import CONFIG_DIR, compose_jobs
-from dpn.launch import compose, diagnose
+from dpn.config import preflight
+from dpn.config.compose import CONFIG_DIR, compose, compose_jobs
 from dpn.runs.path import run_path, sweep_name
 from dpn.runs.request import ConfigError
 from dpn.train import main, train

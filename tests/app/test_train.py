@@ -12,10 +12,11 @@ import torch
 from lightning.pytorch import Callback
 from safetensors.torch import load_file
 
-from dpn import build, inference
+from dpn import inference
 from dpn.common.files import read_json, read_rows
+from dpn.config import build
+from dpn.config.compose import compose
 from dpn.inference import evaluation
-from dpn.launch import compose
 from dpn.runs.signals import Interrupted
 from dpn.train import train
 from dpn.training.callbacks import Diverged, StepSeed

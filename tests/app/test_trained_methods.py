@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from dpn.common.files import read_json
-from dpn.launch import compose
+from dpn.config.compose import compose
 from dpn.losses.depth import DepthLoss
 from dpn.losses.exit import ExitLoss
 from dpn.train import train

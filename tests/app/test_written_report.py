@@ -15,7 +15,7 @@ from matplotlib.image import imread
 
 from dpn import report
 from dpn.common.files import add_row, read_json
-from dpn.launch import compose
+from dpn.config.compose import compose
 from dpn.reports.comparison import compare, write_comparison
 from dpn.reports.drawing import COLOURS
 from dpn.train import train

@@ -7,8 +7,8 @@ import torch
 from omegaconf import OmegaConf
 
 from dpn import DPNForConditionalGeneration, cost, projectors
+from dpn.config.compose import CONFIG_DIR
 from dpn.cost import Unreachable
-from dpn.launch import CONFIG_DIR
 
 from .conftest import collate, make_model, make_samples, without
 from .test_cost import count

@@ -12,15 +12,16 @@ from dpn import checkpoints, data, inference, losses, routers, vision
 from dpn.checkpoints.keys import part_of
 from dpn.common import hub
 from dpn.common.distributed import processes
+from dpn.config.auto_loss import AutoLoss
+from dpn.config.sections import trains
 from dpn.data.tokenizer import train_tokenizer
 from dpn.decoder.layer import compile_layers
 from dpn.losses import RoutingLoss
-from dpn.losses._auto import AutoLoss
 from dpn.model import DPNConfig, DPNForConditionalGeneration, DPNProcessor
 from dpn.routers import Router
 from dpn.runs.folder import RunFolder
-from dpn.sections import SCHEDULE_KEYS, Schedule, trains
 from dpn.training import lora
+from dpn.training.schedule import SCHEDULE_KEYS, Schedule
 from dpn.vision import VisionTower
 
 if TYPE_CHECKING:  # Lightning takes seconds to import, and a model needs none of it

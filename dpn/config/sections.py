@@ -148,31 +148,6 @@ class Model:
 
 
 @dataclass
-class Schedule:
-    """What section `optim` holds besides the optimizer's own arguments.
-
-    Attributes:
-        gate_lr: learning rate of the router; None: that of everything else.
-        projector_lr: the same of the projector.
-        schedule: course of the learning rates after the warm-up: down a half cosine, constant, or
-            constant with a linear descent at the end (`wsd`).
-        warmup: share of all steps in which the rates rise from zero.
-        final_lr: share of the rates that is left at the end.
-        decay: share of all steps that the descent of `wsd` takes.
-    """
-
-    gate_lr: float | None = None
-    projector_lr: float | None = None
-    schedule: Literal["cosine", "constant", "wsd"] = "cosine"
-    warmup: float = 0.05
-    final_lr: float = 0.0
-    decay: float = 0.2
-
-
-SCHEDULE_KEYS = tuple(Schedule.__dataclass_fields__)
-
-
-@dataclass
 class Train:
     """The sections and values of train.yaml."""
 

@@ -16,11 +16,8 @@ import torch
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from dpn.common import hub
-from dpn.inference import Decoding
-from dpn.runs.request import HELD_OUT, Node, Request, is_run
-from dpn.schema import check_arguments, keyword_only, nearest
-from dpn.sections import (
-    SCHEDULE_KEYS,
+from dpn.config.schema import check_arguments, keyword_only, nearest
+from dpn.config.sections import (
     Benchmark,
     Evaluation,
     Generation,
@@ -29,11 +26,13 @@ from dpn.sections import (
     Machine,
     Model,
     Paths,
-    Schedule,
     Stage,
     Train,
     Weights,
 )
+from dpn.inference import Decoding
+from dpn.runs.request import HELD_OUT, Node, Request, is_run
+from dpn.training.schedule import SCHEDULE_KEYS, Schedule
 
 
 class Family(Protocol):
@@ -48,7 +47,7 @@ class Family(Protocol):
 
 @dataclass(frozen=True)
 class Parts:
-    """What configs can choose from; `dpn.preflight` fills it in, so that this file imports no part.
+    """What configs can choose from.
 
     Attributes:
         vision: families of parts that are chosen by name, and likewise the next five.

@@ -4,34 +4,30 @@ A mistake in an override costs one sentence with the nearest valid name, all mis
 """
 
 import functools
-import inspect
 import logging
 import os
-import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import hydra
-import yaml
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from hydra.errors import HydraException
+from omegaconf import DictConfig
 
+from dpn.cli.diagnose import diagnose
 from dpn.common.distributed import is_first_process
 from dpn.common.lifeline import follow, hangs
 from dpn.common.progress import has_terminal
-from dpn.compose import CONFIG_DIR, MULTIRUN, compose, compose_jobs, request_of
+from dpn.config.compose import CONFIG_DIR, MULTIRUN, compose_jobs, request_of
 from dpn.data.batch import DataError
 from dpn.runs.folder import RunError
 from dpn.runs.request import ConfigError, Request
 from dpn.runs.signals import Interrupted
 from dpn.runs.sweep import Place, Sweep, run_job
-from dpn.schema import check_arguments, matches, nearest
 
 # Warnings of Lightning about what is so on purpose.
 _NO_NEWS = (
@@ -119,33 +115,6 @@ def readable_errors() -> Iterator[None]:
         _fail(message, 130 if str(error) == "SIGINT" else os.EX_TEMPFAIL)  # 75: worth a requeue
 
 
-def read_arguments(function: Callable[..., Any], arguments: Sequence[str]) -> dict[str, Any]:
-    """key=value arguments for an annotated function, for front doors without config.
-
-    Raises:
-        ConfigError: with everything that does not fit the function's signature.
-    """
-    pairs = [argument.partition("=") for argument in arguments]
-    problems = [f"`{key}` is not of the form key=value." for key, sign, _ in pairs if not sign]
-    hints = inspect.get_annotations(function, eval_str=True)
-    values = {
-        key: text if matches(text, hints.get(key, str)) else _value(text)
-        for key, sign, text in pairs
-        if sign
-    }
-    problems += check_arguments("", function, values)
-    if problems:
-        raise ConfigError(problems)
-    return values
-
-
-def _value(text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-
-
 def set_up_logging(job: int | None = None) -> None:
     """Plain lines on the terminal; a progress bar there replaces lines of progress.
 
@@ -170,109 +139,6 @@ class _Console(logging.StreamHandler):
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
         super().emit(record)
-
-
-def diagnose(
-    config_name: str, arguments: Sequence[str], check: Callable[[Request], None]
-) -> list[str]:
-    """Every problem of a command line that Hydra refused, one sentence each."""
-    overrides = [a for a in arguments if not a.startswith("-")]
-    try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
-    except OverrideParseException as error:
-        return [
-            f"`{error.override}` can not be read as key=value; put quotes around a value with"
-            f" special characters: '{_quoted(error.override)}'."
-        ]
-    # A swept value is looked at by itself: `router=static,dpee` has one bad choice.
-    singles = [
-        [f"{p.get_key_element()}={v}" for v in p.sweep_string_iterator()]
-        if p.is_discrete_sweep()
-        else [str(p.input_line)]
-        for p in parsed
-    ]
-    base = [choices[0] for choices in singles]
-    jobs = [
-        [*base[:i], c, *base[i + 1 :]] for i, choices in enumerate(singles) for c in choices[1:]
-    ]
-    found = [_diagnose_job(config_name, job, check) for job in [base, *jobs]]
-    return list(dict.fromkeys(sentence for sentences in found for sentence in sentences))
-
-
-def _diagnose_job(
-    config_name: str, overrides: list[str], check: Callable[[Request], None]
-) -> list[str]:
-    problems: list[str] = []
-    unknown: list[str] = []
-    while True:
-        try:
-            request = compose(config_name, overrides)
-            break
-        except HydraException as error:
-            bad = _culprit(error, overrides)
-            if bad is None:
-                return [*problems, _not_installed(error) or str(error)]
-            overrides = [o for o in overrides if o != bad]
-            if isinstance(error, MissingConfigException):
-                group, _, choice = bad.partition("=")
-                problems.append(
-                    _not_installed(error)
-                    or f"`{bad}` is no choice of {group}; {nearest(choice, error.options or ())}"
-                )
-            elif str(error).startswith("Could not override"):
-                unknown.append(bad)
-            else:
-                reason = " ".join(str(error.__cause__ or error).split())
-                problems.append(f"`{bad}` does not fit: {reason}")
-    for override in unknown:
-        key = re.split(r"[=@]", override.lstrip("+~"))[0]
-        problems.append(f"`{key}` is no setting; {nearest(key, _keys(request.config))}")
-    try:
-        check(request)
-    except ConfigError as error:
-        problems.extend(error.problems)
-    return problems
-
-
-def _not_installed(error: HydraException) -> str | None:
-    """A sentence about a plugin of Hydra that one of our configs names."""
-    place, _, choice = str(getattr(error, "missing_cfg_file", None)).rpartition("/")
-    extra = {"submitit_slurm": "slurm", "optuna": "optuna", "ray": "ray"}.get(choice)
-    if not place.startswith("hydra/") or extra is None:
-        return None
-    return f"`{place}={choice}` is not installed; install it: pip install 'dpn[{extra}]'."
-
-
-def _culprit(error: HydraException, overrides: Sequence[str]) -> str | None:
-    """The override that an error of Hydra is about."""
-    if isinstance(error, MissingConfigException):
-        group, _, choice = str(error.missing_cfg_file).rpartition("/")
-        wanted = [o for o in overrides if o.lstrip("+") == f"{group}={choice}"]
-    else:
-        wanted = [
-            o
-            for o in overrides
-            if f"'{re.split('=', o.lstrip('+~'))[0]}'" in str(error) or o in str(error)
-        ]
-    return max(wanted, key=len, default=None)
-
-
-def _keys(config: DictConfig) -> list[str]:
-    """All dotted keys of a config, and its groups."""
-
-    def walk(node: Any, prefix: str) -> list[str]:
-        if not isinstance(node, dict):
-            return []
-        keys = [f"{prefix}{key}" for key in node]
-        return keys + [k for key in node for k in walk(node[key], f"{prefix}{key}.")]
-
-    groups = [path.name for path in CONFIG_DIR.iterdir() if path.is_dir()]
-    return sorted({*walk(OmegaConf.to_container(config, resolve=False), ""), *groups})
-
-
-def _quoted(override: str) -> str:
-    key, _, value = override.partition("=")
-    return f'{key}="{value}"'
 
 
 def _fail(message: str, code: int) -> None:

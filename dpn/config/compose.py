@@ -18,7 +18,7 @@ from dpn import projectors, routers
 from dpn.runs.path import SWEEP, key_of
 from dpn.runs.request import Request
 
-_PACKAGE = Path(__file__).parent
+_PACKAGE = Path(__file__).parents[1]
 CONFIG_DIR = next(d for d in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if d.is_dir())
 """Inside an installed package, beside it in a checkout."""
 MULTIRUN = "hydra.mode=MULTIRUN"

@@ -6,12 +6,13 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-from dpn import apply, benchmarks, checks, data, losses, projectors, routers, vision
-from dpn.checks import Parts
+from dpn import benchmarks, data, losses, projectors, routers, vision
 from dpn.common.distributed import processes
+from dpn.config import apply, checks
+from dpn.config.auto_loss import AutoLoss
+from dpn.config.checks import Parts
 from dpn.cost import TextShape
 from dpn.data.base import Source
-from dpn.losses._auto import AutoLoss
 from dpn.model import DPNProcessor
 from dpn.runs.request import Node, Request, refuse, resolve
 

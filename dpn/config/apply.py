@@ -7,12 +7,12 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from dpn.build import model_on_meta
 from dpn.common.files import read_json
-from dpn.launch import compose
+from dpn.config.build import model_on_meta
+from dpn.config.compose import compose
+from dpn.config.sections import trains
 from dpn.runs.path import config_hash
 from dpn.runs.request import Request
-from dpn.sections import trains
 
 #: What a run without compression has its own of.
 OWN = ("router", "loss", "stage", "init")

@@ -1,0 +1,116 @@
+"""Every mistake of a command line that Hydra refused, one sentence each."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+
+from dpn.config.compose import CONFIG_DIR, compose
+from dpn.config.schema import nearest
+from dpn.runs.request import ConfigError, Request
+
+
+def diagnose(
+    config_name: str, arguments: Sequence[str], check: Callable[[Request], None]
+) -> list[str]:
+    """Every problem of a command line that Hydra refused, one sentence each."""
+    overrides = [a for a in arguments if not a.startswith("-")]
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    except OverrideParseException as error:
+        return [
+            f"`{error.override}` can not be read as key=value; put quotes around a value with"
+            f" special characters: '{_quoted(error.override)}'."
+        ]
+    # A swept value is looked at by itself: `router=static,dpee` has one bad choice.
+    singles = [
+        [f"{p.get_key_element()}={v}" for v in p.sweep_string_iterator()]
+        if p.is_discrete_sweep()
+        else [str(p.input_line)]
+        for p in parsed
+    ]
+    base = [choices[0] for choices in singles]
+    jobs = [
+        [*base[:i], c, *base[i + 1 :]] for i, choices in enumerate(singles) for c in choices[1:]
+    ]
+    found = [_diagnose_job(config_name, job, check) for job in [base, *jobs]]
+    return list(dict.fromkeys(sentence for sentences in found for sentence in sentences))
+
+
+def _diagnose_job(
+    config_name: str, overrides: list[str], check: Callable[[Request], None]
+) -> list[str]:
+    problems: list[str] = []
+    unknown: list[str] = []
+    while True:
+        try:
+            request = compose(config_name, overrides)
+            break
+        except HydraException as error:
+            bad = _culprit(error, overrides)
+            if bad is None:
+                return [*problems, _not_installed(error) or str(error)]
+            overrides = [o for o in overrides if o != bad]
+            if isinstance(error, MissingConfigException):
+                group, _, choice = bad.partition("=")
+                problems.append(
+                    _not_installed(error)
+                    or f"`{bad}` is no choice of {group}; {nearest(choice, error.options or ())}"
+                )
+            elif str(error).startswith("Could not override"):
+                unknown.append(bad)
+            else:
+                reason = " ".join(str(error.__cause__ or error).split())
+                problems.append(f"`{bad}` does not fit: {reason}")
+    for override in unknown:
+        key = re.split(r"[=@]", override.lstrip("+~"))[0]
+        problems.append(f"`{key}` is no setting; {nearest(key, _keys(request.config))}")
+    try:
+        check(request)
+    except ConfigError as error:
+        problems.extend(error.problems)
+    return problems
+
+
+def _not_installed(error: HydraException) -> str | None:
+    """A sentence about a plugin of Hydra that one of our configs names."""
+    place, _, choice = str(getattr(error, "missing_cfg_file", None)).rpartition("/")
+    extra = {"submitit_slurm": "slurm", "optuna": "optuna", "ray": "ray"}.get(choice)
+    if not place.startswith("hydra/") or extra is None:
+        return None
+    return f"`{place}={choice}` is not installed; install it: pip install 'dpn[{extra}]'."
+
+
+def _culprit(error: HydraException, overrides: Sequence[str]) -> str | None:
+    """The override that an error of Hydra is about."""
+    if isinstance(error, MissingConfigException):
+        group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        wanted = [o for o in overrides if o.lstrip("+") == f"{group}={choice}"]
+    else:
+        wanted = [
+            o
+            for o in overrides
+            if f"'{re.split('=', o.lstrip('+~'))[0]}'" in str(error) or o in str(error)
+        ]
+    return max(wanted, key=len, default=None)
+
+
+def _keys(config: DictConfig) -> list[str]:
+    """All dotted keys of a config, and its groups."""
+
+    def walk(node: Any, prefix: str) -> list[str]:
+        if not isinstance(node, dict):
+            return []
+        keys = [f"{prefix}{key}" for key in node]
+        return keys + [k for key in node for k in walk(node[key], f"{prefix}{key}.")]
+
+    groups = [path.name for path in CONFIG_DIR.iterdir() if path.is_dir()]
+    return sorted({*walk(OmegaConf.to_container(config, resolve=False), ""), *groups})
+
+
+def _quoted(override: str) -> str:
+    key, _, value = override.partition("=")
+    return f'{key}="{value}"'

@@ -1,0 +1,43 @@
+"""The course of the learning rates."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass
+class Schedule:
+    """What section `optim` holds besides the optimizer's own arguments.
+
+    Attributes:
+        gate_lr: learning rate of the router; None: that of everything else.
+        projector_lr: the same of the projector.
+        schedule: course of the learning rates after the warm-up: down a half cosine, constant, or
+            constant with a linear descent at the end (`wsd`).
+        warmup: share of all steps in which the rates rise from zero.
+        final_lr: share of the rates that is left at the end.
+        decay: share of all steps that the descent of `wsd` takes.
+    """
+
+    gate_lr: float | None = None
+    projector_lr: float | None = None
+    schedule: Literal["cosine", "constant", "wsd"] = "cosine"
+    warmup: float = 0.05
+    final_lr: float = 0.0
+    decay: float = 0.2
+
+
+SCHEDULE_KEYS = tuple(Schedule.__dataclass_fields__)
+
+
+def learning_rate_factor(schedule: Schedule, step: int, steps: int) -> float:
+    """What every learning rate is multiplied by at a step out of all steps."""
+    warmup = schedule.warmup * steps
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if schedule.schedule == "constant":
+        return 1.0
+    start = warmup if schedule.schedule == "cosine" else max(warmup, (1 - schedule.decay) * steps)
+    done = min(1.0, max(0.0, (step - start) / max(1.0, steps - start)))
+    left = (1 + math.cos(math.pi * done)) / 2 if schedule.schedule == "cosine" else 1 - done
+    return schedule.final_lr + (1 - schedule.final_lr) * left
