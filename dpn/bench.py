@@ -29,9 +29,9 @@ import torch
 
 from dpn.measure.case import Case, Row, on_paper
 from dpn.measure.contenders import contenders
-from dpn.measure.dry_run import NeedsData, fixed, make_batch, on_meta
+from dpn.measure.dry_run import NeedsData, fixed, make_batch
 from dpn.measure.load import Load
-from dpn.model import DPNConfig
+from dpn.model import DPNConfig, meta_model
 
 if TYPE_CHECKING:
     from dpn.runs.request import Request
@@ -68,11 +68,11 @@ def bench(request: "Request") -> list[Row]:
     from dpn.runs.request import ConfigError
 
     preflight.check_bench(request)
-    config = build.bench_config(request.config)
+    config = build.model_config(request.config)
     values = build.plain(request.config)
     load = Load(**{name: values[name] for name in Load.__dataclass_fields__})
     try:
-        fixed(on_meta(config).router, load.route)
+        fixed(meta_model(config).router, load.route)
     except ValueError as error:
         raise ConfigError([f"`route={load.route}` is not possible. {error}"]) from None
     try:

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
 from dpn.cli.door import front_door
 from dpn.common.distributed import processes
 from dpn.config import build, preflight
+from dpn.config.engine import engine_of
 from dpn.config.sections import Machine
 from dpn.data.rows import Rows
 from dpn.measure.fitting import verdict
@@ -65,7 +66,7 @@ def plan(request: Request) -> tuple[dict[str, Memory], dict[str, Any]]:
     config = request.config
     machine, setup = Machine(**build.plain(config.plan)), setup_of(config)
     samples, samples_from = epoch_samples(config, machine)
-    module = build.module_on_meta(config)
+    module = build.meta_module(config)
     if module.model.projector.adaptive:
         raise ConfigError(
             [
@@ -114,25 +115,20 @@ def setup_of(config: DictConfig) -> Setup:
         "batch_size": config.data.batch_size,
         "rows_per_batch": config.data.get("rows_per_batch"),
     }
-    strategy = trainer.get("strategy") or "auto"
-    target = strategy if isinstance(strategy, str) else strategy["_target_"]
-    if target == "auto":
-        return Setup("ddp" if count > 1 else "single", **common)
-    if target.startswith("ddp"):
-        return Setup("ddp", **common)
-    if target == "dpn.training.strategies.FSDP2":
-        return Setup("fsdp2", **common)
-    zero = OmegaConf.select(config, "trainer.strategy.config.zero_optimization", default={})
-    if target == "dpn.training.strategies.ZeRO" and zero.get("stage") in (2, 3):
+    engine = engine_of(trainer)
+    if engine in ("single", "ddp", "fsdp2"):
+        return Setup(engine, **common)
+    if engine in ("zero2", "zero3"):
+        zero = trainer["strategy"]["config"]["zero_optimization"]
         return Setup(
-            "zero2" if zero.stage == 2 else "zero3",
+            engine,
             **common,
             reduce_bucket=int(zero.get("reduce_bucket_size", 5e8)),
             live_parameters=int(zero.get("stage3_max_live_parameters", 1e9)),
         )
     raise ConfigError(
         [
-            f"`trainer.strategy={target}` can not be planned; take trainer=gpu, ddp, fsdp2,"
+            f"`trainer.strategy={engine}` can not be planned; take trainer=gpu, ddp, fsdp2,"
             " deepspeed_zero2 or deepspeed_zero3."
         ]
     )
@@ -238,7 +234,7 @@ def warning(config: DictConfig) -> str | None:
         return None
     memory = torch.cuda.get_device_properties(0).total_memory / GIB
     try:
-        rehearsal = Rehearsal(build.module_on_meta(config))
+        rehearsal = Rehearsal(build.meta_module(config))
         texts, _ = texts_of(config, Machine(), rehearsal)
         sentence = verdict(rehearsal, setup_of(config), texts, memory, config.data.global_batch)
     except Exception as error:  # an estimate must not keep a run from starting

@@ -18,7 +18,6 @@ from dpn.cli.door import front_door
 from dpn.common.distributed import is_first_process
 from dpn.common.files import read_json, write_json, write_rows
 from dpn.config import apply, build, preflight
-from dpn.config.sections import trains
 from dpn.inference import evaluation
 from dpn.model import DPNForConditionalGeneration
 from dpn.reports.page import print_tables, write_report
@@ -30,6 +29,7 @@ from dpn.training import dashboards
 from dpn.training.calibration import calibrate, needs_calibration
 from dpn.training.callbacks import Clock
 from dpn.training.resume import latest_checkpoint
+from dpn.training.stage import trains
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer

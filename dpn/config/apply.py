@@ -8,11 +8,12 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from dpn.common.files import read_json
-from dpn.config.build import model_on_meta
+from dpn.config.build import model_config
 from dpn.config.compose import compose
-from dpn.config.sections import trains
+from dpn.model import meta_model
 from dpn.runs.path import config_hash
 from dpn.runs.request import Request
+from dpn.training.stage import trains
 
 #: What a run without compression has its own of.
 OWN = ("router", "loss", "stage", "init")
@@ -64,7 +65,7 @@ def base_run(request: Request) -> Path | None:
 
 def _weights(config: DictConfig, part: str) -> dict[str, tuple[int, ...]]:
     """Shapes of a part's weights."""
-    module = getattr(model_on_meta(config), part)
+    module = getattr(meta_model(model_config(config)), part)
     return {name: tuple(weight.shape) for name, weight in module.named_parameters()}
 
 

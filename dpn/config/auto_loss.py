@@ -26,3 +26,13 @@ class AutoLoss:
         steering = [n for n in router.losses if keep is not None and losses.resolve(n).needs_keep]
         name = (*steering, *router.losses, "language")[0]
         return name, {"reduction": self.reduction}
+
+
+def names() -> list[str]:
+    """Names that `loss.name` takes."""
+    return ["auto", *losses.names()]
+
+
+def resolve(name: str) -> type[Any]:
+    """Class with the arguments of a loss."""
+    return AutoLoss if name == "auto" else losses.resolve(name)

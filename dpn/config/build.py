@@ -13,15 +13,15 @@ from dpn.checkpoints.keys import part_of
 from dpn.common import hub
 from dpn.common.distributed import processes
 from dpn.config.auto_loss import AutoLoss
-from dpn.config.sections import trains
 from dpn.data.tokenizer import train_tokenizer
 from dpn.decoder.layer import compile_layers
 from dpn.losses import RoutingLoss
-from dpn.model import DPNConfig, DPNForConditionalGeneration, DPNProcessor
+from dpn.model import DPNConfig, DPNForConditionalGeneration, DPNProcessor, meta_model
 from dpn.routers import Router
 from dpn.runs.folder import RunFolder
 from dpn.training import lora
 from dpn.training.schedule import SCHEDULE_KEYS, Schedule
+from dpn.training.stage import trains
 from dpn.vision import VisionTower
 
 if TYPE_CHECKING:  # Lightning takes seconds to import, and a model needs none of it
@@ -164,8 +164,8 @@ def of_run(run: Path, device: str = "auto") -> tuple[DPNForConditionalGeneration
     return model, module
 
 
-def bench_config(config: DictConfig) -> DPNConfig:
-    """A model without tokenizer; its last ids are `<image>` and `<ROUTER>`."""
+def model_config(config: DictConfig) -> DPNConfig:
+    """Config of a model without a tokenizer; its last two ids are `<image>` and `<ROUTER>`."""
     text = {"vocab_size": config.model.vocab_size, **plain(config.model.text)}
     size = text["vocab_size"]
     return DPNConfig(
@@ -178,26 +178,14 @@ def bench_config(config: DictConfig) -> DPNConfig:
     )
 
 
-def bench_model(config: DictConfig) -> DPNForConditionalGeneration:
-    """The model of `bench_config` with random weights."""
-    torch.manual_seed(config.seed)
-    return DPNForConditionalGeneration(bench_config(config))
-
-
-def model_on_meta(config: DictConfig) -> DPNForConditionalGeneration:
-    """Shapes alone: no memory, no tokenizer, no file of weights."""
+def meta_module(config: DictConfig) -> "DPNModule":
+    """Build what a config trains on the meta device: shapes, without memory and files."""
+    built = meta_model(model_config(config))
+    built.checkpoint_layers = built.vision.checkpoint_layers = config.model.checkpoint_layers
     with torch.device("meta"):
-        built = bench_model(config)
-        built.checkpoint_layers = built.vision.checkpoint_layers = config.model.checkpoint_layers
         if config.stage.lora is not None:
             lora.add(built.language, **plain(config.stage.lora))
-    return built
-
-
-def module_on_meta(config: DictConfig) -> "DPNModule":
-    """What would be trained, by shapes alone."""
-    with torch.device("meta"):
-        return module(config, model_on_meta(config))
+        return module(config, built)
 
 
 def routing_loss(config: DictConfig, router: Router) -> RoutingLoss:

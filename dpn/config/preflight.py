@@ -1,61 +1,59 @@
-"""Before anything is built: one error with everything that is wrong with a config."""
+"""One error with every problem of a config, before anything is built or loaded."""
 
-import math
-from typing import Any
+from importlib.util import find_spec
+from itertools import chain
 
 import torch
-from transformers import AutoConfig
 
-from dpn import benchmarks, data, losses, projectors, routers, vision
+from dpn import data, losses, routers
 from dpn.common.distributed import processes
 from dpn.config import apply, checks
-from dpn.config.auto_loss import AutoLoss
-from dpn.config.checks import Parts
-from dpn.cost import TextShape
+from dpn.config.engine import engine_of, import_target, is_deepspeed
 from dpn.data.base import Source
-from dpn.model import DPNProcessor
+from dpn.model import DPNConfig
+from dpn.model.assemble import build_router, build_vision
 from dpn.runs.request import Node, Request, refuse, resolve
 
 
 def check(request: Request) -> None:
-    """Of a training run.
+    """Check a training config.
 
     Raises:
-        ConfigError: with everything that is wrong.
+        ConfigError: With every problem.
     """
-    refuse(checks.of_training(resolve(request), PARTS, request))
+    config = resolve(request)
+    problems = _with_fit(checks.training_sections(config), config)
+    refuse(problems + checks.check_run(config, request))
     refuse(apply.problems(request))
 
 
 def check_evaluation(request: Request) -> None:
-    """The same of an evaluation."""
-    refuse(checks.of_evaluation(resolve(request), PARTS))
+    """Check an evaluation config; raises like `check`."""
+    refuse(checks.check_evaluation(resolve(request)))
 
 
 def check_bench(request: Request) -> None:
-    """The same of a benchmark."""
-    refuse(checks.of_benchmark(resolve(request), PARTS))
+    """Check a bench config; raises like `check`."""
+    config = resolve(request)
+    refuse(_with_fit(checks.bench_sections(config), config))
 
 
 def check_plan(request: Request) -> None:
-    """The same of a plan."""
-    refuse(checks.of_plan(resolve(request), PARTS))
+    """Check a plan config, whose files need not exist yet; raises like `check`."""
+    config = resolve(request)
+    machine = config.pop("plan")
+    problems = _with_fit(checks.training_sections(config), config, files=False)
+    refuse(problems + checks.check_machine(machine))
 
 
-class _Losses:
-    """The files of `dpn/losses`, and `auto`."""
-
-    @staticmethod
-    def names() -> list[str]:
-        return ["auto", *losses.names()]
-
-    @staticmethod
-    def resolve(name: str) -> type[Any]:
-        return AutoLoss if name == "auto" else losses.resolve(name)
+def _with_fit(sections: dict[str, list[str]], config: Node, files: bool = True) -> list[str]:
+    """Problems of all sections, and between the sections that have none themselves."""
+    sound = {section for section, found in sections.items() if not found}
+    return [*chain.from_iterable(sections.values()), *_fit(config, sound, files)]
 
 
 def _fit(config: Node, sound: set[str], files: bool = True) -> list[str]:
-    """What is wrong between parts that are sound by themselves; `files`: and on the disk."""
+    """Problems between sections that have none themselves; with `files` also those on the disk."""
     problems = []
     if {"model", "projector", "router"} <= sound:
         problems += _fit_model(config)
@@ -67,8 +65,8 @@ def _fit(config: Node, sound: set[str], files: bool = True) -> list[str]:
         problems += source.check() if files else Source.check(source)
         if "trainer" in sound:
             problems += _fit_batch(config["data"], processes(config["trainer"]))
-    if {"model", "trainer"} <= sound:
-        problems += _fit_speed(config["model"], config["trainer"])
+    if {"model", "optim", "trainer"} <= sound:
+        problems += _fit_engine(config["model"], config["optim"], config["trainer"])
     return problems
 
 
@@ -82,8 +80,10 @@ def _fit_batch(data: Node, count: int) -> list[str]:
     ]
 
 
-def _fit_speed(model: Node, trainer: Node) -> list[str]:
+def _fit_engine(model: Node, optim: Node, trainer: Node) -> list[str]:
+    """Problems of the engine with what the model and the optimizer ask of it."""
     problems = []
+    engine = engine_of(trainer)
     on_gpu = trainer.get("accelerator") != "cpu" and torch.cuda.is_available()
     half = "16" in str(trainer.get("precision"))
     if model["attention"] in ("varlen", "flash") and not (on_gpu and half):
@@ -91,37 +91,39 @@ def _fit_speed(model: Node, trainer: Node) -> list[str]:
             f"`model.attention={model['attention']}` is a kernel of GPUs in half precision; train"
             " with trainer.precision=bf16-mixed on a GPU, or take model.attention=auto."
         )
-    strategy = str(trainer.get("strategy"))
-    if model["compile_layers"] and ("ZeRO" in strategy or "deepspeed" in strategy):
-        problems.append(
-            "`model.compile_layers=true` is not known to work with DeepSpeed; use trainer=fsdp2 or"
-            " trainer=ddp, or leave it false."
-        )
+    if is_deepspeed(engine):
+        if find_spec("deepspeed") is None:
+            problems.append(
+                "`trainer.strategy` needs DeepSpeed; install it: pip install 'dpn[deepspeed]'."
+            )
+        if getattr(import_target(optim["_target_"]), "needs_whole_matrices", False):
+            problems.append(
+                "`optim=muon` needs whole matrices, and DeepSpeed cuts them up; use optim=adamw,"
+                " or trainer=fsdp2."
+            )
+        if model["compile_layers"]:
+            problems.append(
+                "`model.compile_layers=true` is not known to work with DeepSpeed; use"
+                " trainer=fsdp2 or trainer=ddp, or leave it false."
+            )
     return problems
 
 
 def _fit_model(config: Node) -> list[str]:
-    """Built on the meta device, which costs no memory."""
-    text = dict(config["model"]["text"])
+    """Problems of building vision, projector and router, on the meta device, without memory."""
     try:
-        text_config = AutoConfig.for_model(text.pop("model_type"), **text)
+        model = DPNConfig(
+            text_config=config["model"]["text"],
+            vision_config=config["model"]["vision"],
+            projector_config=config["projector"],
+            router_config=config["router"],
+        )
         with torch.device("meta"):
-            tower = vision.build(**config["model"]["vision"])
-            projector = projectors.build(
-                **config["projector"],
-                input_size=tower.output_size,
-                output_size=text_config.hidden_size,
-                grid=tower.grid,
-            )
+            tower, projector = build_vision(model)
             if problems := projector.check():
                 return problems
             projector.fit(tower)
-            router = routers.build(
-                **config["router"],
-                text=TextShape.of(text_config, base_rows=math.prod(tower.grid)),
-                grid=projector.grid_after(tower.grid),
-            )
-            return router.check()
+            return build_router(model, tower, projector).check()
     except Exception as error:
         return [f"The model can not be built: {' '.join(str(error).split())}"]
 
@@ -147,15 +149,3 @@ def _fit_loss(name: str, router: Node) -> list[str]:
             f"`loss={name}` steers to router.keep, which is null; give it, e.g. router.keep=0.6."
         )
     return problems
-
-
-PARTS = Parts(
-    vision=vision,
-    projector=projectors,
-    router=routers,
-    loss=_Losses(),
-    data=data,
-    benchmark=benchmarks,
-    processor=DPNProcessor,
-    fit=_fit,
-)

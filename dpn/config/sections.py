@@ -1,13 +1,14 @@
-"""What the front doors' configs hold besides parts and what has a `_target_`."""
+"""Sections of the configs that are read in several places.
 
-from collections.abc import Mapping
+The schema of every other section is the constructor that it is passed to.
+"""
+
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from dpn.decoder.attention import BackendName
 from dpn.measure.load import Load
-
-Part = Literal["vision", "projector", "language", "lm_head", "router"]
+from dpn.training.stage import Part
 
 
 @dataclass
@@ -18,43 +19,6 @@ class Paths:
     data_root: str
     weights_root: str
     run_dir: str | None = None
-
-
-@dataclass
-class Stage:
-    """Section `stage`: what is trained, when and how fast.
-
-    Attributes:
-        freeze: parts of the model that stay as they are.
-        dense: share of all training steps before the router acts, as if it were `router=none`.
-        lr: learning rate that `optim=llava` takes.
-        lora: low-rank updates instead of the language model's own weights; None: none.
-    """
-
-    freeze: list[Part] = field(default_factory=list)
-    dense: float = 0.0
-    lr: float = 2e-5
-    lora: dict[str, Any] | None = None
-
-
-def trains(stage: Mapping[str, Any]) -> bool:
-    """Whether a `Stage` changes any weight."""
-    return stage["lora"] is not None or not {*get_args(Part)} <= {*stage["freeze"]}
-
-
-@dataclass
-class LoRA:
-    """Section `stage.lora` (arXiv 2106.09685).
-
-    Attributes:
-        rank: of the updates.
-        alpha: they are multiplied by alpha / rank.
-        dropout: of what they read.
-    """
-
-    rank: int = 128
-    alpha: int = 256
-    dropout: float = 0.05
 
 
 @dataclass
@@ -208,7 +172,7 @@ class Evaluation:
 
 
 @dataclass(kw_only=True)
-class Benchmark(Load):
+class Bench(Load):
     """The sections and values of bench.yaml.
 
     Attributes:

@@ -22,12 +22,12 @@ from dpn.measure.contenders import (
     uncompressed,
     weights,
 )
-from dpn.measure.dry_run import Route, cost_of, on_meta, supervised_columns, training_step
+from dpn.measure.dry_run import Route, cost_of, supervised_columns, training_step
 from dpn.measure.load import Load
 from dpn.measure.profiling import profile
 from dpn.metrics.memory import peak_bytes
 from dpn.metrics.speed import race, ratio
-from dpn.model import DPNConfig, DPNForConditionalGeneration
+from dpn.model import DPNConfig, DPNForConditionalGeneration, meta_model
 
 GIB = 2**30
 Row = dict[str, Any]
@@ -166,7 +166,7 @@ def on_paper(config: DPNConfig, load: Load, batch_size: int, text_columns: int) 
 def _saved(config: DPNConfig, load: Load, batch_size: int, text: int, route: Route) -> Row:
     steps = []
     for each, taken in ((config, route), (uncompressed(config), "most")):
-        model = on_meta(each)
+        model = meta_model(each)
         model.checkpoint_layers = model.vision.checkpoint_layers = load.checkpoint_layers
         steps.append(training_step(model, batch_size, text, taken, getattr(torch, load.dtype)))
     return {

@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from dpn.cost import Cost, costs, visual_macs_ratio
 from dpn.metrics.memory import Watch
-from dpn.model import DPNConfig, DPNForConditionalGeneration
+from dpn.model import DPNConfig, DPNForConditionalGeneration, meta_model
 from dpn.routers.base import Router
 from dpn.tokens import Trace
 
@@ -71,7 +71,7 @@ def prefill(
     Raises:
         NeedsData: if rows depend on what an image shows.
     """
-    model, batch = _faked(on_meta(config), torch.float32, 1, text_columns)
+    model, batch = _faked(meta_model(config), torch.float32, 1, text_columns)
     model.router = fixed(model.router, route)
     del batch["labels"]
     try:
@@ -79,12 +79,6 @@ def prefill(
             return model, model.eval()(**batch, logits_to_keep=1).trace
     except DataDependentOutputException:
         raise NeedsData("How many rows are left depends on what an image shows.") from None
-
-
-def on_meta(config: DPNConfig) -> DPNForConditionalGeneration:
-    """A model of shapes alone."""
-    with torch.device("meta"):
-        return DPNForConditionalGeneration(config)
 
 
 def fixed(router: Router, route: Route) -> Router:

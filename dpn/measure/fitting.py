@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from dpn.measure.footprint import GIB, Engine, Rehearsal, Setup
+from dpn.measure.footprint import GIB, Rehearsal, Setup
 
 #: Trainers that share out most, to offer where a run does not fit.
-SHARING: dict[Engine, str] = {"fsdp2": "trainer=fsdp2", "zero3": "trainer=deepspeed_zero3"}
+SHARING: dict[str, str] = {"fsdp2": "trainer=fsdp2", "zero3": "trainer=deepspeed_zero3"}
 Trial = tuple[str, Setup]
 
 

@@ -9,7 +9,7 @@ reducing) is a formula, see `_engine_bytes`.
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from dpn.training.module import DPNModule
 
 GIB = 2**30
-Engine = Literal["single", "ddp", "fsdp2", "zero2", "zero3"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Setup:
     """How a run is spread over GPUs.
 
     Attributes:
-        engine: what shares the work out.
+        engine: `single`, `ddp`, `fsdp2`, `zero2` or `zero3`.
         half: whether it computes in bf16 (`bf16-mixed`) or in fp32 (`32-true`).
         processes: GPUs of all nodes.
         batch_size: samples per GPU and micro-batch.
@@ -39,7 +38,7 @@ class Setup:
         live_parameters: most weights that ZeRO-3 leaves gathered, in elements.
     """
 
-    engine: Engine
+    engine: str
     half: bool
     processes: int
     batch_size: int

@@ -5,7 +5,7 @@ Imports what a model is made of: `common`, `tokens`, `cost`, `vision`, `projecto
 """
 
 from dpn.model.configuration import DPNConfig
-from dpn.model.modeling import DPNForConditionalGeneration
+from dpn.model.modeling import DPNForConditionalGeneration, meta_model
 from dpn.model.processing import DPNProcessor
 
-__all__ = ["DPNConfig", "DPNForConditionalGeneration", "DPNProcessor"]
+__all__ = ["DPNConfig", "DPNForConditionalGeneration", "DPNProcessor", "meta_model"]

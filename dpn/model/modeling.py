@@ -2,7 +2,6 @@
 layers.
 """
 
-import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -14,14 +13,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from dpn import projectors, routers, vision
 from dpn.common.distributed import connect, several_processes
 from dpn.common.seeded import mix
-from dpn.cost import TextShape
 from dpn.decoder.attention import BackendName
 from dpn.decoder.cache import RaggedCache
 from dpn.decoder.layer import build_language
 from dpn.decoder.loop import append, prefill
+from dpn.model.assemble import build_router, build_vision
 from dpn.model.configuration import DPNConfig
 from dpn.model.cross_entropy import cross_entropy
 from dpn.model.generation import RaggedGenerationMixin
@@ -71,23 +69,13 @@ class DPNForConditionalGeneration(RaggedGenerationMixin, PreTrainedModel):
     def __init__(self, config: DPNConfig, empty_language: bool = False):
         super().__init__(config)
         text: Any = config.text_config
-        self.vision = vision.build(**(config.vision_config or {}))
-        self.projector = projectors.build(
-            **(config.projector_config or {}),
-            input_size=self.vision.output_size,
-            output_size=text.hidden_size,
-            grid=self.vision.grid,
-        )
+        self.vision, self.projector = build_vision(config)
         self.projector.fit(self.vision)
         with _no_memory() if empty_language else nullcontext():
             self.language = build_language(text)
             self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         with torch.random.fork_rng(devices=[]):  # one seed, the same other weights for any router
-            self.router = routers.build(
-                **(config.router_config or {}),
-                text=TextShape.of(text, base_rows=math.prod(self.vision.grid)),
-                grid=self.projector.grid_after(self.vision.grid),
-            )
+            self.router = build_router(config, self.vision, self.projector)
         #: Attention backend of prefill and training, see `dpn.decoder.attention`.
         self.attention: BackendName = "auto"
         #: Recompute decoder layers in the backward pass.
@@ -339,6 +327,12 @@ class DPNForConditionalGeneration(RaggedGenerationMixin, PreTrainedModel):
         rows = np.take_along_axis(row_of, columns, axis=1)[valid]
         logits = _spread(self._head(hidden[torch.from_numpy(rows).to(hidden.device)]), valid)
         return DPNOutput(logits=logits, past_key_values=cache, trace=cache.trace)
+
+
+def meta_model(config: DPNConfig) -> DPNForConditionalGeneration:
+    """Build a model on the meta device: shapes, and no memory."""
+    with torch.device("meta"):
+        return DPNForConditionalGeneration(config)
 
 
 def _no_memory() -> AbstractContextManager[None]:

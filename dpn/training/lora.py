@@ -8,8 +8,15 @@ from torch import nn
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-def add(language: nn.Module, rank: int, alpha: int, dropout: float) -> None:
-    """Freeze the language model and put low-rank updates beside its linear layers, in place."""
+def add(language: nn.Module, rank: int = 128, alpha: int = 256, dropout: float = 0.05) -> None:
+    """Freeze the language model and add low-rank updates to its linear layers, in place.
+
+    Args:
+        language: Text model.
+        rank: Rank of the updates.
+        alpha: Numerator of their scale, alpha / rank.
+        dropout: Dropout probability of their inputs.
+    """
     from peft import LoraConfig, inject_adapter_in_model
 
     language.requires_grad_(False)

@@ -23,6 +23,9 @@ class MuonAdamW(Optimizer):
         weight_decay: of both; a group's own wins.
     """
 
+    #: Whether an engine that splits single matrices over processes can not be used.
+    needs_whole_matrices = True
+
     def __init__(
         self,
         params: list[dict[str, Any]],

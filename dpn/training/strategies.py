@@ -7,7 +7,7 @@ routes are.
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,11 @@ class CompleteFolders(Strategy):
 class FSDP2(CompleteFolders, ModelParallelStrategy):
     """Lightning's ModelParallelStrategy with data parallelism alone, over all processes."""
 
+    @staticmethod
+    def engine(section: Mapping[str, Any]) -> str:
+        """Name of the engine of a section `trainer.strategy`."""
+        return "fsdp2"
+
     def setup_environment(self) -> None:
         """Before the mesh is made: one axis over all processes."""
         self._data_parallel_size = self.num_nodes * self.num_processes
@@ -102,6 +107,12 @@ class FSDP2(CompleteFolders, ModelParallelStrategy):
 
 class ZeRO(CompleteFolders, DeepSpeedStrategy):
     """Lightning's DeepSpeedStrategy with our units, and complete checkpoint folders."""
+
+    @staticmethod
+    def engine(section: Mapping[str, Any]) -> str:
+        """Name of the engine of a section `trainer.strategy`: `zero` and its stage."""
+        zero = (section.get("config") or {}).get("zero_optimization") or {}
+        return f"zero{zero.get('stage', '')}"
 
     def setup(self, trainer: Any) -> None:
         """Before DeepSpeed sees the module: what it has to gather as a whole."""

@@ -8,13 +8,13 @@ import torch
 
 from dpn.config import build
 from dpn.config.compose import CONFIG_DIR, compose
-from dpn.config.sections import trains
 from dpn.data.batch import Sample, collate
 from dpn.data.tokenizer import train_tokenizer
 from dpn.model import DPNForConditionalGeneration, DPNProcessor
 from dpn.runs.folder import RunFolder
 from dpn.training.module import parameter_groups
 from dpn.training.schedule import Schedule, learning_rate_factor
+from dpn.training.stage import trains
 
 
 @pytest.fixture(scope="module")

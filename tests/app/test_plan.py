@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils.flop_counter import FlopCounterMode
 
+from dpn import DPNForConditionalGeneration
 from dpn import plan as front
 from dpn.config import build
 from dpn.config.compose import compose
@@ -42,13 +43,14 @@ def composed(*overrides):
 
 
 def rehearse(config):
-    return Rehearsal(build.module_on_meta(config))
+    return Rehearsal(build.meta_module(config))
 
 
 def real_model(config):
     """The model of a config with memory, and a batch of what is planned with."""
-    module = build.module_on_meta(config)
-    model = build.bench_model(config).train()
+    module = build.meta_module(config)
+    torch.manual_seed(config.seed)
+    model = DPNForConditionalGeneration(build.model_config(config)).train()
     model.checkpoint_layers = model.vision.checkpoint_layers = config.model.checkpoint_layers
     for mine, other in zip(model.parameters(), module.model.parameters(), strict=True):
         mine.requires_grad_(other.requires_grad)
@@ -99,7 +101,7 @@ def test_checkpointing_lowers_the_peak():
 def test_what_is_held_is_what_a_trained_model_holds(optim):
     config = composed(f"optim={optim}", "stage.freeze=[vision]").config
     held = rehearse(config).held(ONE)
-    module = build.module_on_meta(config).to_empty(device="cpu")
+    module = build.meta_module(config).to_empty(device="cpu")
     from dpn.training.module import parameter_groups
 
     optimizer = module.make_optimizer(parameter_groups(module, module.schedule))
@@ -128,7 +130,7 @@ def test_shards_are_those_of_fsdp2(four_processes):
     config = composed("trainer=fsdp2", f"trainer.devices={four_processes}").config
     setup = front.setup_of(config)
     assert (setup.engine, setup.half, setup.processes) == ("fsdp2", True, 4)
-    module = build.module_on_meta(config)
+    module = build.meta_module(config)
     mesh = dist.init_device_mesh("cpu", (four_processes,))
     shard(module.model, module.routing_loss, mesh, torch.bfloat16)
     local = sum(p.to_local().nbytes for p in module.model.parameters())

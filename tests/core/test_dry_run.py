@@ -5,15 +5,9 @@ import torch
 from transformers import LlamaConfig
 
 from dpn import DPNConfig, DPNForConditionalGeneration
-from dpn.measure.dry_run import (
-    cost_of,
-    fixed,
-    make_batch,
-    on_meta,
-    supervised_columns,
-    training_step,
-)
+from dpn.measure.dry_run import cost_of, fixed, make_batch, supervised_columns, training_step
 from dpn.metrics.memory import peak_bytes
+from dpn.model import meta_model
 
 from .conftest import collate, make_model, make_samples, without
 
@@ -58,14 +52,14 @@ def test_a_layer_saves_what_one_more_layer_makes_autograd_save():
     for layers in (2, 3):
         model = DPNForConditionalGeneration(config_of(layers=layers)).train()
         saved[layers] = saved_for_backward(model, make_batch(model, 2, TEXT))
-    step = training_step(on_meta(config_of()), 2, TEXT)
+    step = training_step(meta_model(config_of()), 2, TEXT)
     each = saved[3] - saved[2]
     given = 2 * (TEXT + 16) * 32 * 4  # what the last layer gives, no norm of all rows saves
     assert step.saved_by_layer == (each, each, each - given)
 
 
 def test_a_checkpointed_layer_saves_the_rows_of_the_next():
-    model = on_meta(config_of({"name": "static", "layers": [0], "kernels": [2, 2]}))
+    model = meta_model(config_of({"name": "static", "layers": [0], "kernels": [2, 2]}))
     model.checkpoint_layers = True
     rows = TEXT + 4  # of 4 x 4 patches
     by_layer = training_step(model, 2, TEXT).saved_by_layer
@@ -78,7 +72,7 @@ def test_the_peak_is_that_of_real_tensors():
     real = DPNForConditionalGeneration(config).train()
     batch = make_batch(real, 2, TEXT)
     weights = list(real.parameters())
-    step = training_step(on_meta(config), 2, TEXT)
+    step = training_step(meta_model(config), 2, TEXT)
 
     def run():
         real(**batch).loss.backward()
@@ -90,7 +84,7 @@ def test_the_peak_is_that_of_real_tensors():
 
 
 def test_a_model_stays_as_it_is():
-    model = on_meta(config_of({"name": "dpe", "min_rows": 1})).eval()
+    model = meta_model(config_of({"name": "dpe", "min_rows": 1})).eval()
     router = model.router
     training_step(model, 1, TEXT, "fewest")
     assert model.router is router
@@ -99,7 +93,7 @@ def test_a_model_stays_as_it_is():
 
 
 def test_answers_are_as_long_as_they_are_said_to_be():
-    model = on_meta(config_of())
+    model = meta_model(config_of())
     for text, answer in ((3, 1), (4, 2), (9, 4), (64, 32)):
         labels = make_batch(model, 1, text)["labels"]
         assert int((labels != -100).sum()) == supervised_columns(text) == answer
