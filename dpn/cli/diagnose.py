@@ -9,6 +9,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 
 from dpn.config.compose import CONFIG_DIR, compose
+from dpn.config.renamed import KEYS
 from dpn.config.schema import nearest
 from dpn.runs.request import ConfigError, Request
 
@@ -67,7 +68,10 @@ def _diagnose_job(
                 problems.append(f"`{bad}` does not fit: {reason}")
     for override in unknown:
         key = re.split(r"[=@]", override.lstrip("+~"))[0]
-        problems.append(f"`{key}` is no setting; {nearest(key, _keys(request.config))}")
+        if key in KEYS:
+            problems.append(f"`{key}` is now called `{KEYS[key]}`; give that.")
+        else:
+            problems.append(f"`{key}` is no setting; {nearest(key, _keys(request.config))}")
     try:
         check(request)
     except ConfigError as error:

@@ -11,7 +11,7 @@ from dpn.common.files import read_json
 from dpn.config.build import model_config
 from dpn.config.compose import compose
 from dpn.model import meta_model
-from dpn.runs.path import config_hash
+from dpn.runs.path import config_hash, run_path
 from dpn.runs.request import Request
 from dpn.training.stage import trains
 
@@ -56,8 +56,9 @@ def problems(request: Request) -> list[str]:
 def base_run(request: Request) -> Path | None:
     """The folder of that run; None if there is no finished one."""
     base = compose("train", base_overrides(request))
-    parent = Path(request.config.paths.output_root) / base.experiment
-    for folder in sorted(parent.glob(f"*-{config_hash(base.config)}")):
+    base.config.paths.run_dir = None
+    path = run_path(base)
+    for folder in [path, *sorted(path.parent.glob(f"*-{config_hash(base.config)}"))]:
         if (read_json(folder / "status.json") or {}).get("status") == "finished":
             return folder
     return None

@@ -14,11 +14,9 @@ class AutoLoss:
     else hinge; language for routers without gates; each with its defaults.
 
     Attributes:
-        keep: what `router.keep` of dpe is where it is not given; None leaves it at the hinge.
         reduction: see `RoutingLoss`.
     """
 
-    keep: float | None = None
     reduction: Reduction = "global"
 
     def choose(self, router: type[Router], keep: float | None) -> tuple[str, dict[str, Any]]:

@@ -25,6 +25,7 @@ from dpn.config.sections import (
     Machine,
     Model,
     Paths,
+    Recipe,
     Train,
     Weights,
 )
@@ -56,6 +57,7 @@ def training_sections(config: Node) -> dict[str, list[str]]:
         "stage": _check_stage(sections.get("stage", {})),
         "init": check_arguments("init", Init, sections.get("init", {})),
         "model": _check_model(model),
+        "recipe": check_arguments("recipe", Recipe, sections.get("recipe", {})),
         "optim": check_arguments("optim", Schedule, schedule)
         + check_target("optim", own, given=["params"], others=SCHEDULE_KEYS),
         "trainer": check_target("trainer", sections.get("trainer", {})),

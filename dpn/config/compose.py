@@ -15,6 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from dpn import projectors, routers
+from dpn.config import renamed
 from dpn.runs.path import SWEEP, key_of
 from dpn.runs.request import Request
 
@@ -68,6 +69,7 @@ def request_of(config: Any, task: DictConfig | None = None) -> Request:
     if task is None:
         task = OmegaConf.create({k: v for k, v in config.items_ex(resolve=False) if k != "hydra"})
         OmegaConf.set_struct(task, True)
+    renamed.update(task)
     idle = _ignored(task)
     for key in idle:
         OmegaConf.update(task, key, None)

@@ -79,13 +79,7 @@ class Model:
         vocab_size: upper limit for the trained one.
         min_rows: fewest visual rows a router may leave a sample, where the router does not say.
         gate_temperature: divides the logits of a router's gates, where the router does not say.
-        keep: share of visual MACs that `loss=auto` steers `router=dpe` to; None: the paper's hinge.
         weights: see `Weights`.
-        freeze: parts that `stage=finetune` leaves as they are.
-        pretrain_image_size: in pixels, in `stage=pretrain`.
-        batch_size: samples per process in `stage=finetune`.
-        group: how `data=llava_665k` puts batches together, see `dpn.data.grouping`.
-        max_length: most ids of a sample in `stage=finetune`.
         checkpoint_layers: whether layers are computed again in the backward pass, to save memory.
         compile_layers: whether `torch.compile` makes faster code of layers, in the first steps.
         attention: backend, see `dpn.decoder.attention`.
@@ -99,16 +93,31 @@ class Model:
     vocab_size: int = 1024
     min_rows: int = 18
     gate_temperature: float = 10.0
-    keep: float | None = None
     weights: dict[str, Any] = field(default_factory=dict)
+    checkpoint_layers: bool = False
+    compile_layers: bool = False
+    attention: BackendName = "auto"
+
+
+@dataclass
+class Recipe:
+    """Section `recipe`: values that belong to a model and that other groups take.
+
+    Attributes:
+        keep: Share of visual MACs that `router=dpe` is trained for; None: the paper's hinge.
+        freeze: Parts that `stage=finetune` does not train.
+        pretrain_image_size: Pixels of an image's side in `stage=pretrain`.
+        batch_size: Samples per process, on the instruction data.
+        group: How `data=llava_665k` groups samples into batches, see `dpn.data.grouping`.
+        max_length: Most ids of a sample of the instruction data.
+    """
+
+    keep: float | None = None
     freeze: list[Part] = field(default_factory=list)
     pretrain_image_size: int = 336
     batch_size: int = 16
     group: Literal["none", "llava", "llava_hr", "dpn"] = "none"
     max_length: int = 2048
-    checkpoint_layers: bool = False
-    compile_layers: bool = False
-    attention: BackendName = "auto"
 
 
 @dataclass
@@ -116,6 +125,7 @@ class Train:
     """The sections and values of train.yaml."""
 
     model: dict[str, Any]
+    recipe: dict[str, Any]
     projector: dict[str, Any]
     router: dict[str, Any]
     loss: dict[str, Any]

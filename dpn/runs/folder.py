@@ -26,7 +26,7 @@ from dpn.common.files import read_json, write_json, write_text
 from dpn.common.lifeline import alive
 from dpn.runs.commit import commit
 from dpn.runs.lock import FolderLock
-from dpn.runs.path import config_hash, run_path
+from dpn.runs.path import config_hash, holds_run, run_path
 from dpn.runs.request import Request
 from dpn.runs.signals import Interrupted, StopRequest
 
@@ -91,7 +91,11 @@ class RunFolder:
         path = path or run_path(request)
         config.paths.run_dir = str(path)
         settings = OmegaConf.to_yaml(config, resolve=True)
-        return cls(path, config_hash(config), settings, shlex.join(request.command), writer)
+        folder = cls(path, config_hash(config), settings, shlex.join(request.command), writer)
+        known = folder.status.get("identity", folder.identity)
+        if known != folder.identity and holds_run(path, config):
+            folder.identity = known  # of the same run, given by an earlier version
+        return folder
 
     @property
     def status(self) -> dict[str, Any]:

@@ -1,12 +1,14 @@
 """Where a run lives: a folder that its settings name, the same for the same command."""
 
+import glob
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -29,30 +31,43 @@ def config_hash(config: DictConfig) -> str:
     A class counts by its name, not by the module it lives in.
 
     Raises:
-        ConfigError: if the config can not be resolved.
+        ConfigError: If the config can not be resolved.
     """
+    # Values that are built from paths keep the name of the path, not the place it points to.
+    paths = {key: f"<{key}>" for key in config.get("paths", {})}
+    text = json.dumps(_settings(_resolved(config, paths)), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _resolved(config: DictConfig, paths: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values of a config with other paths and without settings that compute nothing."""
     bare = OmegaConf.create(OmegaConf.to_container(config, resolve=False))
     assert isinstance(bare, DictConfig)
-    # Values that are built from paths keep the name of the path, not the place it points to.
-    bare.paths = {key: f"<{key}>" for key in bare.get("paths", {})}
+    bare.paths = paths
     for key in set(_NOT_IDENTITY) - {"paths"}:
-        section, _, name = key.rpartition(".")
-        (bare.get(section, {}) if section else bare).pop(name, None)
+        _remove(bare, key)
     try:
         resolved = OmegaConf.to_container(bare, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError([" ".join(str(error).split())]) from None
-    text = json.dumps(_identity(resolved), sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    assert isinstance(resolved, dict)
+    return resolved  # type: ignore[return-value]
 
 
-def _identity(value: Any) -> Any:
+def _remove(config: Any, key: str) -> None:
+    """Remove a dotted key from a mapping, if it is there."""
+    section, _, name = key.rpartition(".")
+    (config.get(section) or {} if section else config).pop(name, None)
+
+
+def _settings(value: Any) -> Any:
+    """What of plain values identifies a run."""
     if isinstance(value, dict):
-        kept = {k: _identity(v) for k, v in value.items() if k not in _NOT_IDENTITY_LEAVES}
+        kept = {k: _settings(v) for k, v in value.items() if k not in _NOT_IDENTITY_LEAVES}
         if "_target_" in kept:
             kept["_target_"] = str(kept["_target_"]).rpartition(".")[2]
         return kept
-    return [_identity(item) for item in value] if isinstance(value, list) else value
+    return [_settings(item) for item in value] if isinstance(value, list) else value
 
 
 def slug(overrides: Sequence[str], config: DictConfig) -> str:
@@ -100,6 +115,40 @@ def is_identity(key: str) -> bool:
 
 
 def run_path(request: Request) -> Path:
-    """Where a run lives: `paths.run_dir`, or the folder that its overrides and config name."""
-    paths, name = request.config.paths, slug(request.overrides, request.config)
-    return Path(paths.run_dir or Path(paths.output_root) / request.experiment / name)
+    """Folder of a run: `paths.run_dir`, or the one that its overrides and its config name.
+
+    The folder of the same run by an earlier version, whose name has another hash, is found too.
+    """
+    config = request.config
+    if config.paths.run_dir:
+        return Path(config.paths.run_dir)
+    path = Path(config.paths.output_root) / request.experiment / slug(request.overrides, config)
+    return path if path.exists() else earlier_run(config, path) or path
+
+
+# Earlier versions hashed where classes live, and kept the values of `recipe` elsewhere.
+_MOVED = (
+    *("recipe", "loss.keep", "model.keep", "model.freeze", "model.pretrain_image_size"),
+    *("model.batch_size", "model.group", "model.max_length"),
+)
+
+
+def earlier_run(config: DictConfig, path: Path) -> Path | None:
+    """The folder of the same run by an earlier version: named alike but for the hash."""
+    alike = path.parent.glob(f"{glob.escape(path.name[:-8])}{'[0-9a-f]' * 8}")
+    return next((folder for folder in sorted(alike) if holds_run(folder, config)), None)
+
+
+def holds_run(folder: Path, config: DictConfig) -> bool:
+    """Whether the `config.yaml` of a folder has the settings of a config, whatever its hash."""
+    try:
+        saved = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException):
+        return False
+    if not isinstance(saved, dict) or not isinstance(saved.get("paths"), dict):
+        return False
+    asked = _resolved(config, saved["paths"])
+    for settings in (saved, asked):
+        for key in {*_NOT_IDENTITY, *_MOVED}:
+            _remove(settings, key)
+    return _settings(saved) == _settings(asked)

@@ -4,10 +4,11 @@ from itertools import chain, zip_longest
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from dpn.cli.arguments import read_arguments
 from dpn.cli.diagnose import diagnose
-from dpn.config import preflight
+from dpn.config import preflight, renamed
 from dpn.config.compose import CONFIG_DIR, compose
 from dpn.config.schema import check_arguments, matches
 from dpn.runs.request import ConfigError
@@ -154,7 +155,10 @@ MISTAKES = {
     },
     "keep out of reach": {"router.keep=0.02": "router.keep=0.02 can not be reached, only 0."},
     "hinge with keep": {"loss=hinge": "`loss=hinge` has its own target", "router.keep=0.6": ""},
-    "budget without keep": {"loss=budget": "`loss=budget` steers to router.keep, which is null"},
+    "budget without keep": {
+        "loss=budget": "`loss=budget` steers to router.keep, which is null",
+        "router.keep=null": "",
+    },
     "budget without gates": {
         "loss=policy": "`loss=policy` trains gates, and router=static has none",
         "router=static": "",
@@ -184,6 +188,7 @@ def test_each_problem_gets_a_sentence(kind):
 
 def test_all_problems_come_in_one_error():
     mistakes = ["+data.batchsize=3", "optim.lr=fast", "router.layers=[9]", "init.model=/no/where"]
+    mistakes.append("router.keep=null")
     assert len(problems(*mistakes, "loss=budget", "model.vision.depth=deep")) == 5
     assert len(problems(*mistakes, "loss=budget")) == 5  # now the layers can be checked too
 
@@ -274,3 +279,22 @@ def test_speed_that_a_machine_or_an_engine_does_not_have():
     found = problems("model.compile_layers=true", "trainer=deepspeed_zero3")
     assert any("compile_layers=true` is not known to work with DeepSpeed" in x for x in found)
     preflight.check(compose("train", ["model.compile_layers=true", "trainer=ddp"]))
+
+
+def test_names_of_an_earlier_release_are_taken_from_files(caplog):
+    config = OmegaConf.create(
+        {
+            "model": {"batch_size": 3},
+            "recipe": {"batch_size": 16},
+            "trainer": {"strategy": {"_target_": "dpn.strategies.FSDP2"}},
+        }
+    )
+    renamed.update(config)
+    assert config == {
+        "model": {},
+        "recipe": {"batch_size": 3},
+        "trainer": {"strategy": {"_target_": "dpn.training.strategies.FSDP2"}},
+    }
+    assert "`model.batch_size` is now called `recipe.batch_size`" in caplog.text
+    (sentence,) = diagnose("train", ["model.batch_size=3"], preflight.check)
+    assert sentence == "`model.batch_size` is now called `recipe.batch_size`; give that."

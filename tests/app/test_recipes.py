@@ -68,9 +68,7 @@ def test_recipes_are_those_of_the_papers(name):
             18,
             None,
         )
-        name, _ = AutoLoss(config.loss.keep, config.loss.reduction).choose(
-            routers.resolve("dpe"), config.router.keep
-        )
+        name, _ = AutoLoss(config.loss.reduction).choose(routers.resolve("dpe"), config.router.keep)
         assert name == "hinge"
 
 

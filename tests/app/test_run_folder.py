@@ -205,3 +205,31 @@ def test_json_is_whole_or_not_there(tmp_path):
         temporary.with_suffix("").read_text()
     assert read_json(path) == {"a": None, "b": 1.5}
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.json"]
+
+
+def saved_by_an_earlier_version(path, request):
+    """A finished run whose config.yaml has its values and classes where they were before."""
+    config = OmegaConf.to_container(request.config.copy(), resolve=True)
+    recipe = config.pop("recipe")
+    config["model"] |= recipe
+    config["loss"]["keep"] = recipe["keep"]
+    config["callbacks"]["checkpoint"]["_target_"] = "dpn.resume.Checkpoints"
+    path.mkdir(parents=True)
+    (path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
+    write_json(path / "status.json", {"status": "finished", "identity": path.name[-8:]})
+
+
+def test_runs_of_earlier_versions_are_recognised(tmp_path):
+    overrides = [f"paths.output_root={tmp_path}", "seed=3", "loss=auto"]
+    request = compose("train", overrides)
+    now = run_path(request)
+    before = now.with_name(f"{now.name[:-8]}0123abcd")
+    saved_by_an_earlier_version(before, request)
+    assert run_path(compose("train", overrides)) == before
+    folder = RunFolder.of(compose("train", overrides))
+    assert folder.finished
+    with folder:  # accepts the folder as its own, under the hash that it has
+        assert folder.status["identity"] == "0123abcd"
+    assert run_path(compose("train", [*overrides, "optim.lr=0.5"])).name[-8:] != "0123abcd"
+    (before / "config.yaml").write_text("{")
+    assert run_path(compose("train", overrides)) == now
