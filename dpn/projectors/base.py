@@ -54,7 +54,7 @@ class Projector(nn.Module):
         Raises:
             ValueError: if it does not have it.
         """
-        tower.ask(self.needs)
+        tower.request(self.needs)
 
     def seen(self, grid: Grid) -> Grid:
         """The grid at which the tower sees an image whose full size has `grid`."""

@@ -70,7 +70,7 @@ class MatryoshkaPoolProjector(ReducingProjector):
         """See `Projector.forward`."""
         drawn: int | None = None
         if self.training:
-            drawn = self.kernels[int(context_of(features).of_step() * len(self.kernels))]
+            drawn = self.kernels[int(context_of(features).draw_for_step() * len(self.kernels))]
 
         def pool(group: ImageGroup) -> list[Rows]:
             kernel = fitted(drawn, group.grid) if drawn else self.kernel_for(group.grid)

@@ -84,7 +84,7 @@ class MatryoshkaQueryProjector(Projector):
         """See `Projector.forward`."""
         drawn: int | None = None
         if self.training and self.elastic:
-            drawn = 2 + 2 * int(context_of(features).of_step() * (self.count // 2))
+            drawn = 2 + 2 * int(context_of(features).draw_for_step() * (self.count // 2))
 
         def read(group: ImageGroup) -> list[Rows]:
             rows = self._read(group, drawn or self.rows_of(group.grid))

@@ -19,7 +19,7 @@ class RandomProjector(ReducingProjector):
         context = context_of(features)
 
         def draw(group: ImageGroup):
-            numbers = np.stack([context.of_cells(i, group.cells) for i in group.members])
+            numbers = np.stack([context.draw_for_cells(i, group.cells) for i in group.members])
             first = numbers.argsort(1)[:, : self.rows(group.cells)]
             return chosen(group, torch.from_numpy(np.sort(first, 1)).to(group.tokens.device))
 

@@ -1,4 +1,7 @@
-"""Pixels to visual features: one tower, one file."""
+"""Vision towers, which turn pixels into visual features; one file per tower.
+
+Imports `common` and `tokens`.
+"""
 
 from dpn.common.registry import Registry
 from dpn.vision._features import ImageContext, ImageGroup, Needs, VisualFeatures

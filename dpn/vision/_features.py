@@ -1,4 +1,6 @@
-"""What a vision tower hands on, and what a projector may ask for."""
+"""Inputs of a projector: the features of a vision tower, the extras that a projector can request,
+and its context.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,14 +15,15 @@ from dpn.tokens import Grid
 
 @dataclass(frozen=True)
 class Needs:
-    """What a projector needs besides tokens.
+    """Features that a projector needs in addition to the visual tokens.
 
     Attributes:
-        layers: hidden states, each after a share of the layers that the tower's weights have (0
-            before the first one); a share beyond the layers that run means the last of these.
-        attention: CLS's query and all keys: of the layer whose output the tokens are (`last`), or
-            of the one after it (`next`), where there is one.
-        cls: CLS itself.
+        layers: depths of the requested hidden states, each as a share of all layers in the tower's
+            weights (0: before the first layer); a share beyond the layers that run stands for the
+            last of these.
+        attention: layer whose CLS query and keys are requested: the layer that outputs the tokens
+            (`last`), or the one after it (`next`, if it exists).
+        cls: whether the CLS token is requested.
     """
 
     layers: tuple[float, ...] = ()
@@ -28,8 +31,8 @@ class Needs:
     cls: bool = False
 
     @property
-    def given(self) -> tuple[str, ...]:
-        """Fields of `VisualFeatures` that the tower fills."""
+    def fields(self) -> tuple[str, ...]:
+        """Names of the fields of `VisualFeatures` that the tower fills."""
         wanted = {
             "tokens": True,
             "query": self.attention,
@@ -42,13 +45,13 @@ class Needs:
 
 @dataclass(frozen=True)
 class ImageContext:
-    """What a projector may look at besides features; none of it depends on answers.
+    """What a projector may read in addition to the features; nothing in it depends on answers.
 
     Attributes:
-        instructions: `[t, D]` text embeddings of the instruction that each image belongs to.
-        keys: `[I]` uint64 that names each image, whatever its place in the batch.
-        training: whether choices are explored.
-        seed: of the run.
+        instructions: text embeddings `[t, D]` of the instruction that each image belongs to.
+        keys: key of each image, uint64 `[I]`, independent of its place in the batch.
+        training: whether choices are sampled.
+        seed: seed of the run.
         step: optimizer step.
     """
 
@@ -58,33 +61,33 @@ class ImageContext:
     seed: int = 0
     step: int = 0
 
-    def of_step(self) -> float:
-        """A number in [0, 1) for this step, the same for all images and processes."""
+    def draw_for_step(self) -> float:
+        """Return a random number in [0, 1) for this step, the same for all images and processes."""
         return float(uniform(np.zeros(1, np.uint64), self.seed, self.step)[0])
 
-    def of_cells(self, image: int, cells: int) -> np.ndarray:
-        """A number in [0, 1) for each cell of an image, `[cells]`."""
+    def draw_for_cells(self, image: int, cells: int) -> np.ndarray:
+        """Return a random number in [0, 1) for each cell of an image, `[cells]`."""
         keys = mix(np.arange(cells, dtype=np.uint64)) ^ self.keys[image]
         return uniform(keys, self.seed, self.step)
 
 
 @dataclass(frozen=True)
 class VisualFeatures:
-    """The tokens of a flat list of images, which may differ in size.
+    """Visual tokens of a flat list of images, which may differ in size.
 
-    What is optional is there if it was asked for, see `Needs`.
+    Optional features are present if they were requested, see `Needs`.
 
     Attributes:
-        tokens: `[sum of h * w, C]` image after image, in raster order.
+        tokens: visual tokens `[sum of h * w, C]`, image after image, in raster order.
         grids: (h, w) of each image.
-        layers: `[sum of h * w, K, C]` hidden states of K layers.
-        cls: `[I, C]`.
-        query: `[I, C]` CLS's query, all heads side by side.
-        keys: `[sum of 1 + h * w, C]` CLS's key, then those of the tokens, image after image.
-        heads: of the tower's attention.
-        owners: of tokens that a projector made: which of them holds each of the tower's cells, -1
-            if none does; None where they stand for no cells in particular.
-        context: what else a projector may look at.
+        layers: hidden states of K layers, `[sum of h * w, K, C]`.
+        cls: CLS token of each image, `[I, C]`.
+        query: CLS query of each image, `[I, C]`, all heads side by side.
+        keys: keys `[sum of 1 + h * w, C]`, image after image: first of CLS, then of the tokens.
+        heads: number of heads of the tower's attention.
+        owners: for tokens that a projector made, the token of each image that represents each cell
+            of the tower, -1 for none; None if tokens do not represent particular cells.
+        context: context for the projector.
     """
 
     tokens: Tensor
@@ -98,11 +101,11 @@ class VisualFeatures:
     context: ImageContext | None = None
 
     def per_image(self) -> tuple[Tensor, ...]:
-        """`[h * w, C]` of each image."""
+        """Return the tokens of each image, `[h * w, C]`."""
         return self.tokens.split([h * w for h, w in self.grids])
 
     def by_grid(self) -> list["ImageGroup"]:
-        """The images, those of one grid side by side."""
+        """Return the images in groups of equal grid, each stacked into one batch."""
         members: dict[Grid, list[int]] = {}
         for i, grid in enumerate(self.grids):
             members.setdefault(grid, []).append(i)
@@ -135,17 +138,17 @@ _NONE = torch.empty(0)
 
 @dataclass(frozen=True)
 class ImageGroup:
-    """S images of one grid of n cells; what was not asked for is empty.
+    """S images with the same grid of n cells; features that were not requested are empty.
 
     Attributes:
-        members: places among all images.
-        grid: of each of them.
-        tokens: `[S, n, C]`.
-        layers: `[S, n, K, C]`.
-        cls: `[S, 1, C]`.
-        query: `[S, 1, C]`.
-        keys: `[S, 1 + n, C]`.
-        heads: of the tower's attention.
+        members: indices of the images among all images.
+        grid: grid of each image.
+        tokens: visual tokens `[S, n, C]`.
+        layers: hidden states of K layers, `[S, n, K, C]`.
+        cls: CLS tokens `[S, 1, C]`.
+        query: CLS queries `[S, 1, C]`.
+        keys: keys of CLS and the tokens, `[S, 1 + n, C]`.
+        heads: number of heads of the tower's attention.
     """
 
     members: tuple[int, ...]
@@ -159,15 +162,16 @@ class ImageGroup:
 
     @property
     def cells(self) -> int:
-        """n."""
+        """Number of cells of the grid, n."""
         return self.grid[0] * self.grid[1]
 
     def cls_attention(self, heads: int) -> Tensor:
-        """How CLS attends to each token, `[S, heads, n]` in fp32: its query alone, never the full
-        map. The softmax is over CLS and tokens.
+        """Compute the attention of CLS to each token, fp32 `[S, heads, n]`, without the full
+        attention map. The softmax includes CLS itself.
 
         Args:
-            heads: into how many the width is cut; the tower's own number gives its attention.
+            heads: number of heads that the width is divided into; with the tower's own number this
+                is the tower's attention.
         """
         query, keys = (x.float().unflatten(-1, (heads, -1)) for x in (self.query, self.keys))
         scores = torch.einsum("sqhd,snhd->shn", query, keys) * query.shape[-1] ** -0.5

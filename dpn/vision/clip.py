@@ -1,4 +1,4 @@
-"""CLIP's vision transformer, the tower of LLaVA-1.5 (arXiv 2103.00020, 2310.03744)."""
+"""CLIP's vision transformer, the vision tower of LLaVA-1.5 (arXiv 2103.00020, 2310.03744)."""
 
 import math
 from typing import Any
@@ -13,22 +13,23 @@ from dpn.vision.base import Transformer
 
 
 class CLIP(Transformer):
-    """Hugging Face's CLIP without CLS; layers after the selected one are kept but never run.
+    """Hugging Face's CLIP. CLS is not among the tokens; layers after the selected one are kept but
+    never run.
 
-    The defaults are those of ViT-L/14-336 as LLaVA-1.5 uses it.
+    The defaults are those of ViT-L/14-336 in LLaVA-1.5.
 
     Args:
-        image_size: native size in pixels; others get interpolated position embeddings.
-        patch_size: pixels of a token's side.
-        width: C.
-        depth: layers that the weights have.
-        heads: attention heads.
+        image_size: native size in pixels; other sizes get interpolated position embeddings.
+        patch_size: side of a patch in pixels.
+        width: width of a token, C.
+        depth: number of layers in the weights.
+        heads: number of attention heads.
         ffn_size: width of the FFN.
-        select_layer: which of Hugging Face's `hidden_states` are the tokens: 0 those before the
-            first layer, i those after i layers, -1 the last ones.
+        select_layer: index into Hugging Face's `hidden_states` of the output tokens: 0 for those
+            before the first layer, i for those after i layers, -1 for the last ones.
 
     Raises:
-        ValueError: if there is no such layer.
+        ValueError: if `select_layer` is out of range.
     """
 
     def __init__(
@@ -44,8 +45,8 @@ class CLIP(Transformer):
         super().__init__()
         if not -depth - 1 <= select_layer <= depth:
             raise ValueError(
-                f"select_layer={select_layer} is none of the {depth + 1} hidden states of a CLIP of"
-                f" {depth} layers; choose one from {-depth - 1} to {depth}."
+                f"select_layer={select_layer} is not one of the {depth + 1} hidden states of a CLIP"
+                f" of {depth} layers; choose one from {-depth - 1} to {depth}."
             )
         self.image_size, self.patch_size, self.output_size = image_size, patch_size, width
         self.heads = heads
@@ -55,17 +56,15 @@ class CLIP(Transformer):
             unused.requires_grad_(False)
 
     def flops(self, grid: Grid) -> int:
-        """Patch embedding and the layers that run, CLS included."""
+        """Return the FLOPs of the patch embedding and the layers that run, CLS included."""
         patches = grid[0] * grid[1]
         layers = clip_flops(self.model.config, patches, patches + 1, self.layers_run)
         return layers + self.extra_flops(patches + 1)
 
     def attention_of(self, layer: Any) -> tuple[nn.Module, Any]:
-        """See `Transformer.attention_of`."""
         return layer.layer_norm1, layer.self_attn
 
     def encode(self, pixels: Tensor) -> dict[str, Tensor]:
-        """See `VisionTower.encode`."""
         grid = self.grid_of(*pixels.shape[-2:])
         patches = self.model.embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2)
         cls = self.model.embeddings.class_embedding.expand(len(pixels), 1, -1)
@@ -79,8 +78,10 @@ class CLIP(Transformer):
 def build_clip(
     image_size: int, patch_size: int, width: int, depth: int, heads: int, ffn_size: int
 ) -> Any:
-    """Hugging Face's CLIP vision model of random weights; its parameter names have no
-    `vision_model` level in any release.
+    """Build Hugging Face's CLIP vision model with random weights.
+
+    Some releases of transformers nest it under `vision_model`; the inner model is returned, so that
+    parameter names are the same in all of them.
     """
     config = CLIPVisionConfig(
         hidden_size=width,
@@ -96,9 +97,9 @@ def build_clip(
 
 
 def position_embeddings(clip: Any, grid: Grid, antialias: bool = False) -> Tensor:
-    """Position embeddings of CLS and of the patches of a grid, `[1 + h * w, C]`.
+    """Return the position embeddings of CLS and of the patches of a grid, `[1 + h * w, C]`.
 
-    Other grids than the native one are resized in fp32, whatever the weights are.
+    For grids other than the native one they are resized in fp32, whatever the weights' precision.
     """
     table = clip.embeddings.position_embedding.weight
     side = math.isqrt(len(table) - 1)
@@ -110,8 +111,8 @@ def position_embeddings(clip: Any, grid: Grid, antialias: bool = False) -> Tenso
 
 
 def clip_flops(config: CLIPVisionConfig, patches: int, rows: int, layers: int) -> int:
-    """FLOPs (FMA = 2) of the patch embedding and of layers that see `rows` tokens; norms and
-    activations are not counted.
+    """Return the FLOPs (FMA = 2) of the patch embedding and of `layers` layers on `rows` tokens;
+    norms and activations are not counted.
     """
     d, m, n = config.hidden_size, config.intermediate_size, rows
     patch = 2 * patches * d * 3 * config.patch_size**2

@@ -1,4 +1,4 @@
-"""LLaVA-HR's mixture of resolutions: CLIP at a low and ConvNeXt at a high resolution, joined by
+"""LLaVA-HR's mixture of resolutions: CLIP at a low and ConvNeXt at a high resolution, combined by
 adapters (arXiv 2403.03003).
 """
 
@@ -14,34 +14,37 @@ from dpn.tokens import Grid
 from dpn.vision.base import VisionTower
 from dpn.vision.clip import build_clip, clip_flops, position_embeddings
 
-#: Groups of CLIP layers; an adapter follows each but the last, which the merge follows.
+#: Number of groups of CLIP layers; an adapter follows each group but the last one, which is
+#: followed by the merge.
 GROUPS = 4
 
 
 class CLIPConvNeXt(VisionTower):
-    """Slow path: ConvNeXt on the whole image. Fast path: CLIP on a smaller copy of it, of one patch
-    per cell of the slow map, but at least of CLIP's native size.
+    """LLaVA-HR's vision tower with two paths.
 
-    Every CLIP layer runs, in four equal groups, and CLS is left out. The slow map joins the tokens
-    after each group: through an adapter, and after the last one through the merge. Adapters always
-    run: they start as the identity, so a tower that was trained without them computes the same.
-    The defaults are those of LLaVA-HR-7B.
+    The slow path is ConvNeXt on the whole image. The fast path is CLIP on a smaller copy of it,
+    with one patch per cell of the slow path's map, but at least of CLIP's native size.
+
+    All CLIP layers run, without CLS, in four equal groups. The slow map is added to the tokens
+    after each group: by an adapter, after the last group by the merge. Adapters always run; they
+    start as the identity, so weights that were trained without adapters give the same result. The
+    defaults are those of LLaVA-HR-7B.
 
     Args:
-        image_size: native size in pixels, which the slow path sees.
-        patch_size: pixels of a cell's side in the slow path's map, its stride.
-        width: C, of the fast path.
-        depth: layers of the fast path.
-        heads: attention heads of the fast path.
+        image_size: native size in pixels, at which the slow path runs.
+        patch_size: stride of the slow path's map in pixels.
+        width: width of the fast path, C.
+        depth: number of layers of the fast path.
+        heads: number of attention heads of the fast path.
         ffn_size: width of the fast path's FFN.
         fast_image_size: native size of the fast path in pixels.
-        fast_patch_size: pixels of a token's side in the fast path.
-        slow_depths: blocks of each stage of the slow path.
+        fast_patch_size: side of a patch of the fast path in pixels.
+        slow_depths: number of blocks in each stage of the slow path.
         slow_dims: width of each stage of the slow path.
-        slow_eps: of every norm of the slow path.
+        slow_eps: epsilon of every norm of the slow path.
 
     Raises:
-        ValueError: if the layers do not form four groups, or the stages do not fit together.
+        ValueError: if the layers do not form four equal groups, or the stages do not fit together.
     """
 
     aligned: ClassVar[tuple[str, ...]] = ("merge",)
@@ -63,7 +66,7 @@ class CLIPConvNeXt(VisionTower):
         super().__init__()
         if depth % GROUPS or not depth:
             raise ValueError(
-                f"depth={depth} can not be cut into {GROUPS} equal groups of layers;"
+                f"depth={depth} cannot be divided into {GROUPS} equal groups of layers;"
                 f" choose a multiple of {GROUPS}."
             )
         self.image_size, self.patch_size, self.output_size = image_size, patch_size, width
@@ -77,11 +80,12 @@ class CLIPConvNeXt(VisionTower):
             unused.requires_grad_(False)
 
     def grid_of(self, height: int, width: int) -> Grid:
-        """Tokens of an image.
+        """Return the grid of an image of a size in pixels.
 
         Raises:
-            ValueError: if the image is not square, or no whole number of slow cells, or one smaller
-                than the fast path's native grid that does not divide it.
+            ValueError: if the image is not square, if its side is not a multiple of the patch size,
+                or if its number of cells per side is smaller than that of the fast path's native
+                grid and does not divide it.
         """
         config = self.fast.config
         native, cells = config.image_size // config.patch_size, width // self.patch_size
@@ -89,17 +93,17 @@ class CLIPConvNeXt(VisionTower):
         if height != width or width % self.patch_size or not fits:
             smaller = [n * self.patch_size for n in range(1, native + 1) if native % n == 0]
             raise ValueError(
-                f"An image of {height} x {width} pixels can not be seen at both resolutions; resize"
-                f" it in the processor to a square of {', '.join(map(str, smaller))}, or a larger"
-                f" multiple of {self.patch_size}."
+                f"An image of {height} x {width} pixels cannot be encoded at both resolutions;"
+                f" resize it in the processor to a square of {', '.join(map(str, smaller))}, or a"
+                f" larger multiple of {self.patch_size}."
             )
         return (max(cells, native),) * 2
 
     def flops(self, grid: Grid) -> int:
-        """Convolutions, linear layers and attention.
+        """Return the FLOPs (FMA = 2) of convolutions, linear layers and attention.
 
-        Several image sizes end in CLIP's native grid. The tower's own grid counts as an image of
-        the tower's native size, any other as the image whose slow map has that grid.
+        Several image sizes lead to CLIP's native grid. The tower's own grid is counted as an image
+        of the tower's native size, any other grid as the image whose slow map has that grid.
         """
         tokens = grid[0] * grid[1]
         side = self.image_size // self.patch_size
@@ -116,7 +120,6 @@ class CLIPConvNeXt(VisionTower):
         )
 
     def encode(self, pixels: Tensor) -> dict[str, Tensor]:
-        """See `VisionTower.encode`."""
         grid = self.grid_of(*pixels.shape[-2:])
         slow = self._slow_map(pixels)
         hidden = self._fast_patches(pixels, grid)
@@ -128,14 +131,18 @@ class CLIPConvNeXt(VisionTower):
         return {"tokens": hidden}
 
     def _slow_map(self, pixels: Tensor) -> Tensor:
-        """`[I, 3, H, W]` to `[I, c, H / patch, W / patch]`, without ConvNeXt's last norm."""
+        """Encode pixels `[I, 3, H, W]` into the map `[I, c, H / patch, W / patch]`, without
+        ConvNeXt's last norm.
+        """
         hidden = self.slow.embeddings(pixels)
         for stage in self.slow.encoder.stages:
             hidden = self.run([*stage.downsampling_layer, *stage.layers], hidden)
         return hidden
 
     def _fast_patches(self, pixels: Tensor, grid: Grid) -> Tensor:
-        """`[I, 3, H, W]` to `[I, h * w, C]` before CLIP's first layer."""
+        """Embed the resized pixels `[I, 3, H, W]` as the inputs `[I, h * w, C]` of CLIP's first
+        layer.
+        """
         side = self.fast.config.patch_size
         size = (grid[0] * side, grid[1] * side)
         small = F.interpolate(pixels.float(), size, mode="bilinear", align_corners=True)
@@ -145,11 +152,11 @@ class CLIPConvNeXt(VisionTower):
 
 
 class Adapter(nn.Module):
-    """MR-Adapter: adds what the slow path saw to the fast path's tokens, behind a gate per image.
+    """MR-Adapter: adds the slow path's map to the fast path's tokens, scaled by one gate per image.
 
     Args:
-        width: d, of the fast path.
-        slow_width: c, of the slow path.
+        width: width of the fast path, d.
+        slow_width: width of the slow path, c.
     """
 
     def __init__(self, width: int, slow_width: int):
@@ -163,7 +170,7 @@ class Adapter(nn.Module):
         )
 
     def forward(self, fast: Tensor, slow: Tensor, grid: Grid) -> Tensor:
-        """Tokens `[I, h * w, d]` of a grid and the slow map `[I, c, H, W]` to tokens."""
+        """Add the slow map `[I, c, H, W]` to tokens `[I, h * w, d]` of a grid."""
         fast = fast.transpose(1, 2).unflatten(2, grid)  # [I, d, h, w]
         fast = fast + self.fast_proj(F.gelu(self.fast_conv(fast)))
         slow = resize(self.slow_proj(F.gelu(self.slow_conv(slow))), grid)
@@ -173,26 +180,30 @@ class Adapter(nn.Module):
 
 
 class XavierConv(nn.Conv2d):
-    """A convolution that starts with Xavier-uniform weights and no bias."""
+    """A convolution that is initialised with Xavier-uniform weights and a bias of zero."""
 
     def reset_parameters(self) -> None:
-        """Called by PyTorch's constructor, and by Hugging Face for new weights."""
+        """Initialise; called by PyTorch's constructor, and by Hugging Face for new weights."""
         nn.init.xavier_uniform_(self.weight)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
 
 class ZeroConv(nn.Conv2d):
-    """A convolution that starts with zero weights and bias."""
+    """A convolution that is initialised with zero weights and bias."""
 
     def reset_parameters(self) -> None:
-        """See `XavierConv.reset_parameters`."""
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
 
 
 class Merge(nn.Module):
-    """The sum of both paths after the last layer; arguments as of `Adapter`."""
+    """Adds the projections of both paths after the last layer.
+
+    Args:
+        width: width of the fast path, d.
+        slow_width: width of the slow path, c.
+    """
 
     def __init__(self, width: int, slow_width: int):
         super().__init__()
@@ -200,13 +211,13 @@ class Merge(nn.Module):
         self.slow_proj = nn.Linear(slow_width, width)
 
     def forward(self, fast: Tensor, slow: Tensor, grid: Grid) -> Tensor:
-        """See `Adapter.forward`."""
+        """Merge tokens `[I, h * w, d]` of a grid and the slow map `[I, c, H, W]`."""
         slow = self.slow_proj(slow.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return self.fast_proj(fast) + resize(slow, grid).flatten(2).transpose(1, 2)
 
 
 def resize(slow: Tensor, grid: Grid) -> Tensor:
-    """A map `[I, d, H, W]` to the grid of the fast path, which is never coarser."""
+    """Resize a map `[I, d, H, W]` to the grid of the fast path, which is never coarser."""
     if slow.shape[-2:] == grid:
         return slow
     return F.interpolate(slow, grid, mode="bilinear", align_corners=True)
@@ -215,13 +226,13 @@ def resize(slow: Tensor, grid: Grid) -> Tensor:
 def build_convnext(
     stride: int, depths: Sequence[int], dims: Sequence[int], eps: float
 ) -> ConvNextModel:
-    """Hugging Face's ConvNeXt of random weights.
+    """Build Hugging Face's ConvNeXt with random weights.
 
     Args:
-        stride: pixels of a cell's side in the last stage's map.
-        depths: blocks of each stage.
+        stride: stride of the last stage's map in pixels.
+        depths: number of blocks in each stage.
         dims: width of each stage.
-        eps: of every norm.
+        eps: epsilon of every norm.
     """
     halvings = len(depths) - 1
     if len(depths) != len(dims) or not depths or stride % 2**halvings:
@@ -239,14 +250,14 @@ def build_convnext(
         )
     )
     for module in model.modules():
-        if isinstance(module, nn.LayerNorm):  # Hugging Face fixes 1e-6, whatever its config says
+        if isinstance(module, nn.LayerNorm):  # Hugging Face uses 1e-6, whatever its config says
             module.eps = eps
     return model
 
 
 def convnext_flops(config: ConvNextConfig, cells: int) -> int:
-    """FLOPs (FMA = 2) of one image whose last map has so many cells; norms and activations are not
-    counted.
+    """Return the FLOPs (FMA = 2) of one image whose last map has `cells` cells; norms and
+    activations are not counted.
     """
     stages = len(config.depths)
     inputs = [3 * config.patch_size**2, *(4 * d for d in config.hidden_sizes)]

@@ -1,4 +1,4 @@
-"""A small vision transformer with CLS, trained from scratch: the tower of the embedded default."""
+"""A small vision transformer with CLS, trained from scratch: the default model's vision tower."""
 
 from typing import Any
 
@@ -14,14 +14,14 @@ class ViT(Transformer):
     """Hugging Face's ViT (arXiv 2010.11929); its last hidden states without CLS are the tokens.
 
     Args:
-        image_size: native size in pixels; others get interpolated position embeddings.
-        patch_size: pixels of a token's side.
-        width: C.
-        depth: layers.
-        heads: attention heads.
-        ffn_ratio: FFN width in units of C.
-        init_std: of the initial weights. Hugging Face's 0.02 is for larger widths; in a narrow
-            tower it lets the position embeddings drown what a patch shows.
+        image_size: native size in pixels; other sizes get interpolated position embeddings.
+        patch_size: side of a patch in pixels.
+        width: width of a token, C.
+        depth: number of layers.
+        heads: number of attention heads.
+        ffn_ratio: width of the FFN in multiples of `width`.
+        init_std: standard deviation of the initial weights. Hugging Face's 0.02 suits larger
+            widths; in a narrow tower the position embeddings then outweigh the patch content.
     """
 
     def __init__(
@@ -48,11 +48,13 @@ class ViT(Transformer):
             attn_implementation="sdpa",
         )
         self.model = ViTModel(config, add_pooling_layer=False)
-        with torch.no_grad():  # Hugging Face starts them near zero, which hides where a patch lies
+        with torch.no_grad():  # Hugging Face's initial values near zero hide a patch's position
             self.model.embeddings.position_embeddings[0, 1:] = sincos_positions(self.grid, width)
 
     def flops(self, grid: Grid) -> int:
-        """Patch embedding and layers, CLS included; norms and activations are not counted."""
+        """Return the FLOPs (FMA = 2) of patch embedding and layers, CLS included; norms and
+        activations are not counted.
+        """
         config, patches = self.model.config, grid[0] * grid[1]
         d, m, n = config.hidden_size, config.intermediate_size, patches + 1
         patch = 2 * patches * d * 3 * self.patch_size**2
@@ -60,11 +62,9 @@ class ViT(Transformer):
         return patch + config.num_hidden_layers * layer + self.extra_flops(n)
 
     def attention_of(self, layer: Any) -> tuple[nn.Module, Any]:
-        """See `Transformer.attention_of`."""
         return layer.layernorm_before, layer.attention
 
     def encode(self, pixels: Tensor) -> dict[str, Tensor]:
-        """See `VisionTower.encode`."""
         native = pixels.shape[-2:] == (self.image_size, self.image_size)
         hidden = self.model.embeddings(pixels, interpolate_pos_encoding=not native)
         layers = list(self.model.layers)
@@ -73,8 +73,12 @@ class ViT(Transformer):
 
 
 def sincos_positions(grid: Grid, width: int, base: float = 1000) -> Tensor:
-    """2-D sine-cosine embeddings (MoCo v3, arXiv 2104.02057), half of the width per axis, `[h * w,
-    C]`; `base` sets the longest wave.
+    """Return 2-D sine-cosine position embeddings `[h * w, C]` (MoCo v3, arXiv 2104.02057).
+
+    Args:
+        grid: height and width of the grid.
+        width: width of an embedding, half of it for each axis.
+        base: base of the frequencies, which sets the longest wavelength.
     """
     frequency = base ** (-torch.arange(width // 4) / (width // 4))
     rows, columns = torch.meshgrid(*(torch.arange(n) for n in grid), indexing="ij")

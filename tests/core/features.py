@@ -1,4 +1,4 @@
-"""What a tower could give to a projector, and what projectors make of it."""
+"""Random features of a vision tower, and helpers to test projectors on them."""
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ C, D, HEADS = 16, 12, 2
 
 
 def features(layers=3, training=False, step=0, seed=0):
-    """Images of three sizes as a tower could give them; attention is far from uniform."""
+    """Return random features of images of three sizes, with attention far from uniform."""
     torch.manual_seed(seed)
     images, cells = len(GRIDS), sum(h * w for h, w in GRIDS)
     return VisualFeatures(
@@ -32,7 +32,7 @@ def features(layers=3, training=False, step=0, seed=0):
 
 
 def one_by_one(given):
-    """(tokens, keys with CLS's first, CLS's query, CLS, layers) of each image."""
+    """Return (tokens, keys with CLS first, CLS query, CLS, layers) of each image."""
     cells = [h * w for h, w in given.grids]
     return zip(
         given.tokens.split(cells),
@@ -53,7 +53,7 @@ def build(name, **arguments):
 
 
 def check(projector, given, expected):
-    """Rows of every image, before the MLP, and their number."""
+    """Check the tokens of every image before the MLP, and their number."""
     made = projector(given)
     for rows, grid, wanted in zip(made.per_image(), made.grids, expected, strict=True):
         assert grid[0] * grid[1] == len(wanted)
@@ -62,7 +62,7 @@ def check(projector, given, expected):
 
 
 def cells_of_regions(grid, side):
-    """The cells of each region of a grid, region by region."""
+    """Return the cells of each region of a grid."""
     height, width = grid
     return [
         [r * width + c for r in range(top, min(top + side, height)) for c in range(left, end)]

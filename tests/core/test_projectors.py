@@ -31,7 +31,7 @@ def test_random_keeps_those_of_the_smallest_numbers_and_every_cell_alike():
     given = features()
     expected = []
     for i, (tokens, *_) in enumerate(one_by_one(given)):
-        numbers = given.context.of_cells(i, len(tokens))
+        numbers = given.context.draw_for_cells(i, len(tokens))
         places = sorted(range(len(tokens)), key=lambda p, numbers=numbers: numbers[p])
         expected.append(tokens[sorted(places[: max(1, round(0.4 * len(tokens)))])])
     check(projector, given, expected)

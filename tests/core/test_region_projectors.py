@@ -1,6 +1,4 @@
-"""Methods that make rows of the regions of a grid, each against a naive statement of its rule:
-plain loops over one image.
-"""
+"""Projectors that make one token per region of a grid, each against plain loops over one image."""
 
 import math
 
@@ -27,7 +25,7 @@ def test_matryoshka_pool_averages_regions(kernel):
 
 
 @pytest.mark.parametrize("name", ["matryoshka_pool", "matryoshka_query"])
-def test_matryoshka_training_draws_every_size_alike_and_one_for_all_of_a_step(name):
+def test_matryoshka_training_draws_sizes_uniformly_and_one_per_step(name):
     options = {"kernels": [1, 2, 5]} if name == "matryoshka_pool" else {"queries": 4, "heads": 4}
     projector = build(name, **options).train()
     seen = [projector(features(training=True, step=step)).grids for step in range(60)]
@@ -41,7 +39,7 @@ def test_matryoshka_training_draws_every_size_alike_and_one_for_all_of_a_step(na
 
 
 def attend(module, query, keys, values):
-    """One query `[C]` of an `nn.MultiheadAttention`, head by head."""
+    """Attend with one query `[C]` of an `nn.MultiheadAttention`, head by head."""
     width = len(query)
     wq, wk, wv = module.in_proj_weight.split(width)
     bq, bk, bv = module.in_proj_bias.split(width)
@@ -56,7 +54,7 @@ def attend(module, query, keys, values):
 
 
 def regions_of_image(projector, queries, layers, grid):
-    """One row per region, by hand."""
+    """Compute one token per region in plain loops."""
     levels = torch.cat(layers.unbind(1), -1)
     keys, values = projector.regions.keys(levels), projector.regions.values(levels)
     cells = cells_of_regions(grid, projector.scale)
@@ -98,7 +96,7 @@ def test_query_conv(scale):
     check(projector, given, expected)
 
 
-def test_query_conv_depends_on_the_question_and_never_on_answers():
+def test_query_conv_depends_on_the_question_but_not_on_answers():
     model = make_model(projector={"name": "query_conv", "scale": 2}, seed=3)
     seen = []
     model.projector.register_forward_hook(lambda *x: seen.append(x[2].tokens))
@@ -112,7 +110,7 @@ def test_query_conv_depends_on_the_question_and_never_on_answers():
     assert not torch.allclose(seen[0], seen[2], atol=1e-4)
 
 
-def test_token_packer_starts_small_in_a_model():
+def test_token_packer_has_small_initial_outputs():
     layers = make_model(projector={"name": "token_packer"}).projector.layers
     assert float(layers[2].weight.detach().std()) == pytest.approx(0.02, rel=0.15)
     assert not layers[0].bias.any()

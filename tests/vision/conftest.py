@@ -1,4 +1,4 @@
-"""Tiny settings of every tower, with weights large enough for differences to show."""
+"""Tiny settings of every tower, with weights large enough to make errors visible."""
 
 import torch
 
@@ -24,13 +24,13 @@ TINY = {
         "fast_patch_size": 4,
         "slow_depths": [2, 1, 3, 1],
         "slow_dims": [4, 6, 8, 10],
-        "slow_eps": 0.1,  # so large that a norm with another shows
+        "slow_eps": 0.1,  # so large that a norm with another epsilon gives a different result
     },
 }
 
 
 def make_tower(name: str, **settings):
-    """A tiny tower in which no parameter has its initial value."""
+    """Build a tiny tower in which no parameter has its initial value."""
     torch.manual_seed(0)
     tower = vision.build(name, **TINY[name] | settings).eval()
     with torch.no_grad():

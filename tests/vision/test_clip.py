@@ -24,7 +24,7 @@ def test_equals_hugging_face(select, size):
     torch.testing.assert_close(features.tokens, expected.flatten(0, 1), atol=1e-5, rtol=1e-5)
 
 
-def test_names_have_no_further_level():
+def test_parameter_names_have_no_vision_model_level():
     names = set(make_tower("clip").state_dict())
     assert "model.embeddings.position_embedding.weight" in names
     assert "model.encoder.layers.2.mlp.fc2.bias" in names  # not run, but part of the weights
@@ -44,7 +44,7 @@ def test_positions_are_resized_in_fp32():
             assert torch.equal(got[1:], resized[0].permute(1, 2, 0).reshape(21, 16).to(dtype))
 
 
-def test_size_of_llavas():
+def test_defaults_have_the_size_of_llavas_tower():
     with torch.device("meta"):
         tower = CLIP()
         features = tower.features(torch.empty(1, 3, 336, 336), [(336, 336)])
@@ -57,7 +57,7 @@ def test_size_of_llavas():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="select_layer=-26 is none of the 25 hidden states"):
+    with pytest.raises(ValueError, match="select_layer=-26 is not one of the 25 hidden states"):
         CLIP(select_layer=-26)
-    with pytest.raises(ValueError, match="15 x 16 pixels can not be cut into patches of 4"):
+    with pytest.raises(ValueError, match="15 x 16 pixels cannot be divided into patches of 4"):
         make_tower("clip").features(torch.zeros(1, 3, 16, 16), [(15, 16)])

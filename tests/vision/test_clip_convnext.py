@@ -1,4 +1,4 @@
-"""LLaVA-HR's tower against a naive re-statement of it."""
+"""LLaVA-HR's tower against a naive implementation."""
 
 import math
 
@@ -17,7 +17,7 @@ XXLARGE = {"slow_depths": [3, 4, 30, 3], "slow_dims": [384, 768, 1536, 3072], "s
 
 
 class Naive:
-    """The forward pass of one image with nothing but tensors and `torch.nn.functional`."""
+    """The forward pass of one image with tensors and `torch.nn.functional` only."""
 
     def __init__(self, weights, settings):
         self.w, self.s = weights, settings
@@ -110,10 +110,9 @@ class Naive:
         return F.linear(x, *self.of("merge.fast_proj")) + F.linear(s, *self.of("merge.slow_proj"))
 
 
-# The slow map of 64 and 32 pixels is enlarged to the fast grid; that of 160 has CLIP's positions
-# resized.
+# The slow map is enlarged to the fast grid at 32 and 64 pixels; at 160 positions are resized.
 @pytest.mark.parametrize(("size", "tokens"), [(32, 16), (64, 16), (128, 16), (160, 25)])
-def test_equals_a_naive_restatement(size, tokens):
+def test_equals_a_naive_computation(size, tokens):
     tower = make_tower("clip_convnext")
     pixels = torch.randn(2, 3, size, size)
     naive = Naive(tower.state_dict(), TINY["clip_convnext"])
@@ -175,7 +174,7 @@ def test_initial_weights():
 
 
 @pytest.mark.parametrize("size", [(96, 96), (100, 100), (64, 128), (0, 0)])
-def test_sizes_that_can_not_work(size):
+def test_unsupported_image_sizes_are_refused(size):
     tower = make_tower("clip_convnext")
     message = (
         f"{size[0]} x {size[1]} pixels .* to a square of 32, 64, 128, or a larger multiple of 32"
@@ -185,7 +184,7 @@ def test_sizes_that_can_not_work(size):
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="depth=6 can not be cut into 4 equal groups"):
+    with pytest.raises(ValueError, match="depth=6 cannot be divided into 4 equal groups"):
         make_tower("clip_convnext", depth=6)
     for wrong in ({"slow_dims": [4, 6, 8]}, {"patch_size": 20}):
         with pytest.raises(ValueError, match="stages do not fit together"):

@@ -1,4 +1,4 @@
-"""What a tower gives besides tokens, against Hugging Face's own attention maps and states."""
+"""Additional features of the towers against Hugging Face's own attention maps and hidden states."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ TOWERS = {
 
 
 def hugging_face(tower, pixels):
-    """States, attention maps and the keys of every layer."""
+    """Return hidden states, attention maps and keys of every layer."""
     config = type(tower.model.config)(**tower.model.config.to_dict())
     config._attn_implementation = "eager"
     stock = (
@@ -40,7 +40,7 @@ def hugging_face(tower, pixels):
 def test_extras_equal_hugging_face(which, place):
     name, settings, run = TOWERS[which]
     tower = make_tower(name, **settings)
-    tower.ask(Needs(ALL.layers, place, cls=True))
+    tower.request(Needs(ALL.layers, place, cls=True))
     pixels = torch.randn(2, 3, 16, 20)
     out, keys = hugging_face(tower, pixels)
     (group,) = tower.features(pixels, [(16, 20)] * 2).by_grid()
@@ -58,11 +58,11 @@ def test_extras_equal_hugging_face(which, place):
 
 
 @pytest.mark.parametrize("name", ["vit", "clip"])
-def test_images_of_two_sizes_and_nothing_that_was_not_asked_for(name):
+def test_extras_of_two_image_sizes_and_none_without_a_request(name):
     tower = make_tower(name)
     plain = tower.features(torch.randn(1, 3, 16, 16), [(16, 16)])
     assert [plain.layers, plain.cls, plain.query, plain.keys] == [None] * 4
-    tower.ask(ALL)
+    tower.request(ALL)
     sizes = [(8, 16), (16, 16), (8, 16)]
     pixels = torch.randn(3, 3, 16, 16)
     groups = tower.features(pixels, sizes).by_grid()
@@ -78,7 +78,7 @@ def test_images_of_two_sizes_and_nothing_that_was_not_asked_for(name):
 @pytest.mark.parametrize("name", ["vit", "clip"])
 def test_extras_are_counted_and_can_be_checkpointed(name):
     tower = make_tower(name)
-    tower.ask(ALL)
+    tower.request(ALL)
     pixels = torch.randn(1, 3, 16, 16)
     _, counted = count(lambda: tower.features(pixels, [(16, 16)]))
     assert tower.flops((4, 4)) == counted
@@ -92,6 +92,6 @@ def test_extras_are_counted_and_can_be_checkpointed(name):
     assert all(map(torch.equal, *grads))
 
 
-def test_a_tower_without_them_says_so():
-    with pytest.raises(ValueError, match="CLIPConvNeXt does not give; take a model whose vision"):
-        make_tower("clip_convnext").ask(ALL)
+def test_a_tower_without_extras_refuses_a_request():
+    with pytest.raises(ValueError, match="CLIPConvNeXt does not provide; use a model whose vision"):
+        make_tower("clip_convnext").request(ALL)

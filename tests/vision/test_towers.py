@@ -1,4 +1,4 @@
-"""What every tower keeps to."""
+"""Contract tests of all vision towers."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def test_flops_equal_the_counter(name, scale):
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_what_takes_a_gradient_gets_one_checkpointed_or_not(name):
+def test_trainable_parameters_get_gradients_with_and_without_checkpointing(name):
     tower = make_tower(name).train()
     pixels = torch.randn(2, 3, tower.image_size, tower.image_size)
     grads = []
@@ -54,7 +54,7 @@ def test_what_takes_a_gradient_gets_one_checkpointed_or_not(name):
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_checkpointing_keeps_less(name):
+def test_checkpointing_saves_memory(name):
     tower = make_tower(name).train()
     pixels = torch.randn(2, 3, tower.image_size, tower.image_size)
     kept = []
