@@ -1,4 +1,8 @@
-"""Routing losses: what is added to the language loss, from the trace of a forward pass."""
+"""Routing losses, which are computed from a trace and added to the language loss; one file per
+loss.
+
+Imports `common`, `tokens`, `cost` and `routers`.
+"""
 
 from dpn.common.registry import Registry
 from dpn.losses.base import RoutingLoss

@@ -1,4 +1,4 @@
-"""What every routing loss is, and means over all processes."""
+"""Base class of the routing losses, with means over all processes."""
 
 from typing import ClassVar, Literal
 
@@ -13,17 +13,19 @@ Reduction = Literal["global", "reference"]
 
 
 class RoutingLoss(nn.Module):
-    """A scalar from a trace, added to the language loss.
+    """Base class of routing losses, each a scalar computed from a trace and added to the language
+    loss.
 
-    A constructor's annotated arguments are keys of the loss YAML; `router` is given by the model.
+    The annotated arguments of a subclass's constructor are the keys of its YAML file; `router` is
+    passed in by the caller.
 
     Args:
-        reduction: `global`: means are over the samples of all processes; `reference`: over this
-            process's own.
-        router: whose decisions are judged.
+        reduction: samples that means are taken over: those of all processes (`global`) or of this
+            process only (`reference`).
+        router: router whose decisions the loss reads.
     """
 
-    #: Whether it steers towards `router.keep`.
+    #: Whether the loss steers the visual work towards `router.keep`.
     needs_keep: ClassVar[bool] = False
 
     def __init__(self, reduction: Reduction = "global", *, router: Router):
@@ -34,30 +36,32 @@ class RoutingLoss(nn.Module):
 
     @property
     def router(self) -> Router:
-        """Whose decisions are judged."""
+        """Router whose decisions the loss reads."""
         return self._router[0]
 
     def probe(self, seed: int, step: int) -> Router | None:
-        """A router for another pass over the batch, without gradient, if the loss needs one.
+        """Return a router for an extra pass over the batch without gradient, if the loss needs one.
 
-        `forward` finds its record in `trace.probe`. It follows from the run's seed and the
-        optimizer step alone, so that all processes and micro-batches take the same.
+        `forward` finds the trace of that pass in `trace.probe`. The router must depend on the run's
+        seed and the optimizer step alone, so that all processes and micro-batches use the same one.
         """
         return None
 
     def forward(self, trace: Trace) -> Tensor:
-        """The weighted loss; 0 if nothing was decided anywhere."""
-        raise TypeError(f"{type(self).__name__} has no loss")
+        """Return the weighted loss; 0 if the trace has no decisions."""
+        raise TypeError(f"{type(self).__name__} does not implement forward")
 
     def mean(self, values: Tensor) -> Tensor:
-        """Mean of `[S]`, over all processes unless `reduction=reference`; 0 without any value."""
+        """Return the mean of `[S]`, over all processes unless `reduction=reference`; 0 if there are
+        no values.
+        """
         sums = self.total(torch.stack([values.sum(), values.new_tensor(float(len(values)))]))
         return sums[0] / sums[1].detach().clamp(min=1)
 
     def total(self, values: Tensor) -> Tensor:
-        """`values` summed over all processes unless `reduction=reference`.
+        """Sum `values` over all processes unless `reduction=reference`.
 
-        Every process has the same loss of the same sum, and engines average gradients: N processes
-        equal one.
+        Every process computes the same loss from the same sum and engines average gradients, so N
+        processes give the same gradient as one.
         """
         return distributed.total(values) if self.reduction == "global" else values

@@ -1,4 +1,4 @@
-"""Steers the expected share of visual work to `router.keep`."""
+"""A loss that steers the expected share of visual MACs to `router.keep`."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -17,12 +17,12 @@ class BudgetLoss(RoutingLoss):
     """weight * (expected share of visual MACs - keep)^2, with a gradient for every expert of every
     gate.
 
-    The expectation is over all routes a sample could take, with the probabilities its gates gave on
-    the route it took.
+    The expectation is over all routes that a sample could take, with the probabilities that its
+    gates gave on the route that it took.
 
     Args:
-        weight: of the loss.
-        reduction: see `RoutingLoss`.
+        weight: factor of the loss.
+        reduction: samples that means are taken over, see `RoutingLoss`.
     """
 
     needs_keep: ClassVar[bool] = True
@@ -37,14 +37,13 @@ class BudgetLoss(RoutingLoss):
         self.weight, self.keep = weight, router.keep
 
     def forward(self, trace: Trace) -> Tensor:
-        """See `RoutingLoss.forward`."""
         if not trace.decisions:
             return torch.zeros(())
         shares = self.expected_shares(trace)
         return self.weight * (self.mean(shares) - self.keep) ** 2
 
     def expected_shares(self, trace: Trace) -> Tensor:
-        """Expected share of visual MACs of every sample with an image, `[S]`."""
+        """Return the expected share of visual MACs of every sample with an image, `[S]`."""
         router = self.router
         assert isinstance(router, PoolingRouter)
         by_layer = {d.layer: d for d in trace.decisions}
@@ -62,11 +61,14 @@ class BudgetLoss(RoutingLoss):
             macs = router.plan.expected_macs(probs, grids, router.text, router.where)
             full = router.text.num_layers * router.text.layer_macs(base)
             shares.append(torch.as_tensor(macs / full).expand(len(samples)))
-        # Without images no share, but a graph: all processes take part in its backward pass.
+        # Without images the result is empty but stays connected to the gates: all processes must
+        # take part in the backward pass.
         return torch.cat(shares) if shares else trace.decisions[0].probs.sum(1)[:0]
 
     def _mean_probs(self, decisions: Sequence[Decision]) -> dict[int, Tensor]:
-        """Mean `[E]` of each gate's probabilities; all equal at a gate that no sample reached."""
+        """Return the mean probabilities `[E]` of each gate; uniform at a gate that no sample
+        reached.
+        """
         sums = [F.pad(d.probs.detach().sum(0), (0, 1), value=len(d.samples)) for d in decisions]
         totals = self.total(torch.cat(sums)).split([len(s) for s in sums])
         return {
@@ -76,10 +78,10 @@ class BudgetLoss(RoutingLoss):
 
 
 def _probs_at_gate(decision: Decision, samples: Sequence[int], mean: Tensor) -> Tensor:
-    """`[E, S]` probabilities of samples at a gate.
+    """Return the probabilities of samples at a gate, `[E, S]`.
 
-    A sample that took a route on which it was not routed here gets the mean of those that were; it
-    only enters through routes that it could have taken.
+    A sample that did not reach this gate on the route that it took gets the mean over the samples
+    that did. It counts only for other routes, which the sample could have taken.
     """
     place = {b: i for i, b in enumerate(decision.samples)}
     if len(place) == len(samples) and all(b in place for b in samples):

@@ -1,4 +1,6 @@
-"""A gate that learns what it picked, so that a threshold finds the same rows later."""
+"""A loss that trains gates to predict which rows were selected, so that a threshold on their output
+selects the same rows at inference.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -10,14 +12,15 @@ from dpn.tokens import Trace
 
 
 class DepthLoss(RoutingLoss):
-    """weight * sum over layers of the mean cross entropy of visual rows against being picked.
+    """weight * sum over layers of the mean cross entropy of the gate's logits against the selection
+    of visual rows.
 
-    The auxiliary loss of gamma-MoD (arXiv 2410.13859; `llava_llama_mod.py` of Yaxin9Luo/Gamma-MOD),
-    where text has a part in the mean, too.
+    The auxiliary loss of gamma-MoD (arXiv 2410.13859; `llava_llama_mod.py` of Yaxin9Luo/Gamma-MOD).
+    There the mean is over text rows, too; here it is over visual rows only.
 
     Args:
-        weight: of the loss; 0.01.
-        reduction: see `RoutingLoss`.
+        weight: factor of the loss; gamma-MoD uses 0.01.
+        reduction: samples that means are taken over, see `RoutingLoss`.
     """
 
     def __init__(self, weight: float = 0.01, reduction: Reduction = "global", *, router: Router):
@@ -25,7 +28,6 @@ class DepthLoss(RoutingLoss):
         self.weight = weight
 
     def forward(self, trace: Trace) -> Tensor:
-        """See `RoutingLoss.forward`."""
         means = [
             self.mean(F.cross_entropy(decision.logits, decision.chosen, reduction="none"))
             for decision in trace.row_decisions

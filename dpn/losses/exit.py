@@ -1,4 +1,4 @@
-"""Gates that learn after which layer a sample's answer no longer needs its visual rows."""
+"""A loss that trains gates to predict after which layer an answer needs no visual rows."""
 
 import numpy as np
 import torch
@@ -14,19 +14,19 @@ from dpn.tokens import Trace
 
 
 class ExitLoss(RoutingLoss):
-    """Cross entropy of one gate of `dyvte` against whether leaving at its layer is right.
+    """Cross entropy of one gate of `dyvte` against whether an exit at its layer is correct.
 
-    As in `modeling_llama.py` of DoubtedSteam/DyVTE (arXiv 2411.19628): each step draws one layer,
-    every one as likely, and runs the batch a second time without visual rows from there on. Leaving
-    is right for a sample if more than `agreement` of the most probable tokens at its supervised
-    places stay what they are and its language loss is below `margin` times that with all rows.
-    Neither pass needs a gradient. Other gates get one of zero, alike on every engine, where the
-    release leaves them out of the step.
+    As in `modeling_llama.py` of DoubtedSteam/DyVTE (arXiv 2411.19628), each step draws one layer
+    uniformly and runs the batch a second time, without visual rows from that layer on. An exit is
+    correct for a sample if more than `agreement` of the most probable tokens at its supervised
+    places stay the same and its language loss is below `margin` times the loss with all rows.
+    Neither pass needs a gradient. The other gates get a gradient of zero, so that all engines
+    behave alike; the released code leaves them out of the step.
 
     Args:
-        agreement: share of tokens.
-        margin: factor of the language loss.
-        reduction: see `RoutingLoss`.
+        agreement: share of tokens that must stay the same.
+        margin: largest factor by which the language loss may grow.
+        reduction: samples that means are taken over, see `RoutingLoss`.
     """
 
     def __init__(
@@ -41,17 +41,17 @@ class ExitLoss(RoutingLoss):
         self.agreement, self.margin = agreement, margin
 
     def probe(self, seed: int, step: int) -> Router:
-        """Leaves after the layer of this step."""
+        """Return a router that drops all visual rows after the layer drawn for this step."""
         router = self.router
         draw = float(uniform(np.zeros(1, dtype=np.uint64), seed, step)[0])
         layer = int(draw * (router.text.num_layers - 1))
         return VTWRouter(layer + 1, router.positions, text=router.text, grid=router.grid)
 
     def forward(self, trace: Trace) -> Tensor:
-        """See `RoutingLoss.forward`."""
         if trace.probe is None:
             return torch.zeros(())
-        layer = trace.probe.decisions[0].layer - 1  # the probe acts before a layer, gates after one
+        # The probe acts before a layer, the gates act after one.
+        layer = trace.probe.decisions[0].layer - 1
         decision = next(d for d in trace.decisions if d.layer == layer)
         labels = self.labels(trace)
         places = [place for place, b in enumerate(decision.samples) if b in labels]
@@ -64,14 +64,18 @@ class ExitLoss(RoutingLoss):
         return connect(loss, [d.probs for d in trace.decisions])
 
     def labels(self, trace: Trace) -> dict[int, Tensor]:
-        """For each sample with supervised tokens, 1 if leaving is right, else 0.
+        """Return 1 for each sample whose exit is correct, else 0; only samples with supervised
+        tokens.
 
         Raises:
             ValueError: if the passes had no labels.
         """
         probe = trace.probe
         if probe is None or probe.predicted is None or trace.predicted is None:
-            raise ValueError("loss=exit compares answers; give labels, and a second pass.")
+            raise ValueError(
+                "loss=exit compares the answers of two passes; pass labels to both, and set"
+                " trace.probe to the trace of the second one."
+            )
         assert probe.sample_loss is not None
         assert trace.sample_loss is not None
         below = probe.sample_loss < self.margin * trace.sample_loss

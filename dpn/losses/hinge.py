@@ -14,16 +14,17 @@ class HingeLoss(RoutingLoss):
     """weight * mean over DPE layers of max(0, target - mean over samples of (s_a * p_a)), s = 0, 1,
     2, ...
 
-    a is the most probable expert, not the sampled one, and s its place among the kernels. An argmax
-    of the identity gets no gradient (s = 0), an argmax of the second is raised although `target` =
-    1.5 is beyond it: the loss locks in what leads, which is what the paper's recipe does.
+    a is the most probable expert, not the sampled one, and s_a its index among the kernels. If the
+    identity is the most probable expert, it gets no gradient (s = 0). If the second expert is, its
+    probability is raised, although a `target` of 1.5 is out of its reach. So the loss reinforces
+    the expert that already leads; this follows the paper's recipe.
 
     Args:
-        weight: of the loss.
-        target: of the mean.
-        hinge_mean: `per_layer`, or `reference`: one mean over all layers together, as the released
-            code's aliased list.
-        reduction: see `RoutingLoss`.
+        weight: factor of the loss.
+        target: lower bound of the mean.
+        hinge_mean: `per_layer`: one mean per layer; `reference`: one mean over all layers together,
+            like the aliased list in the released code.
+        reduction: samples that means are taken over, see `RoutingLoss`.
     """
 
     def __init__(
@@ -39,7 +40,6 @@ class HingeLoss(RoutingLoss):
         self.weight, self.target, self.hinge_mean = weight, target, hinge_mean
 
     def forward(self, trace: Trace) -> Tensor:
-        """See `RoutingLoss.forward`."""
         if not trace.decisions:
             return torch.zeros(())
         layers = []

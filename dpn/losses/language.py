@@ -1,4 +1,4 @@
-"""The language loss alone: no routing loss is added."""
+"""No routing loss: the language loss alone."""
 
 import torch
 from torch import Tensor
@@ -9,11 +9,10 @@ from dpn.tokens import Trace
 
 
 class LanguageLoss(RoutingLoss):
-    """Adds nothing; the cross entropy itself is computed by the model, on supervised rows only."""
+    """Adds nothing to the language loss, which the model computes on supervised rows."""
 
     def __init__(self, reduction: Reduction = "global", *, router: Router):
         super().__init__(reduction, router=router)
 
     def forward(self, trace: Trace) -> Tensor:
-        """0."""
         return torch.zeros(())

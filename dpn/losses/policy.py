@@ -1,4 +1,4 @@
-"""Gates that learn what each kernel costs a sample in language loss, within a budget."""
+"""A policy gradient that trains gates by each sample's language loss, within a budget."""
 
 import torch
 from torch import Tensor, nn
@@ -11,18 +11,19 @@ from dpn.tokens import Decision, Trace
 
 
 class PolicyLoss(BudgetLoss):
-    """`budget`, and a policy gradient: a choice becomes less probable if the sample's language loss
-    was higher than expected of samples whose gate read such a row, more probable if it was lower.
+    """`BudgetLoss` plus a policy gradient: a choice becomes less probable if the sample's language
+    loss was higher than expected, and more probable if it was lower.
 
-    REINFORCE with a learned baseline (Williams, 1992). The expectation comes from a value head per
-    gate, which only this loss trains and which no model keeps.
+    REINFORCE with a learned baseline (Williams, 1992). A value head per gate predicts the expected
+    loss from the gate's input; only this loss trains the value heads, and they are not saved with
+    the model.
 
     Args:
-        weight: of the budget.
-        policy_weight: of the policy gradient.
-        entropy_weight: of the gates' mean entropy in nats, which is raised: choices that are made
-            before the model has adapted to pooled rows stay open.
-        reduction: see `RoutingLoss`.
+        weight: factor of the budget loss.
+        policy_weight: factor of the policy gradient.
+        entropy_weight: factor of the gates' mean entropy in nats, which is maximised so that gates
+            do not settle on an expert before the model has adapted to pooled rows.
+        reduction: samples that means are taken over, see `RoutingLoss`.
     """
 
     def __init__(
@@ -41,10 +42,10 @@ class PolicyLoss(BudgetLoss):
         self.values = nn.ModuleDict({str(n): MLPGate(width, 1) for n in layers})
 
     def forward(self, trace: Trace) -> Tensor:
-        """See `RoutingLoss.forward`.
+        """Return the weighted loss.
 
         Raises:
-            ValueError: if the gates read no rows, or the trace is of a pass without labels.
+            ValueError: if the gates read no rows, or the pass had no labels.
         """
         loss = super().forward(trace)
         for decision in trace.decisions:
@@ -53,22 +54,22 @@ class PolicyLoss(BudgetLoss):
                     "loss=policy needs gates that read rows, and labels; use router=dpe, or"
                     " loss=language."
                 )
-            loss = loss + self._choices(decision, decision.read, trace.sample_loss)
+            loss = loss + self._gate_loss(decision, decision.read, trace.sample_loss)
         return loss
 
-    def _choices(self, decision: Decision, read: Tensor, sample_loss: Tensor) -> Tensor:
-        """Squared error of the value head, policy gradient and entropy at one gate."""
+    def _gate_loss(self, decision: Decision, read: Tensor, sample_loss: Tensor) -> Tensor:
+        """Return squared error of the value head, policy gradient and entropy at one gate."""
         device = read.device
         actual = sample_loss[torch.tensor(decision.samples, dtype=torch.long).to(device)]
         expected = self.values[str(decision.layer)](read)[:, 0]
-        known = actual.isfinite()  # samples without supervised token say nothing
+        known = actual.isfinite()  # samples without supervised tokens have no loss
         error = torch.where(known, actual - expected, 0.0)
-        reward = self.mean(error.detach() * self._chances(decision).log())
+        reward = self.mean(error.detach() * self._drawn_probs(decision).log())
         entropy = self.mean(torch.special.entr(decision.probs).sum(-1))
         return self.mean(error**2) + self.policy_weight * reward - self.entropy_weight * entropy
 
-    def _chances(self, decision: Decision) -> Tensor:
-        """`[S]` probability with which each choice was drawn from the experts that were allowed."""
+    def _drawn_probs(self, decision: Decision) -> Tensor:
+        """Return each choice's probability among the allowed experts, `[S]`."""
         router = self.router
         assert isinstance(router, PoolingRouter)
         gate = router.plan.layers.index(decision.layer)

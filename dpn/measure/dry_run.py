@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.utils.hooks import RemovableHandle
 
 from dpn.cost import Cost, costs, visual_macs_ratio
-from dpn.metrics.memory import Watch
+from dpn.metrics.memory import ResourceMeter
 from dpn.model import DPNConfig, DPNForConditionalGeneration, meta_model
 from dpn.routers.base import Router
 from dpn.tokens import Trace
@@ -36,7 +36,7 @@ class Step:
     Attributes:
         saved: bytes that the forward pass leaves for the backward pass.
         saved_by_layer: of these, what each decoder layer makes, with what a router does after it.
-        peak: bytes at the highest moment, see `Watch`.
+        peak: bytes at the highest moment, see `ResourceMeter`.
         flops: of both passes, recomputed layers included.
         share: mean visual MACs against those of the tower's uncompressed tokens.
     """
@@ -114,12 +114,12 @@ def training_step(
             parameter.register_post_accumulate_grad_hook(_drop_gradient)
     if rows != "all":
         model.router = fixed(model.router, rows)
-    with Watch(model.parameters()) as watch:
-        handles = _tell_places(model, watch)
+    with ResourceMeter(model.parameters()) as meter:
+        handles = _tell_places(model, meter)
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             out = model.train()(**batch, compress=rows != "all")
-            saved = watch.live.total()
-            by_layer = tuple(watch.made_by[i] for i in range(len(model.language.layers)))
+            saved = meter.live.total()
+            by_layer = tuple(meter.made_by[i] for i in range(len(model.language.layers)))
             for handle in handles:
                 handle.remove()
             if probes and rows != "all":
@@ -128,7 +128,7 @@ def training_step(
         if out.loss.requires_grad:  # or only what a routing loss trains, gates, learns
             out.loss.backward()
     shares = visual_macs_ratio(out.trace, model.config.text_config)
-    return Step(saved, by_layer, dict(watch.peak), watch.flops, sum(shares) / len(shares))
+    return Step(saved, by_layer, dict(meter.peak), meter.flops, sum(shares) / len(shares))
 
 
 def make_batch(
@@ -167,11 +167,11 @@ def _faked(
     return model, batch
 
 
-def _tell_places(model: DPNForConditionalGeneration, watch: Watch) -> list[RemovableHandle]:
-    """Let a watch know which layer makes what, until the handles are removed."""
+def _tell_places(model: DPNForConditionalGeneration, meter: ResourceMeter) -> list[RemovableHandle]:
+    """Let a meter know which layer makes what, until the handles are removed."""
 
     def tell(place: int | str) -> Callable[..., None]:
-        return lambda *_: setattr(watch, "place", place)
+        return lambda *_: setattr(meter, "place", place)
 
     layers = model.language.layers
     handles = [layer.register_forward_pre_hook(tell(i)) for i, layer in enumerate(layers)]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dpn.measure.dry_run import Rows, Step, training_step
-from dpn.metrics.memory import Watch
+from dpn.metrics.memory import ResourceMeter
 
 if TYPE_CHECKING:
     from dpn.training.module import DPNModule
@@ -156,12 +156,12 @@ def _optimizer_bytes(module: "DPNModule") -> tuple[int, int]:
         for parameter in group["params"]:
             parameter.grad = torch.empty_like(parameter)
     tensors = [p for group in optimizer.param_groups for p in group["params"]]
-    with Watch([*tensors, *(p.grad for p in tensors)]) as watch:
+    with ResourceMeter([*tensors, *(p.grad for p in tensors)]) as meter:
         optimizer.step()
     for parameter in tensors:
         parameter.grad = None
-    kept = watch.live.total()
-    return kept, watch.peak.total() - kept
+    kept = meter.live.total()
+    return kept, meter.peak.total() - kept
 
 
 def trained_elements(module: torch.nn.Module) -> int:

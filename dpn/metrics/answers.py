@@ -1,4 +1,4 @@
-"""How good answers are."""
+"""Accuracy of answers, overall and by group."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -6,13 +6,13 @@ from itertools import zip_longest
 from statistics import fmean
 from typing import Any
 
+#: One line of `rows.jsonl`: an answer with its question, score and cost.
 Row = Mapping[str, Any]
 
 
 def score(answer: str, reference: str) -> float:
-    """Share of the digits that are right in their place; without digits, whether all is right.
-
-    A missing or a surplus digit is wrong.
+    """Score an answer: the share of digits that are correct at their place, where a missing or
+    surplus digit is wrong; for a reference without digits, 1 for an exact match, else 0.
     """
     true = re.findall(r"\d", reference)
     if not true:
@@ -22,22 +22,24 @@ def score(answer: str, reference: str) -> float:
 
 
 def accuracies(rows: Sequence[Row]) -> dict[str, float]:
-    """Mean score of all answers, `val/accuracy`, and of each family's, `val/accuracy/<family>`."""
+    """Return the mean score of all answers, `val/accuracy`, and of each family,
+    `val/accuracy/<family>`.
+    """
     if not rows:
         return {}
     means = {"val/accuracy": fmean(row["score"] for row in rows)}
-    for family, group in by(rows, "family").items():
+    for family, group in group_by(rows, "family").items():
         means[f"val/accuracy/{family}"] = fmean(row["score"] for row in group)
     return means
 
 
 def question(row: Row) -> tuple[str, ...]:
-    """What tells a question from others, whoever answers it."""
+    """Return the identity of a question, which is the same in all runs that answered it."""
     return tuple(str(row.get(name)) for name in ("benchmark", "id", "turn", "prompt"))
 
 
-def by(rows: Sequence[Row], key: str) -> dict[Any, list[Row]]:
-    """Rows grouped by their value of a key, the easiest group first; None is left out."""
+def group_by(rows: Sequence[Row], key: str) -> dict[Any, list[Row]]:
+    """Group answers by a key, from the easiest group to the hardest; leave out those with None."""
     groups: dict[Any, list[Row]] = {}
     for row in rows:
         if row[key] is not None:
@@ -51,8 +53,10 @@ def by(rows: Sequence[Row], key: str) -> dict[Any, list[Row]]:
 
 
 def by_level(rows: Sequence[Row], levels: int = 3) -> dict[str, list[Row]]:
-    """Rows grouped by difficulty, neighbouring ones together; empty if there is only one."""
-    groups = list(by(rows, "difficulty").items())
+    """Group answers by difficulty, with adjacent difficulties merged into at most `levels` groups;
+    empty if there is only one difficulty.
+    """
+    groups = list(group_by(rows, "difficulty").items())
     if len(groups) < 2:
         return {}
     size = -(-len(groups) // levels)

@@ -1,4 +1,4 @@
-"""Bytes that live and FLOPs that are spent while code runs, on tensors with memory or without."""
+"""Live tensor bytes and FLOPs while code runs, with real tensors or fake ones."""
 
 import math
 import weakref
@@ -13,22 +13,22 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 aten = torch.ops.aten
-#: What `Watch` calls them.
+#: Name under which `ResourceMeter` counts cast copies of weights.
 COPIES = "weights in another precision"
 
 
-class Watch(TorchDispatchMode):
-    """Counts storages while they live, and FLOPs.
+class ResourceMeter(TorchDispatchMode):
+    """Context manager that counts the bytes of live storages, and FLOPs (FMA = 2).
 
     Args:
-        weights: are not counted.
+        weights: tensors that are not counted.
 
     Attributes:
-        live: bytes now: activations, and copies of weights in another precision.
-        peak: the same when their sum was largest.
-        place: what makes storages now; whoever watches sets it.
-        made_by: bytes that live now, by the place that made them.
-        flops: FMA = 2.
+        live: current bytes by kind: activations, and copies of weights in another precision.
+        peak: `live` at the moment when its sum was largest.
+        place: part of the model that allocates now; set by the caller.
+        made_by: current bytes by the `place` that allocated them.
+        flops: FLOPs so far.
     """
 
     def __init__(self, weights: Iterable[Tensor] = ()):
@@ -66,8 +66,8 @@ class Watch(TorchDispatchMode):
 
 
 def peak_bytes(call: Callable[[], object], weights: Iterable[Tensor]) -> int:
-    """Bytes at the highest moment of a call, weights included: on a GPU those that PyTorch takes
-    there, on a CPU those of all tensors, see `Watch`.
+    """Return the peak of the bytes during a call, weights included: on a GPU as PyTorch's allocator
+    reports it, on a CPU as `ResourceMeter` counts it.
     """
     weights = list(weights)
     storages = [weight.untyped_storage() for weight in weights]
@@ -77,9 +77,9 @@ def peak_bytes(call: Callable[[], object], weights: Iterable[Tensor]) -> int:
         before = torch.cuda.memory_allocated()
         call()
         return held + torch.cuda.max_memory_allocated() - before
-    with Watch(weights) as watch:
+    with ResourceMeter(weights) as meter:
         call()
-    return held + watch.peak.total()
+    return held + meter.peak.total()
 
 
 def _flash_flops(query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> int:
@@ -87,10 +87,10 @@ def _flash_flops(query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> int:
 
 
 def _flash_backward_flops(grad: Tensor, query: Tensor, key: Tensor, *a: Any, **kwargs: Any) -> int:
-    return 10 * math.prod(query.shape) * key.shape[-2]  # the scores once more, and four gradients
+    return 10 * math.prod(query.shape) * key.shape[-2]  # recomputed scores, and four gradients
 
 
-#: Formulas of torch, and of its flash attention on a CPU, which it has none for.
+#: FLOP formulas of torch, and those that it lacks: its flash attention on a CPU.
 FORMULAS: dict[Any, Callable[..., int]] = {
     **flop_registry,
     aten._scaled_dot_product_flash_attention_for_cpu: _flash_flops,

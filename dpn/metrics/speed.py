@@ -1,4 +1,4 @@
-"""Times of several ways to do one thing, in turn in one process: their ratios are worth telling."""
+"""Timing of alternatives that run in turn in one process, so that their ratios can be trusted."""
 
 import resource
 import sys
@@ -14,15 +14,15 @@ from dpn.metrics.answers import Row
 
 @dataclass(frozen=True)
 class Ratio:
-    """Time of a candidate against a baseline.
+    """Time of a candidate divided by the time of a baseline.
 
     Attributes:
         ratio: median over pairs.
         low: lower end of the 95 % interval of that median (bootstrap over pairs).
-        high: upper end.
+        high: upper end of the interval.
         candidate_ms: median time of the candidate.
         baseline_ms: median time of the baseline.
-        pairs: how many were measured.
+        pairs: number of measured pairs.
     """
 
     ratio: float
@@ -36,19 +36,19 @@ class Ratio:
         return f"{self.ratio:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-#: Seconds of each contender in each round, by what was timed.
+#: Seconds in each round, by timed part and contender.
 Times = dict[str, dict[str, np.ndarray]]
 
 
 def race(
     contenders: Mapping[str, Callable[[], Mapping[str, float]]], rounds: int = 20, warmup: int = 3
 ) -> Times:
-    """Time all in every round, the next round in the opposite order.
+    """Time all contenders in every round, with the order reversed from round to round.
 
     Args:
-        contenders: each does its work once and tells the seconds of its parts.
-        rounds: measured ones.
-        warmup: unmeasured ones before them.
+        contenders: functions that do the work once and return the seconds of its parts.
+        rounds: number of measured rounds.
+        warmup: number of unmeasured rounds before them.
     """
     rows = []
     for number in range(-warmup, rounds):
@@ -64,7 +64,7 @@ def race(
 
 
 def ratio(candidate: np.ndarray, baseline: np.ndarray) -> Ratio:
-    """Seconds of two contenders in the same rounds."""
+    """Compare the seconds of two contenders in the same rounds."""
     ratios = candidate / baseline
     draws = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
     low, high = np.quantile(np.median(draws, axis=1), [0.025, 0.975])
@@ -84,37 +84,37 @@ def compare(
     pairs: int = 20,
     warmup: int = 3,
 ) -> Ratio:
-    """Time both in pairs, first one then the other first.
+    """Time a candidate and a baseline in pairs, with the order reversed from pair to pair.
 
     Args:
-        candidate: what is judged.
-        baseline: what it is judged against.
-        pairs: measured pairs.
-        warmup: unmeasured pairs before them.
+        candidate: function to judge.
+        baseline: function to compare with.
+        pairs: number of measured pairs.
+        warmup: number of unmeasured pairs before them.
     """
     calls = {"candidate": lambda: timed(candidate), "baseline": lambda: timed(baseline)}
     return ratio(**race(calls, pairs, warmup)["call"])
 
 
 def timed(call: Callable[[], object]) -> dict[str, float]:
-    """Seconds of a call, for `race`."""
+    """Time a call; a contender for `race`."""
     start = now()
     call()
     return {"call": now() - start}
 
 
 def now() -> float:
-    """Seconds on a clock, once the GPU is done with what it was given."""
+    """Return the clock's seconds after all GPU work has finished."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def answer_speed(rows: Sequence[Row]) -> dict[str, float]:
-    """Throughput of one process over answered questions.
+    """Return the speed of one process on its answered questions.
 
-    `time/samples_per_s`; `time/prefill_ms`, per sample, vision tower and first token included; and
-    `time/new_token_ms`, per token after the first of each answer.
+    The keys are `time/samples_per_s`; `time/prefill_ms`, per sample, with vision tower and first
+    token; and `time/new_token_ms`, per token after the first one of each answer.
     """
     if not rows:
         return {}
@@ -128,7 +128,7 @@ def answer_speed(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def peak_memory_gib() -> float:
-    """Most memory that was taken so far: of the GPU if there is one, else of the process."""
+    """Return the peak memory so far: of the GPU if there is one, else of the process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     unit = 1 if sys.platform == "darwin" else 2**10

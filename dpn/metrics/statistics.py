@@ -1,4 +1,4 @@
-"""How sure numbers of several seeds and questions are."""
+"""Confidence intervals for results over several seeds and questions."""
 
 import math
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ import numpy as np
 from scipy.stats import t as student
 
 RESAMPLES = 10_000
+#: Number of values that are drawn at a time, which bounds the memory.
 BLOCK = 10**6
-"""Values that are drawn at a time, to bound the memory."""
 
 
 @dataclass(frozen=True)
@@ -18,11 +18,11 @@ class Difference:
     """A mean paired difference and its 95 % interval.
 
     Attributes:
-        mean: positive if the candidate is better.
-        low: end of the interval.
-        high: its other end.
-        seeds: pairs of runs.
-        questions: that all of them were asked.
+        mean: mean difference, positive if the candidate is better.
+        low: lower end of the interval.
+        high: upper end of the interval.
+        seeds: number of pairs of runs.
+        questions: number of questions that all runs answered.
     """
 
     mean: float
@@ -33,26 +33,27 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """What may be claimed: `better` or `worse` only if the interval excludes 0."""
+        """`better` or `worse` if the interval excludes 0, else `no difference shown`."""
         if self.low <= 0 <= self.high:
             return "no difference shown"
         return "better" if self.mean > 0 else "worse"
 
 
 def paired_difference(candidate: np.ndarray, baseline: np.ndarray, seed: int = 0) -> Difference:
-    """How much better a candidate answers than a baseline, over other questions and other seeds.
+    """Estimate how much better a candidate answers than a baseline, with an interval that covers
+    other questions and other seeds.
 
-    Questions and seeds are bootstrapped, each by itself, and their variances added, which counts
-    the noise of single answers twice: with few seeds the interval is too wide rather than too
-    narrow. Its half width is the bootstrap's standard error times Student's t, with the degrees of
-    freedom of Satterthwaite (1946): percentiles of two or three seeds would be far too narrow
-    (Hesterberg, arXiv 1411.5279). One seed tells nothing of others, then the interval is over
-    questions alone; one answer tells nothing at all.
+    Questions and seeds are bootstrapped separately and their variances are added. This counts the
+    noise of single answers twice, so with few seeds the interval is too wide rather than too
+    narrow. Its half width is the bootstrap's standard error times Student's t with Satterthwaite's
+    (1946) degrees of freedom: percentiles of two or three seeds would be far too narrow
+    (Hesterberg, arXiv 1411.5279). With one seed, the interval covers other questions only; with a
+    single answer it is infinite.
 
     Args:
-        candidate: `[S, Q]` scores, a line for each seed.
-        baseline: `[S, Q]` of the same seeds and questions.
-        seed: of the bootstrap.
+        candidate: scores `[S, Q]` of S seeds and Q questions.
+        baseline: scores `[S, Q]` of the same seeds and questions.
+        seed: seed of the bootstrap.
 
     Raises:
         ValueError: if the shapes differ or there is no score.
@@ -64,7 +65,7 @@ def paired_difference(candidate: np.ndarray, baseline: np.ndarray, seed: int = 0
         )
     difference = candidate - baseline
     mean, rng = float(difference.mean()), np.random.default_rng(seed)
-    units = [difference.mean(axis) for axis in (0, 1)]  # of each question, of each seed
+    units = [difference.mean(axis) for axis in (0, 1)]  # means per question, means per seed
     variances = np.array([_variance_of_mean(unit, rng) for unit in units])
     half = 0.0 if difference.size > 1 else math.inf
     if variance := variances.sum():
@@ -75,12 +76,14 @@ def paired_difference(candidate: np.ndarray, baseline: np.ndarray, seed: int = 0
 
 
 def spread(values: Sequence[float], form: str = ".3f") -> str:
-    """Mean and standard deviation over seeds, in words."""
+    """Format the mean and standard deviation over seeds, e.g. `0.812 ± 0.004`."""
     return f"{fmean(values):{form}}" + (f" ± {stdev(values):{form}}" if len(values) > 1 else "")
 
 
 def _variance_of_mean(values: np.ndarray, rng: np.random.Generator) -> float:
-    """By the bootstrap; one value less is drawn than there are, which makes it unbiased."""
+    """Estimate the variance of the mean by the bootstrap; drawing one value fewer than there are
+    makes the estimate unbiased.
+    """
     drawn = len(values) - 1
     if not drawn:
         return 0.0

@@ -1,4 +1,4 @@
-"""How much visual work answers took, and which routes they went."""
+"""Visual work and routes of answers."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -8,10 +8,12 @@ from dpn.metrics.answers import Row
 
 
 def cost_metrics(rows: Sequence[Row]) -> dict[str, float]:
-    """Means over the prompts: share of visual MACs, prefill FLOPs, share of rows at each layer.
+    """Return means over the prompts: prefill FLOPs, share of visual MACs, share of visual rows at
+    each layer.
 
-    `cost/visual_macs_ratio` and `router/kept/<layer>` are over prompts with images and against the
-    vision tower's uncompressed tokens; `router/kept/<layer>` counts the rows that enter the layer.
+    `cost/visual_macs_ratio` and `router/kept/<layer>` are means over prompts with images, relative
+    to the vision tower's uncompressed tokens; `router/kept/<layer>` counts the rows that enter the
+    layer.
     """
     if not rows:
         return {}
@@ -25,13 +27,15 @@ def cost_metrics(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def kept_shares(rows: Sequence[Row]) -> list[float]:
-    """Per layer, the mean share of the tower's tokens that enters it; for rows with images."""
+    """Return, for each layer, the mean share of the tower's tokens that enter it, given answers to
+    prompts with images.
+    """
     layers = len(rows[0]["rows"])
     return [fmean(row["rows"][n] / row["base_rows"] for row in rows) for n in range(layers)]
 
 
 def route_shares(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
-    """For each layer that routes, the share of prompts that went to each expert."""
+    """Return the share of prompts that chose each expert, for each layer with a choice."""
     chosen: dict[str, Counter[str]] = {}
     for row in rows:
         for layer, expert in row["route"].items():

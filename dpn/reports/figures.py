@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import fmean
 
 from dpn.common.files import atomic_path
-from dpn.metrics import by, by_level, route_shares
+from dpn.metrics import by_level, group_by, route_shares
 from dpn.metrics.answers import Row
 from dpn.reports.tables import by_benchmark
 
@@ -29,7 +29,7 @@ def _draw(rows: Sequence[Row], folder: Path) -> list[Path]:
         wanted["rows.png"] = _rows
     if any(row["route"] for row in seeing):
         wanted["routes.png"] = _routes
-    if not by(rows, "family"):
+    if not group_by(rows, "family"):
         return []
     return [_save(folder / name, plot, seeing or rows) for name, plot in wanted.items()]
 
@@ -47,7 +47,7 @@ def _save(path: Path, plot, rows: Sequence[Row]) -> Path:
 
 
 def _accuracy(figure, rows: Sequence[Row]) -> None:
-    families = by(rows, "family")
+    families = group_by(rows, "family")
     means = [fmean(r["score"] for r in g) for g in families.values()]
     figure.set_figheight(max(figure.get_figheight(), 0.25 * len(families)))
     axes = figure.subplots()
@@ -61,7 +61,7 @@ def _work(figure, rows: Sequence[Row]) -> None:
     """Accuracy against the share of visual work, a point for each category."""
     axes = figure.subplots()
     for number, (name, group) in enumerate(by_benchmark(rows).items()):
-        parts = list(by(group, "family").values()) or [group]
+        parts = list(group_by(group, "family").values()) or [group]
         shares = [fmean(row["visual_macs_ratio"] for row in part) for part in parts]
         means = [fmean(row["score"] for row in part) for part in parts]
         style = {"marker": "os^vD"[number // 10 % 5], "color": f"C{number % 10}"}
@@ -73,7 +73,7 @@ def _work(figure, rows: Sequence[Row]) -> None:
 
 def _rows(figure, rows: Sequence[Row]) -> None:
     axes = figure.subplots()
-    for family, group in by(rows, "family").items():
+    for family, group in group_by(rows, "family").items():
         layers = range(len(group[0]["rows"]))
         means = [fmean(row["rows"][n] for row in group) for n in layers]
         axes.step(layers, means, where="mid", label=family)
@@ -87,7 +87,7 @@ def _routes(figure, rows: Sequence[Row]) -> None:
     layers = list(route_shares(rows))
     groups = {
         f"{family} {level}".strip(): part
-        for family, group in by(rows, "family").items()
+        for family, group in group_by(rows, "family").items()
         for level, part in (by_level(group) or {"": group}).items()
     }
     figure.set_figwidth(max(figure.get_figwidth(), 1.5 * len(layers)))

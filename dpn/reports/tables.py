@@ -7,7 +7,7 @@ from typing import Any
 
 from dpn import benchmarks
 from dpn.common.table import Table
-from dpn.metrics import by, by_level, kept_shares, route_shares
+from dpn.metrics import by_level, group_by, kept_shares, route_shares
 from dpn.metrics.answers import Row
 
 OVERVIEW = "Benchmarks"
@@ -108,7 +108,7 @@ def numbers(metrics: Mapping[str, float]) -> Table:
 
 
 def _families(rows: Sequence[Row]) -> dict[Any, list[Row]]:
-    families = by(rows, "family")
+    families = group_by(rows, "family")
     return {**families, "all": list(rows)} if len(families) != 1 else families
 
 

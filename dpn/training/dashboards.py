@@ -17,7 +17,7 @@ from dpn.data.conversation import IMAGE
 from dpn.data.rows import Questions
 from dpn.inference.overlays import by_work, seen
 from dpn.inference.questions import Row
-from dpn.metrics import by, route_shares
+from dpn.metrics import group_by, route_shares
 from dpn.model import DPNForConditionalGeneration, DPNProcessor
 from dpn.reports.overlays import SIDE, has_places, panel
 from dpn.runs.request import Request
@@ -139,7 +139,7 @@ def show_results(
 
 def results(metrics: Mapping[str, float], rows: Sequence[Row]) -> dict[str, float]:
     """The metrics, and of each layer and family the share of prompts that took each option."""
-    groups = by(rows, "family") or {ALL: list(rows)}
+    groups = group_by(rows, "family") or {ALL: list(rows)}
     return dict(metrics) | {
         f"routes/{layer}/{family}/{option}": share
         for family, group in groups.items()

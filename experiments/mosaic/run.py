@@ -21,7 +21,7 @@ from typing import Any
 from dpn.common.files import read_json
 from dpn.common.table import markdown
 from dpn.config.compose import compose
-from dpn.metrics import by, by_level, route_shares
+from dpn.metrics import by_level, group_by, route_shares
 from dpn.metrics.statistics import spread
 from dpn.runs.path import run_path
 
@@ -87,16 +87,16 @@ def run(name: str, seed: int) -> None:
         "share": metrics["cost/visual_macs_ratio"],
         "share_by_family": {
             str(f): fmean(a["visual_macs_ratio"] for a in group)
-            for f, group in by(answers, "family").items()
+            for f, group in group_by(answers, "family").items()
         },
         "share_by_level": {
             str(family): {
                 level: fmean(a["visual_macs_ratio"] for a in part)
                 for level, part in by_level(group).items()
             }
-            for family, group in by(answers, "family").items()
+            for family, group in group_by(answers, "family").items()
         },
-        "routes": {str(f): route_shares(group) for f, group in by(answers, "family").items()},
+        "routes": {str(f): route_shares(group) for f, group in group_by(answers, "family").items()},
         "train_s": metrics["time/train_s"],
     }
     with RESULTS.open("a") as file:

@@ -35,7 +35,7 @@ from dpn.measure.contenders import (
 )
 from dpn.measure.dry_run import cost_of, make_batch, prefill
 from dpn.measure.load import Load
-from dpn.metrics.memory import Watch, peak_bytes
+from dpn.metrics.memory import ResourceMeter, peak_bytes
 from dpn.metrics.speed import compare
 from dpn.model.cross_entropy import cross_entropy
 
@@ -228,11 +228,11 @@ def router_flops(pairs: int) -> Iterator[Figure]:
     row once and multiplies those it leaves, one operation per number each.
     """
     model = config(LARGE, {"name": "dpe"}, {"name": "clip"})
-    with Watch() as watch:
+    with ResourceMeter() as meter:
         built, trace = prefill(model, 64, [[2, 2], [1, 1], [1, 1]])
     (cost,) = costs(built, trace, [64])
     numbers = sum(d.kept[0] + sum(h * w for h, w in d.grids[0]) for d in trace.decisions)
-    spent = watch.flops - cost.prefill_flops + numbers * LARGE["hidden_size"]
+    spent = meter.flops - cost.prefill_flops + numbers * LARGE["hidden_size"]
     share = spent / cost.prefill_flops
     yield Figure("router and pooling, share of a 7B's prefill FLOPs", share, share, share, 0.01)
 

@@ -1,11 +1,11 @@
-"""Losses in chunks equal those in one piece, in less memory."""
+"""The chunked cross entropy equals the plain one and needs less memory."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 import dpn.model.cross_entropy
-from dpn.metrics.memory import Watch
+from dpn.metrics.memory import ResourceMeter
 
 
 def loss_and_gradient(logits, targets, weight):
@@ -17,7 +17,7 @@ def loss_and_gradient(logits, targets, weight):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rows", [1, 7, 8, 20])
-def test_chunks_change_nothing(monkeypatch, rows, dtype):
+def test_chunks_give_the_same_loss_and_gradients(monkeypatch, rows, dtype):
     torch.manual_seed(0)
     logits, targets = 5 * torch.randn(rows, 11, dtype=dtype), torch.randint(11, (rows,))
     weight = torch.rand(rows)
@@ -31,17 +31,17 @@ def test_chunks_change_nothing(monkeypatch, rows, dtype):
     assert torch.equal(gradient, whole[1])
 
 
-def test_logits_are_held_in_their_own_precision_alone(monkeypatch):
-    """At the highest moment there are two bytes of each logit and of its gradient, not twelve
-    of each of its copy, its logarithm and their gradients besides.
+def test_no_fp32_copy_of_all_logits_is_held(monkeypatch):
+    """At the peak, each logit and its gradient take two bytes each; there are no twelve further
+    bytes for an fp32 copy, its logarithm and their gradients.
     """
     logits = torch.zeros(1024, 512, dtype=torch.bfloat16, requires_grad=True)
     targets = torch.zeros(1024, dtype=torch.long)
     peaks = []
     for chunk in (logits.numel(), logits.numel() // 64):
         monkeypatch.setattr(dpn.model.cross_entropy, "CHUNK", chunk)
-        with Watch([logits]) as watch:
+        with ResourceMeter([logits]) as meter:
             (2 * dpn.model.cross_entropy.cross_entropy(logits * 1, targets)).sum().backward()
-        peaks.append(watch.peak.total() / (2 * logits.numel()))
+        peaks.append(meter.peak.total() / (2 * logits.numel()))
         logits.grad = None
     assert peaks == pytest.approx([6, 2], rel=0.05)

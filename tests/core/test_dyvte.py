@@ -1,4 +1,4 @@
-"""Labels of exit gates and what trains from them, against passes of other routers."""
+"""Labels and training of exit gates, against passes with other routers."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ ROUTER = {"name": "dyvte", "hidden": 8}
 
 
 def passes(model, batch, loss, step):
-    """The trace that a training step makes for the loss."""
+    """Return the trace that a training step makes for the loss."""
     model.train()
     trace = model(**batch, step=step).trace
     with torch.no_grad():
@@ -21,12 +21,12 @@ def passes(model, batch, loss, step):
 
 
 def step_of(loss, layer):
-    """A step that draws a layer."""
+    """Return a step for which the loss draws a layer."""
     return next(s for s in range(100) if loss.probe(0, s).strength == layer + 1)
 
 
 def answers(model, batch, router):
-    """Greedy tokens of each answer, and its loss, from all logits of another router's model."""
+    """Return greedy tokens and loss of each answer from all logits of a model with some router."""
     other = make_model(router).eval()
     other.load_state_dict(model.state_dict(), strict=False)
     logits = other(**batch).logits
@@ -39,9 +39,9 @@ def answers(model, batch, router):
 
 @pytest.mark.parametrize("layer", [0, 1, 2])
 @torch.no_grad()
-def test_leaving_is_right_where_the_answer_stays_and_costs_little_more(layer):
+def test_an_exit_is_correct_if_the_answer_stays_and_its_loss_hardly_rises(layer):
     model, batch = make_model(ROUTER, seed=3), collate(make_samples(seed=5))
-    for weight in (0.01, 1.0):  # a model that hardly looks at images leaves rightly
+    for weight in (0.01, 1.0):  # if the model hardly uses images, exits are correct
         for layers in model.language.layers[layer + 1 :]:
             layers.self_attn.v_proj.weight.mul_(weight)
         loss = losses.build("exit", router=model.router)
@@ -82,13 +82,13 @@ def test_a_step_trains_the_gate_of_its_layer_alone():
     assert drawn == {"router.gates.0", "router.gates.1", "router.gates.2"}
 
 
-def test_nothing_leaves_in_training():
+def test_no_sample_exits_in_training():
     model, batch = make_model(ROUTER, seed=3), collate(make_samples())
     assert model(**batch).trace.visual_rows[3] == (0, 0, 0, 0, 0)
     assert model.train()(**batch).trace.visual_rows[3] == (16, 23, 0, 16, 14)
 
 
-def test_price_is_a_bias_of_leaving():
+def test_price_is_a_bias_towards_the_exit():
     model = make_model(ROUTER, seed=3)
     logits = {}
     for layer, gate in model.router.gates.items():
@@ -122,5 +122,5 @@ def test_a_sample_without_answer_has_no_label():
     trace = passes(model, batch, loss, 0)
     assert sorted(loss.labels(trace)) == [0, 2, 3, 4]
     assert loss(trace).isfinite()
-    with pytest.raises(ValueError, match="give labels"):
+    with pytest.raises(ValueError, match="pass labels"):
         loss.labels(model(**batch).trace)

@@ -1,4 +1,4 @@
-"""Routing losses by hand-computed figures."""
+"""Routing losses against hand-computed values."""
 
 import math
 
@@ -78,34 +78,34 @@ READ = torch.arange(2 * 96.0).view(2, 96).sin()
 
 
 def chosen(probs, experts, sample_loss, layer=1, grid=GRID):
-    """A trace of one gate that drew the given experts."""
+    """Return a trace of one gate that drew the given experts."""
     decision = Decision(layer, (0, 1), (grid, grid), torch.tensor(experts), probs, (1, 1), READ)
     loss = torch.tensor(sample_loss)
     return Trace((GRID, GRID), (GRID, GRID), [], [decision], sample_loss=loss)
 
 
-def test_policy_by_hand():
+def test_policy_equals_a_hand_computed_value():
     loss = losses.build(
         "policy", policy_weight=3.0, entropy_weight=2.0, router=router(keep=0.5, layers=[1])
     )
     budget = losses.build("budget", router=router(keep=0.5, layers=[1]))
     v = loss.values["1"](READ)[:, 0].detach()
     got = loss(chosen(P1, [2, 1], [0.7, float("nan")]))
-    error = 0.7 - v[0]  # the second sample has no supervised token
+    error = 0.7 - v[0]  # the second sample has no supervised tokens
     entropy = -sum(p * math.log(p) for p in P1.flatten().tolist()) / 2
     want = (error**2 + 3.0 * error * math.log(0.5)) / 2 - 2.0 * entropy
     assert float((got - budget(trace(P1))).detach()) == pytest.approx(float(want), rel=1e-5)
     # At a grid of 2 x 2 the 2 x 2 kernel leaves one row, which min_rows=2 does not allow.
     few = routers.build("dpe", min_rows=2, keep=0.5, text=TEXT, grid=(8, 8))
     assert torch.allclose(
-        losses.build("policy", router=few)._chances(
+        losses.build("policy", router=few)._drawn_probs(
             chosen(P1, [1, 0], [0, 0], 1, ((2, 2),)).decisions[0]
         ),
         torch.tensor([0.3 / 0.5, 0.6 / 0.9]),
     )
 
 
-def test_policy_prefers_what_costs_less_than_expected():
+def test_policy_prefers_experts_with_less_loss_than_expected():
     logits = torch.zeros(2, 3, requires_grad=True)
     loss = losses.build(
         "policy", weight=0.0, entropy_weight=0.0, router=router(keep=0.5, layers=[1])
@@ -117,7 +117,7 @@ def test_policy_prefers_what_costs_less_than_expected():
     ).all()  # descent adds -grad
 
 
-def test_value_heads_learn_what_to_expect():
+def test_value_heads_learn_the_expected_loss():
     loss = losses.build(
         "policy",
         weight=0.0,
@@ -145,7 +145,7 @@ def test_budget_needs_keep():
         losses.build("budget", router=router())
 
 
-def test_nothing_decided_is_no_loss():
+def test_a_trace_without_decisions_has_no_loss():
     empty = Trace(((), ()), ((), ()))
     assert losses.build("hinge", router=router())(empty) == 0.0
     assert losses.build("budget", router=router(keep=0.5))(empty) == 0.0
