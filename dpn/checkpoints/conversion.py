@@ -14,7 +14,15 @@ from torch import Tensor
 
 from dpn.checkpoints.containers import Container, Shape
 from dpn.checkpoints.keys import part_of
-from dpn.checkpoints.loading import Plan, Report, Source, clip_place, is_optional, plan, shorten
+from dpn.checkpoints.loading import (
+    Plan,
+    Report,
+    WeightSource,
+    clip_place,
+    is_optional,
+    plan,
+    shorten,
+)
 from dpn.checkpoints.settings import read_settings
 from dpn.checkpoints.tokenizers import read_tokenizer
 from dpn.common.files import atomic_folder, read_json, write_json
@@ -68,7 +76,7 @@ def convert(
     source, target = Path(source), Path(target)
     if target.exists():
         raise FileExistsError(f"{target} exists; give another target, or remove it first.")
-    opened = Source(source, base=Path(base) if base else None)
+    opened = WeightSource(source, base=Path(base) if base else None)
     if not {"language", "projector"} <= opened.names.gives:
         plans = [plan(opened, opened.shapes, None, ())]
         with atomic_folder(target) as folder:
@@ -94,7 +102,7 @@ def convert(
     return [made.report for made in plans]
 
 
-def _recipe(opened: Source, folder: Path, parts: Sequence[Path]) -> Recipe:
+def _recipe(opened: WeightSource, folder: Path, parts: Sequence[Path]) -> Recipe:
     if (read_json(folder / "config.json") or {}).get("model_type") == DPNConfig.model_type:
         config = DPNConfig.from_pretrained(folder)
         return Recipe(config, DPNProcessor.from_pretrained(folder))
@@ -119,7 +127,7 @@ def _recipe(opened: Source, folder: Path, parts: Sequence[Path]) -> Recipe:
 
 
 def _plans(
-    opened: Source, shapes: Mapping[str, Shape], recipe: Recipe, parts: Sequence[str | Path]
+    opened: WeightSource, shapes: Mapping[str, Shape], recipe: Recipe, parts: Sequence[str | Path]
 ) -> list[Plan]:
     """A plan for the source, and one for each part that has something the ones before lack."""
     place = clip_place(recipe.config.vision_config or {})
@@ -132,7 +140,7 @@ def _plans(
         if given and not lacking:
             plans[-1].report.notes.append(f"{path} was not needed, nothing is missing")
         elif given or (path.exists() and any(name.startswith("vision.") for name in lacking)):
-            plans.append(plan(Source(path, place), lacking, tokens, ()))
+            plans.append(plan(WeightSource(path, place), lacking, tokens, ()))
     if missing := plans[-1].report.missing:
         names = "; ".join(f"{part}: {shorten(names)}" for part, names in missing.items())
         towers = f" The model started from {' and '.join(recipe.towers)}." if recipe.towers else ""

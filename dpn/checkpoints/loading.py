@@ -57,7 +57,7 @@ class Report:
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
 
-class Source:
+class WeightSource:
     """A file or folder of weights, opened.
 
     Args:
@@ -124,7 +124,7 @@ class Plan:
         report: what will have happened.
     """
 
-    source: Source
+    source: WeightSource
     shapes: Mapping[str, Shape]
     rows: Rows | None
     report: Report
@@ -142,7 +142,7 @@ class Plan:
 
 
 def plan(
-    source: Source,
+    source: WeightSource,
     shapes: Mapping[str, Shape],
     tokens: Mapping[str, int] | None,
     needs: Iterable[str] | None = None,
@@ -211,7 +211,7 @@ def load(
     """
     state = model.state_dict()
     place = clip_place(model.config.vision_config)
-    opened = Source(Path(source), place, Path(base) if base else None)
+    opened = WeightSource(Path(source), place, Path(base) if base else None)
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if model.config.tie_word_embeddings:
         del shapes["lm_head.weight"]
@@ -288,7 +288,7 @@ def _check_missing(report: Report, needs: set[str], shapes: Mapping[str, Shape])
         )
 
 
-def _check_shapes(source: Source, fits: Mapping[str, Shape], report: Report) -> None:
+def _check_shapes(source: WeightSource, fits: Mapping[str, Shape], report: Report) -> None:
     wrong = []
     for name, want in fits.items():
         have = source.shapes[name]
