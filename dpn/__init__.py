@@ -1,11 +1,20 @@
-"""DPN: multimodal LLMs whose visual tokens shrink inside the decoder, per sample.
+"""DPN: multimodal LLMs that reduce the visual tokens of each sample inside the decoder.
 
 Letters in shapes, here and in every docstring:
     B samples, T text columns of `input_ids`, I images, V visual tokens of a sample, N packed rows,
     D width, H heads, L layers, E experts.
 
-A *column* is a place in `input_ids`; a *row* is a vector in the packed batch. An `<image>` column
-stands for all visual rows of its image.
+Words, with one meaning in every docstring:
+    A *column* is a place in `input_ids`; an `<image>` column stands for all rows of its image.
+    A *row* is a vector of the packed batch, which holds text and visual rows without padding.
+    A *token* is an entry of the vocabulary; a *visual token* is a vector that the vision tower or
+    the projector computes from an image and that enters the decoder as a row.
+    A *grid* is the height and width of an image's visual tokens or rows, in raster order.
+    A *span* is the run of consecutive rows that belong to one image.
+    A *decision* is what a router chooses at one layer.
+    A *route* is the list of one sample's decisions over all layers.
+    A *trace* is the record of one forward pass: the rows of every layer and all decisions.
+    A *plan* says what one layer computes for visual rows (`dpn.tokens.LayerPlan`).
 """
 
 from importlib import import_module

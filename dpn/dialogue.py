@@ -1,11 +1,11 @@
-"""A conversation that goes on from its cache: earlier turns are never computed again.
+"""`Chat`: a conversation that continues from its cache, so earlier turns are never computed again.
 
     model, processor = dpn.inference.load(folder)
     chat = Chat(model, processor)
     chat.ask("What is this?", [image])["answer"]
     chat.ask("And its colour?")["answer"]
 
-Images belong to the first turn, and what was chosen for their rows there stays.
+Images belong to the first turn, and later turns keep its route.
 """
 
 from collections.abc import Sequence
@@ -25,17 +25,17 @@ from dpn.model import DPNForConditionalGeneration, DPNProcessor
 class Chat:
     """One conversation with a model.
 
-    The ids that the model said are kept, never cut anew from their text; so answers are those to
-    the whole conversation's ids, with the first turn's route.
+    The generated ids of an answer are kept, never tokenized again from their text. So each answer
+    is the one to the ids of the whole conversation, with the first turn's route.
 
     Args:
-        model: in eval mode.
-        processor: of the model.
-        max_new_tokens: upper limit of an answer.
-        temperature: 0 takes the most probable token, more samples.
+        model: model in eval mode.
+        processor: the model's processor.
+        max_new_tokens: maximum length of an answer.
+        temperature: sampling temperature; 0 always takes the most probable token.
 
     Attributes:
-        messages: what was said, as `DPNProcessor.prompt` takes it.
+        messages: the conversation so far, in the form that `DPNProcessor.prompt` takes.
     """
 
     def __init__(
@@ -52,24 +52,25 @@ class Chat:
         self.reset()
 
     def reset(self) -> None:
-        """Forget what was said."""
+        """Start a new conversation."""
         self.messages: list[dict[str, str]] = []
         self._ids: list[int] = []
         self._cache = RaggedCache()
 
     def ask(self, prompt: str, images: Sequence[Image.Image] = (), streamer: Any = None) -> Answer:
-        """Say something and get the answer.
+        """Send a message and return the answer.
 
         Args:
-            prompt: the words; in the first turn `<image>` marks may say where images belong.
-            images: what the conversation is about, in the first turn only.
-            streamer: Hugging Face's, is given the answer's ids as they come.
+            prompt: text of the message; in the first turn `<image>` marks may set the places of the
+                images.
+            images: images of the conversation, in the first turn only.
+            streamer: Hugging Face streamer that receives the answer's ids as they are generated.
 
         Returns:
-            See `dpn.inference.answer`; prefill_flops are those of this turn alone.
+            The answer, see `dpn.inference.answer`; its `prefill_flops` cover this turn alone.
 
         Raises:
-            DataError: if the words can not be asked, or bring an image into a later turn.
+            DataError: if the message is invalid, or has an image in a later turn.
         """
         message = question(prompt, images)
         if self.messages:
@@ -98,12 +99,12 @@ class Chat:
         return answer
 
     def _follow_up(self, message: dict[str, str]) -> dict[str, Tensor]:
-        """All ids so far, of which the cache lacks the last one, and the new turn's."""
+        """Return the ids so far, of which the cache lacks the last one, and those of a new turn."""
         if self._cache.columns != len(self._ids) - 1:
-            raise RuntimeError("An answer was broken off; start a new conversation.")
+            raise RuntimeError("The last answer was interrupted; start a new conversation.")
         said = self._ids
         if said[-1] == self.processor.tokenizer.eos_token_id:
-            said = said[:-1]  # it is how the next turn begins
+            said = said[:-1]  # the next turn begins with it
         turn = self.processor.follow_up(message, images=IMAGE in self.messages[0]["content"])
         ids = torch.tensor([[*said, *turn]])
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

@@ -1,4 +1,4 @@
-"""The front door `python -m dpn.chat`, fed with lines."""
+"""The command `python -m dpn.chat` with lines on its standard input."""
 
 import io
 import sys
@@ -20,7 +20,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def say(monkeypatch, capsys):
-    """Runs the command with lines on its standard input; what it prints and how it ends."""
+    """Run the command with lines on its standard input; return its output, errors and exit code."""
 
     def say(lines, *arguments, typed=False):
         monkeypatch.setattr(sys, "argv", ["chat", f"max_new_tokens={NEW}", *map(str, arguments)])
@@ -38,13 +38,13 @@ def say(monkeypatch, capsys):
 
 
 def shown(found):
-    """The lines of an answer."""
+    """Return the printed lines of an answer."""
     route = ", ".join(f"layer {layer}: {kernel}" for layer, kernel in found["route"].items())
     share = f"{found['visual_macs_ratio']:.3f} of the visual MACs" if found["base_rows"] else ""
     return [*found["answer"].split("\n"), f"[{route or 'no route'}; {share or 'no image'}]"]
 
 
-def test_answers_are_those_of_conversations(say, folder):
+def test_answers_equal_those_of_the_chat_class(say, folder):
     talk = Chat(*inference.load(folder, "cpu"), NEW)
     want = shown(talk.ask("What?", [picture(0)])) + shown(talk.ask("Sure?"))
     for images in ([picture(0)], [picture(1)], [picture(0), picture(1)], []):
@@ -59,7 +59,7 @@ def test_answers_are_those_of_conversations(say, folder):
     assert say(["What?"], f"run={folder / 'model'}")[0][:-1] == want[-2:]
 
 
-def test_a_mistake_costs_a_sentence_and_the_conversation_goes_on(say, folder):
+def test_a_mistake_prints_a_sentence_and_the_conversation_continues(say, folder):
     talk = Chat(*inference.load(folder, "cpu"), NEW)
     want = shown(talk.ask("What?", [picture(0)])) + shown(talk.ask("Sure?"))
     lines = ["What?", "/imgae x", "/image no.png", f"/image {folder / 'broken.png'}"]
@@ -101,7 +101,7 @@ def test_bad_arguments(say, arguments, sentence, code):
     assert (out, ended) == ([""], code)
 
 
-def test_bytes_that_are_no_text(say, folder, monkeypatch, capsys):
+def test_input_that_is_not_utf8_is_refused(say, folder, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["chat", f"run={folder}"])
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"What\xff?\n"), "utf-8"))
     with pytest.raises(SystemExit):
@@ -109,7 +109,7 @@ def test_bytes_that_are_no_text(say, folder, monkeypatch, capsys):
     assert "no text in UTF-8" in capsys.readouterr().err
 
 
-def test_a_terminal_is_told_what_there_is(say, folder):
+def test_a_terminal_shows_the_commands(say, folder):
     out, _, _ = say(["/quit"], f"run={folder}", typed=True)
     assert out[0] == "Ask; there are also /image FILE, /new and /quit."
     assert out[1] == "> "

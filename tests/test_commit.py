@@ -1,4 +1,4 @@
-"""The commit that runs write down, against git."""
+"""The recorded commit of a run against git."""
 
 import subprocess
 
@@ -21,7 +21,7 @@ def git(folder, *arguments):
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def test_a_change_of_the_code_is_marked(checkout):
+def test_uncommitted_changes_are_marked(checkout):
     for place in ("dpn/a.py", "tests/b.py"):
         (checkout / place).parent.mkdir()
         (checkout / place).write_text("1")
@@ -37,10 +37,10 @@ def test_a_change_of_the_code_is_marked(checkout):
     assert code.commit() == f"{head}+"
 
 
-def test_an_installed_package_has_none(checkout):
+def test_an_installed_package_has_no_commit(checkout):
     assert code.commit() is None
 
 
-def test_a_checkout_that_git_does_not_read_has_none(checkout):
+def test_a_checkout_that_git_refuses_has_no_commit(checkout):
     (checkout / ".git").write_text("nothing")
     assert code.commit() is None

@@ -1,4 +1,4 @@
-"""A conversation on its cache against asking anew with all of it."""
+"""A conversation that continues from its cache against recomputing all of it."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from tests.talkers import make_talker, picture
 NEW = 5
 QUESTIONS = ["What colour is the cat?", "How many birds are there?", "Are you sure? I think 12."]
 IMAGES = {"no image": [], "one": [picture()], "two": [picture(1), picture(2)]}
-# Their routes do not change with what is said later.
+# Routers whose routes do not depend on later turns.
 ROUTERS = [
     {"name": "none"},
     {"name": "static", "layers": [0, 2]},
@@ -28,8 +28,8 @@ def talker(request):
 
 
 @pytest.mark.parametrize("images", IMAGES.values(), ids=IMAGES)
-def test_answers_are_those_to_the_whole_conversation(images, talker):
-    """Its ids, with the route of the first turn, every row computed for every answer."""
+def test_answers_equal_recomputing_the_whole_conversation(images, talker):
+    """The reference computes every row of the conversation's ids, with the first turn's route."""
     model, processor = talker
     chat = Chat(model, processor, NEW)
     answers = []
@@ -50,7 +50,7 @@ def test_answers_are_those_to_the_whole_conversation(images, talker):
 
 
 def speak_plainly(model, processor):
-    """Let a model say whole words only, which are cut into the same ids again."""
+    """Let a model answer with whole words only, whose text is tokenized into the same ids."""
     weight = model.lm_head.weight.data
     black, cat = (processor.tokenizer(word).input_ids for word in (" black", " cat"))
     assert len(black) == len(cat) == 1
@@ -60,7 +60,7 @@ def speak_plainly(model, processor):
 
 
 @pytest.mark.parametrize("images", IMAGES.values(), ids=IMAGES)
-def test_the_conversation_is_the_one_that_the_processor_renders(images):
+def test_the_ids_equal_the_processors_rendering(images):
     model, processor = make_talker({"name": "static", "layers": [0, 2]})
     speak_plainly(model, processor)
     chat = Chat(model, processor, NEW)
@@ -72,8 +72,8 @@ def test_the_conversation_is_the_one_that_the_processor_renders(images):
         assert found["answer"].split() == processor.decode(chat._ids[-NEW:]).split()
 
 
-def test_an_answer_that_ended_by_itself_is_followed_up(monkeypatch):
-    """The end token, which is not in the cache then, stands in the conversation once."""
+def test_a_follow_up_after_an_end_token(monkeypatch):
+    """The end token is not in the cache yet, and must appear only once in the conversation."""
     model, processor = make_talker({"name": "static", "layers": [0, 2]})
     chat = Chat(model, processor, NEW)
     eos = processor.tokenizer.eos_token_id
@@ -93,7 +93,7 @@ def test_earlier_turns_are_not_computed_again(talker, monkeypatch):
     chat.ask(QUESTIONS[0], [picture()])
     rows = []
     model.language.layers[0].register_forward_pre_hook(lambda _, args: rows.append(args[0].shape))
-    monkeypatch.setattr(model, "_pack", None)  # no image is seen again
+    monkeypatch.setattr(model, "_pack", None)  # images are not encoded again
     before, held = len(chat._ids), [int(stage.lengths[0]) for stage in chat._cache.stage_of]
     found = chat.ask(QUESTIONS[1])
     added = len(chat._ids) - before + 1 - NEW  # with the answer's last id, not in the cache yet
@@ -115,7 +115,7 @@ def test_images_belong_to_the_first_turn():
 @pytest.mark.parametrize(
     ("words", "sentence"), [("", "is empty"), ("</s>", "reserved token"), ("\udfff", "half")]
 )
-def test_words_that_can_not_be_said(words, sentence):
+def test_invalid_messages_are_refused(words, sentence):
     chat = Chat(*make_talker(), NEW)
     for _ in range(2):
         with pytest.raises(DataError, match=sentence):
@@ -124,15 +124,15 @@ def test_words_that_can_not_be_said(words, sentence):
     assert found["new_tokens"] == NEW
 
 
-def test_a_template_without_the_users_words_has_one_turn():
+def test_a_template_without_user_text_has_one_turn():
     chat = Chat(*make_talker(template="plain"), NEW)
     chat.ask("What?", [picture()])
-    with pytest.raises(DataError, match="template=plain leaves the user's words out"):
+    with pytest.raises(DataError, match="template=plain leaves out the user's text"):
         chat.ask("And?")
 
 
 class Stop(BaseStreamer):
-    """Breaks an answer off at its second token."""
+    """Interrupts an answer at its second token."""
 
     def __init__(self):
         self.calls = 0
@@ -146,14 +146,14 @@ class Stop(BaseStreamer):
         raise AssertionError
 
 
-def test_an_answer_that_is_broken_off():
+def test_an_interrupted_answer():
     chat = Chat(*make_talker(), NEW)
     with pytest.raises(KeyboardInterrupt):
         chat.ask(QUESTIONS[0], streamer=Stop())
     want = chat.ask(QUESTIONS[0])["answer"]
     with pytest.raises(KeyboardInterrupt):
         chat.ask(QUESTIONS[1], streamer=Stop())
-    with pytest.raises(RuntimeError, match="broken off; start a new conversation"):
+    with pytest.raises(RuntimeError, match="interrupted; start a new conversation"):
         chat.ask(QUESTIONS[1])
     chat.reset()
     assert chat.ask(QUESTIONS[0])["answer"] == want

@@ -1,4 +1,4 @@
-"""Hugging Face's Auto classes and pipeline, run for real on a saved folder."""
+"""Hugging Face's Auto classes and pipeline on a saved folder."""
 
 import json
 import subprocess
@@ -30,7 +30,7 @@ def about(image, text):
     ]
 
 
-def test_auto_classes_give_ours(folder):
+def test_auto_classes_load_our_classes(folder):
     assert type(AutoConfig.from_pretrained(folder)) is DPNConfig
     model = AutoModelForImageTextToText.from_pretrained(folder)
     assert type(model) is DPNForConditionalGeneration
@@ -44,7 +44,7 @@ def test_auto_classes_give_ours(folder):
 
 
 @pytest.mark.parametrize("given", ["folder", "objects"])
-def test_pipeline_answers_as_we_do(given, folder):
+def test_pipeline_answers_equal_our_own(given, folder):
     model, processor = inference.load(folder, "cpu")
     objects = {"model": model, "processor": processor}
     made = {"model": str(folder)} if given == "folder" else objects
@@ -85,7 +85,7 @@ def test_code_in_a_folder_is_not_run(folder, tmp_path):
 
 
 def test_videos_are_refused(folder):
-    with pytest.raises(ValueError, match="leave videos and audio out"):
+    with pytest.raises(ValueError, match="leave out videos and audio"):
         DPNProcessor.from_pretrained(folder)(text="Hi", videos=[1])
 
 

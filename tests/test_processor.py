@@ -37,7 +37,7 @@ def processor():
     )
 
 
-def test_prompt_of_v1_word_for_word(processor):
+def test_prompt_of_template_v1(processor):
     prompt = processor.prompt([QUESTION])
     assert prompt == f"{SYSTEM}USER: <image>\nWhat colour is the cat?<ROUTER> ASSISTANT:"
     follow_up = [QUESTION, {"role": "assistant", "content": "black"}, human("Sure?")]
@@ -51,7 +51,7 @@ def test_prompt_of_v1_word_for_word(processor):
         processor.prompt([human("<ROUTER>")])
 
 
-def test_a_prompt_is_how_the_training_sample_starts(processor):
+def test_a_prompt_equals_the_start_of_the_training_sample(processor):
     messages = [QUESTION, gpt("It is black."), human("Sure?"), gpt("Yes.")]
     ids, labels = processor.encode(read_turns(messages), 1)
     images = [picture(8, 4)]
@@ -85,8 +85,8 @@ def test_call_gives_the_tensors_of_a_batch(processor):
 @pytest.mark.parametrize(
     ("text", "images", "sentence"),
     [
-        ("<image>", None, r"hold \[1\] <image> marks but \[0\] images were given"),
-        ("Hi", [picture(4, 4)], r"hold \[0\] <image> marks but \[1\]"),
+        ("<image>", None, r"have \[1\] <image> marks, but \[0\] images were given"),
+        ("Hi", [picture(4, 4)], r"have \[0\] <image> marks, but \[1\]"),
         (["<image>", "<image>"], [[picture(4, 4)] * 2, []], r"\[1, 1\] .* but \[2, 0\]"),
         (["<image>", "Hi"], [picture(4, 4)] * 2, r"\[1, 0\] .* but \[1, 1\]"),
         (None, None, "either `text` or `messages`"),
@@ -99,7 +99,7 @@ def test_marks_and_images_must_match(text, images, sentence, processor):
 
 def test_saved_and_reloaded_is_the_same(processor, tmp_path):
     processor.save_pretrained(tmp_path)
-    # What a model saves beside it must not change how the tokenizer is found.
+    # A model's files in the same folder must not change how the tokenizer is found.
     (tmp_path / "config.json").write_text('{"model_type": "dpn_llava"}')
     again = DPNProcessor.from_pretrained(tmp_path)
     assert again.to_dict() == processor.to_dict()
@@ -125,7 +125,7 @@ def test_saved_and_reloaded_is_the_same(processor, tmp_path):
     assert DPNProcessor.from_pretrained(tmp_path, image_mode="pad").transform.mode == "pad"
 
 
-def test_a_foreign_tokenizer_gets_the_tokens_it_lacks():
+def test_missing_tokens_are_added_to_a_tokenizer():
     foreign = Tokenizer(models.BPE())
     foreign.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(special_tokens=["<s>", "</s>"], show_progress=False)
@@ -139,7 +139,7 @@ def test_a_foreign_tokenizer_gets_the_tokens_it_lacks():
     assert ids.count(processor.image_token_id) == ids.count(processor.router_token_id) == 1
 
 
-def test_nothing_in_a_folder_is_run_and_unknown_settings_are_told(processor, tmp_path):
+def test_code_in_a_folder_is_not_run_and_unknown_settings_are_refused(processor, tmp_path):
     processor.save_pretrained(tmp_path)
     (tmp_path / "evil.py").write_text("raise SystemExit('code was run')")
     file = tmp_path / "processor_config.json"
@@ -164,7 +164,7 @@ def test_decoding_leaves_special_tokens_out(processor):
     assert processor.decode(torch.tensor(rows[0]), skip_special_tokens=False).endswith("</s><pad>")
 
 
-def test_tokenizers_that_do_not_fit_are_refused(processor):
+def test_unsuitable_tokenizers_are_refused(processor):
     with pytest.raises(ValueError, match="needs a fast tokenizer"):
         DPNProcessor(object())
     tokenizer = train_tokenizer(CORPUS)

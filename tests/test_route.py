@@ -1,4 +1,4 @@
-"""The front door `python -m dpn.route`: what it tells of a route, and how it shows it."""
+"""The command `python -m dpn.route`: the facts about a route, and how they are displayed."""
 
 import io
 import sys
@@ -24,7 +24,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def ask(monkeypatch, capsys):
-    """Runs the command; what it prints and how it ends."""
+    """Run the command; return its output, errors and exit code."""
 
     def ask(*arguments):
         monkeypatch.setattr(sys, "argv", ["route", f"max_new_tokens={NEW}", *map(str, arguments)])
@@ -59,7 +59,7 @@ def test_probabilities_are_those_of_the_gates():
     assert "these probabilities alone" in found.remarks[0]
 
 
-def test_a_price_is_named():
+def test_the_price_is_printed():
     model, processor = make_talker({**DPE, "keep": 0.6})
     model.router.price.fill_(0.25)
     (remark,) = route.trace_route(model, processor, "What?", [picture()], NEW).remarks
@@ -79,7 +79,7 @@ def test_a_price_is_named():
         ({"name": "depth_routing", "layers": [1, 2], "threshold": 0.5}, "alone"),
     ],
 )
-def test_every_method_is_told(router, sentence):
+def test_every_method_is_described(router, sentence):
     model, processor = make_talker(router)
     images = [picture(0), picture(1)]
     found = route.trace_route(model, processor, "Same?", images, NEW)
@@ -109,12 +109,12 @@ def example(*further):
     return Route("Q" * 90, "$A\x15$", ["why"], [PIXELS], stages)
 
 
-def test_pooled_cells_have_their_mean_colour_and_lost_ones_are_grey():
+def test_pooled_cells_have_their_mean_colour_and_dropped_ones_are_grey():
     pooled = pool(PIXELS, OWNERS[1]).tolist()
     assert pooled == [[[150, 0, 0]] * 2, [[110] * 3, [0, 80, 0]]]
 
 
-def test_two_pixels_in_a_character():
+def test_a_character_shows_two_pixels():
     text = half_blocks(pool(PIXELS, OWNERS[0]), 2)
     assert text.plain == "▀▀"
     styles = ["rgb(200,0,0) on rgb(0,0,90)", "rgb(100,0,0) on rgb(0,80,0)"]
@@ -124,7 +124,7 @@ def test_two_pixels_in_a_character():
 
 
 @pytest.mark.parametrize("width", [20, 60])
-def test_a_terminal_shows_it_within_its_width(width):
+def test_the_output_fits_the_width_of_the_terminal(width):
     out = io.StringIO()
     colour = Console(file=out, width=width, color_system="truecolor", force_terminal=True)
     print_route(example(), colour)
@@ -144,7 +144,7 @@ def test_figure_has_bars_as_long_as_their_probability(tmp_path):
     less = Stage("", OWNERS[1:], [Choice("layer 2", {"1x1": 0.7, "2x2": 0.3}, "2x2")])
     draw_route(example(less), path)
     pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
-    for colour in ((255, 0, 255), (110, 110, 110)):  # frames, and what is lost
+    for colour in ((255, 0, 255), (110, 110, 110)):  # frames, and dropped cells
         assert (pixels == colour).all(-1).any()
     chosen = (pixels == (11, 60, 111)).all(-1).any(0)
     edges = np.flatnonzero(np.diff(chosen.astype(int)))

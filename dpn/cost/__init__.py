@@ -1,4 +1,5 @@
-"""One ruler for all methods: visual MACs, FLOPs, and the share of them that a method may keep.
+"""Cost of a forward pass, with the same formulas for all methods: visual MACs, FLOPs, and targets
+for the share of visual MACs to keep.
 
 Imports `common` and `tokens`.
 """

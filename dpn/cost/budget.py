@@ -1,10 +1,10 @@
-"""A share of visual MACs as a target: whether a method can reach it, and at which setting."""
+"""Target shares of visual MACs: check whether a method can reach one, and solve for its setting."""
 
 from collections.abc import Callable
 
 
 class Unreachable(str):
-    """A sentence about a share that is asked for and that a method can not spend."""
+    """An error sentence that says that a method cannot reach the requested share."""
 
 
 def check_share(
@@ -14,14 +14,14 @@ def check_share(
     tolerance: float,
     way_out: str,
 ) -> list[str]:
-    """A sentence if a share is none, or can not be spent.
+    """Check a target share of visual MACs; return a list with one error sentence, or an empty one.
 
     Args:
-        key: of the config.
-        keep: its value; None is fine.
-        reach: gives the smallest and largest share that can be spent.
-        tolerance: how far beyond them is near enough.
-        way_out: what else may be changed.
+        key: config key, for the sentence.
+        keep: target share; None is valid.
+        reach: function that returns the smallest and largest share that the method can reach.
+        tolerance: distance from these limits that still counts as reachable.
+        way_out: other changes that the sentence suggests.
     """
     if keep is None:
         return []
@@ -32,22 +32,21 @@ def check_share(
         return []
     possible = f"{low:.2f}" if high - low < 0.005 else f"{low:.2f} to {high:.2f}"
     return [
-        Unreachable(f"{key}={keep} can not be reached, only {possible}; take that, or {way_out}.")
+        Unreachable(f"{key}={keep} cannot be reached, only {possible}; use that, or {way_out}.")
     ]
 
 
 def solve_for_keep(keep: float, share: Callable[[float], float], low: float, high: float) -> float:
-    """The parameter of a method at which its share of visual MACs is `keep`.
+    """Find the parameter of a method at which its share of visual MACs is `keep`, by bisection.
 
     Args:
-        keep: the share asked for.
-        share: what the method spends at a parameter; never falls, or never rises, from `low` to
-            `high`.
+        keep: target share.
+        share: function that returns the share at a parameter; monotonic from `low` to `high`.
         low: smallest parameter.
         high: largest parameter.
 
     Returns:
-        The parameter by bisection; the better end where the share is out of reach.
+        The parameter; if the target is out of reach, the end of the range that is closer to it.
     """
     ends = low, high
     rising = share(high) > share(low)

@@ -1,9 +1,9 @@
-"""Visual MACs, the papers' measure of cost: what a decoder computes for visual rows.
+"""Visual MACs, the papers' measure of cost: multiply-adds of the decoder for visual rows.
 
-For n visual rows a layer of width d, key/value width d_kv and FFN width m costs 2nd^2 + 2nd*d_kv
-(projections) + 2n^2d (attention among visual rows) + 3ndm (gated FFN); with d_kv = d these are the
-papers' 4nd^2 + 2n^2d + 3ndm. What a layer leaves out for visual rows is taken off. Text rows and
-text-to-visual pairs are not counted here, but in `flops.py`.
+For n visual rows, a layer of width d, key/value width d_kv and FFN width m costs 2nd^2 + 2nd*d_kv
+(projections) + 2n^2d (attention among visual rows) + 3ndm (gated FFN); with d_kv = d this is the
+papers' 4nd^2 + 2n^2d + 3ndm. Whatever a layer leaves out for visual rows is not counted. Text rows
+and pairs of text and visual rows are counted in `flops.py` only.
 """
 
 from collections.abc import Sequence
@@ -15,16 +15,16 @@ from dpn.tokens import LayerPlan, Trace, Work
 
 @dataclass(frozen=True)
 class TextShape:
-    """The sizes of a decoder that its cost follows from.
+    """Sizes of a text model that determine its visual MACs.
 
     Attributes:
-        num_layers: L.
-        hidden_size: d.
-        kv_size: d_kv, width of keys or values over all key/value heads.
-        ffn_size: m.
-        kv_heads: key/value heads.
-        base_rows: uncompressed tokens of an image of its native size in the vision tower, which
-            shares are counted against; None: those that enter the decoder.
+        num_layers: number of decoder layers, L.
+        hidden_size: width d.
+        kv_size: width of keys or values over all key/value heads, d_kv.
+        ffn_size: width of the FFN, m.
+        kv_heads: number of key/value heads.
+        base_rows: number of the vision tower's uncompressed tokens for an image of the native size,
+            the reference of all shares; None: the number of rows that enter the decoder.
     """
 
     num_layers: int
@@ -35,7 +35,7 @@ class TextShape:
     base_rows: int | None = None
 
     @classmethod
-    def of(cls, text_config: Any, base_rows: int | None = None) -> "TextShape":
+    def from_config(cls, text_config: Any, base_rows: int | None = None) -> "TextShape":
         """Read the sizes from a Hugging Face text config."""
         heads = text_config.num_attention_heads
         head_dim = getattr(text_config, "head_dim", None) or text_config.hidden_size // heads
@@ -57,15 +57,16 @@ class TextShape:
         ffn: int | None = None,
         probed: int = 0,
     ) -> int:
-        """Visual MACs of one layer for `rows` visual rows.
+        """Return the visual MACs of one layer.
 
         Args:
-            rows: n.
-            pairs: of visual rows whose scores are computed; default: n^2.
-            heads: key/value heads in which visual rows ask, show values and get an output; keys are
-                needed in all. Default: all.
-            ffn: hidden units of the FFN; default: all.
-            probed: rows for which every hidden unit is computed besides, to choose among them.
+            rows: number of visual rows, n.
+            pairs: number of pairs of visual rows whose attention score is computed; default: n^2.
+            heads: number of key/value heads in which visual rows have queries, values and outputs;
+                keys are computed in all heads. Default: all.
+            ffn: number of hidden units of the FFN; default: all.
+            probed: number of rows for which all hidden units are computed in order to choose among
+                them.
         """
         d, m = self.hidden_size, self.ffn_size if ffn is None else ffn
         pairs = rows * rows if pairs is None else pairs
@@ -75,16 +76,20 @@ class TextShape:
         return by_rows + by_heads * used // self.kv_heads
 
     def visual_macs(self, rows_per_layer: Sequence[int]) -> int:
-        """Visual MACs of all layers, given the visual rows that enter each."""
+        """Return the visual MACs of all layers, given the visual rows that enter each layer."""
         return sum(map(self.layer_macs, rows_per_layer))
 
     def full_macs(self, entering: int) -> int:
-        """Visual MACs of an image without any compression, of which `entering` rows enter."""
+        """Return the visual MACs of an image without any compression.
+
+        Args:
+            entering: number of the image's rows that enter the decoder, used without `base_rows`.
+        """
         return self.num_layers * self.layer_macs(self.base_rows or entering)
 
 
 def layer_macs(text: TextShape, plan: LayerPlan | None, work: Work) -> int:
-    """Visual MACs of a layer that follows a plan, see `TextShape.layer_macs`."""
+    """Return the visual MACs of a layer under a plan, see `TextShape.layer_macs`."""
     if plan is None:
         return text.layer_macs(work.rows, work.pairs)
     heads = None if plan.heads is None else len(plan.heads)
@@ -92,17 +97,16 @@ def layer_macs(text: TextShape, plan: LayerPlan | None, work: Work) -> int:
 
 
 def visual_macs(trace: Trace, sample: int, text: TextShape) -> int:
-    """Visual MACs of one sample of a forward pass."""
+    """Return the visual MACs of one sample of a forward pass."""
     layers = zip(trace.plans, trace.work, strict=True)
     return sum(layer_macs(text, plan, work[sample]) for plan, work in layers)
 
 
 def visual_macs_ratio(trace: Trace, text_config: Any) -> list[float]:
-    """Each sample's visual MACs against those of the vision tower's uncompressed tokens.
-
-    NaN for samples without an image, which have no visual work.
+    """Return each sample's visual MACs as a share of those that the vision tower's uncompressed
+    tokens would cost; NaN for samples without an image.
     """
-    text = TextShape.of(text_config)
+    text = TextShape.from_config(text_config)
     return [
         visual_macs(trace, b, text) / (text.num_layers * text.layer_macs(base))
         if base

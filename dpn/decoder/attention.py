@@ -1,8 +1,8 @@
-"""Causal attention over packed rows behind one function, and its backends.
+"""Causal attention over packed rows: one function, several backends with the same result.
 
-`segments` runs each run of equally long samples in one call, `padded` all samples padded to the
-longest, `varlen` the flash kernel for packed sequences on a GPU. They give the same result; `auto`
-picks by a measured table.
+`segments` makes one call per run of equally long samples, `padded` pads all samples to the longest
+one, `varlen` uses PyTorch's flash kernel for packed sequences on a GPU, and `flash` the package
+flash-attn. `auto` chooses by measured costs, see `pick_backend`.
 """
 
 from collections.abc import Callable
@@ -21,19 +21,21 @@ from transformers.masking_utils import sdpa_mask
 from dpn.tokens import PackedTokens
 
 BackendName = Literal["auto", "segments", "padded", "varlen", "flash"]
-#: Precisions of the kernels for packed sequences.
+#: Precisions that the GPU kernels for packed sequences support.
 HALF = (torch.float16, torch.bfloat16)
 #: Name under which Hugging Face layers find `packed_attention`.
 IMPLEMENTATION = "dpn_packed"
 
 
 class Attention(Protocol):
-    """What the decoder loop hands to every layer's attention."""
+    """Interface of the object that the decoder loop passes to every layer's attention."""
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float
     ) -> Tensor:
-        """`[N, H, Dh]` queries, `[N, Hkv, Dh]` keys and values to `[N, H, Dh]`."""
+        """Attend with queries `[N, H, Dh]` to keys and values `[N, Hkv, Dh]`; return
+        `[N, H, Dh]`.
+        """
 
 
 def packed_attention(
@@ -47,19 +49,19 @@ def packed_attention(
     packing: Attention | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """The attention function of Hugging Face layers inside our loop; without `packing` it is HF's
-    own SDPA.
+    """Attention function of Hugging Face layers inside the decoder loop; without `packing` it is
+    Hugging Face's own SDPA.
 
     Args:
-        module: the HF attention module.
-        query: `[1, H, N, Dh]`; key and value: `[1, Hkv, N, Dh]`.
-        key: see query.
-        value: see query.
-        attention_mask: only without `packing`.
-        scaling: of the scores.
-        dropout: probability.
-        packing: where samples begin and end, and the cache.
-        **kwargs: of HF's SDPA.
+        module: Hugging Face attention module.
+        query: queries `[1, H, N, Dh]`.
+        key: keys `[1, Hkv, N, Dh]`.
+        value: values `[1, Hkv, N, Dh]`.
+        attention_mask: mask for Hugging Face's SDPA; not used with `packing`.
+        scaling: factor of the scores; default: 1 / sqrt(Dh).
+        dropout: dropout probability.
+        packing: attention over packed rows, which knows where samples begin and fills the cache.
+        **kwargs: further arguments of Hugging Face's SDPA.
     """
     if packing is None:
         return sdpa_attention_forward(
@@ -68,8 +70,7 @@ def packed_attention(
     if kwargs.get("sliding_window") is not None:
         raise ValueError(
             "The text model uses sliding-window attention, which packed attention does not"
-            " support; set"
-            " use_sliding_window=false in its text_config."
+            " support; set use_sliding_window=false in its text_config."
         )
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
@@ -83,12 +84,12 @@ AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
 
 @dataclass(frozen=True)
 class PrefillAttention:
-    """Attention of the rows of a pack among themselves.
+    """Causal attention within each sample of a pack.
 
     Attributes:
         tokens: the pack; only its lengths are used.
         backend: name of the backend.
-        write: called as `write(layer, key, value)` where a cache is filled.
+        write: function that fills a cache, called as `write(layer, key, value)`.
     """
 
     tokens: PackedTokens
@@ -98,7 +99,6 @@ class PrefillAttention:
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float
     ) -> Tensor:
-        """See `Attention`."""
         if self.write is not None:
             self.write(layer, key, value)
         return self._run(self, query, key, value, scaling, dropout)
@@ -109,12 +109,12 @@ class PrefillAttention:
 
     @cached_property
     def runs(self) -> list[tuple[int, int]]:
-        """(samples, rows of each) for every run of equally long samples."""
+        """(number of samples, rows of each sample) for every run of equally long samples."""
         return [(len(list(same)), rows) for rows, same in groupby(self.tokens.lengths)]
 
     @cached_property
     def pad_index(self) -> Tensor:
-        """Row of each place of the right-padded batch, `[B * longest]`; padding points at its
+        """Row at each place of the right-padded batch, `[B * longest]`; padding repeats the
         sample's last row.
         """
         offsets = self.tokens.cu_seqlens.long()
@@ -130,7 +130,7 @@ class PrefillAttention:
 
 
 def _sdpa(query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
-    """Causal attention of `[b, T, H, Dh]`, same shape out."""
+    """Compute causal attention of `[b, T, H, Dh]`; the output has the same shape."""
     out = F.scaled_dot_product_attention(
         query.transpose(1, 2),
         key.transpose(1, 2),
@@ -144,21 +144,21 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: fl
 
 
 def segments(
-    plan: PrefillAttention,
+    packing: PrefillAttention,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     scaling: float,
     dropout: float,
 ) -> Tensor:
-    """One SDPA call per run of equally long samples; no row is padded."""
-    if len(plan.runs) == 1:  # a split would copy in the backward pass
-        q, k, v = (x.unflatten(0, plan.runs[0]) for x in (query, key, value))
+    """Call SDPA once per run of equally long samples, without padding."""
+    if len(packing.runs) == 1:  # a split would copy in the backward pass
+        q, k, v = (x.unflatten(0, packing.runs[0]) for x in (query, key, value))
         return _sdpa(q, k, v, scaling, dropout).flatten(0, 1)
-    sizes = [count * rows for count, rows in plan.runs]
+    sizes = [count * rows for count, rows in packing.runs]
     parts = []
     for (count, rows), q, k, v in zip(
-        plan.runs, query.split(sizes), key.split(sizes), value.split(sizes), strict=True
+        packing.runs, query.split(sizes), key.split(sizes), value.split(sizes), strict=True
     ):
         if rows == 0:
             continue
@@ -168,36 +168,40 @@ def segments(
 
 
 def padded(
-    plan: PrefillAttention,
+    packing: PrefillAttention,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     scaling: float,
     dropout: float,
 ) -> Tensor:
-    """One SDPA call on the right-padded batch: causal rows never see the padding behind them."""
-    if len(plan.runs) == 1:
-        return segments(plan, query, key, value, scaling, dropout)
-    shape = (len(plan.tokens.lengths), max(plan.tokens.lengths))
-    q, k, v = (x.index_select(0, plan.pad_index).unflatten(0, shape) for x in (query, key, value))
-    return _sdpa(q, k, v, scaling, dropout).flatten(0, 1).index_select(0, plan.unpad_index)
+    """Call SDPA once on the right-padded batch; causal rows never attend to the padding behind
+    them.
+    """
+    if len(packing.runs) == 1:
+        return segments(packing, query, key, value, scaling, dropout)
+    shape = (len(packing.tokens.lengths), max(packing.tokens.lengths))
+    q, k, v = (
+        x.index_select(0, packing.pad_index).unflatten(0, shape) for x in (query, key, value)
+    )
+    return _sdpa(q, k, v, scaling, dropout).flatten(0, 1).index_select(0, packing.unpad_index)
 
 
 def varlen(
-    plan: PrefillAttention,
+    packing: PrefillAttention,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     scaling: float,
     dropout: float,
 ) -> Tensor:
-    """PyTorch's flash attention over packed sequences; CUDA, fp16 or bf16."""
+    """Call PyTorch's flash attention over packed sequences; CUDA, fp16 or bf16."""
     query, key, value = _for_kernel("varlen", query, key, value)
     if dropout:
         raise ValueError("attention=varlen has no dropout; set attention_dropout=0 in text_config.")
     from torch.nn.attention.varlen import varlen_attn
 
-    cu, longest = plan.tokens.cu_seqlens, max(plan.tokens.lengths)
+    cu, longest = packing.tokens.cu_seqlens, max(packing.tokens.lengths)
     return varlen_attn(  # type: ignore[return-value]
         query,
         key,
@@ -213,14 +217,14 @@ def varlen(
 
 
 def flash(
-    plan: PrefillAttention,
+    packing: PrefillAttention,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     scaling: float,
     dropout: float,
 ) -> Tensor:
-    """The same by the package flash-attn."""
+    """Call the package flash-attn's attention over packed sequences; CUDA, fp16 or bf16."""
     query, key, value = _for_kernel("flash", query, key, value)
     try:
         from flash_attn import flash_attn_varlen_func
@@ -229,7 +233,7 @@ def flash(
             "attention=flash needs the package flash-attn (pip install 'dpn[flash-attn]'); PyTorch"
             " itself has attention=varlen."
         ) from None
-    cu, longest = plan.tokens.cu_seqlens, max(plan.tokens.lengths)
+    cu, longest = packing.tokens.cu_seqlens, max(packing.tokens.lengths)
     return flash_attn_varlen_func(
         *(query, key, value, cu, cu, longest, longest),
         dropout_p=dropout,
@@ -239,7 +243,9 @@ def flash(
 
 
 def _for_kernel(name: str, *rows: Tensor) -> list[Tensor]:
-    """Queries, keys and values in the precision of a GPU's kernel, which autocast does not know."""
+    """Cast queries, keys and values to the working precision: autocast does not cover the GPU
+    kernels.
+    """
     device, dtype = rows[0].device.type, working_dtype(rows[0])
     if device != "cuda" or dtype not in HALF:
         raise ValueError(
@@ -250,7 +256,7 @@ def _for_kernel(name: str, *rows: Tensor) -> list[Tensor]:
 
 
 def working_dtype(rows: Tensor) -> torch.dtype:
-    """The precision of products of rows: autocast's, where that is on."""
+    """Return the precision of matrix products of rows: autocast's if it is enabled."""
     device = rows.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else rows.dtype
 
@@ -263,17 +269,19 @@ BACKENDS: dict[str, Callable[..., Tensor]] = {
 }
 
 
-#: Products that are as slow on a CPU as one more call (`experiments/speed/attention.py`).
+#: Products that take a CPU as long as one more call of SDPA (`experiments/speed/attention.py`).
 CALL_PRODUCTS = 400_000
 
 
 def pick_backend(tokens: PackedTokens) -> str:
-    """The faster backend for a pack: on a GPU in half precision its kernel; elsewhere a padded
-    batch, if the products of its padding are less than what the calls of segments cost.
+    """Choose the faster backend for a pack.
+
+    This is `varlen` on a GPU in half precision. Elsewhere it is `padded` if the extra products with
+    padding cost less than the extra calls of `segments`, else `segments`.
     """
     if tokens.hidden.device.type == "cuda" and working_dtype(tokens.hidden) in HALF:
         return "varlen"
     lengths = tokens.lengths
-    saved = sum(a != b for a, b in pairwise(lengths))  # calls
+    saved = sum(a != b for a, b in pairwise(lengths))  # calls of SDPA that padding saves
     padding = len(lengths) * max(lengths) ** 2 - sum(n * n for n in lengths)
     return "padded" if padding * tokens.hidden.shape[1] < saved * CALL_PRODUCTS else "segments"

@@ -1,4 +1,4 @@
-"""A key/value cache whose every layer holds as many rows of a sample as that layer saw."""
+"""`RaggedCache`: a key/value cache whose layers may hold different numbers of rows."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,17 +9,17 @@ from transformers.cache_utils import Cache
 
 from dpn.tokens import PackedTokens, Trace
 
-#: Places added when a layer's buffer is full.
+#: Number of places added when a layer's buffer is full.
 ROOM = 64
 
 
 @dataclass
 class Stage:
-    """Layers that saw the same rows.
+    """State shared by all layers that hold the same rows.
 
     Attributes:
-        lengths: `[B]` rows held, on the host.
-        positions: `[B]` rotary position of the next row, on the host.
+        lengths: number of rows that each sample holds, `[B]`, on the CPU.
+        positions: rotary position of each sample's next row, `[B]`, on the CPU.
         places: sample and place in the buffer of each row at prefill, `[N]` each.
     """
 
@@ -28,18 +28,18 @@ class Stage:
     places: tuple[Tensor, Tensor]
 
     def select(self, index: Tensor) -> None:
-        """Take samples by index, in place."""
+        """Select samples by index, in place."""
         self.lengths, self.positions = self.lengths[index], self.positions[index]
 
 
 class RaggedCache(Cache):
     """Keys and values per layer and sample, padded to the layer's longest sample.
 
-    `get_seq_length` answers in columns of `input_ids`, as `generate` expects, not in rows.
+    `get_seq_length` counts columns of `input_ids`, as `generate` expects, not rows.
 
     Attributes:
-        trace: what the router decided at prefill.
-        columns: columns of `input_ids` seen, padding included.
+        trace: trace of the prefill.
+        columns: number of `input_ids` columns processed so far, padding included.
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class RaggedCache(Cache):
     # Filling
 
     def stage(self, tokens: PackedTokens) -> Stage:
-        """The stage of layers that see `tokens` at prefill."""
+        """Create the stage of the layers that hold the rows of `tokens` at prefill."""
         lengths, offsets = torch.tensor(tokens.lengths), torch.tensor(tokens.offsets)
         sample = torch.arange(len(lengths)).repeat_interleave(lengths)
         places = (sample, torch.arange(len(sample)) - offsets[sample])
@@ -65,18 +65,20 @@ class RaggedCache(Cache):
         )
 
     def write(self, stage: Stage, key: Tensor, value: Tensor) -> None:
-        """Add a layer with its rows at prefill, `[N, Hkv, Dh]`."""
+        """Add a layer with its keys and values at prefill, `[N, Hkv, Dh]` each."""
         self.keys.append(_pad(key, stage))
         self.values.append(_pad(value, stage))
         self.stage_of.append(stage)
 
     def append(self, layer: int, places: tuple[Tensor, Tensor], key: Tensor, value: Tensor) -> None:
-        """Add new rows `[M, Hkv, Dh]` of a layer at (sample, place), each `[M]`."""
+        """Add a layer's new keys and values `[M, Hkv, Dh]` at `places`: (sample, place), `[M]`
+        each.
+        """
         for store, new in ((self.keys, key), (self.values, value)):
             store[layer][places[0], :, places[1]] = new
 
     def make_room(self, rows: int) -> None:
-        """Let every layer hold `rows` more rows than its longest sample has."""
+        """Enlarge every layer's buffer to hold `rows` more rows than its longest sample has."""
         for layer, stage in enumerate(self.stage_of):
             missing = int(stage.lengths.max()) + rows - self.keys[layer].shape[2]
             if missing > 0:
@@ -89,10 +91,10 @@ class RaggedCache(Cache):
         """The distinct stages, in the order of the layers."""
         return list({id(stage): stage for stage in self.stage_of}.values())
 
-    # What Hugging Face asks
+    # Interface of Hugging Face's `Cache`
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Columns of `input_ids` seen."""
+        """Return the number of `input_ids` columns processed so far."""
         return self.columns
 
     def __len__(self) -> int:
@@ -100,7 +102,7 @@ class RaggedCache(Cache):
 
     @property
     def is_compileable(self) -> bool:
-        """Never: lengths differ."""
+        """False: the lengths of layers and samples differ."""
         return False
 
     @property
@@ -109,11 +111,11 @@ class RaggedCache(Cache):
         return bool(self.keys)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Take samples by index, for beam search."""
+        """Select samples by index, for beam search."""
         self._select(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Take samples by index."""
+        """Select samples by index."""
         self._select(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
@@ -128,19 +130,19 @@ class RaggedCache(Cache):
             stage.select(index.cpu())
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Empty the cache."""
         self.__init__()  # type: ignore[misc]
 
     def crop(self, *args: Any, **kwargs: Any) -> None:
-        """Refused: rows of a pyramid can not be taken back by columns."""
+        """Raise a ValueError: reduced rows cannot be removed column by column."""
         raise ValueError(
-            "A ragged cache can not be cropped, so assisted decoding is not supported; generate"
-            " without it."
+            "A ragged cache cannot be cropped, so assisted decoding is not supported; call generate"
+            " without an assistant model."
         )
 
 
 def _pad(rows: Tensor, stage: Stage) -> Tensor:
-    """`[N, Hkv, Dh]` to `[B, Hkv, longest + ROOM, Dh]`."""
+    """Pad `[N, Hkv, Dh]` to `[B, Hkv, longest + ROOM, Dh]`."""
     batch, longest = len(stage.lengths), int(stage.lengths.max())
     buffer = rows.new_zeros(batch, rows.shape[1], longest + ROOM, rows.shape[2])
     buffer[stage.places[0], :, stage.places[1]] = rows

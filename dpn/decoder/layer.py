@@ -1,4 +1,4 @@
-"""DecoderLayer: a stock Hugging Face decoder layer as one unit to call, checkpoint and shard."""
+"""`DecoderLayer`: a stock Hugging Face decoder layer as one unit to call, checkpoint and shard."""
 
 import copy
 from typing import Any, NamedTuple
@@ -15,11 +15,11 @@ from dpn.tokens import LayerPlan
 
 
 class QueryRows(NamedTuple):
-    """Rows of a pack whose attention is asked for.
+    """Query rows whose attention a router reads.
 
     Attributes:
-        rows: per sample, rows of the pack.
-        offsets: first row of each sample and, last, the number of rows.
+        rows: indices of the query rows in the pack, for each sample.
+        offsets: first row of each sample, followed by the number of rows.
     """
 
     rows: tuple[tuple[int, ...], ...]
@@ -27,13 +27,13 @@ class QueryRows(NamedTuple):
 
 
 class DecoderLayer(nn.Module):
-    """Stands in the place of a Hugging Face layer, with the same parameter names and the same call.
+    """Wraps a Hugging Face decoder layer without changing its parameter names or its call.
 
-    The layer's children are registered here, so state dicts stay those of the stock model, and
-    sharding or checkpointing hooks on this module cover everything the layer computes.
+    The layer's children are registered here, so state dicts are those of the stock model, and
+    sharding or checkpointing hooks on this module cover everything that the layer computes.
 
     Args:
-        layer: a decoder layer of a Llama-like model, whose parameters all belong to its children.
+        layer: decoder layer of a Llama-like model, whose parameters all belong to its children.
     """
 
     def __init__(self, layer: nn.Module):
@@ -41,9 +41,9 @@ class DecoderLayer(nn.Module):
         own = [name for name, _ in layer.named_parameters(recurse=False)]
         if own:
             raise ValueError(
-                f"{type(layer).__name__} has parameters of its own ({', '.join(own)}); only"
-                " layers whose"
-                " parameters belong to their submodules (Llama, Qwen2, Mistral ...) are supported."
+                f"{type(layer).__name__} has parameters of its own ({', '.join(own)}); only layers"
+                " whose parameters belong to their submodules (Llama, Qwen2, Mistral ...) are"
+                " supported."
             )
         for name, child in layer.named_children():
             self.add_module(name, child)
@@ -58,10 +58,11 @@ class DecoderLayer(nn.Module):
         rows: PlannedRows | None = None,
         **kwargs: Any,
     ) -> Any:
-        """`[1, N, D]` to `[1, N, D]`; see the stock layer for the arguments.
+        """Run the layer on `[1, N, D]`; see the stock layer for the arguments.
 
-        With `queries`, what `attention_scores` returns instead, with `plan`, what `within.run`
-        returns: sharding engines gather weights in a call of this module only.
+        With `queries`, return `attention_scores` instead; with `plan`, the result of `within.run`.
+        Both go through this call because sharding engines gather a module's weights only while it
+        is called.
         """
         if queries is not None:
             return self.attention_scores(hidden, queries, **kwargs)
@@ -73,15 +74,15 @@ class DecoderLayer(nn.Module):
     def attention_scores(
         self, hidden: Tensor, queries: QueryRows, position_embeddings: tuple[Tensor, Tensor]
     ) -> list[Tensor]:
-        """Attention probabilities of some rows over all rows of their sample up to them.
+        """Compute the attention probabilities of some query rows over the rows of their sample.
 
         Args:
-            hidden: `[1, N, D]` that enter the layer.
-            queries: R_b rows of each sample.
+            hidden: hidden states that enter the layer, `[1, N, D]`.
+            queries: R_b query rows of each sample.
             position_embeddings: cosines and sines of the N rows.
 
         Returns:
-            Per sample fp32 `[R_b, H, n_b]`.
+            Causal attention probabilities of each sample, fp32 `[R_b, H, n_b]`.
 
         Raises:
             ValueError: if the layer has no separate projections of queries and keys.
@@ -89,7 +90,7 @@ class DecoderLayer(nn.Module):
         attention: Any = self.self_attn
         if not (hasattr(attention, "q_proj") and hasattr(attention, "k_proj")):
             raise ValueError(
-                f"{type(attention).__name__} has no q_proj and k_proj, so no router can read its"
+                f"{type(attention).__name__} has no q_proj and k_proj, so routers cannot read its"
                 " attention; use a text model like Llama, Qwen2, Qwen3 or Mistral."
             )
         normed = self.input_layernorm(hidden[0])  # type: ignore[operator]
@@ -112,7 +113,14 @@ class DecoderLayer(nn.Module):
 
 
 def _probabilities(query: Tensor, key: Tensor, place: Tensor, scaling: float) -> Tensor:
-    """`[R, H, Dh]` queries at `[R]` places and `[n, Hkv, Dh]` keys to fp32 `[R, H, n]`."""
+    """Compute the causal attention probabilities of one sample, fp32 `[R, H, n]`.
+
+    Args:
+        query: queries `[R, H, Dh]`.
+        key: keys of the sample, `[n, Hkv, Dh]`.
+        place: place of each query in the sample, `[R]`.
+        scaling: factor of the scores.
+    """
     grouped = query.float().unflatten(1, (key.shape[1], -1))  # [R, Hkv, H / Hkv, Dh]
     with torch.autocast(query.device.type, enabled=False):
         scores = torch.einsum("rkgd,nkd->rkgn", grouped, key.float()).flatten(1, 2) * scaling
@@ -121,18 +129,19 @@ def _probabilities(query: Tensor, key: Tensor, place: Tensor, scaling: float) ->
 
 
 def compile_layers(language: Any) -> None:
-    """Let `torch.compile` make faster code of what layers compute around their attention, for any
-    number of rows; it is made in the first steps.
+    """Compile the layers with `torch.compile` for any number of rows, except their attention.
+
+    Compilation happens during the first steps.
     """
-    # Lengths differ in every batch: attention itself stays as it is.
+    # Attention is not compiled: its lengths differ in every batch.
     AttentionInterface.register(IMPLEMENTATION, torch.compiler.disable(packed_attention))
     for layer in language.layers:
         layer.compile(dynamic=True)
 
 
 def build_language(text_config: Any) -> Any:
-    """A stock Hugging Face text model without head, each of its layers in a `DecoderLayer`."""
-    # A copy: whoever builds another model from the same config would change our attention with it.
+    """Build a stock Hugging Face text model without head, with each layer in a `DecoderLayer`."""
+    # A copy: building another model from the same config would change this model's attention.
     text_config = copy.deepcopy(text_config)
     language = AutoModel.from_config(text_config, attn_implementation=IMPLEMENTATION)
     language.layers = nn.ModuleList(DecoderLayer(layer) for layer in language.layers)

@@ -1,5 +1,5 @@
-"""The layer loop over a stock Hugging Face text model: prefill of a pack, and rows appended to a
-cache.
+"""The loop over the layers of a stock Hugging Face text model: `prefill` runs a whole pack,
+`append` adds text rows to a filled cache.
 """
 
 from collections.abc import Sequence
@@ -30,16 +30,16 @@ def prefill(
     cache: RaggedCache | None = None,
     checkpoint_layers: bool = False,
 ) -> PackedTokens:
-    """Run every layer over a pack, letting the router change the rows between them.
+    """Run all layers over a pack and let the router change the visual rows between them.
 
     Args:
         language: Hugging Face text model whose layers are `DecoderLayer`s.
-        router: what happens between layers.
+        router: router that is called before and after every layer.
         tokens: the pack.
-        context: for the router; its trace records the rows of every layer.
-        backend: of attention.
-        cache: is filled if given.
-        checkpoint_layers: recompute layers in the backward pass (never the router).
+        context: routing context; its trace records the rows of every layer.
+        backend: attention backend.
+        cache: empty cache to fill.
+        checkpoint_layers: whether layers (never the router) are recomputed in the backward pass.
 
     Returns:
         The pack after the last layer, before the final norm.
@@ -47,7 +47,7 @@ def prefill(
     if language.config._attn_implementation != IMPLEMENTATION:
         raise ValueError(
             f"The text model's attention was set to {language.config._attn_implementation}, which"
-            f" would mix the samples of a pack; set it back to {IMPLEMENTATION}."
+            f" would mix the samples of a batch; set it back to {IMPLEMENTATION}."
         )
     scores = _AttentionScores(language, context.trace)
     context = replace(context, entered=tokens, attention_scores=scores)
@@ -79,11 +79,11 @@ def prefill(
 
 
 class _AttentionScores:
-    """See `RoutingContext.attention_scores`.
+    """Implements `RoutingContext.attention_scores` for the current layer of the loop.
 
     Attributes:
-        layer: at which the loop is.
-        before: what entered that layer once it has run, else None.
+        layer: the current layer.
+        before: pack that entered the current layer; None until that layer has run.
     """
 
     def __init__(self, language: Any, trace: Trace):
@@ -97,11 +97,11 @@ class _AttentionScores:
         if seen.spans is not tokens.spans:
             raise ValueError(
                 "Two routers of a chain act at the same layer, and the second one needs that"
-                " layer's attention to rows that are gone or passed it by; let them act after"
-                " different layers."
+                " layer's attention to rows that were removed or skipped the layer; let them act"
+                " after different layers."
             )
         queries = QueryRows(tuple(map(tuple, rows)), seen.offsets)
-        self.trace.asked.append(tuple(zip(map(len, rows), seen.lengths, strict=True)))
+        self.trace.score_reads.append(tuple(zip(map(len, rows), seen.lengths, strict=True)))
         rotary = _rotary(self.language, seen.hidden, seen.positions)
         return self.layer(seen.hidden[None], position_embeddings=rotary, queries=queries)
 
@@ -109,9 +109,9 @@ class _AttentionScores:
 def _stage_arguments(
     language: Any, tokens: PackedTokens, backend: BackendName, cache: RaggedCache | None
 ) -> dict[str, Any]:
-    """What layers that see the same rows are called with.
+    """Return the keyword arguments of all layers that see the same rows.
 
-    Never `position_ids`: Hugging Face reads gapped ones as a sign of packed sequences, silently.
+    `position_ids` are never passed: Hugging Face silently treats ids with gaps as packed sequences.
     """
     write = None
     if cache is not None:
@@ -124,8 +124,10 @@ def _stage_arguments(
 
 
 def _rotary(language: Any, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of `[N]` positions, past the hooks of sharding engines: those want the same
-    modules called in every step, and how often rows change depends on the routes.
+    """Return cosines and sines of positions `[N]`.
+
+    `forward` is called directly to bypass the hooks of sharding engines: they expect the same
+    module calls in every step, but how often the rows change depends on the routes.
     """
     return language.rotary_emb.forward(hidden[None], position_ids=positions[None])
 
@@ -139,11 +141,11 @@ class AppendAttention:
     """Attention of new rows to a layer's cached rows and to the new rows before them.
 
     Attributes:
-        cache: where the layer's rows are.
-        counts: new rows of each sample.
+        cache: cache that holds the layer's rows.
+        counts: number of new rows of each sample.
         places: (sample, place in the buffer) of each new row, `[M]` each.
-        mask: bool `[B, 1, longest new, longest]`.
-        take: `[B, longest new]` new row at each place of the padded queries.
+        mask: attention mask, bool `[B, 1, longest new, longest]`.
+        take: new row at each place of the padded queries, `[B, longest new]`.
     """
 
     cache: RaggedCache
@@ -155,7 +157,6 @@ class AppendAttention:
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float
     ) -> Tensor:
-        """See `dpn.decoder.attention.Attention`."""
         self.cache.append(layer, self.places, key, value)
         longest = self.mask.shape[-1]
         out = F.scaled_dot_product_attention(
@@ -172,16 +173,16 @@ class AppendAttention:
 
 
 def append(language: Any, hidden: Tensor, counts: Sequence[int], cache: RaggedCache) -> Tensor:
-    """Run every layer over new text rows, after what the cache holds.
+    """Run all layers over new text rows that follow the rows of a cache.
 
     Args:
-        language: see `prefill`.
-        hidden: `[M, D]` embeddings, sample after sample.
-        counts: new rows of each sample; may be 0.
-        cache: is extended by the new rows.
+        language: Hugging Face text model whose layers are `DecoderLayer`s.
+        hidden: embeddings `[M, D]`, sample after sample.
+        counts: number of new rows of each sample; may be 0.
+        cache: filled cache, to which the new rows are added.
 
     Returns:
-        `[M, D]` after the last layer, before the final norm.
+        Hidden states `[M, D]` after the last layer, before the final norm.
     """
     cache.make_room(max(counts))
     arguments = {

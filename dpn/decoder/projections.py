@@ -1,4 +1,4 @@
-"""The linear layers of a stock decoder layer, for some of their inputs or outputs."""
+"""Linear layers of a stock decoder layer, computed for a part of their inputs or outputs."""
 
 import sys
 from typing import Any
@@ -7,19 +7,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-#: Places in what a linear layer gives or takes; None: all.
+#: Indices of a linear layer's inputs or outputs; None: all.
 Units = Tensor | slice | None
 
 
 def units_of(heads: Tensor | None, size: int) -> Units:
-    """The places of some heads in what a projection gives or takes."""
+    """Return the indices of some heads of `size` units among a projection's inputs or outputs."""
     if heads is None:
         return None
     return (heads[:, None] * size + torch.arange(size, device=heads.device)).flatten()
 
 
 def outputs(linear: nn.Module, x: Tensor, units: Units = None) -> Tensor:
-    """Some outputs of a linear layer, the others not computed (with LoRA beside it they are)."""
+    """Compute some outputs of a linear layer (with LoRA: compute all and select)."""
     if units is None:
         return linear(x)
     if type(linear) is not nn.Linear:
@@ -28,7 +28,7 @@ def outputs(linear: nn.Module, x: Tensor, units: Units = None) -> Tensor:
 
 
 def inputs(linear: nn.Module, x: Tensor, units: Units = None) -> Tensor:
-    """A linear layer whose other inputs are zero."""
+    """Apply a linear layer to some of its inputs; the others count as zero."""
     if units is None:
         return linear(x)
     if type(linear) is not nn.Linear:
@@ -41,18 +41,18 @@ def inputs(linear: nn.Module, x: Tensor, units: Units = None) -> Tensor:
 def rotated(
     attention: Any, kind: str, normed: Tensor, cos: Tensor, sin: Tensor, heads: Tensor | None = None
 ) -> Tensor:
-    """Queries (`q`) or keys (`k`) of some heads as the stock attention makes them.
+    """Compute rotated queries (`q`) or keys (`k`) of some heads like the stock attention.
 
     Args:
-        attention: the stock attention module.
+        attention: stock attention module.
         kind: `q` or `k`.
-        normed: `[n, D]`.
-        cos: `[n, Dh]`, with `sin` the rotation of each row.
-        sin: see cos.
-        heads: which; default: all.
+        normed: hidden states after the layer's first norm, `[n, D]`.
+        cos: rotary cosines of each row, `[n, Dh]`.
+        sin: rotary sines of each row, `[n, Dh]`.
+        heads: indices of the heads; default: all.
 
     Returns:
-        `[n, heads, Dh]`.
+        Queries or keys `[n, heads, Dh]`.
     """
     size = attention.head_dim
     made = outputs(getattr(attention, f"{kind}_proj"), normed, units_of(heads, size))

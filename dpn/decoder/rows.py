@@ -1,4 +1,4 @@
-"""Where text and visual rows of a pack are, and what each may see."""
+"""Indices of the text and visual rows of a pack, and masks of the rows that each attends to."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,24 +15,24 @@ from dpn.tokens import BLOCK, Grid, PackedTokens, Span
 
 @dataclass(frozen=True)
 class PlannedRows:
-    """Where text and visual rows of a pack are; shared by all layers that see the same rows.
+    """Indices and masks of a pack's text and visual rows, shared by all layers with the same rows.
 
     Attributes:
         tokens: the pack.
-        attention: writes the cache.
+        attention: attention over the pack, which also fills the cache.
     """
 
     tokens: PackedTokens
     attention: PrefillAttention
 
     def apart(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Text rows and visual rows of `[N, ...]`."""
-        # A split and a cat, not an index, for their backward passes are a cat and a split.
+        """Split `[N, ...]` into text rows and visual rows."""
+        # A split and a cat, not an index: their backward passes are a cat and a split.
         pieces = values.split(self.tokens.piece_sizes)
         return torch.cat(pieces[::2]), torch.cat(pieces[1::2])
 
     def together(self, text: Tensor, visual: Tensor) -> Tensor:
-        """The inverse of `apart`."""
+        """Join text rows and visual rows; the inverse of `apart`."""
         sizes = self.tokens.piece_sizes
         mixed: list[Any] = [None] * len(sizes)
         mixed[::2], mixed[1::2] = text.split(sizes[::2]), visual.split(sizes[1::2])
@@ -42,7 +42,7 @@ class PlannedRows:
         return torch.from_numpy(values).to(self.tokens.hidden.device, non_blocking=True)
 
     def queries(self, visual: bool) -> "Queries":
-        """Text rows or visual rows that attend to all rows before them."""
+        """Return the text or visual rows as queries that attend to all rows before them."""
         return self._visual_queries if visual else self._text_queries
 
     @cached_property
@@ -54,22 +54,25 @@ class PlannedRows:
         return self._queries(self.tokens.is_visual)
 
     def _queries(self, wanted: np.ndarray) -> "Queries":
-        """Padded places of the wanted rows, and what they see."""
+        """Return the wanted rows as a padded batch, with the mask of the keys they attend to."""
         offsets, longest = np.asarray(self.tokens.offsets), max(self.tokens.lengths)
         own = [np.flatnonzero(wanted[a:b]) for a, b in pairwise(offsets)]
         counts = np.array([len(rows) for rows in own])
         steps = np.arange(counts.max())
-        place = np.zeros((len(own), len(steps)), dtype=np.int64)  # row in its sample
+        place = np.zeros((len(own), len(steps)), dtype=np.int64)  # place in the sample
         for row, rows in zip(place, own, strict=True):
             row[: len(rows)] = rows
         filled = steps < counts[:, None]
         take = np.where(filled, (counts.cumsum() - counts)[:, None] + steps, 0)
         keys = np.minimum(offsets[:-1, None] + np.arange(longest), offsets[1:, None] - 1)
-        sees = (np.arange(longest) <= place[:, :, None])[:, None]  # padding sees the first row
+        # Padded queries attend to the first row: a row without any key would give NaN.
+        sees = (np.arange(longest) <= place[:, :, None])[:, None]
         return Queries(*map(self._on_device, (take, keys, sees, np.flatnonzero(filled))))
 
     def neighbourhoods(self, radius: int | None, window: int | None) -> list["Neighbourhood"]:
-        """What visual rows see under `LayerPlan.radius` and `LayerPlan.window`, in few parts."""
+        """Return what visual rows attend to under `LayerPlan.radius` and `LayerPlan.window`, as few
+        batches of equal shape.
+        """
         if (radius, window) not in self._near:
             shown = [
                 s for s in zip(self.tokens.starts, self.tokens.spans, strict=True) if s[1].rows
@@ -110,12 +113,12 @@ class PlannedRows:
 
 
 class Blocks(NamedTuple):
-    """Blocks of the rows of one image, and which of its rows each of them sees.
+    """Blocks of one image's rows as queries, and the rows of the image that they attend to.
 
     Attributes:
-        take: `[b, q]` rows that ask.
-        keys: `[b, k]` rows that are asked.
-        sees: bool `[b, q, k]`.
+        take: query rows, `[b, q]`.
+        keys: key rows, `[b, k]`.
+        sees: attention mask, bool `[b, q, k]`.
     """
 
     take: np.ndarray
@@ -124,7 +127,9 @@ class Blocks(NamedTuple):
 
 
 def blocks_of(grid: Grid, radius: int | None, window: int | None) -> list[Blocks]:
-    """All rows of an image in blocks of equal shape; see `pairs_within` and `pairs_in_window`."""
+    """Divide the rows of an image into blocks of equal shape; `pairs_within` and `pairs_in_window`
+    count their scores.
+    """
     if radius is None:
         assert window is not None
         return blocks_in_window(grid[0] * grid[1], window)
@@ -135,7 +140,7 @@ def blocks_of(grid: Grid, radius: int | None, window: int | None) -> list[Blocks
 
 
 def lines_within(grid: Grid, radius: int) -> Blocks:
-    """The lines of a grid and, for each, the lines around it, the same number for all."""
+    """Return each line of a grid with the lines around it as keys, the same number for all."""
     height, width = grid
     places = np.arange(height * width).reshape(height, width)
     count, line = min(height, 2 * radius + 1), np.arange(height)[:, None]
@@ -147,7 +152,9 @@ def lines_within(grid: Grid, radius: int) -> Blocks:
 
 
 def blocks_in_window(rows: int, window: int) -> list[Blocks]:
-    """Full blocks of rows and, for each, the rows up to a window before; then the rest."""
+    """Return full blocks of rows with the rows of their window as keys, then the last, smaller
+    block.
+    """
     found = []
     for size, firsts in ((BLOCK, range(0, rows - BLOCK + 1, BLOCK)), (rows % BLOCK, [-1])):
         first = np.array([rows - size if f < 0 else f for f in firsts])[:, None]
@@ -170,10 +177,10 @@ class Queries:
     """A padded batch of query rows.
 
     Attributes:
-        take: `[b, q]` queries, counted among the wanted rows.
-        keys: `[b, k]` rows of their keys.
-        sees: bool `[b, 1, q, k]`.
-        filled: places of the flat `[b * q]` that are no padding, in the order of the rows.
+        take: indices of the queries among the text (or visual) rows, `[b, q]`.
+        keys: rows of their keys, `[b, k]`.
+        sees: attention mask, bool `[b, 1, q, k]`.
+        filled: indices into the flat `[b * q]` that are not padding, in the order of the rows.
     """
 
     take: Tensor
@@ -184,12 +191,12 @@ class Queries:
 
 @dataclass(frozen=True)
 class Neighbourhood:
-    """Visual rows of images of one grid, in blocks, and what they see.
+    """Blocks of visual rows of images with the same grid, and the rows that they attend to.
 
     Attributes:
-        take: `[S * b, q]` queries, counted among the visual rows.
-        keys: `[S * b, k]` rows of their keys: text before the image, then rows of it.
-        sees: bool `[S * b, 1, q, k]`.
+        take: indices of the queries among the visual rows, `[S * b, q]`.
+        keys: rows of their keys, `[S * b, k]`: text before the image, then rows of the image.
+        sees: attention mask, bool `[S * b, 1, q, k]`.
     """
 
     take: Tensor

@@ -1,6 +1,8 @@
-"""A decoder layer that computes less for visual rows than for text rows: fewer heads, neighbours
-or rows before them only, a narrower FFN. What is left out is not computed, nor masked afterwards.
-The rows that pass a layer by are none of its pack.
+"""A stock decoder layer that computes less for visual rows than for text rows: fewer heads, local
+attention, a narrower FFN.
+
+Whatever the plan leaves out is not computed at all, rather than masked afterwards. Rows that skip
+the layer are not part of the pack that it gets.
 """
 
 from collections.abc import Sequence
@@ -23,17 +25,17 @@ def run(
     rows: PlannedRows,
     position_embeddings: tuple[Tensor, Tensor],
 ) -> Tensor:
-    """What a stock layer computes, less for visual rows as the plan says.
+    """Run a stock layer, but for visual rows only the parts that the plan keeps.
 
     Args:
-        layer: with the submodules of a Llama-like Hugging Face layer.
-        hidden: `[1, N, D]`.
-        plan: for the visual rows.
-        rows: of the pack.
+        layer: layer with the submodules of a Llama-like Hugging Face layer.
+        hidden: hidden states that enter the layer, `[1, N, D]`.
+        plan: plan for the visual rows.
+        rows: indices of the pack's text and visual rows.
         position_embeddings: cosines and sines, `[1, N, Dh]` each.
 
     Returns:
-        `[1, N, D]`.
+        Hidden states `[1, N, D]` after the layer.
     """
     hidden = hidden[0]
     normed = layer.input_layernorm(hidden)
@@ -53,8 +55,10 @@ def _attention(
     rows: PlannedRows,
     position_embeddings: tuple[Tensor, Tensor],
 ) -> Tensor:
-    """Text rows attend as ever, to values of visual rows that are zero in inactive heads; visual
-    rows attend in active heads alone.
+    """Compute attention under a plan.
+
+    Text rows attend as in the stock layer, except that the values of visual rows are zero in
+    inactive heads. Visual rows attend in active heads only.
     """
     is_local = plan.radius is not None or plan.window is not None
     if not is_local and plan.heads is None:
@@ -65,8 +69,9 @@ def _attention(
             packing=rows.attention,
         )[0].squeeze(0)
     cos, sin = (x[0] for x in position_embeddings)
-    # Queries, keys, values, as in the stock layer: ZeRO-2 adds up the gradients of all processes in
-    # the order in which they come, and a process without images runs that one.
+    # Queries, keys, values: the order of the stock layer. ZeRO-2 adds the gradients of all
+    # processes in the order in which they arrive, and a process without images runs the stock
+    # layer.
     if plan.heads is None:
         asks = rows.apart(rotated(attention, "q", normed, cos, sin))
         key = rotated(attention, "k", normed, cos, sin).contiguous()
@@ -99,18 +104,18 @@ def _queries_of(
     rows: PlannedRows,
     rotary: tuple[Tensor, Tensor],
 ) -> tuple[tuple[Tensor, Tensor], Units]:
-    """Queries where visual rows have some heads only.
+    """Compute queries in all heads for text rows and in the active heads for visual rows.
 
     Args:
-        attention: the stock attention module.
-        normed: `[N, D]`.
+        attention: stock attention module.
+        normed: hidden states after the layer's first norm, `[N, D]`.
         kv: active key/value heads.
-        rows: of the pack.
+        rows: indices of the pack's text and visual rows.
         rotary: cosines and sines, `[N, Dh]` each.
 
     Returns:
-        Queries of text rows `[Nt, H, Dh]` and of visual rows `[Nv, active, Dh]`; places of the
-        active heads in the output.
+        Queries of text rows `[Nt, H, Dh]` and of visual rows `[Nv, active, Dh]`; indices of the
+        active heads' units among the inputs of the output projection.
     """
     size, group = attention.head_dim, attention.num_key_value_groups
     heads = (kv[:, None] * group + torch.arange(group, device=kv.device)).flatten()
@@ -124,7 +129,7 @@ def _queries_of(
 
 
 def _values_of(attention: Any, normed: Tensor, kv: Tensor, rows: PlannedRows) -> Tensor:
-    """Values `[N, Hkv, Dh]`, zero for visual rows in other heads than those of `kv`."""
+    """Compute values `[N, Hkv, Dh]`; those of visual rows are zero in all heads but `kv`."""
     size = attention.head_dim
     text, visual = rows.apart(normed)
     values = outputs(attention.v_proj, text).unflatten(-1, (-1, size))
@@ -134,7 +139,7 @@ def _values_of(attention: Any, normed: Tensor, kv: Tensor, rows: PlannedRows) ->
 
 
 def _ffn(mlp: Any, normed: Tensor, plan: LayerPlan, rows: PlannedRows) -> Tensor:
-    """The gated FFN; visual rows have `plan.ffn` of its units only."""
+    """Compute the gated FFN, with `plan.ffn` hidden units for visual rows."""
     if plan.ffn is None:
         return mlp(normed)
     text, visual = rows.apart(normed)
@@ -146,14 +151,16 @@ def _ffn(mlp: Any, normed: Tensor, plan: LayerPlan, rows: PlannedRows) -> Tensor
 
 
 def _narrow(mlp: Any, rows: Tensor, units: Units) -> Tensor:
-    """The gated FFN with some of its units."""
+    """Compute the gated FFN with some of its hidden units."""
     gate = mlp.act_fn(outputs(mlp.gate_proj, rows, units))
     return inputs(mlp.down_proj, gate * outputs(mlp.up_proj, rows, units), units)
 
 
 @torch.no_grad()
 def _most_active(mlp: Any, rows: Tensor, count: int, probe: int) -> Tensor:
-    """`[count]` units of the largest mean absolute activation over some rows of an image."""
+    """Return the `count` hidden units with the largest mean absolute activation over some rows of
+    an image.
+    """
     places = torch.tensor(probed_rows(len(rows), probe)).to(rows.device, non_blocking=True)
     some = rows.index_select(0, places)
     active = mlp.act_fn(mlp.gate_proj(some)) * mlp.up_proj(some)
@@ -162,7 +169,7 @@ def _most_active(mlp: Any, rows: Tensor, count: int, probe: int) -> Tensor:
 
 
 def _padded(query: Tensor, key: Tensor, value: Tensor, queries: Queries, scaling: float) -> Tensor:
-    """`[n, H, Dh]` queries over the rows of their samples, as one padded batch."""
+    """Attend with queries `[n, H, Dh]` to the rows of their samples, as one padded batch."""
     if not len(query):
         return query
     out = _sdpa(query, key, value, queries.take, queries.keys, queries.sees, scaling)
@@ -172,8 +179,8 @@ def _padded(query: Tensor, key: Tensor, value: Tensor, queries: Queries, scaling
 def _near(
     query: Tensor, key: Tensor, value: Tensor, near: Sequence[Neighbourhood], scaling: float
 ) -> Tensor:
-    """`[n, H, Dh]` queries of visual rows over what they see."""
-    if len(near) == 1:  # lines in the order of the rows
+    """Attend with queries `[n, H, Dh]` of visual rows to the rows that they see."""
+    if len(near) == 1:  # its blocks are in the order of the rows
         return _sdpa(query, key, value, near[0].take, near[0].keys, near[0].sees, scaling)
     out = torch.zeros_like(query)
     for part in near:
@@ -191,8 +198,19 @@ def _sdpa(
     sees: Tensor,
     scaling: float,
 ) -> Tensor:
-    """`[n, H, Dh]` queries and `[m, Hkv, Dh]` keys and values, taken by `[b, q]` and `[b, k]`, to
-    `[b * q, H, Dh]`.
+    """Call SDPA on rows that are selected by index.
+
+    Args:
+        query: queries `[n, H, Dh]`.
+        key: keys `[m, Hkv, Dh]`.
+        value: values `[m, Hkv, Dh]`.
+        take: indices of the queries, `[b, q]`.
+        keys: indices of the keys and values, `[b, k]`.
+        sees: attention mask, bool `[b, 1, q, k]`.
+        scaling: factor of the scores.
+
+    Returns:
+        Attention output `[b * q, H, Dh]`.
     """
     q, k, v = (
         x.index_select(0, index.flatten()).unflatten(0, index.shape).transpose(1, 2)

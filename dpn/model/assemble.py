@@ -1,4 +1,4 @@
-"""The parts of a model that a config chooses by name: vision tower, projector and router."""
+"""Builds the parts of a model that its config chooses by name: vision tower, projector, router."""
 
 import math
 from typing import Any
@@ -15,7 +15,7 @@ def build_vision(config: DPNConfig) -> tuple[VisionTower, Projector]:
     """Build the vision tower and the projector, which is not attached to the tower yet.
 
     Raises:
-        ValueError: If there is no part of that name, or its arguments are not possible.
+        ValueError: if a name is unknown or its arguments are invalid.
     """
     text: Any = config.text_config
     tower = vision.build(**(config.vision_config or {}))
@@ -32,6 +32,6 @@ def build_router(config: DPNConfig, tower: VisionTower, projector: Projector) ->
     """Build the router for the rows that the projector passes on; raises like `build_vision`."""
     return routers.build(
         **(config.router_config or {}),
-        text=TextShape.of(config.text_config, base_rows=math.prod(tower.grid)),
+        text=TextShape.from_config(config.text_config, base_rows=math.prod(tower.grid)),
         grid=projector.grid_after(tower.grid),
     )

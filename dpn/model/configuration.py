@@ -1,4 +1,4 @@
-"""Hugging Face configuration of the model: what stands in its `config.json`."""
+"""Hugging Face configuration of the model, saved as its `config.json`."""
 
 from typing import Any
 
@@ -12,12 +12,13 @@ class DPNConfig(PreTrainedConfig):
     """Configuration of `DPNForConditionalGeneration`.
 
     Attributes:
-        text_config: of any Llama-like Hugging Face text model.
-        vision_config: {"name": a file in dpn/vision, and its arguments}.
-        projector_config: {"name": a file in dpn/projectors, and its arguments}.
-        router_config: {"name": a file in dpn/routers, and its arguments}.
-        image_token_id: of `<image>`, one per image in `input_ids`.
-        router_token_id: of `<ROUTER>`, or None.
+        text_config: config of any Llama-like Hugging Face text model.
+        vision_config: name of a file in dpn/vision (key `name`) and arguments of its tower.
+        projector_config: name of a file in dpn/projectors (key `name`) and arguments of its
+            projector.
+        router_config: name of a file in dpn/routers (key `name`) and arguments of its router.
+        image_token_id: id of `<image>`, which stands once per image in `input_ids`.
+        router_token_id: id of `<ROUTER>`; None if it is not used.
     """
 
     model_type = MODEL_TYPE

@@ -1,8 +1,8 @@
-"""Cross entropy of long vocabularies without copies of all logits in fp32.
+"""Cross entropy for large vocabularies without an fp32 copy of all logits.
 
-Logits are what a training step holds most of. The head makes all of them in one call, as often on
-every process as sharding engines want it; what follows runs in chunks of rows, and again in the
-backward pass.
+Logits take the most memory of a training step. The language head computes all of them in one call,
+because sharding engines need equally many calls on every process. The cross entropy runs in chunks
+of rows and is recomputed in the backward pass.
 """
 
 from functools import partial
@@ -12,16 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-#: Logits that are worked on at a time.
+#: Number of logits in one chunk.
 CHUNK = 2**24
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Losses of rows in fp32, `[n]`.
+    """Return the cross entropy of each row in fp32, `[n]`.
 
     Args:
-        logits: `[n, vocabulary]`.
-        targets: `[n]`.
+        logits: logits `[n, vocabulary]`.
+        targets: target ids `[n]`.
     """
     rows = max(1, CHUNK // logits.shape[1])
     if len(logits) <= rows:

@@ -1,4 +1,4 @@
-"""What Hugging Face's `generate` needs of a model with images and a ragged cache."""
+"""Support for Hugging Face's `generate` with images and a ragged cache."""
 
 from typing import Any
 
@@ -7,14 +7,14 @@ from torch import Tensor
 from transformers import GenerationMixin
 
 from dpn.decoder.cache import RaggedCache
-from dpn.model.inputs import ends
+from dpn.model.inputs import end_columns
 
-#: Arguments of `forward` that belong to images and are read at prefill only.
+#: Image arguments of `forward`, which are read at prefill only.
 IMAGE_INPUTS = ("pixel_values", "image_sizes", "image_sample")
 
 
 class RaggedGenerationMixin(GenerationMixin):
-    """Greedy search, sampling and beams over batches of any mix."""
+    """Greedy search, sampling and beam search over any mix of samples with and without images."""
 
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
@@ -27,10 +27,10 @@ class RaggedGenerationMixin(GenerationMixin):
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, is_first_iteration: bool | None = False, **kwargs: Any
     ) -> dict[str, Any]:
-        """Images go in with the first call; without cache with every call."""
+        """Pass images to the first call of `forward`; without a cache to every call."""
         if "instruction_end" not in kwargs and is_first_iteration:
             mask = kwargs.get("attention_mask")
-            kwargs["instruction_end"] = None if mask is None else ends(mask)
+            kwargs["instruction_end"] = None if mask is None else end_columns(mask)
         inputs = super().prepare_inputs_for_generation(
             input_ids, is_first_iteration=is_first_iteration, **kwargs
         )
@@ -42,11 +42,11 @@ class RaggedGenerationMixin(GenerationMixin):
         return inputs
 
     def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
-        """Hugging Face's `generate`; routes are read from the whole prompt."""
+        """Run Hugging Face's `generate`; routers read the whole prompt as the instruction."""
         ids = kwargs.get("input_ids", inputs)
         if ids is not None and kwargs.get("instruction_end") is None:
             mask = kwargs.get("attention_mask")
-            kwargs["instruction_end"] = ends(torch.ones_like(ids) if mask is None else mask)
+            kwargs["instruction_end"] = end_columns(torch.ones_like(ids) if mask is None else mask)
         return super().generate(inputs, **kwargs)
 
     def _expand_inputs_for_generation(
@@ -56,7 +56,7 @@ class RaggedGenerationMixin(GenerationMixin):
         input_ids: Tensor | None = None,
         **model_kwargs: Any,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Repeat samples for beams or several sequences; flat images stay with their samples."""
+        """Repeat samples for beams or several sequences, together with their flat images."""
         images = {name: model_kwargs.pop(name, None) for name in IMAGE_INPUTS}
         if expand_size > 1 and images["pixel_values"] is not None:
             owner = images["image_sample"]

@@ -1,4 +1,4 @@
-"""What the host knows of a batch: which columns hold text, images, instructions and answers."""
+"""CPU copies of ids, mask and labels: columns of text, images, instructions and answers."""
 
 import zlib
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class HostBatch:
-    """What the host knows of a batch, copied from the device once.
+    """CPU copies of ids, mask and labels, made once per forward.
 
     Attributes:
-        ids: `[B, T]`.
-        mask: bool `[B, T]`; after a cache also over its columns.
-        labels: `[B, T]` or None.
-        instruction: first and end column of the text before the first supervised token, per sample.
+        ids: token ids `[B, T]`.
+        mask: attention mask, bool `[B, T]`; with a filled cache it includes the cache's columns.
+        labels: labels `[B, T]`, or None.
+        instruction: first and end column of each sample's text before its first supervised token.
     """
 
     ids: np.ndarray
@@ -30,14 +30,14 @@ class HostBatch:
     instruction: tuple[tuple[int, int], ...]
 
     @classmethod
-    def of(
+    def from_tensors(
         cls,
         input_ids: Tensor,
         attention_mask: Tensor | None,
         labels: Tensor | None,
         instruction_end: Tensor | None,
     ) -> "HostBatch":
-        """Copy what is on a device; see `DPNForConditionalGeneration.forward` for the arguments."""
+        """Copy the arguments of `DPNForConditionalGeneration.forward` to the CPU."""
         ids = input_ids.cpu().numpy()
         mask = (
             np.ones(ids.shape, dtype=bool)
@@ -56,19 +56,19 @@ class HostBatch:
         return cls(ids, mask, host_labels, instruction)
 
     def last(self, columns: int) -> "HostBatch":
-        """Only the last columns."""
+        """Return only the last `columns` columns."""
         return HostBatch(self.ids[:, -columns:], self.mask[:, -columns:], None, ())
 
     def columns_with(self, token_id: int | None) -> tuple[tuple[int, ...], ...]:
-        """Columns of each sample that hold a token."""
+        """Return the columns of each sample that hold a token id; none for None."""
         if token_id is None:
             return ((),) * len(self.ids)
         found = self.mask & (self.ids == token_id)
         return tuple(tuple(np.flatnonzero(row).tolist()) for row in found)
 
     def keys(self, sample_ids: Tensor | None) -> np.ndarray:
-        """A uint64 key per sample: its id or a hash of its instruction, never its place in the
-        batch.
+        """Return a key for each sample, uint64 `[B]`: its id or a hash of its instruction, which do
+        not depend on its place in the batch.
         """
         if sample_ids is not None:
             return sample_ids.cpu().numpy().astype(np.uint64)
@@ -78,7 +78,12 @@ class HostBatch:
         return np.array([zlib.crc32(text) for text in texts], dtype=np.uint64)
 
     def wanted_columns(self, keep: int | Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Columns that logits are asked for, `[B, K]`, and which of them are not padding."""
+        """Return the columns whose logits are requested, `[B, K]`, and a mask of those that are not
+        padding.
+
+        Args:
+            keep: number of last columns (0: all), or indices of columns.
+        """
         batch, width = self.mask.shape
         if torch.is_tensor(keep):
             columns = np.broadcast_to(keep.cpu().numpy(), (batch, keep.numel()))
@@ -93,15 +98,21 @@ class HostBatch:
         return columns, np.take_along_axis(self.mask, columns, axis=1)
 
 
-def ends(attention_mask: Tensor) -> Tensor:
-    """`[B]` column after the last one that is not padding."""
+def end_columns(attention_mask: Tensor) -> Tensor:
+    """Return the column after each sample's last one that is not padding, `[B]`."""
     return attention_mask.shape[1] - attention_mask.flip(1).argmax(1)
 
 
 def by_sample(
     grids: Sequence[Grid], owners: Sequence[int], batch: int
 ) -> tuple[tuple[Grid, ...], ...]:
-    """The grids of each sample's images, given those of all images."""
+    """Group the grids of all images by sample.
+
+    Args:
+        grids: grid of each image.
+        owners: sample of each image.
+        batch: number of samples.
+    """
     return tuple(
         tuple(g for g, owner in zip(grids, owners, strict=True) if owner == b) for b in range(batch)
     )

@@ -1,5 +1,5 @@
-"""The Hugging Face classes: a stock text model whose visual tokens a router shrinks between its
-layers.
+"""`DPNForConditionalGeneration`: a stock text model with a router that reduces visual rows between
+its layers.
 """
 
 from collections.abc import Sequence
@@ -25,19 +25,19 @@ from dpn.model.cross_entropy import cross_entropy
 from dpn.model.generation import RaggedGenerationMixin
 from dpn.model.inputs import IGNORE, HostBatch, by_sample
 from dpn.routers.base import Router, RoutingContext
-from dpn.tokens import Grid, PackedTokens, Source, Trace, pack
+from dpn.tokens import CellMap, Grid, PackedTokens, Trace, pack
 from dpn.vision import ImageContext, VisualFeatures
 
 
 @dataclass
 class DPNOutput(ModelOutput):
-    """What `DPNForConditionalGeneration.forward` returns.
+    """Output of `DPNForConditionalGeneration.forward`.
 
     Attributes:
         loss: language loss, if labels were given.
-        logits: `[B, K, vocabulary]` of the columns asked for, or None in training.
-        past_key_values: the ragged cache, if one was asked for.
-        trace: rows per layer and every routing decision.
+        logits: logits `[B, K, vocabulary]` of the requested columns; None in training.
+        past_key_values: the ragged cache, if one was given or requested.
+        trace: rows of every layer and all decisions.
     """
 
     loss: Tensor | None = None
@@ -47,19 +47,20 @@ class DPNOutput(ModelOutput):
 
 
 class DPNForConditionalGeneration(RaggedGenerationMixin, PreTrainedModel):
-    """Vision tower, projector, and a stock text model with a router between its layers.
+    """A vision tower, a projector, and a stock text model with a router between its layers.
 
     Args:
-        config: sizes and parts.
-        empty_language: whether text model and head take no memory until they are loaded, see
-            `dpn.checkpoints.load`.
+        config: sizes and parts of the model.
+        empty_language: whether text model and language head take no memory until their weights are
+            loaded, see `dpn.checkpoints.load`.
     """
 
     config_class = DPNConfig
     base_model_prefix = "language"
     main_input_name = "input_ids"
     input_modalities = ("image", "text")
-    supports_gradient_checkpointing = False  # Hugging Face's own; ours is `checkpoint_layers`
+    # Hugging Face's gradient checkpointing; `checkpoint_layers` replaces it.
+    supports_gradient_checkpointing = False
     _supports_sdpa = True
     _no_split_modules = ("DecoderLayer",)
     _keep_in_fp32_modules_strict = ("router",)
@@ -74,18 +75,19 @@ class DPNForConditionalGeneration(RaggedGenerationMixin, PreTrainedModel):
         with _no_memory() if empty_language else nullcontext():
             self.language = build_language(text)
             self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
-        with torch.random.fork_rng(devices=[]):  # one seed, the same other weights for any router
+        # The router leaves the random state as it was: the other weights do not depend on it.
+        with torch.random.fork_rng(devices=[]):
             self.router = build_router(config, self.vision, self.projector)
         #: Attention backend of prefill and training, see `dpn.decoder.attention`.
         self.attention: BackendName = "auto"
-        #: Recompute decoder layers in the backward pass.
+        #: Whether decoder layers are recomputed in the backward pass.
         self.checkpoint_layers = False
         self.post_init()
-        if self.generation_config is not None:  # an answer never holds an image
+        if self.generation_config is not None:  # an answer never contains an image
             self.generation_config.suppress_tokens = [config.image_token_id]
 
     def _init_weights(self, module: nn.Module) -> None:
-        # Called for what is not inside a Hugging Face submodel: projector and router keep PyTorch's
+        # Called for modules outside Hugging Face's submodels: projector and router keep PyTorch's
         # initialisation.
         if module is self.lm_head:
             super()._init_weights(module)
@@ -93,7 +95,7 @@ class DPNForConditionalGeneration(RaggedGenerationMixin, PreTrainedModel):
             reset()
 
     def get_input_embeddings(self) -> nn.Module:
-        """The text model's embeddings."""
+        """Return the text model's embeddings."""
         return self.language.embed_tokens
 
     def set_input_embeddings(self, value: nn.Module) -> None:
@@ -101,7 +103,9 @@ class DPNForConditionalGeneration(RaggedGenerationMixin, PreTrainedModel):
         self.language.embed_tokens = value
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
-        """See Hugging Face; names stay ours, where it would write those of older towers."""
+        """Save like Hugging Face, but with the parameter names of this model: by default Hugging
+        Face would write the names of older vision towers.
+        """
         super().save_pretrained(save_directory, **{"save_original_format": False, **kwargs})
 
     # Forward
@@ -127,33 +131,35 @@ class DPNForConditionalGeneration(RaggedGenerationMixin, PreTrainedModel):
         router: Router | None = None,
         return_dict: bool | None = None,
     ) -> DPNOutput:
-        """Run the model.
+        """Run the model: a prefill or training pass, or with a filled cache a decoding step.
 
         Args:
-            input_ids: `[B, T]` with one `<image>` id per image.
-            attention_mask: `[B, T]`, 0 for padding left or right; with a filled cache also over its
-                columns.
-            labels: `[B, T]`, -100 where not supervised.
-            pixel_values: `[I, 3, Hmax, Wmax]`, every image in the upper left corner.
-            image_sizes: `[I, 2]` height and width in pixels; default: all of `pixel_values`.
-            image_sample: `[I]` whose image it is, ascending; default: in the order of the `<image>`
-                ids.
-            sample_ids: `[B]` integers that key the sampling of routes; default: a hash of the
+            input_ids: token ids `[B, T]`, with one `<image>` id per image.
+            attention_mask: mask `[B, T]`, 0 for padding on the left or right; with a filled cache
+                it includes the cache's columns.
+            labels: target ids `[B, T]`, -100 where not supervised.
+            pixel_values: pixels `[I, 3, Hmax, Wmax]`, with each image in the upper left corner.
+            image_sizes: height and width of each image in pixels, `[I, 2]`; default: the size of
+                `pixel_values`.
+            image_sample: sample of each image, `[I]`, ascending; default: in the order of the
+                `<image>` ids.
+            sample_ids: integer keys `[B]` for the sampling of routes; default: a hash of the
                 instruction.
-            step: optimizer step, keys the sampling of routes.
-            seed: of the run, keys the sampling of routes.
-            instruction_end: `[B]` column after the instruction, where no labels tell it; default:
-                the last column.
-            num_items_in_batch: the loss is the sum over tokens divided by this; default: their
-                number.
+            step: optimizer step, a key for the sampling of routes.
+            seed: seed of the run, a key for the sampling of routes.
+            instruction_end: column after each sample's instruction, `[B]`, used without labels;
+                default: the end of the sample.
+            num_items_in_batch: number that the sum of the tokens' losses is divided by; default:
+                the number of supervised tokens.
             past_key_values: an empty cache to fill, or a filled one to append text to.
             use_cache: whether to fill a new cache.
-            logits_to_keep: how many last columns get logits (0: all), or an index of columns.
-                Padding on the right is not counted; columns that are padding get zeros.
-            return_logits: default: unless in training with labels, which computes supervised rows
-                only.
-            compress: whether the router acts; False is what `router=none` computes.
-            router: acts instead of the model's own, whose numbering of rows stays.
+            logits_to_keep: number of last columns that get logits (0: all), or indices of columns.
+                Padding on the right is not counted; logits of padding columns are zero.
+            return_logits: whether to return logits; default: True, except in training with labels,
+                where only the logits of supervised rows are computed.
+            compress: whether the router acts; False computes the same as `router=none`.
+            router: router that acts in place of the model's own; `positions` is still that of the
+                model's own.
             return_dict: accepted for Hugging Face, always True.
 
         Raises:
@@ -162,9 +168,9 @@ class DPNForConditionalGeneration(RaggedGenerationMixin, PreTrainedModel):
         if past_key_values is not None and not isinstance(past_key_values, RaggedCache):
             raise ValueError(
                 f"past_key_values is a {type(past_key_values).__name__}; this model needs a"
-                " dpn.decoder.cache.RaggedCache (leave it out and generate makes one)."
+                " dpn.decoder.cache.RaggedCache (leave it out, and generate creates one)."
             )
-        host = HostBatch.of(input_ids, attention_mask, labels, instruction_end)
+        host = HostBatch.from_tensors(input_ids, attention_mask, labels, instruction_end)
         if past_key_values is not None and past_key_values.get_seq_length():
             return self._append(input_ids, host, past_key_values, logits_to_keep)
         cache = past_key_values
@@ -211,7 +217,7 @@ class DPNForConditionalGeneration(RaggedGenerationMixin, PreTrainedModel):
         image_sizes: Tensor | None,
         image_sample: Tensor | None,
     ) -> PackedTokens:
-        """Embed text, encode images, and put both into one pack; their grids go into the trace."""
+        """Embed text, encode images, pack both, and record the images' grids in the trace."""
         batch = len(host.ids)
         is_image = host.mask & (host.ids == self.config.image_token_id)
         places = [(int(b), int(c)) for b, c in np.argwhere(is_image)]
@@ -222,9 +228,8 @@ class DPNForConditionalGeneration(RaggedGenerationMixin, PreTrainedModel):
         if len(owners) != images or sorted(owners) != owners or not np.array_equal(marks, given):
             raise ValueError(
                 f"<image> tokens per sample are {marks.tolist()}, images per sample are"
-                f" {given.tolist()}"
-                f" ({images} in pixel_values); give one image per <image>, in the order of the"
-                " samples."
+                f" {given.tolist()} ({images} in pixel_values); give one image per <image>, in the"
+                " order of the samples."
             )
         text_index = np.flatnonzero(host.mask & ~is_image)
         ids = input_ids.flatten()
@@ -234,7 +239,7 @@ class DPNForConditionalGeneration(RaggedGenerationMixin, PreTrainedModel):
         visual: Sequence[Tensor] = ()
         grids: tuple[Grid, ...] = ()
         tower_grids: tuple[Grid, ...] = ()
-        sources: list[Source | None] = []
+        sources: list[CellMap | None] = []
         if pixel_values is not None and images:
             if image_sizes is None:
                 sizes = [(pixel_values.shape[2], pixel_values.shape[3])] * images
@@ -266,20 +271,20 @@ class DPNForConditionalGeneration(RaggedGenerationMixin, PreTrainedModel):
         grids: tuple[Grid, ...],
         context: ImageContext,
     ) -> VisualFeatures:
-        """Images to visual tokens, by way of the tower."""
+        """Encode images with the vision tower and the projector."""
         shown, sizes = self.projector.show(pixel_values.to(self.dtype), sizes, grids)
         features = self.vision.features(shown, sizes)
         return self.projector(replace(features, context=context))
 
     def _head(self, hidden: Tensor) -> Tensor:
-        """`[n, D]` rows after the last layer to logits."""
+        """Compute the logits of rows `[n, D]` after the last layer."""
         return self.lm_head(self.language.norm(hidden))
 
     def _loss(
         self, tokens: PackedTokens, host: HostBatch, num_items: Tensor | int | None, trace: Trace
     ) -> Tensor:
-        """Cross entropy of supervised tokens, each predicted by the column before it; that of each
-        sample, and what was predicted, go into the trace.
+        """Compute the cross entropy of supervised tokens, each predicted by the column before it;
+        record each sample's loss and predicted tokens in the trace.
         """
         assert host.labels is not None
         supervised = host.mask[:, 1:] & host.mask[:, :-1] & (host.labels[:, 1:] != IGNORE)
@@ -296,11 +301,11 @@ class DPNForConditionalGeneration(RaggedGenerationMixin, PreTrainedModel):
         if num_items is None:
             num_items = len(samples)
         if not torch.is_tensor(num_items):
-            num_items = max(num_items, 1)  # a batch without supervised token has loss zero, not NaN
+            num_items = max(num_items, 1)  # without supervised tokens the loss is zero, not NaN
         return losses.sum() / num_items
 
     def _logits(self, tokens: PackedTokens, host: HostBatch, keep: int | Tensor) -> Tensor:
-        """Logits of the columns asked for, `[B, K, vocabulary]`."""
+        """Return the logits of the requested columns, `[B, K, vocabulary]`."""
         columns, valid = host.wanted_columns(keep)
         samples = np.broadcast_to(np.arange(len(columns))[:, None], columns.shape)[valid]
         hidden = tokens.hidden[tokens.rows_of_columns(samples, columns[valid])]
@@ -309,11 +314,11 @@ class DPNForConditionalGeneration(RaggedGenerationMixin, PreTrainedModel):
     def _append(
         self, input_ids: Tensor, host: HostBatch, cache: RaggedCache, keep: int | Tensor
     ) -> DPNOutput:
-        """Add text columns to what the cache holds; routes stay as they are."""
+        """Append text columns to a filled cache; routes stay those of the prefill."""
         new = host.last(input_ids.shape[1])
         if (new.ids == self.config.image_token_id)[new.mask].any():
             raise ValueError(
-                "An image can not be appended to a filled cache; start a new one with the whole"
+                "An image cannot be appended to a filled cache; start a new cache with the whole"
                 " conversation."
             )
         flat = torch.from_numpy(np.flatnonzero(new.mask)).to(input_ids.device)
@@ -330,14 +335,14 @@ class DPNForConditionalGeneration(RaggedGenerationMixin, PreTrainedModel):
 
 
 def meta_model(config: DPNConfig) -> DPNForConditionalGeneration:
-    """Build a model on the meta device: shapes, and no memory."""
+    """Build a model on the meta device, where tensors have a shape but no memory."""
     with torch.device("meta"):
         return DPNForConditionalGeneration(config)
 
 
 def _no_memory() -> AbstractContextManager[None]:
-    """Where parameters, but no buffers, are made on the meta device."""
-    from accelerate import init_empty_weights  # only here: to time a model takes torch alone
+    """Return a context in which parameters, but not buffers, are created on the meta device."""
+    from accelerate import init_empty_weights  # only here: timing a model needs torch alone
 
     return init_empty_weights()
 
@@ -345,14 +350,14 @@ def _no_memory() -> AbstractContextManager[None]:
 def image_context(
     text: Tensor, text_index: np.ndarray, width: int, owners: Sequence[int], context: RoutingContext
 ) -> ImageContext:
-    """What a projector may look at.
+    """Build the context of a projector.
 
     Args:
-        text: `[n, D]` embeddings.
-        text_index: `[n]` places of those in the flat `[B, width]` ids.
-        width: columns of the ids.
-        owners: `[I]` whose image it is, ascending.
-        context: of the samples.
+        text: text embeddings `[n, D]`.
+        text_index: place of each embedding in the flat `[B, width]` ids, `[n]`.
+        width: number of columns of the ids.
+        owners: sample of each image, `[I]`, ascending.
+        context: routing context of the samples.
     """
     edges = [b * width + np.array(context.instruction[b]) for b in owners]
     rows = np.searchsorted(text_index, np.reshape(edges, (-1, 2)))
@@ -367,7 +372,9 @@ def image_context(
 
 
 def _spread(logits: Tensor, valid: np.ndarray) -> Tensor:
-    """`[n, vocabulary]` of the valid places to `[B, K, vocabulary]`, zeros elsewhere."""
+    """Spread the logits `[n, vocabulary]` of the valid places to `[B, K, vocabulary]`, with zeros
+    elsewhere.
+    """
     if valid.all():
         return logits.unflatten(0, valid.shape)
     full = logits.new_zeros(*valid.shape, logits.shape[-1])

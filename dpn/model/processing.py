@@ -1,4 +1,4 @@
-"""DPNProcessor: text and images to model inputs, and ids back to text.
+"""`DPNProcessor`: converts text and images to model inputs, and ids back to text.
 
 from dpn import DPNProcessor
 processor = DPNProcessor.from_pretrained("outputs/.../model")
@@ -42,24 +42,24 @@ Message = Mapping[str, Any]
 
 
 class DPNProcessor(ProcessorMixin):
-    """Holds the tokenizer, the conversation template and the image recipe.
+    """Tokenizer, conversation template and image transform of a model.
 
     Hugging Face's `apply_chat_template` and pipelines work, too.
 
     Args:
-        tokenizer: a Hugging Face fast tokenizer with BOS and EOS; `<image>` and `<ROUTER>` are
-            added where missing, and as in LLaVA a missing padding token becomes the unknown token.
+        tokenizer: Hugging Face fast tokenizer with BOS and EOS; missing `<image>` and `<ROUTER>`
+            tokens are added, and a missing padding token becomes the unknown token as in LLaVA.
         template: `v1`, `short` (v1 without its system text) or `plain`.
         image_mode: `pad`, `square` or `none`, see `ImageTransform`.
         image_size: height and width in pixels.
-        image_mean: of each channel, in [0, 1].
-        image_std: of each channel.
-        patch_size: of the vision tower, in pixels.
+        image_mean: mean of each channel, in [0, 1].
+        image_std: standard deviation of each channel.
+        patch_size: patch size of the vision tower in pixels.
         router_token: whether `<ROUTER>` ends every human turn of a sample with images.
 
     Attributes:
-        transform: a PIL image to normalised pixels `[3, H, W]`.
-        chat_template: what `prompt` does, in Jinja; written for other programs, never read back.
+        transform: conversion of a PIL image to normalised pixels `[3, H, W]`.
+        chat_template: Jinja version of `prompt`, saved for other programs and never read back.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class DPNProcessor(ProcessorMixin):
         self.template, self.router_token = template, router_token
         self.style = _template(template)
         super().__init__(
-            _ready(tokenizer, router_token), chat_template=chat_template(self.style, router_token)
+            _prepare(tokenizer, router_token), chat_template=chat_template(self.style, router_token)
         )
         self.transform = ImageTransform(
             image_mode, image_size, _rgb(image_mean), _rgb(image_std), patch_size
@@ -84,22 +84,22 @@ class DPNProcessor(ProcessorMixin):
 
     @property
     def image_token_id(self) -> int:
-        """Id that stands for an image in `input_ids`."""
+        """Id of `<image>`, which stands for an image in `input_ids`."""
         return self.tokenizer.convert_tokens_to_ids(IMAGE)
 
     @property
     def router_token_id(self) -> int | None:
-        """Id of `<ROUTER>`, or None if it is not used."""
+        """Id of `<ROUTER>`; None if it is not used."""
         return self.tokenizer.convert_tokens_to_ids(ROUTER) if self.router_token else None
 
     @property
     def pad_token_id(self) -> int:
-        """Id that fills shorter samples."""
+        """Id of the padding token."""
         return self.tokenizer.pad_token_id
 
     @property
     def vocab_size(self) -> int:
-        """Rows that the embedding needs."""
+        """Number of embeddings that a model needs for the tokenizer."""
         return len(self.tokenizer)
 
     def encode(
@@ -109,20 +109,19 @@ class DPNProcessor(ProcessorMixin):
         template: str | None = None,
         max_length: int | None = None,
     ) -> tuple[list[int], list[int]]:
-        """Ids and labels of a conversation, see `dpn.data.conversation.encode`."""
+        """Encode a conversation as ids and labels, see `dpn.data.encoding.encode`."""
         style = _template(template) if template else self.style
         return encode(turns, images, self.tokenizer, style, self.router_token, max_length)
 
     def prompt(self, messages: Sequence[Message]) -> str:
-        """The text that asks for the next answer, e.g. `... USER: <image>\\nWhat?<ROUTER>
-        ASSISTANT:`.
+        """Build the prompt for the next answer: `... USER: <image>\\nWhat?<ROUTER> ASSISTANT:`.
 
         Args:
-            messages: `{"role": "user" | "assistant", "content": text or typed parts}`, or LLaVA's
-                `from` and `value`; the last one is the user's.
+            messages: messages of the form `{"role": "user" | "assistant", "content": text or typed
+                parts}`, or with LLaVA's keys `from` and `value`; the last one is the user's.
 
         Raises:
-            DataError: see `read_turns`.
+            DataError: if the messages are invalid, see `read_turns`.
         """
         turns = read_turns(messages)
         check_words(turns, self.tokenizer.eos_token)
@@ -131,25 +130,25 @@ class DPNProcessor(ProcessorMixin):
         return "".join(piece.text for piece in pieces)
 
     def follow_up(self, message: Message, images: bool) -> list[int]:
-        """Ids of what follows the words of an answer: its end, and the user's next turn.
+        """Encode what follows the text of an answer: the end of its turn and the user's next turn.
 
         Args:
-            message: of the user, without images; see `prompt`.
-            images: whether the conversation has any.
+            message: the user's next message, without images; see `prompt`.
+            images: whether the conversation has images.
 
         Raises:
-            DataError: if the turn holds an image, and see `read_turns`.
+            DataError: if the message contains an image or is invalid, see `read_turns`.
         """
         turns = read_turns([message])
         if not self.style.instruction:
             raise DataError(
-                f"template={self.template} leaves the user's words out, so there is nothing to"
-                " follow up; ask one question for each conversation."
+                f"template={self.template} leaves out the user's text, so there are no follow-up"
+                " turns; ask one question per conversation."
             )
         if IMAGE in turns[0].text:
             raise DataError(
-                f"{IMAGE} stands in a later turn, but what a conversation is about is read with"
-                " its first one; start a new conversation."
+                f"{IMAGE} stands in a later turn, but images are only read with the first turn;"
+                " start a new conversation."
             )
         eos = self.tokenizer.eos_token
         check_words(turns, eos)
@@ -168,14 +167,14 @@ class DPNProcessor(ProcessorMixin):
         videos: None = None,
         audio: None = None,
     ) -> BatchFeature:
-        """Model inputs of prompts and their images.
+        """Convert prompts and their images to model inputs.
 
         Args:
-            text: one prompt or several, with one `<image>` mark per image.
-            images: PIL images, files or addresses: one, a flat list in the order of the marks, or a
-                list for each prompt.
-            messages: instead of text, one conversation or several; see `prompt`.
-            padding_side: `left` for generation.
+            text: one or several prompts, with one `<image>` mark per image.
+            images: PIL images, files or URLs: one, a flat list in the order of the marks, or one
+                list per prompt.
+            messages: one or several conversations in place of `text`, see `prompt`.
+            padding_side: side of the padding; `left` for generation.
             return_tensors: only `pt`.
             padding: accepted for Hugging Face, always True.
             videos: accepted for Hugging Face, always None.
@@ -191,7 +190,7 @@ class DPNProcessor(ProcessorMixin):
         if return_tensors != "pt":
             raise ValueError(f"return_tensors={return_tensors!r} is not supported; use 'pt'.")
         if videos is not None or audio is not None:
-            raise ValueError("The model sees images only; leave videos and audio out.")
+            raise ValueError("The model supports text and images only; leave out videos and audio.")
         if (text is None) == (messages is None):
             raise ValueError("Give the processor either `text` or `messages`.")
         texts = [text] if isinstance(text, str) else list(text or [])
@@ -200,21 +199,21 @@ class DPNProcessor(ProcessorMixin):
             texts = [self.prompt(one) for one in conversations]
         rows = [tokenize([Piece(one)], self.tokenizer)[0] for one in texts]
         input_ids, attention_mask = pad_ids(rows, self.pad_token_id, padding_side)
-        pixels = [[self.transform(image) for image in own] for own in _share_out(images, texts)]
+        pixels = [[self.transform(image) for image in own] for own in _by_text(images, texts)]
         return BatchFeature(
             {"input_ids": input_ids, "attention_mask": attention_mask, **stack_images(pixels)}
         )
 
     def batch_decode(self, ids: Tensor | Sequence[Sequence[int]], **options: Any) -> list[str]:
-        """Texts of `[B, T]` ids, without special tokens and outer blanks unless asked otherwise."""
+        """Decode ids `[B, T]`, by default without special tokens, and strip outer whitespace."""
         return [self.decode(row, **options) for row in ids]
 
     def decode(self, ids: Tensor | Sequence[int], **options: Any) -> str:
-        """Text of `[T]` ids, see `batch_decode`."""
+        """Decode ids `[T]`, see `batch_decode`."""
         return self.tokenizer.decode(ids, **{"skip_special_tokens": True, **options}).strip()
 
     def save_pretrained(self, folder: str | Path, **_: Any) -> None:
-        """Write the tokenizer's files, `processor_config.json` and `chat_template.jinja`."""
+        """Save the tokenizer's files, `processor_config.json` and `chat_template.jinja`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save_pretrained(folder)
@@ -222,7 +221,7 @@ class DPNProcessor(ProcessorMixin):
         (folder / CHAT_TEMPLATE_NAME).write_text(self.chat_template, encoding="utf-8")
 
     def to_dict(self) -> dict[str, Any]:
-        """The arguments besides the tokenizer."""
+        """Return all constructor arguments except the tokenizer."""
         recipe = self.transform
         return {
             "template": self.template,
@@ -236,16 +235,16 @@ class DPNProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **options: Any) -> Self:
-        """Read what `save_pretrained` wrote, from a folder or the Hub; no code is read or run.
+        """Load a processor from a folder or the Hub; no code is loaded or run.
 
         Args:
             folder: a folder, or a name on the Hub.
-            options: arguments of the processor to change, and `revision`, `cache_dir`, `token`,
+            options: arguments of the processor to override, and `revision`, `cache_dir`, `token`,
                 `local_files_only`.
 
         Raises:
-            OSError: if there is no such folder or file.
-            ValueError: if the file holds settings that a processor does not have.
+            OSError: if the folder or a file does not exist.
+            ValueError: if the file has settings that a processor does not know.
         """
         hub = ("revision", "cache_dir", "token", "local_files_only")
         where = {name: options[name] for name in hub if name in options}
@@ -268,11 +267,11 @@ def _rgb(values: Sequence[float]) -> tuple[float, float, float]:
     return red, green, blue
 
 
-_template = template  # the name of an argument of the public methods
+_template = template  # public methods have an argument of the name `template`
 
 
-def _ready(tokenizer: Any, router_token: bool) -> Any:
-    """Check a tokenizer and add the tokens it lacks."""
+def _prepare(tokenizer: Any, router_token: bool) -> Any:
+    """Check a tokenizer and add missing tokens."""
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError("DPNProcessor needs a fast tokenizer (one with a tokenizer.json).")
     if tokenizer.bos_token is None or tokenizer.eos_token is None:
@@ -289,8 +288,8 @@ def _ready(tokenizer: Any, router_token: bool) -> Any:
     return tokenizer
 
 
-def _share_out(images: Any, texts: Sequence[str]) -> list[list[Image.Image]]:
-    """The images of each text."""
+def _by_text(images: Any, texts: Sequence[str]) -> list[list[Image.Image]]:
+    """Group images by text, and open those that are files or URLs."""
     marks = [text.count(IMAGE) for text in texts]
     one = str | Image.Image
     images = [] if images is None else [images] if isinstance(images, one) else list(images)
@@ -302,8 +301,8 @@ def _share_out(images: Any, texts: Sequence[str]) -> list[list[Image.Image]]:
         nested = [list(own) for own in images] or [[] for _ in texts]
     if [len(own) for own in nested] != marks:
         raise DataError(
-            f"The prompts hold {marks} {IMAGE} marks but {[len(own) for own in nested]} images"
-            " were given; give each mark exactly one image."
+            f"The prompts have {marks} {IMAGE} marks, but {[len(own) for own in nested]} images"
+            " were given; give exactly one image for each mark."
         )
     return [
         [image if isinstance(image, Image.Image) else load_image(image) for image in own]

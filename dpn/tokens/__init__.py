@@ -1,4 +1,4 @@
-"""What flows through the decoder: packed rows, their grids, the plan of each layer, and the record.
+"""The data that flows through the decoder: packed rows, grids, layer plans, and the trace.
 
 Imports `common` only.
 """
@@ -22,11 +22,12 @@ from dpn.tokens.layer_plan import (
     work_of,
 )
 from dpn.tokens.packed import PackedTokens, Positions, pack
-from dpn.tokens.spans import Source, Span
+from dpn.tokens.spans import CellMap, Span
 from dpn.tokens.trace import Decision, RowDecision, Trace
 
 __all__ = [
     "BLOCK",
+    "CellMap",
     "Decision",
     "Grid",
     "Kernel",
@@ -34,7 +35,6 @@ __all__ = [
     "PackedTokens",
     "Positions",
     "RowDecision",
-    "Source",
     "Span",
     "Trace",
     "Work",

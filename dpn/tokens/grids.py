@@ -1,4 +1,4 @@
-"""Grids of visual tokens: what pooling leaves of them."""
+"""Pooling and convolution on grids of visual tokens."""
 
 from functools import lru_cache
 from typing import Literal
@@ -13,41 +13,40 @@ Reduce = Literal["max", "avg"]
 
 
 def pooled_grid(grid: Grid, kernel: Kernel) -> Grid:
-    """The grid that is left after pooling with kernel = stride, smaller windows at the edges
-    included.
-    """
+    """Return the grid after pooling with kernel = stride, counting smaller windows at the edges."""
     return -(-grid[0] // kernel[0]), -(-grid[1] // kernel[1])
 
 
 def kernel_on(grid: Grid, kernel: Kernel) -> Kernel:
-    """The kernel that pools a grid; of rows in a line as many as it has cells."""
+    """Return the kernel that pools a grid: a grid of height 1 is pooled along its width, with a
+    window of as many rows as the kernel has cells.
+    """
     return (1, kernel[0] * kernel[1]) if grid[0] == 1 else kernel
 
 
 @lru_cache(maxsize=4096)
 def window_of_row(grid: Grid, kernel: Kernel) -> np.ndarray:
-    """Which pooled row each row of a grid falls into, [h * w]."""
+    """Return the index of the pooled row that each row of a grid falls into, `[h * w]`."""
     rows, columns = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
     return rows // kernel[0] * pooled_grid(grid, kernel)[1] + columns // kernel[1]
 
 
 def pool_grid(hidden: Tensor, kernel: Kernel, reduce: Reduce = "max") -> Tensor:
-    """Pool `[S, h, w, D]` with kernel = stride; edge windows may be smaller, so no row is lost.
+    """Pool `[S, h, w, D]` with kernel = stride; windows at the edges may be smaller.
 
     Returns:
         `[S, ceil(h / kh), ceil(w / kw), D]`.
     """
     pool = F.max_pool2d if reduce == "max" else F.avg_pool2d
-    # The permuted view is channels_last memory, for which both kernels are native: nothing is
-    # copied.
+    # The permuted view is channels_last memory, which both kernels support natively: no copy.
     return pool(hidden.permute(0, 3, 1, 2), kernel, ceil_mode=True).permute(0, 2, 3, 1)
 
 
 def convolve_grid(hidden: Tensor, weight: Tensor) -> Tensor:
-    """Depthwise convolution of `[S, h, w, D]` with kernel = stride and weight `[D, 1, kh, kw]`.
+    """Convolve `[S, h, w, D]` depthwise with kernel = stride and weight `[D, 1, kh, kw]`.
 
-    A smaller window at the edge uses the weights of its real cells, scaled as if it were full: at
-    the initial weights 1 / (kh * kw) this is its average.
+    A smaller window at the edge uses only the weights of its real cells and scales the result by
+    kernel area / real cells. At the initial weights 1 / (kh * kw) this is the window's average.
     """
     kernel = (weight.shape[2], weight.shape[3])
     height, width = pooled_grid((hidden.shape[1], hidden.shape[2]), kernel)

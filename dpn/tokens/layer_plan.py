@@ -1,4 +1,4 @@
-"""What one decoder layer does for visual rows, and how much work that is."""
+"""`LayerPlan`: what one decoder layer computes for visual rows; `Work`: how much that is."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,20 +13,23 @@ from dpn.tokens.grids import Grid
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """What one layer does for visual rows; None: all that it does for text rows.
+    """What one layer computes for visual rows. A field that is None changes nothing.
 
     Attributes:
-        radius: visual rows see, among visual rows, those of their own image at most so many grid
-            rows and columns away, later ones included.
-        heads: key/value heads in which visual rows see and show their values; elsewhere their
-            attention is lost to others, not shared out among them.
-        ffn: how many hidden units of the FFN, the first ones.
-        window: visual rows see, among visual rows, so many of their own image right before them.
-        probe: instead of the first units, those of the largest mean activation over one in so many
-            rows of each image, see `probed_rows`.
-        rows: of each span, ascending places of the rows that take part; the others pass the layer
-            by as they are, and no row sees them there, nor later in its cache.
-        scale: fp32 factor of the FFN's output, of each visual row that takes part.
+        radius: largest distance in grid lines and in grid columns up to which a visual row attends
+            to visual rows of its own image, earlier and later ones; it attends to no other visual
+            rows.
+        heads: active key/value heads of visual rows. In the other heads visual rows do not attend
+            and their values are zero for all rows; the attention weight on them is lost, not
+            redistributed.
+        ffn: number of hidden units of the FFN, counted from the first one.
+        window: number of preceding visual rows of its own image that a visual row attends to, next
+            to itself; it attends to no other visual rows.
+        probe: stride of the rows whose mean activation chooses the `ffn` hidden units of each
+            image (the largest ones, in place of the first ones), see `probed_rows`.
+        rows: ascending places of the rows of each span that take part. The others skip the layer
+            unchanged: no row attends to them there, nor later in that layer's cache.
+        scale: fp32 factor of the FFN's output for each visual row that takes part.
     """
 
     radius: int | None = None
@@ -38,10 +41,10 @@ class LayerPlan:
     scale: Tensor | None = None
 
     def joined(self, other: "LayerPlan | None") -> "LayerPlan":
-        """What is left where both plans leave something out.
+        """Combine two plans: leave out everything that either of them leaves out.
 
         Raises:
-            ValueError: if both let rows pass by.
+            ValueError: if both plans let rows skip the layer.
         """
         if other is None:
             return self
@@ -50,7 +53,7 @@ class LayerPlan:
             heads = tuple(h for h in other.heads if heads is None or h in heads)
         if self.rows is not None and other.rows is not None:
             raise ValueError(
-                "Two routers of a chain let visual rows pass by the same layer; let them act at"
+                "Two routers of a chain let visual rows skip the same layer; let them act at"
                 " different layers."
             )
         routed = self if other.rows is None else other
@@ -71,13 +74,14 @@ def _least(one: int | None, other: int | None) -> int | None:
 
 
 class Work(NamedTuple):
-    """What one layer computes for the visual rows of a sample.
+    """Amount of work of one layer for the visual rows of one sample.
 
     Attributes:
-        rows: how many there are.
-        pairs: of them whose scores are computed.
-        text_pairs: of a visual row that looks at a row of text.
-        probed: rows for which every hidden unit of the FFN is computed, to choose among units.
+        rows: number of visual rows.
+        pairs: number of pairs of visual rows whose attention score is computed.
+        text_pairs: number of such pairs of a visual query and a text key.
+        probed: number of rows for which all hidden units of the FFN are computed in order to choose
+            among the units.
     """
 
     rows: int
@@ -86,20 +90,20 @@ class Work(NamedTuple):
     probed: int = 0
 
 
-#: Rows that look through their window together: scores are computed for whole blocks.
+#: Query rows in one block: under `LayerPlan.window`, scores are computed for whole blocks.
 BLOCK = 64
 
 
 def work_of(
     plan: LayerPlan | None, images: Sequence[Grid], before: Sequence[int] = (), text: int = 0
 ) -> Work:
-    """The work of a layer for a sample.
+    """Return the work of a layer for one sample.
 
     Args:
-        plan: of the layer.
+        plan: the layer's plan.
         images: grids of the sample's images.
-        before: rows of text that stand before each of them; default: none.
-        text: all rows of text.
+        before: number of text rows before each image; default: none.
+        text: number of text rows in the sample.
     """
     sizes = [height * width for height, width in images]
     rows, probed = sum(sizes), 0
@@ -116,18 +120,22 @@ def work_of(
 
 
 def pairs_within(radius: int, grid: Grid) -> int:
-    """Pairs whose scores are computed where rows of a grid see neighbours: whole lines of it."""
+    """Return how many scores are computed under `LayerPlan.radius`: those of each row with whole
+    lines of the grid.
+    """
     height, width = grid
     return height * width * min(height, 2 * radius + 1) * width
 
 
 def pairs_in_window(window: int, rows: int) -> int:
-    """Pairs whose scores are computed where each row of an image sees a window before it."""
+    """Return how many scores are computed under `LayerPlan.window`, in blocks of `BLOCK` rows."""
     blocks = [min(BLOCK, rows - first) for first in range(0, rows, BLOCK)]
     return sum(block * min(rows, window + block) for block in blocks)
 
 
 def probed_rows(rows: int, probe: int) -> list[int]:
-    """One in `probe` rows of an image, at least one, evenly spaced from the first to the last."""
+    """Return the places of one in `probe` of an image's rows, evenly spaced from the first to the
+    last, at least one.
+    """
     count = max(1, rows // probe) if rows else 0
     return [i * (rows - 1) // max(count - 1, 1) for i in range(count)]

@@ -1,8 +1,7 @@
-"""PackedTokens: the one thing that flows through the decoder.
+"""`PackedTokens`: a batch without padding, as it flows through the decoder.
 
-A batch without padding. Hidden states are the only tensor that is stored; row counts, positions,
-columns and source cells follow from the visual spans, which live on the host, so no operation can
-leave them out of step.
+Hidden states are the only tensor that is stored. Row counts, positions, columns and source cells
+are derived from the visual spans, which live on the CPU, so they always agree with each other.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,7 +24,7 @@ from dpn.tokens.grids import (
     pooled_grid,
     window_of_row,
 )
-from dpn.tokens.spans import Source, Span
+from dpn.tokens.spans import CellMap, Span
 
 Positions = Literal["renumber", "keep"]
 
@@ -35,13 +34,13 @@ class PackedTokens:
     """A batch of text and visual rows, packed without padding.
 
     Attributes:
-        hidden: `[N, D]`.
+        hidden: hidden states `[N, D]`.
         columns_of: number of `input_ids` columns of each sample that are not padding.
         left: number of padding columns to the left of each sample.
         spans: the visual spans, in the order of their rows.
-        numbering: rotary positions of rows after a reduction: `renumber` counts the rows that are
-            left, `keep` leaves every row the position it had at the start, a pooled row that of its
-            first cell.
+        numbering: rotary positions of rows after a reduction: `renumber` counts the remaining rows
+            from 0, `keep` lets every row keep its initial position (a pooled row: the position of
+            its first cell).
     """
 
     hidden: Tensor
@@ -50,11 +49,11 @@ class PackedTokens:
     spans: tuple[Span, ...]
     numbering: Positions = "renumber"
 
-    # What follows from the spans (host)
+    # Derived from the spans (on the CPU)
 
     @cached_property
     def visual_rows(self) -> tuple[int, ...]:
-        """Visual rows of each sample."""
+        """Number of visual rows of each sample."""
         rows = [0] * len(self.columns_of)
         for span in self.spans:
             rows[span.sample] += span.rows
@@ -62,8 +61,8 @@ class PackedTokens:
 
     @cached_property
     def lengths(self) -> tuple[int, ...]:
-        """Rows of each sample: an `<image>` column stands for all rows of its span, every other
-        column for one.
+        """Number of rows of each sample: an `<image>` column stands for all rows of its span, every
+        other column for one row.
         """
         lengths = list(self.columns_of)
         for span in self.spans:
@@ -72,14 +71,14 @@ class PackedTokens:
 
     @cached_property
     def offsets(self) -> tuple[int, ...]:
-        """First row of each sample and, last, the number of rows N."""
+        """First row of each sample, followed by the number of rows N."""
         return tuple(accumulate(self.lengths, initial=0))
 
     def row(self, sample: int, column: int) -> int:
-        """The row that stands for a column of `input_ids`; for `<image>` the last surviving visual
-        row.
+        """Return the row that stands for a column of `input_ids`.
 
-        If no visual row survives, it is the text row before it, or the sample's first row.
+        An `<image>` column is represented by its last remaining visual row; if none remains, by the
+        text row before it, or by the sample's first row.
         """
         extra = sum(s.rows - 1 for s in self.spans if s.sample == sample and s.column <= column)
         return self.offsets[sample] + max(column - self.left[sample] + extra, 0)
@@ -100,7 +99,7 @@ class PackedTokens:
             position = np.concatenate([np.arange(n) for n in self.lengths])
         else:
             position = self._column_of_row - np.repeat(self.left, self.lengths)
-            # Every column after an image starts as many rows later as the tower gave the image.
+            # Every column after an image is shifted by the rows that entered for the image.
             for span in self.spans:
                 shift = span.entered - 1
                 first, last = self.offsets[span.sample], self.offsets[span.sample + 1]
@@ -111,12 +110,12 @@ class PackedTokens:
 
     @cached_property
     def columns(self) -> Tensor:
-        """Which column of `input_ids` each row belongs to, `[N]`."""
+        """Column of `input_ids` that each row belongs to, `[N]`."""
         return torch.from_numpy(self._column_of_row).to(self.hidden.device, non_blocking=True)
 
     @cached_property
     def cu_seqlens(self) -> Tensor:
-        """First row of each sample and N, int32 `[B + 1]`."""
+        """First row of each sample, followed by N, int32 `[B + 1]`."""
         return torch.tensor(self.offsets, dtype=torch.int32).to(
             self.hidden.device, non_blocking=True
         )
@@ -133,21 +132,21 @@ class PackedTokens:
 
     @cached_property
     def is_visual(self) -> np.ndarray:
-        """Which rows are visual, bool `[N]` on the host."""
+        """Mask of the visual rows, bool `[N]` on the CPU."""
         mark = np.zeros(self.offsets[-1], dtype=bool)
         for start, span in zip(self.starts, self.spans, strict=True):
             mark[start : start + span.rows] = True
         return mark
 
     def rows_of_columns(self, samples: np.ndarray, columns: np.ndarray) -> Tensor:
-        """`row` for many columns at once.
+        """Return the rows of many columns at once, see `row`.
 
         Args:
-            samples: `[R]`.
-            columns: `[R]` columns of `input_ids`, none of them padding.
+            samples: sample of each column, `[R]`.
+            columns: columns of `input_ids`, `[R]`, none of them padding.
 
         Returns:
-            `[R]` on the device of `hidden`.
+            Row of each column, `[R]`, on the device of `hidden`.
         """
         width = max(n + pad for n, pad in zip(self.columns_of, self.left, strict=True))
         sample_of_row = np.repeat(np.arange(len(self.lengths)), self.lengths)
@@ -156,11 +155,11 @@ class PackedTokens:
         rows = np.maximum(rows, np.array(self.offsets)[samples])
         return torch.from_numpy(rows).to(self.hidden.device, non_blocking=True)
 
-    # What changes the rows
+    # Operations on the rows
 
     @cached_property
     def piece_sizes(self) -> list[int]:
-        """Sizes of text, span, text, span, ..., text."""
+        """Number of rows of each piece in the order text, span, text, span, ..., text."""
         sizes, done = [], 0
         for span, begin in zip(self.spans, self.starts, strict=True):
             sizes += [begin - done, span.rows]
@@ -168,8 +167,8 @@ class PackedTokens:
         return [*sizes, self.offsets[-1] - done]
 
     def _pieces(self) -> tuple[Tensor, ...]:
-        # One split and one cat: their backward passes are one cat and one split, whereas a slice
-        # per piece would allocate a gradient of the whole pack for each.
+        # One split and one cat: their backward passes are one cat and one split, whereas each slice
+        # would allocate a gradient of the whole pack.
         return self.hidden.split(self.piece_sizes)
 
     def _with_visual(
@@ -180,9 +179,7 @@ class PackedTokens:
         return replace(self, hidden=torch.cat(mixed), spans=tuple(spans))
 
     def with_hidden(self, hidden: Tensor) -> "PackedTokens":
-        """The same rows with new hidden states `[N, D]`; what was derived from the spans stays
-        cached.
-        """
+        """Replace the hidden states `[N, D]` of all rows, keeping the cached properties."""
         new = object.__new__(PackedTokens)
         vars(new).update(vars(self), hidden=hidden)
         return new
@@ -198,12 +195,11 @@ class PackedTokens:
         call.
 
         Args:
-            kernels: kernel (= stride) of each span, see `kernel_on`; (1, 1) leaves its rows as they
-                are.
+            kernels: kernel (= stride) of each span, see `kernel_on`; (1, 1) does not pool.
             reduce: `max` or `avg`.
-            weights: instead of `reduce`, depthwise convolution weights `[D, 1, kh, kw]` of each
-                span's kernel.
-            scale: `[spans]` factor of each span's rows, also of those that are not pooled.
+            weights: depthwise convolution weights `[D, 1, kh, kw]` of each span, used in place of
+                `reduce`.
+            scale: factor of each span's rows, `[spans]`; applied without pooling, too.
         """
         groups: dict[tuple, list[int]] = {}
         weights = weights or [None] * len(self.spans)
@@ -229,11 +225,11 @@ class PackedTokens:
         return self._with_visual(pieces, visual, spans)
 
     def merge(self, targets: Sequence[np.ndarray]) -> "PackedTokens":
-        """Average visual rows into fewer: row i of a span goes to its new row `targets[span][i]`,
-        -1 drops it.
+        """Average groups of visual rows: row i of a span becomes part of the span's new row
+        `targets[span][i]`; -1 drops it.
 
-        New rows are numbered 0..n-1 in the order they stand in; the span becomes a 1 x n one,
-        unless its every row stays.
+        New rows are numbered 0..n-1 in their order in the pack. The span's grid becomes 1 x n,
+        unless every row stays as it is.
         """
         pieces = self._pieces()
         visual, spans = [], []
@@ -257,8 +253,11 @@ class PackedTokens:
         return self._with_visual(pieces, visual, spans)
 
     def keep(self, rows: Sequence[np.ndarray]) -> "PackedTokens":
-        """Keep only some visual rows: `rows[span]` are the ascending places to keep; an empty one
-        drops the span.
+        """Keep some visual rows and drop the others.
+
+        Args:
+            rows: ascending places of the rows to keep within each span; an empty array drops all
+                rows of the span.
         """
         spans = []
         for span, places in zip(self.spans, rows, strict=True):
@@ -270,12 +269,14 @@ class PackedTokens:
         return replace(self, hidden=hidden, spans=tuple(spans))
 
     def put(self, rows: Sequence[np.ndarray], hidden: Tensor) -> "PackedTokens":
-        """New hidden states for the rows that `keep(rows)` leaves; the others stay as they are."""
+        """Replace the hidden states of the rows that `keep(rows)` would keep; leave the others
+        unchanged.
+        """
         old = self.hidden.to(hidden.dtype)
         return self.with_hidden(old.index_copy(0, self._index_of(rows), hidden))
 
     def _index_of(self, rows: Sequence[np.ndarray]) -> Tensor:
-        """The rows that `keep(rows)` leaves."""
+        """Return the indices of the rows that `keep(rows)` keeps."""
         stays = np.ones(self.offsets[-1], dtype=bool)
         for span, start, places in zip(self.spans, self.starts, rows, strict=True):
             stays[start : start + span.rows] = False
@@ -283,7 +284,9 @@ class PackedTokens:
         return torch.from_numpy(np.flatnonzero(stays)).to(self.hidden.device, non_blocking=True)
 
     def restart(self) -> "PackedTokens":
-        """Number rows from here on as if the tower had given just these; forgets its cells."""
+        """Treat the remaining rows as the ones that entered the decoder: number positions from them
+        and forget the vision tower's cells.
+        """
         spans = [Span.start(s.sample, s.image, s.column, s.grid) for s in self.spans]
         return replace(self, spans=tuple(spans))
 
@@ -299,22 +302,22 @@ def pack(
     visual: Sequence[Tensor],
     grids: Sequence[Grid],
     numbering: Positions = "renumber",
-    sources: Sequence[Source | None] | None = None,
+    sources: Sequence[CellMap | None] | None = None,
 ) -> PackedTokens:
-    """Put text embeddings and visual tokens into one pack.
+    """Pack text embeddings and visual tokens into one batch without padding.
 
     Args:
-        text: `[n, D]` embeddings of all columns of `input_ids` that are neither padding nor
-            `<image>`, row by row.
-        attention_mask: `[B, T]` bool, False for padding, which may stand left or right.
+        text: embeddings `[n, D]` of all columns of `input_ids` that are neither padding nor
+            `<image>`, sample after sample.
+        attention_mask: bool `[B, T]`, False for padding, which may be left or right of a sample.
         image_columns: (sample, column) of every image, ascending.
-        visual: `[h * w, D]` visual tokens of every image.
-        grids: height and width of every image's tokens.
-        numbering: see `PackedTokens`.
-        sources: see `Span.start`, of every image.
+        visual: visual tokens `[h * w, D]` of every image.
+        grids: height and width of every image's visual tokens.
+        numbering: rotary positions after a reduction, see `PackedTokens`.
+        sources: cell map of every image, see `Span.start`.
 
     Raises:
-        ValueError: if a sample is all padding or has padding in its middle.
+        ValueError: if a sample is empty or has padding in its middle.
     """
     columns_of = tuple(attention_mask.sum(1).tolist())
     left = tuple(attention_mask.argmax(1).tolist())
@@ -325,8 +328,7 @@ def pack(
             f"attention_mask of sample {broken.argmax()} must be one run of ones with padding left"
             " or right of it."
         )
-    # Text rows before each image: columns before it that are not padding, less the images among
-    # them.
+    # Text rows before each image: columns before it that are neither padding nor `<image>`.
     seen = attention_mask.cumsum().reshape(attention_mask.shape)
     before = [int(seen[b, c]) - 1 - i for i, (b, c) in enumerate(image_columns)]
     runs = text.split(np.diff([0, *before, len(text)]).tolist())

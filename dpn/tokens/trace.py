@@ -1,4 +1,4 @@
-"""The record of a forward pass: rows in each layer and every routing decision."""
+"""`Trace`: the record of one forward pass, with the rows of each layer and all decisions."""
 
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,17 +13,18 @@ from dpn.tokens.packed import PackedTokens
 
 @dataclass
 class Decision:
-    """What a router did at one layer.
+    """What a router chose for whole samples at one layer.
 
     Attributes:
         layer: 0-based decoder layer.
-        samples: the S samples that it decided about.
-        grids: their visual grids before the decision, one per image.
-        experts: `[S]` what was chosen, an index into the router's options at this layer.
-        probs: `[S, E]` probabilities, with gradient where the router is trained.
-        kept: visual rows of those samples afterwards.
-        read: `[S, D]` what each choice was made from, detached; None for routers that read nothing.
-        names: of the experts, e.g. `2x2`; empty where there is nothing to choose.
+        samples: the S samples that the decision is about.
+        grids: grids of those samples before the decision, one per image.
+        experts: index of the chosen expert among the router's options at this layer, `[S]`.
+        probs: probabilities of the experts, `[S, E]`, with gradient where the router is trained.
+        kept: number of visual rows of those samples after the decision.
+        read: vector that each choice was computed from, `[S, D]`, detached; None for routers that
+            read no rows.
+        names: names of the experts, e.g. `2x2`; empty where there is no choice.
     """
 
     layer: int
@@ -38,12 +39,12 @@ class Decision:
 
 @dataclass
 class RowDecision:
-    """What a router decided about single visual rows at one layer.
+    """What a router chose for single visual rows at one layer.
 
     Attributes:
         layer: 0-based decoder layer.
-        logits: `[Nv, E]` of each option, with gradient where the router is trained.
-        chosen: `[Nv]` an index into the options.
+        logits: logits of the options, `[Nv, E]`, with gradient where the router is trained.
+        chosen: index of the chosen option, `[Nv]`.
     """
 
     layer: int
@@ -53,25 +54,24 @@ class RowDecision:
 
 @dataclass
 class Trace:
-    """The record of one forward pass that losses, metrics, logs and reports read.
+    """The record of one forward pass, read by losses, metrics, logs and reports.
 
     Attributes:
-        tower_grids: the vision tower's uncompressed grids, per sample one per image of the size it
-            came in.
-        grids: the grids that entered the decoder, per sample one per image.
-        visual_rows: per layer, the visual rows of each sample that enter it, without those that
-            pass it by.
-        decisions: in the order of the layers.
-        sample_loss: `[B]` mean language loss of each sample's supervised tokens, detached; nan for
+        tower_grids: the vision tower's uncompressed grids of each sample, one per image at its
+            original size.
+        grids: the grids of each sample that entered the decoder, one per image.
+        visual_rows: for each layer, the number of visual rows of each sample that enter it, without
+            those that skip it.
+        decisions: decisions about whole samples, in the order of the layers.
+        sample_loss: mean language loss of each sample's supervised tokens, `[B]`, detached; nan for
             samples without any, None without labels.
-        predicted: of each sample, the most probable token at each supervised place; None without
-            labels.
-        plans: per layer, what it does for visual rows.
-        work: per layer, what it computes for visual rows of each sample.
-        asked: for each time that attention was looked at, the queries of each sample and its rows,
-            see `RoutingContext.attention_scores`.
-        probe: of the pass that the routing loss asked for besides, see `RoutingLoss.probe`.
-        row_decisions: of routers that decide about single rows, in the order of the layers.
+        predicted: most probable token at each supervised place of each sample; None without labels.
+        plans: plan of each layer.
+        work: for each layer, the work for the visual rows of each sample.
+        score_reads: for each call of `RoutingContext.attention_scores`, the number of query rows
+            and of all rows of each sample.
+        probe: trace of the extra pass that the routing loss requested, see `RoutingLoss.probe`.
+        row_decisions: decisions about single rows, in the order of the layers.
     """
 
     tower_grids: tuple[tuple[Grid, ...], ...]
@@ -82,18 +82,18 @@ class Trace:
     predicted: tuple[Tensor, ...] | None = None
     plans: list[LayerPlan | None] = field(default_factory=list)
     work: list[tuple[Work, ...]] = field(default_factory=list)
-    asked: list[tuple[tuple[int, int], ...]] = field(default_factory=list)
+    score_reads: list[tuple[tuple[int, int], ...]] = field(default_factory=list)
     probe: "Trace | None" = None
     row_decisions: list[RowDecision] = field(default_factory=list)
     _entered: tuple[Any, LayerPlan | None] | None = field(default=None, repr=False)
 
     @property
     def base_rows(self) -> tuple[int, ...]:
-        """The vision tower's uncompressed tokens of each sample."""
+        """Number of the vision tower's uncompressed tokens of each sample."""
         return tuple(sum(h * w for h, w in grids) for grids in self.tower_grids)
 
     def enter(self, tokens: PackedTokens, plan: LayerPlan | None) -> None:
-        """Write down what enters a layer."""
+        """Record the rows that enter the next layer, and its plan."""
         self.plans.append(plan)
         if self._entered and self._entered[0] is tokens.spans and self._entered[1] is plan:
             self.visual_rows.append(self.visual_rows[-1])
@@ -102,7 +102,7 @@ class Trace:
         self._entered = tokens.spans, plan
         visual = tokens.visual_rows
         images: list[list[Grid]] = [[] for _ in visual]
-        before: list[list[int]] = [[] for _ in visual]  # rows of text that stand before each image
+        before: list[list[int]] = [[] for _ in visual]  # text rows before each image
         for start, span in zip(tokens.starts, tokens.spans, strict=True):
             seen = sum(height * width for height, width in images[span.sample])
             before[span.sample].append(start - tokens.offsets[span.sample] - seen)
@@ -112,7 +112,7 @@ class Trace:
         self.work.append(tuple(map(partial(work_of, plan), images, before, text)))
 
     def experts_of(self, sample: int) -> dict[int, int]:
-        """The expert chosen for a sample at each layer where one was."""
+        """Return the index of the sample's expert at each layer that decided about the sample."""
         return {
             d.layer: int(d.experts[d.samples.index(sample)])
             for d in self.decisions
@@ -120,7 +120,7 @@ class Trace:
         }
 
     def route_of(self, sample: int) -> dict[int, str]:
-        """The name of what was chosen for a sample at each layer where there was a choice."""
+        """Return the name of the sample's expert at each layer where there was a choice."""
         return {
             d.layer: d.names[int(d.experts[d.samples.index(sample)])]
             for d in self.decisions

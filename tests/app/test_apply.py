@@ -112,12 +112,12 @@ def test_a_projector_is_calibrated_before_and_after(base, tiny, caplog):
 
 def test_a_share_out_of_reach_is_an_outcome_of_a_sweep(tiny):
     request = compose("train", [*tiny, "router=dpe", "router.keep=0.01"])
-    with pytest.raises(ConfigError, match="can not be reached"):
+    with pytest.raises(ConfigError, match="cannot be reached"):
         train(request)
     folder = train(replace(request, in_sweep=True))
     status = read_json(folder / "status.json")
     assert status["status"] == "unreachable"
-    assert "router.keep=0.01 can not be reached" in status["error"]
+    assert "router.keep=0.01 cannot be reached" in status["error"]
 
 
 def test_other_mistakes_are_none(tiny):

@@ -147,13 +147,13 @@ MISTAKES = {
     },
     "projector that needs more than the tower gives": {
         "model=llava_hr_tiny": "",
-        "projector=visionzip": "which CLIPConvNeXt does not give; take a model whose vision tower",
+        "projector=visionzip": "which CLIPConvNeXt does not provide; use a model whose vision",
     },
     "image that the tower can not take": {
         "model=llava_hr_tiny": "",
         "projector=downsample": "projector.keep=0.5 asks this vision tower for a smaller image",
     },
-    "keep out of reach": {"router.keep=0.02": "router.keep=0.02 can not be reached, only 0."},
+    "keep out of reach": {"router.keep=0.02": "router.keep=0.02 cannot be reached, only 0."},
     "hinge with keep": {"loss=hinge": "`loss=hinge` has its own target", "router.keep=0.6": ""},
     "budget without keep": {
         "loss=budget": "`loss=budget` steers to router.keep, which is null",

@@ -1,4 +1,4 @@
-"""A tiny offline world: a model of 4 layers on 4-pixel patches, and batches that mix everything."""
+"""Tiny models with 4 layers and 4-pixel patches, and batches with samples of all kinds."""
 
 import pytest
 import torch
@@ -10,8 +10,8 @@ IMAGE, ROUTER, VOCABULARY = 48, 49, 50
 
 
 def make_model(router=None, projector=None, seed=0, layers=4, text=None, **kwargs):
-    """A model whose weights are large enough for differences to show."""
-    torch.default_generator.manual_seed(seed)  # on the CPU alone; all devices take half a ms
+    """Build a model with weights large enough to make errors visible."""
+    torch.default_generator.manual_seed(seed)  # CPU only; seeding all devices takes half a ms
     text = text or text_config(
         VOCABULARY, num_hidden_layers=layers, bos_token_id=1, eos_token_id=2, pad_token_id=0
     )
@@ -43,7 +43,7 @@ SAMPLES = [
 
 
 def make_samples(which=None, seed=1):
-    """Samples as (ids, labels, images)."""
+    """Return samples as (ids, labels, images)."""
     g = torch.Generator().manual_seed(seed)
     out = []
     for index in range(len(SAMPLES)):
@@ -58,7 +58,7 @@ def make_samples(which=None, seed=1):
 
 
 def collate(samples, side="right"):
-    """The Batch's tensors."""
+    """Return the tensors of a batch."""
     width = max(len(ids) for ids, _, _ in samples)
 
     def padded(rows, value):
@@ -87,7 +87,7 @@ def collate(samples, side="right"):
 
 
 def without(batch, *names):
-    """A batch without some of its tensors."""
+    """Return a batch without some of its tensors."""
     return {k: v for k, v in batch.items() if k not in names}
 
 

@@ -7,7 +7,9 @@ from transformers import AutoModelForCausalLM
 
 
 class Eager:
-    """The stock model layer by layer, one sample, eager attention; rows are (column, cell, place).
+    """The stock model with eager attention, run layer by layer on one sample.
+
+    `rows` holds a (column, cell, position) per row; `cell` is None for text.
 
     Args:
         model: the model under test.
@@ -37,7 +39,7 @@ class Eager:
         self.hidden, self.columns = torch.cat(parts), len(ids)
 
     def attention(self, index):
-        """`[H, n, n]` of a layer on the hidden states as they are."""
+        """Return the attention map of a layer on the current hidden states, `[H, n, n]`."""
         return self.run(index)[1]
 
     def run(self, index):
@@ -54,7 +56,7 @@ class Eager:
         return out, weights[0][0]
 
     def images(self):
-        """Places of the visual rows of each image that has some."""
+        """Return the places of the visual rows of each image that has some."""
         found = {}
         for i, (column, cell, _) in enumerate(self.rows):
             if cell is not None:
@@ -65,7 +67,7 @@ class Eager:
         self.put({i: [(self.hidden[i], self.rows[i])] for i in range(len(self.rows))}, gone)
 
     def put(self, instead, gone=()):
-        """Rows as they are, or what stands instead of each, without those that are gone."""
+        """Replace rows: row i by the rows `instead[i]`, and those in `gone` by nothing."""
         new = []
         for i, row in enumerate(self.rows):
             if i not in gone:
@@ -77,18 +79,18 @@ class Eager:
         self.rows = [(column, cell, i) for i, (column, cell, _) in enumerate(self.rows)]
 
     def last_row(self, end):
-        """The last row of the instruction."""
+        """Return the place of the instruction's last row."""
         return max(i for i, row in enumerate(self.rows) if row[0] < end)
 
     def logits(self):
-        """Of each column whose row is there, else None."""
+        """Return the logits of each column, None for columns without a row."""
         out = self.stock.lm_head(self.stock.model.norm(self.hidden))
         last = {row[0]: i for i, row in enumerate(self.rows)}
         return [out[last[c]] if c in last else None for c in range(self.columns)]
 
 
 def lowest(values, places, count):
-    """The `count` of these places with the lowest value; of equal ones the later."""
+    """Return the `count` places with the lowest values; among equal values the later places."""
     return sorted(places, key=lambda i: (values[i].item(), -i))[:count]
 
 
@@ -123,7 +125,7 @@ def cosine(a, b):
 
 
 def merge_half(eager, rows, remove):
-    """Even rows of an image, most similar first, go into odd ones; returns what is gone."""
+    """Merge even rows of an image, most similar first, into odd ones; return the merged places."""
     best = {
         i: max((cosine(eager.hidden[i], eager.hidden[j]), -j) for j in rows[1::2])
         for i in rows[::2]
@@ -161,7 +163,7 @@ def aim(eager, depth, entered, end):
 
 
 def clusters_of(x, k):
-    """Density peaks by the book: [group of rows] around each of k centres."""
+    """Cluster rows by density peaks; return the rows of each of k clusters."""
     n = len(x)
     d = [[float((x[i] - x[j]).norm()) / x.shape[1] ** 0.5 for j in range(n)] for i in range(n)]
     density = [math.exp(-sum(v**2 for v in sorted(row)[:k]) / k) for row in d]
@@ -202,7 +204,7 @@ def sparsevlm(eager, depth, entered, end):
                 for group in groups:
                     mean = eager.hidden[[again[i] for i in group]].mean(0)
                     new.append((mean, (column, -1, 0)))
-            last = rows[-1]  # merged rows stand behind what is left of the image
+            last = rows[-1]  # merged rows follow the remaining rows of the image
             instead[last] = ([] if last in out else [(eager.hidden[last], eager.rows[last])]) + new
             gone += [i for i in out if i != last]
         eager.put(instead, gone)

@@ -1,6 +1,7 @@
-"""An independent restatement of the model: one sample at a time, plain loops, no packing.
+"""An independent implementation of the model: one sample at a time, plain loops, no packing.
 
-Only weights are taken from the model under test, and its tower and projector, image by image.
+It takes the weights from the model under test, and runs that model's tower and projector image by
+image.
 """
 
 import math
@@ -13,7 +14,7 @@ def rms(x, weight, eps):
 
 
 def rotate(x, positions, theta):
-    """`[n, H, d]`; pairs (i, i + d / 2) as in Llama's checkpoints."""
+    """Rotate `[n, H, d]`, in pairs (i, i + d / 2) as in Llama's checkpoints."""
     half = x.shape[-1] // 2
     frequency = theta ** (-torch.arange(half, dtype=torch.float32) / half)
     angle = positions[:, None].float() * frequency
@@ -23,7 +24,7 @@ def rotate(x, positions, theta):
 
 
 def layer(x, positions, p, text):
-    """One Llama decoder layer on one sample, `[n, D]`."""
+    """Run a Llama decoder layer on one sample, `[n, D]`."""
     heads, kv = text.num_attention_heads, text.num_key_value_heads
     d = text.hidden_size // heads
     h = rms(x, p["input_layernorm.weight"], text.rms_norm_eps)
@@ -44,7 +45,7 @@ def layer(x, positions, p, text):
 
 
 def pool(rows, grid, kernel, reduce):
-    """Window by window; edge windows may be smaller."""
+    """Pool window by window; windows at the edge may be smaller."""
     (h, w), (kh, kw) = grid, kernel
     rows = rows.view(h, w, -1)
     out, first = [], []
@@ -57,10 +58,10 @@ def pool(rows, grid, kernel, reduce):
 
 
 class Naive:
-    """The model under test, restated.
+    """Naive implementation of a model.
 
     Args:
-        model: a DPNForConditionalGeneration.
+        model: the `DPNForConditionalGeneration` under test.
     """
 
     def __init__(self, model):
@@ -86,14 +87,14 @@ class Naive:
         """Run one sample.
 
         Args:
-            ids: `[t]` without padding.
-            images: list of `[3, h, w]`.
-            route: expert per routed layer; None: the gates decide by argmax.
-            options: dict of the router's options.
+            ids: token ids `[t]` without padding.
+            images: list of images `[3, h, w]`.
+            route: expert of each routed layer; None: the gates decide by argmax.
+            options: options of the router.
             instruction_end: column after the instruction, for `token=last`.
 
         Returns:
-            logits `[t, vocabulary]`, one row per column of ids, and the route taken.
+            Logits `[t, vocabulary]` of each column of ids, and the route taken.
         """
         o = {
             "positions": "renumber",
@@ -189,7 +190,7 @@ class Naive:
 
 
 def cross_entropy_sum(logits, labels):
-    """Sum over supervised tokens of one sample, each predicted by the column before it."""
+    """Return the sum over supervised tokens of a sample, each predicted by the column before it."""
     total = logits.new_zeros(())
     for t in range(1, len(labels)):
         if labels[t] != -100:

@@ -1,4 +1,4 @@
-"""The ranks that `tools/arank.py` prints, against maps of the stock model."""
+"""The ranks that `tools/arank.py` prints, against attention maps of the stock model."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from .eager import Eager
 
 @pytest.mark.parametrize("tolerance", [None, 0.05, 0.3])
 @torch.no_grad()
-def test_ranks_are_those_of_eager_maps(tolerance):
+def test_ranks_equal_those_of_eager_attention_maps(tolerance):
     model, samples = make_model({"name": "vtw", "k": 1}, seed=3), make_samples()
     batches = [without(collate(part), "labels") for part in (samples[:2], samples[2:])]
     found = mean_ranks(model, batches, tolerance)

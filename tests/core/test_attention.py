@@ -31,7 +31,7 @@ def rows_of(tokens, kv_heads):
 
 
 def naive(tokens, query, key, value):
-    """One sample at a time, by its definition."""
+    """Compute attention one sample at a time, by its definition."""
     parts, lengths = [], list(tokens.lengths)
     for q, k, v in zip(*(x.float().split(lengths) for x in (query, key, value)), strict=True):
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
@@ -57,14 +57,14 @@ def check(backend, tokens, kv_heads, tolerance):
 @pytest.mark.parametrize("kv_heads", [4, 2])
 @pytest.mark.parametrize("lengths", [(3, 5, 3, 1, 5, 9), (4, 4, 4), (1,), (2, 2, 7)])
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name not in KERNELS])
-def test_a_backend_equals_the_definition(backend, lengths, kv_heads):
+def test_a_backend_equals_naive_attention(backend, lengths, kv_heads):
     check(backend, pack(lengths), kv_heads, 1e-5)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("kv_heads", [4, 2])
 @pytest.mark.parametrize("backend", KERNELS)
-def test_a_kernel_equals_the_definition(backend, kv_heads):
+def test_a_gpu_kernel_equals_naive_attention(backend, kv_heads):
     if backend == "flash" and importlib.util.find_spec("flash_attn") is None:
         pytest.skip("flash-attn is not installed")
     tokens = pack((3, 5, 3, 1, 130, 9), "cuda", torch.bfloat16)
@@ -80,17 +80,17 @@ def test_a_kernel_equals_the_definition(backend, kv_heads):
 @pytest.mark.parametrize(
     ("lengths", "backend"),
     [
-        ((9,) * 8, "segments"),  # one call as it is
-        ((4, 6, 8, 12, 5, 9, 11, 7), "padded"),  # seven calls less for little padding
+        ((9,) * 8, "segments"),  # one call anyway
+        ((4, 6, 8, 12, 5, 9, 11, 7), "padded"),  # saves seven calls for little padding
         ((300, 600, 400, 500), "segments"),
-        ((599, 600, 598, 600), "padded"),  # hardly any
+        ((599, 600, 598, 600), "padded"),  # hardly any padding
     ],
 )
-def test_what_auto_picks_on_a_cpu(lengths, backend):
+def test_backend_chosen_by_auto_on_a_cpu(lengths, backend):
     assert pick_backend(pack(lengths)) == backend
 
 
-def test_the_precision_of_products_is_that_of_autocast():
+def test_the_working_precision_is_that_of_autocast():
     rows = torch.zeros(2)
     assert working_dtype(rows) == torch.float32
     with torch.autocast("cpu", torch.bfloat16):
@@ -102,7 +102,7 @@ def test_settings_name_every_backend():
 
 
 @pytest.mark.parametrize("backend", KERNELS)
-def test_a_kernel_is_refused_on_a_cpu(backend):
+def test_a_gpu_kernel_is_refused_on_a_cpu(backend):
     tokens = pack((3, 5))
     with pytest.raises(ValueError, match=f"attention={backend} needs a CUDA device"):
         BACKENDS[backend](PrefillAttention(tokens, backend), *rows_of(tokens, 4), 0.3, 0.0)

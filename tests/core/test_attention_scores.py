@@ -1,4 +1,4 @@
-"""Scores for routers are the attention weights of the stock model, asked for a few rows."""
+"""Attention scores for routers against the attention weights of the stock model."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ FAMILIES = {
 
 
 class Spy(Router):
-    """Asks for two rows of every sample, before and after every layer."""
+    """Reads the scores of two rows of every sample, before and after every layer."""
 
     def at(self, where, layer, tokens, context):
         rows = [[a, b - 1] for a, b in zip(tokens.offsets, tokens.offsets[1:], strict=False)]
@@ -44,7 +44,7 @@ def asked(model, batch):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_scores_are_the_weights_of_eager_attention(family):
+def test_scores_equal_the_weights_of_eager_attention(family):
     model = make_model(text=FAMILIES[family], layers=3)
     seen, pack = asked(model, collate(make_samples()))
     stock = AutoModelForCausalLM.from_config(FAMILIES[family], attn_implementation="eager").eval()

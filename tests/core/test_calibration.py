@@ -1,4 +1,4 @@
-"""The share that `keep` asks for is met where it depends on the sample."""
+"""Calibration of methods whose share depends on the sample: they meet `keep`."""
 
 import pytest
 
@@ -11,7 +11,7 @@ ROUTERS = ({"name": "dpe", "layers": [0, 2], "min_rows": 1}, {"name": "dyvte", "
 
 
 def batches_of(which):
-    """Two batches, each of samples of six seeds."""
+    """Return two batches, each with samples of six seeds."""
     samples = [[s for n in range(6) for s in make_samples(which, seed=6 * k + n)] for k in (0, 1)]
     return [without(collate(batch), "labels") for batch in samples]
 
@@ -24,7 +24,7 @@ def test_calibration_meets_keep(keep, router):
     reached = calibrate(model, batches)
     assert reached == pytest.approx(keep, abs=0.05)
     assert measured_share(model, batches) == pytest.approx(keep, abs=0.05)
-    text, shares = TextShape.of(model.config.text_config), []
+    text, shares = TextShape.from_config(model.config.text_config), []
     for batch in batches:
         trace = model(**batch).trace
         for base, *rows in zip(trace.base_rows, *trace.visual_rows, strict=True):
@@ -34,8 +34,8 @@ def test_calibration_meets_keep(keep, router):
 
 
 @pytest.mark.parametrize("keep", [0.4, 0.6, 0.8])
-def test_dfmr_meets_its_share_of_tokens(keep):
-    """Images of every contrast; the threshold that is given would pool all of them."""
+def test_dfmr_calibration_meets_the_share_of_tokens(keep):
+    """Images have every contrast; the initial threshold would pool all of them."""
     projector = {"name": "dfmr", "kernels": [2], "threshold": 100.0, "keep": keep}
     model = make_model(projector=projector, seed=3)
     batches = batches_of([0, 1])

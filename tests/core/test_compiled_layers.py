@@ -1,4 +1,4 @@
-"""Layers that `torch.compile` made faster give the same results, for any number of rows."""
+"""Compiled layers give the same results for any number of rows."""
 
 import copy
 
@@ -35,11 +35,11 @@ def test_compiled_layers_give_the_same_gradients(checkpoint):
         assert len(found[0]) == len(found[1]) > 20
         for a, b in zip(*found, strict=True):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
-    assert counters["stats"]["unique_graphs"] > 0  # or nothing was compiled
+    assert counters["stats"]["unique_graphs"] > 0  # otherwise nothing was compiled
 
 
 @pytest.mark.slow
-def test_compiled_layers_generate_the_same():
+def test_compiled_layers_generate_the_same_answers():
     reset()
     model = make_model({"name": "dpe", "layers": [0, 2], "min_rows": 1}, seed=3)
     batch = {k: v for k, v in collate(make_samples(), "left").items() if k != "labels"}

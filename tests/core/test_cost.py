@@ -16,12 +16,12 @@ from .conftest import collate, make_model, make_samples, without
 LLAVA_7B = LlamaConfig(
     hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32
 )
-#: Of LLaVA's 23.
+#: Number of tower layers that are counted, of LLaVA's 23 equal ones.
 TOWER_LAYERS = 3
 
 
 def count(call):
-    """FLOPs that torch counts, attention as matrix products."""
+    """Return the FLOPs that torch counts, with attention as matrix products."""
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         result = call()
     return result, counter.get_total_flops()
@@ -29,7 +29,7 @@ def count(call):
 
 def test_visual_macs_of_the_paper():
     rows = [576] * 32
-    text = cost.TextShape.of(LLAVA_7B)
+    text = cost.TextShape.from_config(LLAVA_7B)
     assert text.visual_macs(rows) / 1e12 == pytest.approx(3.817, abs=5e-4)
     path = [576] * 8 + [144] * 24  # DPN's headline: 56.6 % less
     share = text.visual_macs(path) / text.visual_macs(rows)
@@ -43,7 +43,7 @@ def test_decoder_flops_of_a_7b():
 
 
 def llava(text, router):
-    """LLaVA-1.5 around a text model, by shapes alone; a few of the tower's layers, all alike."""
+    """Return the config of LLaVA-1.5 around a text model, with fewer tower layers."""
     tower = {"name": "clip", "depth": TOWER_LAYERS + 1}
     return DPNConfig(text_config=text.to_dict(), vision_config=tower, router_config=router)
 
@@ -63,8 +63,8 @@ def test_llava_from_its_configuration_alone():
     assert pooled.kv_bytes(2) == sum(rows) * 2 * 4096 * 2
 
 
-def test_tower_of_llava():
-    """CLIP-L/336 with all of its layers; LLaVA takes the last but one's features."""
+def test_flops_of_llavas_tower():
+    """CLIP-L/336 with all of its layers; LLaVA uses the output of the last but one."""
     with torch.device("meta"):
         towers = [vision.build("clip", select_layer=which) for which in (-1, -2)]
     whole, used = (tower.flops(tower.grid) for tower in towers)
@@ -76,8 +76,8 @@ def test_tower_of_llava():
     ("d", "m", "layers", "heads"), [(4096, 11008, 3, 32), (5120, 13824, 4, 40)]
 )
 def test_large_shapes_equal_the_counter(d, m, layers, heads):
-    """Hugging Face's own modules, on the meta device, where attention is products of matrices; a
-    few of the layers, which are all alike.
+    """The reference is a few of Hugging Face's equal layers on the meta device, where attention is
+    computed by matrix products.
     """
     text = LlamaConfig(
         hidden_size=d,
@@ -121,7 +121,7 @@ def test_grouped_keys():
     )
     d, d_kv, m, n = 64, 16, 96, 10
     by_hand = 2 * n * d * d + 2 * n * d * d_kv + 2 * n * n * d + 3 * n * d * m
-    assert TextShape.of(text).layer_macs(n) == by_hand
+    assert TextShape.from_config(text).layer_macs(n) == by_hand
 
 
 @pytest.mark.parametrize("router", ["none", "static", "dpe"])
@@ -136,7 +136,7 @@ def test_prefill_flops_equal_the_counter(router, projector, which):
     ids, _, images = make_samples([which])[0]
     batch = without(collate([(ids, ids, images)]), "labels")
     out, counted = count(lambda: model(**batch, logits_to_keep=1))
-    if router == "dpe":  # the gates are no part of the formula
+    if router == "dpe":  # the formula does not count gates
         gates = [p.numel() for n, p in model.router.gates.named_parameters() if p.ndim == 2]
         run = sum(bool(d.samples) for d in out.trace.decisions)
         counted -= 2 * sum(gates) // 2 * run
@@ -156,7 +156,7 @@ def test_flops_of_appended_text_equal_the_counter(router):
     assert cost.append_flops(3, held, model.config.text_config) == counted
 
 
-def test_a_new_token_equals_the_counter():
+def test_flops_of_a_new_token_equal_the_counter():
     model = make_model({"name": "static", "layers": [0, 2]}, seed=3)
     ids, _, images = make_samples([0])[0]
     batch = without(collate([(ids, ids, images)]), "labels")
@@ -175,7 +175,7 @@ def test_a_new_token_equals_the_counter():
 
 
 @pytest.mark.parametrize("name", ["static", "depth_routing", "head_pruning"])
-def test_bytes_of_the_cache_are_those_written(name, monkeypatch):
+def test_bytes_of_the_cache_equal_those_written(name, monkeypatch):
     options = {"depth_routing": {}, "head_pruning": {"scores": [[1.0, 0.0]] * 4}}
     model = make_model({"name": name, **options.get(name, {"layers": [0, 2]})}, seed=3)
     written, write = [], RaggedCache.write
@@ -195,7 +195,7 @@ def test_bytes_of_the_cache_are_those_written(name, monkeypatch):
 
 
 @pytest.mark.parametrize("checkpoint", [False, True])
-def test_training_equals_the_counter(checkpoint):
+def test_training_flops_equal_the_counter(checkpoint):
     model = make_model({"name": "static", "layers": [0]}, seed=3).train()
     model.attention = "segments"
     model.checkpoint_layers = model.vision.checkpoint_layers = checkpoint
@@ -205,17 +205,17 @@ def test_training_equals_the_counter(checkpoint):
         out.loss.backward()
     (found,) = cost.costs(model, out.trace, [len(ids) - 1])
     formula = found.training_flops(int((labels != -100).sum()), checkpoint)
-    patches = 2 * 16 * 16 * 3 * 4**2  # no layer computes them again, and pixels need no gradient
-    last = checkpoint * 2 * 17 * 16 * 64  # of the tower, which is not computed again
+    patches = 2 * 16 * 16 * 3 * 4**2  # not recomputed, and pixels need no gradient
+    last = checkpoint * 2 * 17 * 16 * 64  # last product of a tower layer, not recomputed
     assert formula - (1 + checkpoint) * patches - last == counter.get_total_flops()
 
 
-def test_ratio_is_against_the_uncompressed_tokens():
+def test_ratio_is_relative_to_the_uncompressed_tokens():
     model = make_model({"name": "static", "layers": [0]}, {"name": "pooled", "kernel": [1, 2]})
     samples = make_samples([0, 2])
     out = model(**collate(samples))
     assert [rows[0] for rows in out.trace.visual_rows] == [8, 2, 2, 2]
-    text = TextShape.of(model.config.text_config)
+    text = TextShape.from_config(model.config.text_config)
     expected = text.visual_macs([8, 2, 2, 2]) / text.visual_macs([16] * 4)
     ratio = cost.visual_macs_ratio(out.trace, model.config.text_config)
     assert ratio[0] == pytest.approx(expected)
@@ -228,9 +228,9 @@ def test_ratio_is_against_the_uncompressed_tokens():
 def test_flops_of_yopo(k, heads, paper, ours):
     """LLaVA-1.5-7B with a quarter of the FFN: 1.94 T and 0.93 T where the paper has 1.91 and 0.92.
 
-    So it is if a head takes its share of all four projections with it. Ours are 2.08 T and 1.11 T:
-    all keys are computed, which text still attends to, the pairs of neighbours are counted, and
-    layers 0 and 1 keep every head.
+    This convention removes a head's share of all four projections. Our figures are 2.08 T and
+    1.11 T: all keys are computed, because text still attends to them, the pairs of neighbours are
+    counted, and layers 0 and 1 keep every head.
     """
     n, d, m = 576, 4096, 11008
     convention = k * (4 * n * d * d * heads / 32 + 3 * n * d * m / 4)
@@ -238,7 +238,7 @@ def test_flops_of_yopo(k, heads, paper, ours):
     scores = [[1.0] * heads + [0.0] * (32 - heads)] * 32
     text = TextShape(32, d, d, m, kv_heads=32)
     router = routers.build("yopo", scores=scores, ratio=4.0, k=k, text=text, grid=(24, 24))
-    pairs = 24 * 24 * 5 * 24  # each row sees five lines
+    pairs = 24 * 24 * 5 * 24  # each row attends to five lines
     whole_heads = 2 + (k - 2) * heads / 32  # layers 0 and 1 keep all
     by_hand = k * (n * d * d + 3 * n * d * m / 4) + whole_heads * (3 * n * d * d + 2 * pairs * d)
     assert router.share(1.0) * text.visual_macs([n] * 32) == pytest.approx(by_hand, rel=1e-12)

@@ -1,4 +1,4 @@
-"""Rows that pass layers by, against one sample at a time on the modules of a stock model."""
+"""Rows that skip layers, against one sample at a time on the modules of a stock model."""
 
 import math
 
@@ -14,14 +14,14 @@ from .eager import Eager
 from .test_cost import count
 
 LLAVA = TextShape(32, 4096, 4096, 11008)
-#: About half of the rows are above it without training.
+#: Without training, about half of the rows are above this threshold.
 ROUTER = {"name": "depth_routing", "layers": [1, 2], "threshold": 0.5, "capacity": 0.4}
 
 
 def naive_layer(eager, index, training, gate=None, units=48):
-    """Run a layer on the rows that take part; returns how many visual ones do.
+    """Run a layer on the rows that take part; return the number of visual rows among them.
 
-    Visual rows have the first `units` of the FFN at layers that let rows pass by.
+    At layers that rows may skip, visual rows use the first `units` hidden units of the FFN.
     """
     gate = eager.model.router.gate if gate is None else gate
     layer = eager.stock.model.layers[index]
@@ -58,7 +58,7 @@ def naive_layer(eager, index, training, gate=None, units=48):
 @pytest.mark.parametrize("positions", ["renumber", "keep"])
 @pytest.mark.parametrize("training", [False, True])
 @torch.no_grad()
-def test_a_pack_equals_single_samples_in_plain_steps(positions, training):
+def test_a_pack_equals_single_samples(positions, training):
     model = make_model({**ROUTER, "positions": positions}, seed=3).train(training)
     samples = make_samples()
     out = model(**collate(samples), return_logits=True)
@@ -75,7 +75,7 @@ def test_a_pack_equals_single_samples_in_plain_steps(positions, training):
 
 
 @pytest.mark.parametrize("checkpoint", [False, True])
-def test_gradients_are_those_of_plain_steps(checkpoint):
+def test_gradients_equal_those_of_single_samples(checkpoint):
     model, sample = make_model(ROUTER, seed=3).train(), make_samples([0])[0]
     model.checkpoint_layers = checkpoint
     towards = torch.randn(len(sample[0]), 50)
@@ -98,7 +98,7 @@ def test_gradients_are_those_of_plain_steps(checkpoint):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_appended_text_sees_the_rows_that_took_part(side):
+def test_appended_text_attends_to_the_rows_that_took_part(side):
     model, samples = make_model(ROUTER, seed=3), make_samples([0, 1, 4])
     batch = without(collate(samples, side), "labels")
     cache = model(**batch, use_cache=True).past_key_values
@@ -135,13 +135,13 @@ def test_flops_equal_the_counter(router, which):
     batch = without(collate([(ids, ids, images)]), "labels")
     out, counted = count(lambda: model(**batch, logits_to_keep=1))
     rows = [sum(each) for each in out.trace.visual_rows]
-    gates = 2 * 2 * 32 * rows[0] * 2  # two layers rate all rows by two vectors of 32
+    gates = 2 * 2 * 32 * rows[0] * 2  # two layers score all rows with two vectors of width 32
     expected = cost.prefill_flops(model, out.trace, [len(ids) - len(images)])
     assert expected == [counted - gates]
     assert rows[1] < rows[0]
 
 
-def test_a_chain_leaves_out_what_its_members_leave_out():
+def test_a_chain_combines_the_plans_of_its_members():
     model, samples = make_model(CHAIN, seed=3), make_samples()
     out, eager = model(**collate(samples)), Eager(model, "renumber")
     for b, (ids, _, images) in enumerate(samples):
@@ -162,7 +162,7 @@ def test_plans_that_both_route_rows_are_refused():
         make_model({"name": "chain", "routers": [ROUTER, ROUTER]})(**collate(make_samples()))
 
 
-def test_attention_to_rows_that_passed_by_is_refused():
+def test_attention_to_rows_that_skipped_the_layer_is_refused():
     late = {"name": "fastv", "k": 2, "positions": "renumber"}
     with pytest.raises(ValueError, match="let them act after different layers"):
         make_model({"name": "chain", "routers": [ROUTER, late]})(**collate(make_samples()))
@@ -181,12 +181,12 @@ def test_keep_is_met_in_training_and_evaluation(keep):
     model = make_model({"name": "depth_routing", "keep": 0.6, "layers": [0, 2, 3]}, seed=3)
     for training in (True, False):
         trace = model.train(training)(**collate(make_samples())).trace
-        text = TextShape.of(model.config.text_config)
+        text = TextShape.from_config(model.config.text_config)
         share = cost.visual_macs(trace, 0, text) / text.visual_macs([16] * 4)
         assert share == pytest.approx(0.6, abs=0.05)
 
 
-def test_the_loss_by_hand():
+def test_the_loss_equals_a_hand_computed_value():
     one = torch.tensor([[0.0, 1.0], [2.0, 0.0], [0.0, 0.0]], requires_grad=True)
     two = torch.tensor([[1.0, 0.0]])
     trace = Trace((), ())
@@ -204,7 +204,7 @@ def test_the_loss_by_hand():
     assert loss(Trace((), ())) == 0
 
 
-def test_the_gate_learns_from_its_picks_what_a_threshold_then_finds():
+def test_the_gate_learns_a_threshold_that_selects_the_same_rows():
     model = make_model({**ROUTER, "layers": [1]}, seed=3).train()
     loss = losses.build("depth", weight=1.0, router=model.router)
     optimizer = torch.optim.Adam(model.router.parameters(), lr=0.05)

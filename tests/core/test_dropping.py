@@ -1,4 +1,4 @@
-"""What the dropping methods select, against plain loops over one sample on the stock model."""
+"""Selections of the dropping methods against plain loops over one sample on the stock model."""
 
 import pytest
 import torch
@@ -13,13 +13,13 @@ from .eager import RULES, Eager, clusters_of
 from .test_router_contracts import config_of, without_labels
 
 LLAVA = TextShape(32, 4096, 4096, 11008)
-IMAGES = [0, 3, 4]  # samples whose images all stand in the instruction
+IMAGES = [0, 3, 4]  # samples whose images are all in the instruction
 
 
 @pytest.mark.parametrize("name", RULES)
 @pytest.mark.parametrize("seed", [3, 4])
 @torch.no_grad()
-def test_a_method_does_what_a_plain_loop_does(name, seed):
+def test_a_method_equals_a_plain_loop(name, seed):
     rule, arguments, positions = RULES[name]
     model = make_model({"name": name, **arguments}, seed=seed)
     samples = make_samples(IMAGES, seed=seed)
@@ -39,7 +39,7 @@ def test_a_method_does_what_a_plain_loop_does(name, seed):
                 torch.testing.assert_close(out.logits[b, column], logits, atol=2e-5, rtol=1e-4)
 
 
-def test_aim_ranks_a_prompt_alike_with_and_without_its_answer():
+def test_aim_ranks_rows_independently_of_the_answer():
     model = make_model({"name": "aim", "merge": 1.0, "first": 0, "steps": 3}, seed=3)
     for seed in range(6):
         ids, labels, images = make_samples([3], seed=seed)[0]
@@ -50,7 +50,7 @@ def test_aim_ranks_a_prompt_alike_with_and_without_its_answer():
 
 
 @pytest.mark.parametrize(("rows", "clusters"), [(1, 1), (9, 2), (30, 4)])
-def test_density_peaks_are_those_of_the_book(rows, clusters):
+def test_density_peaks_equal_the_naive_algorithm(rows, clusters):
     x = torch.randn(rows, 5)
     found = density_peaks(x, clusters).tolist()
     groups = [{i for i in range(rows) if found[i] == c} for c in range(clusters)]
@@ -66,7 +66,7 @@ def test_density_peaks_are_those_of_the_book(rows, clusters):
         ("vtw", {}, 0.53125),
     ],
 )
-def test_what_the_published_settings_cut(name, arguments, cut):
+def test_shares_of_the_published_settings(name, arguments, cut):
     router = routers.build(name, **arguments, text=LLAVA, grid=(24, 24))
     assert 1 - router.share(router.strength) == pytest.approx(cut, abs=6e-4)
     assert router.check() == []
@@ -106,7 +106,7 @@ def test_the_layers_of_sparsevlm_are_those_released():
     assert [like_depths(n) for n in (32, 8, 4)] == [[2, 6, 15], [0, 1, 3], [0, 1, 2]]
 
 
-def test_a_chain_does_what_its_members_do_one_after_the_other():
+def test_a_chain_runs_its_members_in_order():
     early, late = {"name": "fastv", "k": 1, "ratio": 0.3}, {"name": "fastv", "k": 3, "ratio": 0.6}
     samples = collate(make_samples(IMAGES))
     both = make_model({"name": "chain", "routers": [early, late]}, seed=3)(**samples)
@@ -122,7 +122,7 @@ def test_a_chain_does_what_its_members_do_one_after_the_other():
     )
 
 
-def test_two_routers_can_not_read_one_layer_that_both_cut():
+def test_two_routers_that_read_and_drop_at_one_layer_are_refused():
     chain = {"name": "chain", "routers": [{"name": "fastv", "k": 1}, {"name": "fastv", "k": 1}]}
     with pytest.raises(ValueError, match="let them act after different layers"):
         make_model(chain)(**collate(make_samples()))
@@ -146,14 +146,14 @@ def test_check_of_a_chain(members, keep, message):
     assert any(message in problem for problem in chain.check())
 
 
-def test_meet_finds_a_share_that_rises_or_falls():
+def test_solve_for_keep_with_rising_and_falling_shares():
     assert solve_for_keep(0.25, lambda x: x * x, 0, 1) == pytest.approx(0.5)
     assert solve_for_keep(0.25, lambda x: 1 - x, 0, 1) == pytest.approx(0.75)
     assert solve_for_keep(2.0, lambda x: x, 0, 1) == pytest.approx(1.0)
 
 
 @torch.inference_mode()
-def test_the_search_of_vtw_takes_the_first_layer_that_is_good_enough():
+def test_the_search_of_vtw_returns_the_first_sufficient_layer():
     model = make_model({"name": "static"}, seed=3)
     batches = [without_labels(make_samples([0, 3], seed=s)) for s in range(2)]
     own = model.router

@@ -1,4 +1,4 @@
-"""Passes on fake tensors against real ones."""
+"""Passes on fake tensors against passes on real ones."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def config_of(router=None, layers=3):
 
 
 def saved_for_backward(model, batch):
-    """Bytes that autograd saves besides weights."""
+    """Return the bytes that autograd saves, without weights."""
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     saved = {}
 
@@ -42,32 +42,32 @@ def saved_for_backward(model, batch):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        kept = model(**batch)  # alive, so that no address is taken twice
+        kept = model(**batch)  # kept alive, so that no address is reused
     assert kept.loss.requires_grad
     return sum(storage.nbytes() for storage in saved.values())
 
 
-def test_a_layer_saves_what_one_more_layer_makes_autograd_save():
+def test_saved_bytes_of_a_layer_equal_those_of_autograd():
     saved = {}
     for layers in (2, 3):
         model = DPNForConditionalGeneration(config_of(layers=layers)).train()
         saved[layers] = saved_for_backward(model, make_batch(model, 2, TEXT))
     step = training_step(meta_model(config_of()), 2, TEXT)
     each = saved[3] - saved[2]
-    given = 2 * (TEXT + 16) * 32 * 4  # what the last layer gives, no norm of all rows saves
+    given = 2 * (TEXT + 16) * 32 * 4  # output of the last layer, which no norm of all rows saves
     assert step.saved_by_layer == (each, each, each - given)
 
 
 def test_a_checkpointed_layer_saves_the_rows_of_the_next():
     model = meta_model(config_of({"name": "static", "layers": [0], "kernels": [2, 2]}))
     model.checkpoint_layers = True
-    rows = TEXT + 4  # of 4 x 4 patches
+    rows = TEXT + 4  # 4 rows remain of 4 x 4 patches
     by_layer = training_step(model, 2, TEXT).saved_by_layer
     assert by_layer[1] == 2 * rows * 32 * 4  # samples, width, fp32
-    assert by_layer[0] > by_layer[1]  # and what pooling needs
+    assert by_layer[0] > by_layer[1]  # pooling saves more
 
 
-def test_the_peak_is_that_of_real_tensors():
+def test_the_peak_equals_that_of_real_tensors():
     config = config_of({"name": "static", "layers": [0]})
     real = DPNForConditionalGeneration(config).train()
     batch = make_batch(real, 2, TEXT)
@@ -83,7 +83,7 @@ def test_the_peak_is_that_of_real_tensors():
     assert peak_bytes(run, weights) - held == pytest.approx(sum(step.peak.values()), rel=0.02)
 
 
-def test_a_model_stays_as_it_is():
+def test_the_model_is_left_unchanged():
     model = meta_model(config_of({"name": "dpe", "min_rows": 1})).eval()
     router = model.router
     training_step(model, 1, TEXT, "fewest")
@@ -92,7 +92,7 @@ def test_a_model_stays_as_it_is():
     assert all(p.is_meta for p in model.parameters())
 
 
-def test_answers_are_as_long_as_they_are_said_to_be():
+def test_answers_have_the_requested_length():
     model = meta_model(config_of())
     for text, answer in ((3, 1), (4, 2), (9, 4), (64, 32)):
         labels = make_batch(model, 1, text)["labels"]
@@ -116,7 +116,7 @@ def test_a_forced_route_is_taken(name):
     model.router = fixed(own, [[[2, 2], [1, 1]], [2, 2]])
     batch = without(collate(make_samples([0, 2, 3])), "labels")
     trace = model(**batch).trace
-    # The second sample has no image; the third's place is even, so it takes the first kernel, too.
+    # The second sample has no image; the third has an even index, so it takes the first kernel.
     assert trace.visual_rows == [(16, 0, 16), (4, 0, 4), (4, 0, 4), (1, 0, 1)]
     model.router = fixed(own, [[[1, 1], [2, 2]], [1, 1]])
     assert model(**batch).trace.visual_rows[-1] == (16, 0, 16)
@@ -124,7 +124,7 @@ def test_a_forced_route_is_taken(name):
 
 
 def test_gates_run_on_a_forced_route():
-    """So that what they cost is timed; with the route they would take, nothing changes."""
+    """Gates run so that their cost is timed; forcing their own route changes no result."""
     model = make_model({"name": "dpe", "layers": [0, 2], "min_rows": 1})
     batch = without(collate(make_samples([0])), "labels")
     own = model(**batch)
@@ -146,7 +146,7 @@ def test_gates_run_on_a_forced_route():
         ("none", [[2, 2]], "picks no kernels"),
     ],
 )
-def test_a_route_that_can_not_be_is_refused(name, route, problem):
+def test_an_impossible_route_is_refused(name, route, problem):
     router = make_model({"name": name, **({"layers": [0, 2]} if name == "dpe" else {})}).router
     with pytest.raises(ValueError, match=problem):
         fixed(router, route)

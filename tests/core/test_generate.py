@@ -1,4 +1,6 @@
-"""HF's generate on ragged batches: cached equals recomputed, batch equals single, any padding."""
+"""Hugging Face's generate on ragged batches: cached equals recomputed, and a batch equals single
+samples, with any padding.
+"""
 
 import pytest
 import torch
@@ -27,7 +29,7 @@ def model(request):
 
 
 def recomputed(model, sample):
-    """Greedy answer of one sample, the whole model run again for every token."""
+    """Return the greedy answer of one sample, recomputing everything for every token."""
     ids, _, images = sample
     end = torch.tensor([len(ids)])
     new = []
@@ -41,7 +43,7 @@ def recomputed(model, sample):
 
 
 @torch.no_grad()
-def test_batch_with_cache_equals_single_without(model):
+def test_a_batch_with_cache_equals_single_samples_without(model):
     samples = make_samples()
     expected = [recomputed(model, sample) for sample in samples]
     assert len({tuple(new) for new in expected}) > 1
@@ -75,7 +77,7 @@ def test_sampling_repeats_with_a_seed(model):
     assert answer(1) != answer(2)
 
 
-def test_without_cache(model):
+def test_generating_without_cache_gives_the_same_answers(model):
     batch = without(collate(make_samples(), "left"), "labels")
     options = {"max_new_tokens": NEW, "do_sample": False}
     cached = model.generate(**batch, **options)
@@ -84,7 +86,7 @@ def test_without_cache(model):
 
 @torch.no_grad()
 def test_appended_text_equals_recomputed(model):
-    """A follow-up of different length per sample, in one call on the filled cache."""
+    """Follow-ups of different lengths are appended to the filled cache in one call."""
     samples = make_samples()
     g = torch.Generator().manual_seed(5)
     more = [torch.randint(3, 40, (n,), generator=g) for n in (1, 4, 2, 3, 4)]
@@ -109,7 +111,7 @@ def test_appended_text_equals_recomputed(model):
             torch.testing.assert_close(logits[: len(wanted)], wanted, atol=1e-5, rtol=1e-4)
 
 
-def test_cache_holds_the_rows_each_layer_saw():
+def test_the_cache_holds_the_rows_of_each_layer():
     model = make_model({"name": "static", "layers": [0, 2]})
     batch = without(collate(make_samples([0, 3])), "labels")
     cache = model(**batch, use_cache=True).past_key_values
@@ -123,7 +125,7 @@ def test_image_in_a_follow_up_is_refused():
     model = make_model()
     batch = without(collate(make_samples([0])), "labels")
     cache = model(**batch, use_cache=True).past_key_values
-    with pytest.raises(ValueError, match="can not be appended"):
+    with pytest.raises(ValueError, match="cannot be appended"):
         model(input_ids=batch["input_ids"][:, 1:4], past_key_values=cache)
 
 
@@ -149,7 +151,7 @@ def test_save_and_reload_is_bit_equal(model, tmp_path):
         assert before[name] == after[name]
 
 
-def test_half_holed_mask_is_refused():
+def test_a_mask_with_holes_is_refused():
     batch = without(collate(make_samples([0])), "labels")
     batch["attention_mask"][0, 4] = 0
     with pytest.raises(ValueError, match="one run of ones"):

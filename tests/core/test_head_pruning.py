@@ -18,7 +18,9 @@ TINY = TextShape(4, 32, 16, 48, kv_heads=2)
 
 
 def ratios_by_hand(model, ids, labels, images):
-    """[layers][heads] mass of the instruction's text on visual keys over that on text keys."""
+    """Return the attention of the instruction's text on visual keys over that on text keys,
+    [layers][heads].
+    """
     eager = Eager(model, "renumber")
     eager.start(ids, images)
     end = int((labels != -100).nonzero()[0])
@@ -39,7 +41,7 @@ def ratios_by_hand(model, ids, labels, images):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @torch.no_grad()
-def test_a_score_stands_for_every_threshold_of_the_vote(side):
+def test_a_score_gives_the_vote_at_every_threshold(side):
     model = make_model({"name": "static"}, seed=5)
     samples = [s for seed in (1, 2) for s in make_samples(seed=seed)]
     batches = [collate(samples[:5], side), collate(samples[5:], side)]
@@ -48,7 +50,7 @@ def test_a_score_stands_for_every_threshold_of_the_vote(side):
         model,
         [without(b, "labels") | {"instruction_end": e} for b, e in zip(batches, ends, strict=True)],
     )
-    assert type(model.router).__module__ == "dpn.routers.static"  # it gets its own one back
+    assert type(model.router).__module__ == "dpn.routers.static"  # its own router is restored
     ratios = [ratios_by_hand(model, *s) for s in samples if (s[0] == IMAGE).any()]
     assert len(ratios) == 8
     for layer in range(4):
@@ -80,12 +82,12 @@ def test_first_layers_keep_every_head():
 
 
 @pytest.mark.parametrize("keep", [0.75, 0.85, 0.95])
-def test_a_threshold_meets_keep(keep):
+def test_a_threshold_is_found_that_meets_keep(keep):
     scores = torch.rand(32, 32).tolist()
     router = head_pruning.HeadPruningRouter(scores, keep=keep, text=LLAVA, grid=(24, 24))
     assert router.check() == []
     left = sum(len(plan.heads) if plan else 32 for plan in router.plans)
-    # Keys of all heads and the FFN stay: 576 d^2 and 3 * 576 d m of a layer.
+    # Keys of all heads and the FFN remain: 576 d^2 and 3 * 576 d m in each layer.
     n, d, m = 576, 4096, 11008
     by_heads = 3 * n * d * d + 2 * n * n * d
     whole = 32 * (n * d * d + 3 * n * d * m + by_heads)
@@ -104,7 +106,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("kind", WRONG)
-def test_scores_that_do_not_fit_are_one_sentence(kind, tmp_path):
+def test_unsuitable_scores_are_refused_with_one_sentence(kind, tmp_path):
     scores, sentence = WRONG[kind]
     if scores is not None:
         path = tmp_path / "head_scores.json"
@@ -115,14 +117,14 @@ def test_scores_that_do_not_fit_are_one_sentence(kind, tmp_path):
     assert "python tools/head_scores.py run=RUN" in problem
 
 
-def test_without_scores_no_share_can_be_reached():
+def test_missing_scores_are_refused():
     for keep, kind in ((None, str), (0.5, Unreachable)):
         router = routers.build("head_pruning", keep=keep, text=TINY, grid=(4, 4))
         assert [type(problem) for problem in router.check()] == [kind]
 
 
 @pytest.mark.parametrize("content", [None, "not json", "[1]", '{"heads": []}'])
-def test_a_file_that_is_none_is_refused(content, tmp_path):
+def test_an_invalid_file_is_refused(content, tmp_path):
     path = tmp_path / "head_scores.json"
     if content is not None:
         path.write_text(content)

@@ -4,11 +4,11 @@ from dpn.training import lora
 from tests.core.conftest import collate, make_model, make_samples
 
 
-def test_merged_updates_compute_what_they_computed_beside_the_weights():
+def test_merged_updates_give_the_same_outputs():
     model, batch = make_model({"name": "static", "kernels": [2, 2]}), collate(make_samples())
     names, before = set(model.state_dict()), model(**batch).logits
     lora.add(model.language, rank=4, alpha=8, dropout=0.0)
-    torch.testing.assert_close(model(**batch).logits, before)  # an update starts at zero
+    torch.testing.assert_close(model(**batch).logits, before)  # updates are initially zero
 
     model.train()(**batch).loss.backward()
     learns = {n for n, p in model.language.named_parameters() if p.grad is not None}

@@ -1,4 +1,4 @@
-"""A packed batch equals a naive computation of one sample at a time: 1e-5, gradients 1e-4."""
+"""A packed batch equals a naive computation of one sample at a time: to 1e-5, gradients to 1e-4."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ DPE = {"name": "dpe", "layers": [0, 2], "min_rows": 1}
 
 
 def check(model, options, backend="auto", side="right", training=False, samples=None):
-    """Compare logits or, in training, loss and gradients; returns the routes of the batch."""
+    """Compare logits or, in training, loss and gradients; return the routes of the batch."""
     samples = samples or make_samples()
     batch = collate(samples, side)
     model.attention = backend
@@ -37,7 +37,7 @@ def check(model, options, backend="auto", side="right", training=False, samples=
     count = int((batch["labels"][:, 1:] != -100).sum())
     torch.testing.assert_close(out.loss, total / count, atol=1e-5, rtol=1e-5)
     if training:
-        # The naive pool averages instead of convolving, so it has no weights of conv experts.
+        # The naive model averages instead of convolving, so it has no weights of conv experts.
         named = dict(model.named_parameters())
         parameters = [p for name, p in named.items() if not name.startswith("router.experts")]
         ours = torch.autograd.grad(out.loss, parameters, allow_unused=True)
@@ -86,7 +86,7 @@ def test_dpe_training_gradients(backend, positions):
 def test_dpe_options(change):
     model = make_model({**DPE, **change}, seed=3)
     options = {k: v for k, v in change.items() if k != "gate"}
-    if options.get("reduce") == "conv":  # at its initial weights it is the average
+    if options.get("reduce") == "conv":  # with its initial weights it averages
         options["reduce"] = "avg"
     if "kernels" in options:
         options["kernels"] = [tuple(k) for k in options["kernels"]]
@@ -121,7 +121,7 @@ def test_fixed_and_random_pooling(router):
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "mistral"])
 def test_none_equals_hugging_face(family):
-    """router=none on the same weights and embeddings is HF's own causal LM, padding and all."""
+    """router=none on the same weights and embeddings equals HF's own causal LM, with padding."""
     sizes = {
         "vocab_size": 50,
         "hidden_size": 32,
@@ -169,8 +169,8 @@ def test_none_equals_hugging_face(family):
         )
 
 
-def test_language_is_still_a_stock_model():
-    """The text model inside ours keeps HF's parameter names and runs in HF's own classes."""
+def test_the_text_model_loads_into_a_stock_model():
+    """The text model keeps HF's parameter names, so its weights run in HF's own classes."""
     model = make_model()
     stock = LlamaForCausalLM(model.config.text_config)
     assert list(stock.model.state_dict()) == list(model.language.state_dict())
@@ -212,7 +212,7 @@ def test_training_computes_supervised_logits_only():
     assert model(**collate(make_samples()), return_logits=True).logits is not None
 
 
-def test_every_sample_knows_its_own_loss():
+def test_sample_losses_equal_those_of_single_samples():
     model, samples = make_model(DPE), make_samples()
     samples[1] = (samples[1][0], torch.full_like(samples[1][1], -100), samples[1][2])
     got = model(**collate(samples)).trace.sample_loss

@@ -1,4 +1,4 @@
-"""Which layers RedundancyLens reduces; what they then do is in test_within."""
+"""Layers that RedundancyLens reduces; test_within tests what reduced layers compute."""
 
 import json
 
@@ -24,7 +24,7 @@ def lens(**arguments):
     return routers.build("redundancy_lens", **arguments, text=TINY, grid=(4, 4))
 
 
-def test_the_first_of_each_ranking_are_reduced():
+def test_the_first_layers_of_each_ranking_are_reduced():
     ranking = {"attention": [2, 0, 1, 3], "ffn": [1, 2, 3, 0]}
     assert lens(ranking=ranking, reduced=0).plans == [None] * 4
     assert lens(ranking=ranking, reduced=1).plans == [None, SPARSE, HOLLOW, None]
@@ -34,7 +34,7 @@ def test_the_first_of_each_ranking_are_reduced():
 
 
 class Fixed(Router):
-    """Reduces some layers."""
+    """Reduces the given layers."""
 
     def within(self, layer, tokens, context):
         return LayerPlan(ffn=1) if layer in self.reduced else None
@@ -91,6 +91,6 @@ WRONG = {
 
 
 @pytest.mark.parametrize("sentence", WRONG)
-def test_what_can_not_be_is_one_sentence(sentence):
+def test_invalid_arguments_are_refused_with_one_sentence(sentence):
     (problem,) = lens(**WRONG[sentence]).check()
     assert sentence in problem

@@ -200,7 +200,7 @@ def test_the_whole_share_is_no_compression_or_refused(name):
     model = make_model({**config_of(name), "keep": 1.0}, seed=3)
     batch, plain = collate(make_samples()), make_model(seed=3)
     if model.router.check():
-        assert "can not be reached" in model.router.check()[0]
+        assert "cannot be reached" in model.router.check()[0]
     elif model.router.calibrated:  # its rows are scaled
         model.router.price.fill_(-LARGEST_PRICE)
         assert model(**batch).trace.visual_rows == plain(**batch).trace.visual_rows
@@ -222,7 +222,7 @@ def test_keep_is_met_at_the_size_of_llava(deep, name, keep):
     router = routers.build(**{**config_of(name, LLAVA), "keep": keep}, text=LLAVA, grid=(24, 24))
     low, high = router.reach()
     if not low <= keep <= high:
-        assert "can not be reached" in router.check()[0]
+        assert "cannot be reached" in router.check()[0]
         return
     assert router.check() == []
     deep.router = router

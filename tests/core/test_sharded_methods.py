@@ -1,5 +1,5 @@
-"""Every method under FSDP2: two processes, whose layers hold half of each weight, get the gradients
-of one.
+"""Every method under FSDP2: two processes, each with half of every weight, get the gradients of one
+process.
 """
 
 import pytest
@@ -16,7 +16,7 @@ from .test_projector_contracts import METHODS
 from .test_projector_contracts import model_of as with_projector
 from .test_router_contracts import ROUTERS, config_of
 
-#: What each of two processes sees; then with no image at all in the first one.
+#: Samples of each of two processes; in the second step the first process has no image.
 STEPS = (([0, 2], [1, 3, 4]), ([2], [0, 4]))
 
 
@@ -27,7 +27,7 @@ def make(family, name):
 
 
 def gradients(model, samples, numbers, items):
-    """The gradient of every weight, whole; zeros where there is none."""
+    """Return the full gradient of every weight; zeros where there is none."""
     model.train().zero_grad()
     ids = torch.tensor(numbers)
     model(**collate(samples), sample_ids=ids, num_items_in_batch=items).loss.backward()
@@ -39,7 +39,7 @@ def gradients(model, samples, numbers, items):
 
 
 def compare(family, name, mesh, rank):
-    """What differs, in words."""
+    """Return a description of the differences."""
     whole, sharded = make(family, name), make(family, name)
     shard(sharded, losses.build("language", router=sharded.router), mesh, None)
     for parts in STEPS:
@@ -55,7 +55,7 @@ def compare(family, name, mesh, rank):
 
 
 def work(rank, family, names, place, problems):
-    """One of two processes."""
+    """Run one of two processes."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=2)
     mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("data_parallel",))
@@ -66,7 +66,7 @@ def work(rank, family, names, place, problems):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("family", "names"), [("router", ROUTERS), ("projector", [*METHODS])])
-def test_sharded_gradients_are_those_of_one_process(family, names, tmp_path):
+def test_sharded_gradients_equal_those_of_one_process(family, names, tmp_path):
     context = mp.get_context("spawn")
     problems = context.SimpleQueue()
     mp.spawn(work, (family, names, tmp_path / "store", problems), nprocs=2)

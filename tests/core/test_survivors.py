@@ -1,4 +1,4 @@
-"""Which cells still have a row, against what the trace counts."""
+"""Cells that still have a row, against the counts of the trace."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ VTW = {"name": "vtw", "k": 2}
 
 
 @pytest.mark.parametrize("router", [None, STATIC, FASTV, VTW])
-def test_rows_that_cells_have_are_those_of_the_trace(router):
+def test_rows_of_cells_agree_with_the_trace(router):
     model = make_model(router, seed=3)
     ids, _, images = make_samples([1])[0]
     batch = without(collate([(ids, ids, images)]), "labels")

@@ -1,4 +1,4 @@
-"""PackedTokens: what derived quantities say after every operation, by hand-made examples."""
+"""PackedTokens: derived quantities after every operation, in hand-made examples."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from dpn.tokens import pack, pool_grid
 
 
 def make(numbering="renumber"):
-    """Text, 2x3 image, text; after one column of padding text, 2x2 image; text."""
+    """Return three samples: text, 2x3 image, text; padding, text, 2x2 image; text."""
     mask = np.array([[1, 1, 1], [0, 1, 1], [1, 0, 0]], dtype=bool)
     text = torch.tensor([[100.0], [102.0], [110.0], [120.0]])
     visual = [torch.arange(6.0)[:, None], torch.arange(10.0, 14.0)[:, None]]
@@ -43,7 +43,7 @@ def test_pool_with_smaller_windows_at_the_edge():
 
 
 @pytest.mark.parametrize("weight", [None, torch.full((1, 1, 2, 2), 0.25)])
-def test_on_a_line_a_kernel_takes_as_many_rows_as_it_has_cells(weight):
+def test_a_kernel_on_one_line_pools_as_many_rows_as_it_has_cells(weight):
     line = make().keep([np.arange(1, 6), np.arange(2)])
     assert line.spans[0].grid == (1, 5)
     pooled = line.pool([(2, 2), (1, 1)], "avg", [weight, None])
@@ -76,7 +76,7 @@ def test_keep_merge_drop():
         t.merge([np.array([0, 0, -1, 2, 2, 2]), np.array([0, 0, 0, 0])])
 
 
-def test_a_dropped_image_stands_for_the_text_before_it():
+def test_a_dropped_image_is_represented_by_the_text_before_it():
     t = make().drop()
     assert rows(t) == [100, 102, 110, 120]
     assert t.lengths == (2, 1, 1)
@@ -85,7 +85,7 @@ def test_a_dropped_image_stands_for_the_text_before_it():
     assert t.pool([(2, 2), (2, 2)]).lengths == (2, 1, 1)
 
 
-def test_rows_of_columns_is_row_for_many():
+def test_rows_of_columns_equals_row_for_each_column():
     for t in (
         make(),
         make().pool([(2, 2), (1, 2)]),

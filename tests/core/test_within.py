@@ -1,4 +1,4 @@
-"""Layers that do less for visual rows, against masks over full attention maps of one sample."""
+"""Layers that compute less for visual rows, against masks over full attention maps of a sample."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ PLANS = {
 
 
 class Planned(Router):
-    """The same plan at all layers but the first."""
+    """Uses the same plan at all layers but the first."""
 
     plan: LayerPlan | None = None
 
@@ -56,7 +56,9 @@ def planned(model, plan):
 
 
 def naive_layer(layer, hidden, spans, plan, rotary, blind=False):
-    """One sample `[n, D]` with everything computed and masks over it; blind: text sees text."""
+    """Run a layer on a sample `[n, D]`, masking after computing everything; with `blind`, text rows
+    attend to text only.
+    """
     n, attention = len(hidden), layer.self_attn
     visual = torch.zeros(n, dtype=torch.bool)
     sees = torch.ones(n, n).tril().bool()
@@ -120,18 +122,18 @@ def naive_layer(layer, hidden, spans, plan, rotary, blind=False):
 
 
 def naive(model, sample, plans, k=4):
-    """Logits of one sample whose layers follow plans and whose text sees visual rows in k."""
+    """Return the logits of a sample under plans, with text attending to visual rows in k layers."""
     batch = without(collate([sample]), "labels")
     seen = {}
 
-    class Watch(Router):
+    class Recorder(Router):
         def between(self, layer, tokens, context):
             if layer == 0:
                 seen["tokens"] = tokens
             return tokens
 
-    Watch.where = "pre"
-    kept, model.router = model.router, Watch(text=model.router.text, grid=model.router.grid)
+    Recorder.where = "pre"
+    kept, model.router = model.router, Recorder(text=model.router.text, grid=model.router.grid)
     model(**batch)
     model.router = kept
     tokens = seen["tokens"]
@@ -178,7 +180,7 @@ def test_appending_equals_recomputing(kind):
 
 @pytest.mark.parametrize("kind", ["all", "hollow"])
 @pytest.mark.parametrize("checkpoint", [False, True])
-def test_gradients_are_those_of_the_masks(checkpoint, kind):
+def test_gradients_equal_those_of_masked_samples(checkpoint, kind):
     plan, sample = PLANS[kind], make_samples([0])[0]
     model = planned(make_model(), plan).train()
     model.checkpoint_layers = checkpoint
@@ -205,7 +207,7 @@ def test_flops_equal_the_counter(kind):
     assert cost.prefill_flops(model, out.trace, [len(ids) - 1]) == [counted]
 
 
-def test_macs_of_a_plan_by_hand():
+def test_macs_of_a_plan_equal_hand_computed_values():
     text = TextShape(4, 32, 32, 48, kv_heads=4)
     n, pairs = 16, 16 * 3 * 4  # 4 x 4 rows, three lines of four
     linear = 32 * 32 + 3 * 32 * 32 / 4 + 3 * 32 * 24  # keys in all heads, the rest in one of four
@@ -218,7 +220,7 @@ def test_macs_of_a_plan_by_hand():
 
 
 def test_windows_over_several_blocks():
-    """Two images of 240 and 16 rows, whose windows end within a block and in the one before."""
+    """Images have 240 and 16 rows, so that windows begin within a block and in the one before."""
     model = planned(make_model(), LayerPlan(window=70))
     ids, _, images = make_samples([1])[0]
     images = [torch.randn(3, 96, 40), images[1]]
@@ -230,7 +232,7 @@ def test_windows_over_several_blocks():
 
 @pytest.mark.parametrize("window", [0, 5, 64, 70, 256])
 @pytest.mark.parametrize("rows", [1, 63, 64, 65, 128, 200])
-def test_blocks_hold_every_row_and_its_window_once(rows, window):
+def test_blocks_contain_every_row_and_its_window_once(rows, window):
     seen = torch.zeros(rows, rows)
     blocks = blocks_in_window(rows, window)
     for take, keys, sees in blocks:
@@ -252,7 +254,7 @@ def test_a_probe_is_evenly_spaced():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_yopo_equals_the_released_masks(family):
-    """All four masks over full maps of one sample, against work that is left out of a pack."""
+    """The reference applies all four masks to full attention maps of one sample."""
     model = make_model(text=FAMILIES[family])
     heads = FAMILIES[family].num_key_value_heads
     scores = [[0.1 * (h != layer % 2) for h in range(heads)] for layer in range(4)]

@@ -1,4 +1,4 @@
-"""The strength that scales the four methods of YOPO together; their masks are in test_within."""
+"""The strength that scales YOPO's four methods together; test_within tests their masks."""
 
 from itertools import pairwise
 
@@ -16,7 +16,7 @@ def yopo(**arguments):
 
 
 def parts_of(router, strength):
-    """(radius, units of the FFN, active heads, layers with visual rows)."""
+    """Return (radius, units of the FFN, active heads, layers with visual rows)."""
     parts = router.parts(strength)
     heads = [p.heads if p else range(32) for p in parts["head_pruning"].plans]
     return (
@@ -50,7 +50,7 @@ def test_keep_is_met(keep, scores):
     macs = 0
     for n in range(32):
         plan = router.within(n, None, None)
-        if n < router.members[2].strength:  # else no visual row is there
+        if n < router.members[2].strength:  # later layers have no visual rows
             lines = min(24, 2 * plan.radius + 1)
             heads = 32 if plan.heads is None else len(plan.heads)
             macs += 576 * 4096 * (4096 + 3 * plan.ffn)
