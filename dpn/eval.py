@@ -116,7 +116,7 @@ def _held_out(
     trained = OmegaConf.create({"data": None, "model": {"generation": {"max_new_tokens": 128}}})
     if is_run(run):
         trained.merge_with(OmegaConf.load(run / "config.yaml"))
-    source = build.source(config.get("data") or trained.data)
+    source = build.data_module(config.get("data") or trained.data)
     source.processor = processor
     source.prepare_data()
     asking = _asking(config)

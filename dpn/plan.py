@@ -184,7 +184,7 @@ def epoch_samples(config: DictConfig, machine: Machine) -> tuple[int | None, str
         return machine.samples, f"plan.samples={machine.samples}"
     if config.trainer.max_steps > 0:
         return None, f"trainer.max_steps={config.trainer.max_steps}"
-    split = build.source(config.data).source.split("train")
+    split = build.data_module(config.data).source.split("train")
     assert split is not None
     if split.file.is_file():
         count = len(Rows(split))

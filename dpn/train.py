@@ -87,7 +87,7 @@ def _run(request: Request, folder: RunFolder) -> None:
     if not learns and config.init.model is None:
         config.init.model = str(apply.base_run(request))
         folder.update(applied_to=config.init.model)
-    source = build.source(config.data)
+    source = build.data_module(config.data)
     processor = source.processor = build.processor(config, source)
     model = build.model(config, processor)
     if needs_calibration(model, "projector"):
@@ -131,7 +131,7 @@ def _trained(
     else:  # the strategy alone
         trainer.validate(module, source)
 
-    model = build.trained(config, model, source.processor, folder, trainer.strategy)
+    model = build.trained_model(config, model, source.processor, folder, trainer.strategy)
     model.to(trainer.strategy.root_device)  # Lightning leaves it on the CPU
     for part in ("projector", "router"):
         if needs_calibration(model, part):

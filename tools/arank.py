@@ -93,12 +93,14 @@ def arank(
         device: cpu, cuda or auto.
     """
     if data is None and not (Path(run) / "config.yaml").exists():
-        raise ConfigError([f"`run={run}` is no run folder, so it names no data; add data=mosaic."])
+        raise ConfigError(
+            [f"`run={run}` is not a run folder, so it names no data set; add one: data=mosaic."]
+        )
     config = (
         compose("train", [f"data={data}"]).config if data else OmegaConf.load(f"{run}/config.yaml")
     )
     model, processor = inference.load(Path(run), device)
-    source = build.source(config.data)
+    source = build.data_module(config.data)
     source.processor = processor
     source.prepare_data()
     batches = inference.training_prompts(source, model.device, samples)

@@ -171,7 +171,7 @@ def check(request: Request) -> None:
     config = build.plain(request.config)
     problems = check_arguments("", Settings, config) + check_part("data", config["data"], data)
     if not problems:
-        problems = build.source(request.config.data).source.check()
+        problems = build.data_module(request.config.data).source.check()
     if problems:
         raise ConfigError(problems)
 
@@ -210,7 +210,7 @@ def main(request: Request) -> None:
     """Command line of `python tools/check_data.py`."""
     check(request)
     config = request.config
-    source = build.source(config.data).source
+    source = build.data_module(config.data).source
     source.prepare()
     split = source.split(config.split)
     if split is None:

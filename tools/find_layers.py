@@ -36,7 +36,7 @@ def find_layers(
         eta: largest divergence that `vtw` allows.
         device: `auto`, `cpu` or `cuda`.
     """
-    model, source = build.of_run(Path(run), device)
+    model, source = build.load_run(Path(run), device)
     batches = inference.training_prompts(source, model.device, samples)
     if method == "vtw":
         return f"router=vtw router.k={find_layer(model, batches, eta)}"

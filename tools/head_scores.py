@@ -29,7 +29,7 @@ def head_scores(run: str, samples: int = 100, device: str = "auto") -> Path:
     Raises:
         DataError: if the training data has no images.
     """
-    model, source = build.of_run(Path(run), device)
+    model, source = build.load_run(Path(run), device)
     batches = inference.training_prompts(source, model.device, samples)
     if not any("pixel_values" in batch for batch in batches):
         raise DataError(f"run={run} was trained on text alone; heads are scored on images.")

@@ -23,7 +23,7 @@ def diagnose(
         parsed = OverridesParser.create().parse_overrides(overrides)
     except OverrideParseException as error:
         return [
-            f"`{error.override}` can not be read as key=value; put quotes around a value with"
+            f"`{error.override}` cannot be read as key=value; put quotes around a value with"
             f" special characters: '{_quoted(error.override)}'."
         ]
     # A swept value is looked at by itself: `router=static,dpee` has one bad choice.
@@ -59,7 +59,7 @@ def _diagnose_job(
                 group, _, choice = bad.partition("=")
                 problems.append(
                     _not_installed(error)
-                    or f"`{bad}` is no choice of {group}; {nearest(choice, error.options or ())}"
+                    or f"`{bad}` is not a choice of {group}; {nearest(choice, error.options or ())}"
                 )
             elif str(error).startswith("Could not override"):
                 unknown.append(bad)
@@ -71,7 +71,7 @@ def _diagnose_job(
         if key in KEYS:
             problems.append(f"`{key}` is now called `{KEYS[key]}`; give that.")
         else:
-            problems.append(f"`{key}` is no setting; {nearest(key, _keys(request.config))}")
+            problems.append(f"`{key}` is not a setting; {nearest(key, _keys(request.config))}")
     try:
         check(request)
     except ConfigError as error:

@@ -1,5 +1,7 @@
-"""What `stage=apply` evaluates a method on: the weights of the run without compression that has the
-same settings otherwise.
+"""Find the run that `stage=apply` takes its weights from.
+
+`stage=apply` evaluates a method without training it, on the weights of a run without compression:
+the finished run of router=none whose settings are the same otherwise.
 """
 
 import re
@@ -15,46 +17,46 @@ from dpn.runs.path import config_hash, run_path
 from dpn.runs.request import Request
 from dpn.training.stage import trains
 
-#: What a run without compression has its own of.
-OWN = ("router", "loss", "stage", "init")
+#: Sections in which the run without compression differs.
+_REPLACED = ("router", "loss", "stage", "init")
 
 
 def base_overrides(request: Request) -> list[str]:
-    """The overrides of the run without compression that a method is applied to.
+    """Return the overrides of the run without compression that a method is applied to.
 
-    Its projector is the request's own, without a keep, where that has weights that the usual one
-    has not.
+    The base run has the default projector. If the weights of the requested projector have other
+    names or shapes, it has the requested one, without its keep.
     """
-    others = [o for o in request.overrides if _section(o) not in OWN]
-    usual = [o for o in others if _section(o) != "projector"]
-    usual_config = compose("train", usual).config
-    others = [o for o in others if not o.startswith("projector.keep=")]
-    same = _weights(request.config, "projector") == _weights(usual_config, "projector")
-    return ["router=none", *(usual if same else others)]
+    shared = [o for o in request.overrides if _section(o) not in _REPLACED]
+    default = [o for o in shared if _section(o) != "projector"]
+    default_config = compose("train", default).config
+    requested = [o for o in shared if not o.startswith("projector.keep=")]
+    same = _weights(request.config, "projector") == _weights(default_config, "projector")
+    return ["router=none", *(default if same else requested)]
 
 
 def problems(request: Request) -> list[str]:
-    """Why a method can not be applied; nothing for other stages."""
+    """Return why a method cannot be applied; an empty list for stages that train."""
     config = request.config
     if trains(config.stage) or config.init.model is not None:
         return []
     if _weights(config, "router"):
         return [
-            f"`router={config.router.name}` has weights of its own, and a run of router=none has"
-            " none for it; train them with stage=finetune or stage=gates, or give a run that has"
-            " them: init.model=RUN."
+            f"`router={config.router.name}` has weights of its own, which a run of router=none does"
+            " not contain; train them with stage=finetune or stage=gates, or give a run that"
+            " contains them: init.model=RUN."
         ]
     if base_run(request) is None:
         command = " ".join(["python -m dpn.train", *base_overrides(request)])
         return [
-            "`stage=apply` needs the run that the method is applied to, and there is no finished"
-            f" one; make it: {command}. Or give another: init.model=RUN."
+            "`stage=apply` needs a finished run without compression, and there is none with these"
+            f" settings; create it: {command}. Or give another run: init.model=RUN."
         ]
     return []
 
 
 def base_run(request: Request) -> Path | None:
-    """The folder of that run; None if there is no finished one."""
+    """Return the folder of the run with `base_overrides`; None if there is no finished one."""
     base = compose("train", base_overrides(request))
     base.config.paths.run_dir = None
     path = run_path(base)
@@ -65,10 +67,11 @@ def base_run(request: Request) -> Path | None:
 
 
 def _weights(config: DictConfig, part: str) -> dict[str, tuple[int, ...]]:
-    """Shapes of a part's weights."""
+    """Return the shape of each weight of a part of the model, e.g. `projector`."""
     module = getattr(meta_model(model_config(config)), part)
     return {name: tuple(weight.shape) for name, weight in module.named_parameters()}
 
 
 def _section(override: str) -> str:
+    """Return the section that an override sets, e.g. `router` of `router.keep=0.5`."""
     return re.split(r"[=@./]", override.lstrip("+~"))[0]

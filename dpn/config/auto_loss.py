@@ -1,4 +1,7 @@
-"""`loss=auto`: which loss a run takes that names none."""
+"""`loss=auto`: choose the loss by the router.
+
+`names` and `resolve` are those of `dpn.losses` with `auto` added.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,27 +13,30 @@ from dpn.routers.base import Router
 
 @dataclass
 class AutoLoss:
-    """Section `loss` of `loss=auto`: what the router names, e.g. budget for dpe if it has a keep,
-    else hinge; language for routers without gates; each with its defaults.
+    """Section `loss` of `loss=auto`.
+
+    Choose the first loss that the router lists or, if `router.keep` is set, the first one that
+    needs it; for dpe these are hinge and budget. A router without gates lists no losses and gets
+    the language loss alone. The chosen loss keeps the defaults of its other arguments.
 
     Attributes:
-        reduction: see `RoutingLoss`.
+        reduction: See `RoutingLoss`.
     """
 
     reduction: Reduction = "global"
 
     def choose(self, router: type[Router], keep: float | None) -> tuple[str, dict[str, Any]]:
-        """Name and arguments of the loss."""
+        """Return name and arguments of the loss for a router class and `router.keep`."""
         steering = [n for n in router.losses if keep is not None and losses.resolve(n).needs_keep]
         name = (*steering, *router.losses, "language")[0]
         return name, {"reduction": self.reduction}
 
 
 def names() -> list[str]:
-    """Names that `loss.name` takes."""
+    """Return the valid values of `loss.name`."""
     return ["auto", *losses.names()]
 
 
 def resolve(name: str) -> type[Any]:
-    """Class with the arguments of a loss."""
+    """Return the class whose constructor takes the arguments of section `loss`."""
     return AutoLoss if name == "auto" else losses.resolve(name)

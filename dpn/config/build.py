@@ -1,4 +1,8 @@
-"""The only place that turns config into objects."""
+"""Build the objects of a config: data module, processor, model, loss, LightningModule and Trainer.
+
+This is the only place where a config becomes objects. It expects a config that
+`dpn.config.preflight` accepts; `dpn.train` shows the order of the calls.
+"""
 
 import logging
 from pathlib import Path
@@ -35,19 +39,19 @@ if TYPE_CHECKING:  # Lightning takes seconds to import, and a model needs none o
 log = logging.getLogger(__name__)
 
 
-def source(node: DictConfig) -> "DataModule":
-    """The data module of a `data` section."""
+def data_module(node: DictConfig) -> "DataModule":
+    """Build the data module of a `data` section."""
     return data.build(**plain(node))
 
 
-def processor(config: DictConfig, source: "DataModule") -> DPNProcessor:
-    """Tokenizer and image recipe; a model without tokenizer gets one trained on the data's text."""
+def processor(config: DictConfig, data_module: "DataModule") -> DPNProcessor:
+    """Build the processor; if the config names no tokenizer, train one on the data set's text."""
     model = config.model
     if config.init.model is not None:
         tokenizer = checkpoints.read_tokenizer(_weights(config.init.model))
     elif model.tokenizer is None:
-        source.prepare_data()
-        tokenizer = train_tokenizer(source.corpus(), model.vocab_size)
+        data_module.prepare_data()
+        tokenizer = train_tokenizer(data_module.corpus(), model.vocab_size)
     else:
         tokenizer = checkpoints.read_tokenizer(hub.find(model.tokenizer))
     with torch.device("meta"):
@@ -60,48 +64,48 @@ def processor(config: DictConfig, source: "DataModule") -> DPNProcessor:
     )
 
 
-def model(config: DictConfig, words: DPNProcessor) -> DPNForConditionalGeneration:
-    """A model with random weights, the same for the same seed, or with those of `init`.
+def model(config: DictConfig, processor: DPNProcessor) -> DPNForConditionalGeneration:
+    """Build the model with random weights, which depend on the seed alone, or with those of `init`.
 
-    A text model from files keeps their precision and stays mapped from them, so that the processes
-    of a machine share its memory until they train, see `DPNModule.configure_model`.
+    A text model that is loaded from files keeps their precision and stays memory-mapped, so that
+    the processes of a machine share its memory until they train (`DPNModule.configure_model`).
     """
     torch.manual_seed(config.seed)
-    tokens = words.tokenizer
+    tokenizer = processor.tokenizer
     text = plain(config.model.text) | {
-        "vocab_size": words.vocab_size,
-        "bos_token_id": tokens.bos_token_id,
-        "eos_token_id": tokens.eos_token_id,
-        "pad_token_id": tokens.pad_token_id,
+        "vocab_size": processor.vocab_size,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
     }
-    built = DPNForConditionalGeneration(
+    model = DPNForConditionalGeneration(
         DPNConfig(
             text_config=text,
             vision_config=plain(config.model.vision),
             projector_config=plain(config.projector),
             router_config=routers.settled(plain(config.router)),
-            image_token_id=words.image_token_id,
-            router_token_id=words.router_token_id,
+            image_token_id=processor.image_token_id,
+            router_token_id=processor.router_token_id,
         ),
         empty_language=config.init.model is not None or config.init.language is not None,
     )
-    built.checkpoint_layers = built.vision.checkpoint_layers = config.model.checkpoint_layers
-    built.attention = config.model.attention
+    model.checkpoint_layers = model.vision.checkpoint_layers = config.model.checkpoint_layers
+    model.attention = config.model.attention
     if config.model.compile_layers:
-        compile_layers(built.language)
-    for source, parts in init_parts(built.vision).items():
-        if (name := config.init[source]) is not None:
-            log.info("Starting from init.%s=%s", source, name)
-            if source == "model" and not trains(config.stage):
-                parts = tuple({part_of(name) for name in built.state_dict()})
-            checkpoints.load(built, _weights(name), tokens, parts)
+        compile_layers(model.language)
+    for key, parts in init_parts(model.vision).items():
+        if (name := config.init[key]) is not None:
+            log.info("Starting from init.%s=%s", key, name)
+            if key == "model" and not trains(config.stage):
+                parts = tuple({part_of(name) for name in model.state_dict()})
+            checkpoints.load(model, _weights(name), tokenizer, parts)
     if config.stage.lora is not None:
-        lora.add(built.language, **plain(config.stage.lora))
-    return built
+        lora.add(model.language, **plain(config.stage.lora))
+    return model
 
 
 def init_parts(tower: VisionTower) -> dict[str, tuple[str, ...] | None]:
-    """What each key of section `init` fills, in this order; None: all that its source has."""
+    """Return the parts that each key of `init` loads, in order; None: all that the files hold."""
     return {
         "model": None,
         "language": ("language", "lm_head"),
@@ -111,61 +115,62 @@ def init_parts(tower: VisionTower) -> dict[str, tuple[str, ...] | None]:
     }
 
 
-def trained(
+def trained_model(
     config: DictConfig,
     model: DPNForConditionalGeneration,
-    words: DPNProcessor,
+    processor: DPNProcessor,
     run: RunFolder,
     strategy: "Strategy",
 ) -> DPNForConditionalGeneration:
-    """A whole model without LoRA from what was trained; a sharded one goes by way of the folder.
+    """Return the whole model after training, with LoRA merged into its weights.
 
-    Training in bfloat16 ends with a model in bfloat16, but for its router.
+    A sharded model is gathered, saved to the run's folder, and loaded from there by every process.
+    After training in bfloat16 the weights are bfloat16, except those of the router.
     """
     half = str(config.trainer.precision).startswith("bf16")
     if not hasattr(strategy, "whole_state"):
         lora.merge(model.language)
-        return _halved(model) if half else model
-    state, place = strategy.whole_state(), run.path / "model"
+        return _to_bfloat16(model) if half else model
+    state, folder = strategy.whole_state(), run.path / "model"
     if run.writer:
         with torch.device("meta"):
             whole = DPNForConditionalGeneration(model.config)
         if config.stage.lora is not None:
             lora.add(whole.language, **plain(config.stage.lora))
-        own = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
-        whole.load_state_dict(own, assign=True)
+        weights = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
+        whole.load_state_dict(weights, assign=True)
         lora.merge(whole.language)
-        inference.save(_halved(whole) if half else whole, words, place)
+        inference.save(_to_bfloat16(whole) if half else whole, processor, folder)
     strategy.barrier()
-    return DPNForConditionalGeneration.from_pretrained(place)
+    return DPNForConditionalGeneration.from_pretrained(folder)
 
 
-def _halved(model: DPNForConditionalGeneration) -> DPNForConditionalGeneration:
+def _to_bfloat16(model: DPNForConditionalGeneration) -> DPNForConditionalGeneration:
     for name, part in model.named_children():
         part.to(torch.float32 if name == "router" else torch.bfloat16)
     return model
 
 
-def of_run(run: Path, device: str = "auto") -> tuple[DPNForConditionalGeneration, "DataModule"]:
-    """A run's trained model, ready to answer, and the data that it was trained on.
+def load_run(run: Path, device: str = "auto") -> tuple[DPNForConditionalGeneration, "DataModule"]:
+    """Load the trained model of a run, in eval mode, and the data that it was trained on.
 
     Raises:
-        FileNotFoundError: if it is no folder of a finished run.
+        FileNotFoundError: If `run` is not the folder of a finished run.
     """
     if not (run / "config.yaml").is_file():
         raise FileNotFoundError(
-            f"run={run} is no run folder: expected {run / 'config.yaml'}; give the folder of a"
-            " finished run, whose data is needed."
+            f"run={run} is not a run folder: {run / 'config.yaml'} does not exist; give the folder"
+            " of a finished run, since its data set is needed."
         )
-    model, words = inference.load(run, device)
-    module = source(OmegaConf.load(run / "config.yaml").data)
-    module.processor = words
-    module.prepare_data()
-    return model, module
+    model, processor = inference.load(run, device)
+    training_data = data_module(OmegaConf.load(run / "config.yaml").data)
+    training_data.processor = processor
+    training_data.prepare_data()
+    return model, training_data
 
 
 def model_config(config: DictConfig) -> DPNConfig:
-    """Config of a model without a tokenizer; its last two ids are `<image>` and `<ROUTER>`."""
+    """Build a model config without a tokenizer: its last two ids are `<image>` and `<ROUTER>`."""
     text = {"vocab_size": config.model.vocab_size, **plain(config.model.text)}
     size = text["vocab_size"]
     return DPNConfig(
@@ -179,17 +184,17 @@ def model_config(config: DictConfig) -> DPNConfig:
 
 
 def meta_module(config: DictConfig) -> "DPNModule":
-    """Build what a config trains on the meta device: shapes, without memory and files."""
-    built = meta_model(model_config(config))
-    built.checkpoint_layers = built.vision.checkpoint_layers = config.model.checkpoint_layers
+    """Build the LightningModule on the meta device: shapes alone, without memory and files."""
+    model = meta_model(model_config(config))
+    model.checkpoint_layers = model.vision.checkpoint_layers = config.model.checkpoint_layers
     with torch.device("meta"):
         if config.stage.lora is not None:
-            lora.add(built.language, **plain(config.stage.lora))
-        return module(config, built)
+            lora.add(model.language, **plain(config.stage.lora))
+        return module(config, model)
 
 
 def routing_loss(config: DictConfig, router: Router) -> RoutingLoss:
-    """The loss of the config; `auto` depends on the router and its keep."""
+    """Build the routing loss; `loss=auto` chooses one by the router and its keep."""
     node = plain(config.loss)
     name = node.pop("name")
     if name == "auto":
@@ -197,15 +202,15 @@ def routing_loss(config: DictConfig, router: Router) -> RoutingLoss:
     return losses.build(name, **node, router=router)
 
 
-def module(config: DictConfig, built: DPNForConditionalGeneration) -> "DPNModule":
-    """The LightningModule."""
+def module(config: DictConfig, model: DPNForConditionalGeneration) -> "DPNModule":
+    """Build the LightningModule: the model with its loss, optimizer and schedule."""
     from dpn.training.module import DPNModule
 
     optim = plain(config.optim)
     schedule = Schedule(**{k: optim.pop(k) for k in SCHEDULE_KEYS if k in optim})
     return DPNModule(
-        built,
-        routing_loss(config, built.router),
+        model,
+        routing_loss(config, model.router),
         optimizer=instantiate(optim | {"_partial_": True}, _convert_="all"),
         schedule=schedule,
         freeze=config.stage.freeze,
@@ -216,23 +221,22 @@ def module(config: DictConfig, built: DPNForConditionalGeneration) -> "DPNModule
 
 
 def trainer(config: DictConfig, run: RunFolder, clock: "Clock") -> "Trainer":
-    """The Trainer with the config's loggers and callbacks, and those that every run has."""
+    """Build the Trainer with the config's loggers and callbacks and those that every run has."""
     from dpn.training.callbacks import Curves, StepSeed, StopAfterStep
     from dpn.training.dashboards import RouteHistograms
     from dpn.training.resume import CompleteCheckpointIO
 
     curves = Curves(run.path / "curves.jsonl")
-    own = [clock, curves, StepSeed(config.seed), StopAfterStep(run.stop), RouteHistograms()]
+    always = [clock, curves, StepSeed(config.seed), StopAfterStep(run.stop), RouteHistograms()]
     chosen = [instantiate(node) for node in config.callbacks.values() if node]
     loggers = [instantiate(node) for node in config.logger.values() if node]
     node = plain(config.trainer) | {"_partial_": True}
-    if (whole := config.data.global_batch) is not None:
-        node["accumulate_grad_batches"] = whole // (config.data.batch_size * processes(node))
+    if (total := config.data.global_batch) is not None:
+        node["accumulate_grad_batches"] = total // (config.data.batch_size * processes(node))
     if not trains(config.stage):
         node["limit_val_batches"] = 0
-    make = instantiate(node, _convert_="all")
-    return make(
-        callbacks=own + chosen,
+    return instantiate(node, _convert_="all")(
+        callbacks=always + chosen,
         logger=loggers or False,
         plugins=[CompleteCheckpointIO()],
         default_root_dir=str(run.path),
@@ -242,10 +246,10 @@ def trainer(config: DictConfig, run: RunFolder, clock: "Clock") -> "Trainer":
 
 
 def plain(node: Any) -> Any:
-    """Resolved Python values of a config node."""
+    """Convert a config node to plain Python values, with all references resolved."""
     return OmegaConf.to_container(node, resolve=True)
 
 
 def _weights(name: str) -> Path:
-    """The file or folder of weights behind a value of section `init`."""
+    """Return the local file or folder of weights that a value of section `init` names."""
     return inference.model_folder(hub.find(name))

@@ -1,6 +1,8 @@
-"""Problems of the sections of a config, each looked at by itself, one sentence each.
+"""Check each section of a config by itself; return one sentence for each problem.
 
-The schema of a part is its constructor's annotated signature, so there is no second list of keys.
+The annotated signature of the constructor that a section is passed to is its schema, so keys are
+listed nowhere else. Problems between sections, and values that are out of range for the built
+parts such as `router.keep=1.5`, are found by `dpn.config.preflight`.
 """
 
 import os
@@ -36,8 +38,8 @@ from dpn.training import lora
 from dpn.training.schedule import SCHEDULE_KEYS, Schedule
 from dpn.training.stage import Stage
 
-#: Sections of a train config whose part is chosen by its name.
-_FAMILIES: dict[str, Any] = {
+#: Registry of each section of a train config that chooses a part by its name.
+_REGISTRIES: dict[str, Any] = {
     "projector": projectors,
     "router": routers,
     "loss": auto_loss,
@@ -45,12 +47,12 @@ _FAMILIES: dict[str, Any] = {
 }
 
 
-def training_sections(config: Node) -> dict[str, list[str]]:
-    """Problems of each section of a train config; a section that is missing counts as empty."""
+def check_training(config: Node) -> dict[str, list[str]]:
+    """Check a train config; return the problems of each section. A missing section is empty."""
     sections = {k: v for k, v in config.items() if isinstance(v, dict)}
     model, optim = sections.get("model", {}), sections.get("optim", {})
     schedule = {k: v for k, v in optim.items() if k in SCHEDULE_KEYS}
-    own = {k: v for k, v in optim.items() if k not in SCHEDULE_KEYS}
+    optimizer = {k: v for k, v in optim.items() if k not in SCHEDULE_KEYS}
     problems = {
         "": check_arguments("", Train, config),
         "paths": check_arguments("paths", Paths, sections.get("paths", {})),
@@ -59,19 +61,19 @@ def training_sections(config: Node) -> dict[str, list[str]]:
         "model": _check_model(model),
         "recipe": check_arguments("recipe", Recipe, sections.get("recipe", {})),
         "optim": check_arguments("optim", Schedule, schedule)
-        + check_target("optim", own, given=["params"], others=SCHEDULE_KEYS),
-        "trainer": check_target("trainer", sections.get("trainer", {})),
+        + _check_target("optim", optimizer, given=["params"], suggest=SCHEDULE_KEYS),
+        "trainer": _check_target("trainer", sections.get("trainer", {})),
     }
-    for key, family in _FAMILIES.items():
-        problems[key] = check_part(key, sections.get(key, {}), family)
+    for key, registry in _REGISTRIES.items():
+        problems[key] = check_part(key, sections.get(key, {}), registry)
     for group in ("logger", "callbacks"):
         for name, node in sections.get(group, {}).items():
-            problems[f"{group}.{name}"] = check_target(f"{group}.{name}", node)
+            problems[f"{group}.{name}"] = _check_target(f"{group}.{name}", node)
     return problems
 
 
-def bench_sections(config: Node) -> dict[str, list[str]]:
-    """Problems of each section of a bench config."""
+def check_bench(config: Node) -> dict[str, list[str]]:
+    """Check a bench config; return the problems of each section."""
     return {
         "": check_arguments("", Bench, config) + _check_load(config),
         "model": _check_model(config.get("model") or {}),
@@ -81,7 +83,7 @@ def bench_sections(config: Node) -> dict[str, list[str]]:
 
 
 def check_machine(machine: Node) -> list[str]:
-    """Problems of section `plan`."""
+    """Check section `plan`."""
     problems = check_arguments("plan", Machine, machine)
     for key, value in machine.items():
         if isinstance(value, int | float) and value <= 0:
@@ -90,14 +92,14 @@ def check_machine(machine: Node) -> list[str]:
 
 
 def _check_load(config: Node) -> list[str]:
-    """Problems of the sizes that `dpn.bench` measures."""
+    """Check the sizes that `dpn.bench` measures."""
     problems = []
     for key, least in (("batch_size", 1), ("text_columns", 3), ("new_tokens", 1), ("pairs", 0)):
         value = config.get(key)
         if any(isinstance(x, int) and x < least for x in _as_list(value)):
             problems.append(f"`{key}={value}` is too small; it must be at least {least}.")
         if value == []:
-            problems.append(f"`{key}=[]` measures nothing; give a number or some.")
+            problems.append(f"`{key}=[]` is empty; give at least one number.")
     return problems
 
 
@@ -106,7 +108,7 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def check_evaluation(config: Node) -> list[str]:
-    """Problems of an eval config."""
+    """Check an eval config."""
     problems = check_arguments("", Evaluation, config)
     problems += check_arguments("paths", Paths, config["paths"])
     problems += check_arguments("generation", Decoding, config.get("generation") or {})
@@ -119,25 +121,30 @@ def check_evaluation(config: Node) -> list[str]:
             problems.append(f"`{key}={config[key]}` is too small; it must be at least 1.")
     run = Path(str(config["run"]))
     if not run.is_dir():
-        problems.append(f"`run={run}` is no folder; give a run folder or a model folder.")
+        problems.append(f"`run={run}` is not a folder; give a run folder or a model folder.")
     elif HELD_OUT in config["benchmarks"] and not (config.get("data") or is_run(run)):
-        problems.append(f"`run={run}` is no run folder, so it names no data; add data=mosaic.")
+        problems.append(
+            f"`run={run}` is not a run folder, so it names no data set; add one: data=mosaic."
+        )
     if config.get("against") and not (Path(config["against"]) / "rows.jsonl").is_file():
-        problems.append(f"`against={config['against']}` holds no rows.jsonl; give its results.")
+        problems.append(
+            f"`against={config['against']}` contains no rows.jsonl; give a folder of evaluation"
+            " results."
+        )
     return problems
 
 
 def _check_benchmarks(config: Node) -> list[str]:
-    """Problems of the names of benchmarks and of their settings."""
+    """Check the names of benchmarks, and their settings."""
     chosen, known, problems = config["benchmarks"], [HELD_OUT, *benchmarks.names()], []
     if not chosen:
-        problems.append("`benchmarks=[]` asks nothing; name some, or take a suite.")
+        problems.append("`benchmarks=[]` is empty; name at least one benchmark, or choose a suite.")
     for name in chosen:
         if name not in known:
             problems.append(f"There is no benchmark `{name}`; {nearest(name, known)}")
     for name, settings in config["settings"].items():
         if name not in chosen:
-            problems.append(f"`settings.{name}` is for none of benchmarks={chosen}.")
+            problems.append(f"`settings.{name}` belongs to none of benchmarks={chosen}; remove it.")
         elif name in benchmarks.names():
             arguments = settings | {"root": Path(config["data_root"])}
             problems += check_arguments(f"settings.{name}", benchmarks.resolve(name), arguments)
@@ -164,48 +171,51 @@ def _check_stage(stage: Node) -> list[str]:
         problems += check_arguments("stage.lora", lora.add, stage["lora"], given=["language"])
     dense = stage.get("dense", 0.0)
     if isinstance(dense, int | float) and not 0 <= dense < 1:
-        problems.append(f"`stage.dense={dense}` is not possible; it can be from 0 to below 1.")
+        problems.append(f"`stage.dense={dense}` is not possible; it must be in [0, 1).")
     return problems
 
 
-def check_part(key: str, node: Node, family: Any) -> list[str]:
-    """Problems of a part that is chosen by name.
+def check_part(key: str, node: Node, registry: Any) -> list[str]:
+    """Check a section that chooses a part by its name.
+
+    Keyword-only arguments of the part come from the code, unless the part is a dataclass, so the
+    section must not set them.
 
     Args:
-        key: Place in the config.
-        node: Section of the part; keyword-only arguments of a module come from the code.
-        family: Package with `names()` and `resolve(name)`, e.g. `dpn.routers`.
+        key: Key of the section, e.g. `router`.
+        node: Section with `name` and the arguments of the part.
+        registry: Package with `names()` and `resolve(name)`, e.g. `dpn.routers`.
     """
     name = node.get("name")
-    if not isinstance(name, str) or name not in family.names():
-        return [f"`{key}.name={name}` is unknown; {nearest(str(name), family.names())}"]
-    part = family.resolve(name)
+    if not isinstance(name, str) or name not in registry.names():
+        return [f"`{key}.name={name}` is unknown; {nearest(str(name), registry.names())}"]
+    part = registry.resolve(name)
     given = [] if is_dataclass(part) else keyword_only(part)
     return check_arguments(key, part, node, given=given, also=["name"])
 
 
-def check_target(
-    key: str, node: Any, given: Sequence[str] = (), others: Sequence[str] = ()
+def _check_target(
+    key: str, node: Any, given: Sequence[str] = (), suggest: Sequence[str] = ()
 ) -> list[str]:
-    """A part that is chosen by `_target_`, and what is nested in it.
+    """Check a section that chooses a part by its `_target_`, and all sections in it.
 
     Args:
-        key: where it stands.
-        node: what the config says.
-        given: arguments that the code passes.
-        others: keys beside the arguments, for suggestions.
+        key: Key of the section, e.g. `trainer`.
+        node: Section with `_target_` and the arguments of the part.
+        given: Arguments that the code passes.
+        suggest: Further names to suggest for an unknown key.
     """
     if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
-        return [f"`{key}` needs a `_target_`, the dotted name of what to build."]
+        return [f"`{key}` needs a `_target_`: the import path of a class or function."]
     try:
         target: Callable[..., Any] = import_target(node["_target_"])
     except (ImportError, AttributeError, ValueError) as error:
-        return [f"`{key}._target_={node['_target_']}` can not be imported: {error}."]
-    own = {k: v for k, v in node.items() if not (k.startswith("_") and k.endswith("_"))}
-    problems = check_arguments(key, target, own, given=given, suggest=others)
-    for name, value in own.items():
+        return [f"`{key}._target_={node['_target_']}` cannot be imported: {error}."]
+    arguments = {k: v for k, v in node.items() if not (k.startswith("_") and k.endswith("_"))}
+    problems = check_arguments(key, target, arguments, given=given, suggest=suggest)
+    for name, value in arguments.items():
         if isinstance(value, dict) and "_target_" in value:
-            problems += check_target(f"{key}.{name}", value)
+            problems += _check_target(f"{key}.{name}", value)
     return problems
 
 
@@ -213,46 +223,46 @@ def _check_text(text: Node) -> list[str]:
     kind = text.get("model_type")
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         known = nearest(str(kind), CONFIG_MAPPING)
-        return [f"`model.text.model_type={kind}` is no Hugging Face text model; {known}"]
+        return [f"`model.text.model_type={kind}` is not a Hugging Face text model; {known}"]
     return check_arguments("model.text", CONFIG_MAPPING[kind], text, also=["model_type"])
 
 
 def check_run(config: Node, request: Request) -> list[str]:
-    """Problems of the weights that are asked for, and of how the run is started."""
+    """Check what a run needs from outside: its weights, a GPU, and a launcher for several nodes."""
     trainer = config.get("trainer") or {}
     problems = _check_weights(config)
     nodes = trainer.get("num_nodes", 1)
     if trainer.get("accelerator") in ("gpu", "cuda") and not torch.accelerator.is_available():
         problems.append(
-            f"`trainer.accelerator={trainer['accelerator']}` needs a GPU, and PyTorch sees none;"
-            " run it where there is one, or on the CPU: trainer=default."
+            f"`trainer.accelerator={trainer['accelerator']}` needs a GPU, and PyTorch finds none;"
+            " run it on a machine with a GPU, or on the CPU with trainer=cpu."
         )
     if request.in_sweep and nodes != 1 and "SLURM_NTASKS" not in os.environ:
         command = " ".join(request.command)
         problems.append(
             f"`trainer.num_nodes={nodes}` inside a multirun needs a launcher that starts processes"
-            f" on all nodes: hydra/launcher=slurm. Or run each job by itself: {command}."
+            f" on all nodes: hydra/launcher=slurm. Or run each job separately: {command}."
         )
     return problems
 
 
 def _check_weights(config: Node) -> list[str]:
-    """Every place of weights, and of the tokenizer, that can not be found."""
+    """Check that all weights and the tokenizer can be found."""
     model, init = config.get("model") or {}, config.get("init") or {}
     wanted = {f"init.{part}": name for part, name in init.items()}
     if init.get("model") is None and model.get("tokenizer") != init.get("language"):
         wanted["model.tokenizer"] = model.get("tokenizer")
-    usual = {name: f"model.weights.{part}" for part, name in (model.get("weights") or {}).items()}
+    origin = {name: f"model.weights.{part}" for part, name in (model.get("weights") or {}).items()}
     problems = []
     for key, name in wanted.items():
         if isinstance(name, str) and (problem := hub.why_missing(name)):
-            hint = f"{usual.get(name, key)}=FOLDER_OR_HUB_ID{_INSTEAD.get(key, '')}"
+            hint = f"{origin.get(name, key)}=FOLDER_OR_HUB_ID{_ALTERNATIVES.get(key, '')}"
             problems.append(f"`{key}={name}` {problem}; give {hint}.")
     return problems
 
 
-#: What else a user may want where weights are missing.
-_INSTEAD = {
+#: Further suggestions where weights are missing.
+_ALTERNATIVES = {
     "init.language": ", or init=random",
     "init.vision": ", or init=random",
     "init.slow_vision": ", or init=random",

@@ -1,4 +1,8 @@
-"""Configs as a front door's command line composes them: of a run, or of all jobs of a multirun."""
+"""Compose YAML files and overrides to a config, as the command line does, for a run or a multirun.
+
+The result is a `Request`: the config with what else the command line says. Nothing is checked
+here (see `dpn.config.preflight`), and nothing is built (see `dpn.config.build`).
+"""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -21,27 +25,33 @@ from dpn.runs.request import Request
 
 _PACKAGE = Path(__file__).parents[1]
 CONFIG_DIR = next(d for d in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if d.is_dir())
-"""Inside an installed package, beside it in a checkout."""
+"""Folder of the YAML files: inside the installed package, or next to it in a checkout."""
 MULTIRUN = "hydra.mode=MULTIRUN"
 
 
 def compose(config_name: str = "train", overrides: Sequence[str] = ()) -> Request:
-    """Compose a front door's config in Python, as its command line would."""
+    """Compose a config in Python, as the command line does.
+
+    Args:
+        config_name: Name of a file in `configs/`, e.g. `train`, `eval` or `bench`.
+        overrides: Overrides in Hydra's syntax, e.g. `["router=dpe", "router.keep=0.5"]`.
+    """
     with _hydra():
         return request_of(hydra.compose(config_name, list(overrides), return_hydra_config=True))
 
 
 def compose_jobs(config_name: str, overrides: Sequence[str]) -> tuple[Request, list[Request]]:
-    """What a multirun asks for, before anything is launched.
+    """Compose a multirun and each of its jobs, before anything is launched.
 
     Returns:
-        The command itself, with what its sweeper is told among its overrides and the defaults in
-        place of what is swept; and its jobs in the order of their numbers, none if a sweeper such
-        as Optuna chooses them as it goes.
+        The multirun, whose overrides include the sweeper's parameters and whose config holds the
+        default of every swept value; and its jobs in order. There are no jobs if the sweeper, e.g.
+        Optuna, chooses them while it runs.
     """
     with _hydra() as loader:
-        given = [*overrides, MULTIRUN]
-        config = loader.load_configuration(config_name, given, run_mode=RunMode.MULTIRUN)
+        config = loader.load_configuration(
+            config_name, [*overrides, MULTIRUN], run_mode=RunMode.MULTIRUN
+        )
         sweeper = config.hydra.sweeper
         swept = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
         swept += config.hydra.overrides.task
@@ -55,13 +65,14 @@ def compose_jobs(config_name: str, overrides: Sequence[str]) -> tuple[Request, l
 
 
 def request_of(config: Any, task: DictConfig | None = None) -> Request:
-    """Split Hydra's config into the task's and what Hydra knows about the command.
+    """Separate the config from what Hydra knows about the command line.
 
-    What a chosen part ignores is no part of the request, so that the same run is the same request.
+    Arguments that the chosen router or projector ignores are set to null, and their overrides are
+    left out, so that equal runs have equal requests.
 
     Args:
-        config: with Hydra's own section.
-        task: the same without it, if there is one already.
+        config: Config with section `hydra`.
+        task: The same config without section `hydra`, if it exists already.
     """
     choices, node = config.hydra.runtime.choices, config.hydra
     sweeping = "MULTIRUN" in str(node.mode)
@@ -70,12 +81,12 @@ def request_of(config: Any, task: DictConfig | None = None) -> Request:
         task = OmegaConf.create({k: v for k, v in config.items_ex(resolve=False) if k != "hydra"})
         OmegaConf.set_struct(task, True)
     renamed.update(task)
-    idle = _ignored(task)
-    for key in idle:
+    ignored = _ignored(task)
+    for key in ignored:
         OmegaConf.update(task, key, None)
     return Request(
         config=task,
-        overrides=tuple(o for o in node.overrides.task if key_of(o) not in {"sweep", *idle}),
+        overrides=tuple(o for o in node.overrides.task if key_of(o) not in {"sweep", *ignored}),
         experiment=choices.get("experiment") or "main",
         door=node.job.config_name,
         in_sweep=sweeping,
@@ -87,19 +98,19 @@ def request_of(config: Any, task: DictConfig | None = None) -> Request:
 
 
 def _ignored(config: DictConfig) -> list[str]:
-    """Keys of what the chosen router and projector accept and never read."""
+    """Return the keys that the chosen router and projector accept but never read."""
     keys = []
-    for section, family in (("router", routers), ("projector", projectors)):
+    for section, registry in (("router", routers), ("projector", projectors)):
         node = config.get(section) or {}
-        if (name := node.get("name")) in family.names():
-            ignored = family.resolve(name).ignores
+        if (name := node.get("name")) in registry.names():
+            ignored = registry.resolve(name).ignores
             keys += [f"{section}.{key}" for key in ignored if key in node]
     return keys
 
 
 @contextmanager
 def _hydra() -> Iterator[ConfigLoader]:
-    """Hydra over our configs; a front door that runs already may ask for another one."""
+    """Initialize Hydra with `CONFIG_DIR`, also inside a program that Hydra has already started."""
     state = GlobalHydra.instance()
     running, state.hydra = state.hydra, None
     try:

@@ -1,4 +1,7 @@
-"""How a `trainer` section spreads a run over processes."""
+"""Name the engine that a `trainer` section chooses: one process, DDP, FSDP2 or DeepSpeed ZeRO.
+
+Pre-flight and `dpn.plan` decide by this name; `dpn.config.build.trainer` builds the strategy.
+"""
 
 from collections.abc import Mapping
 from importlib import import_module
@@ -9,7 +12,7 @@ from dpn.runs.request import Node
 
 
 def import_target(target: str) -> Any:
-    """Import what a `_target_` names.
+    """Import the class or function that a `_target_` names.
 
     Raises:
         ImportError: If there is no such module.
@@ -21,9 +24,10 @@ def import_target(target: str) -> Any:
 
 
 def engine_of(trainer: Node) -> str:
-    """Name of the engine: `single`, `ddp`, `fsdp2`, `zero2`, `zero3`, or another strategy's own.
+    """Return the name of the engine: `single`, `ddp`, `fsdp2`, `zero2` or `zero3`.
 
-    A strategy class of ours says it itself, see `dpn.training.strategies`.
+    Classes in `dpn.training.strategies` name their engine themselves. For any other strategy,
+    return the name or the `_target_` in the config.
     """
     strategy = trainer.get("strategy") or "auto"
     if isinstance(strategy, Mapping):
@@ -36,5 +40,5 @@ def engine_of(trainer: Node) -> str:
 
 
 def is_deepspeed(engine: str) -> bool:
-    """Whether an engine, as `engine_of` names it, is DeepSpeed's."""
+    """Whether the engine with this name from `engine_of` is DeepSpeed."""
     return engine.startswith(("zero", "deepspeed")) or "DeepSpeed" in engine

@@ -1,4 +1,10 @@
-"""One error with every problem of a config, before anything is built or loaded."""
+"""Check a composed config before anything is built or loaded; raise one error with every problem.
+
+`dpn.config.checks` checks each section by itself. This file then checks how valid sections fit
+together. It builds vision tower, projector and router on the meta device, without memory, and calls
+`check()` of projector and router: that is where `router.keep=1.5`, or a layer that the decoder does
+not have, is refused.
+"""
 
 from importlib.util import find_spec
 from itertools import chain
@@ -19,10 +25,10 @@ def check(request: Request) -> None:
     """Check a training config.
 
     Raises:
-        ConfigError: With every problem.
+        ConfigError: If there is any problem, with a sentence for each.
     """
     config = resolve(request)
-    problems = _with_fit(checks.training_sections(config), config)
+    problems = _all_problems(checks.check_training(config), config)
     refuse(problems + checks.check_run(config, request))
     refuse(apply.problems(request))
 
@@ -35,61 +41,67 @@ def check_evaluation(request: Request) -> None:
 def check_bench(request: Request) -> None:
     """Check a bench config; raises like `check`."""
     config = resolve(request)
-    refuse(_with_fit(checks.bench_sections(config), config))
+    refuse(_all_problems(checks.check_bench(config), config))
 
 
 def check_plan(request: Request) -> None:
-    """Check a plan config, whose files need not exist yet; raises like `check`."""
+    """Check a plan config, whose data files need not exist yet; raises like `check`."""
     config = resolve(request)
     machine = config.pop("plan")
-    problems = _with_fit(checks.training_sections(config), config, files=False)
+    problems = _all_problems(checks.check_training(config), config, files=False)
     refuse(problems + checks.check_machine(machine))
 
 
-def _with_fit(sections: dict[str, list[str]], config: Node, files: bool = True) -> list[str]:
-    """Problems of all sections, and between the sections that have none themselves."""
-    sound = {section for section, found in sections.items() if not found}
-    return [*chain.from_iterable(sections.values()), *_fit(config, sound, files)]
+def _all_problems(sections: dict[str, list[str]], config: Node, files: bool = True) -> list[str]:
+    """Add the problems between sections, as far as these are valid, to those of each section."""
+    valid = {section for section, found in sections.items() if not found}
+    return [*chain.from_iterable(sections.values()), *_check_together(config, valid, files)]
 
 
-def _fit(config: Node, sound: set[str], files: bool = True) -> list[str]:
-    """Problems between sections that have none themselves; with `files` also those on the disk."""
+def _check_together(config: Node, valid: set[str], files: bool) -> list[str]:
+    """Check how the valid sections fit together.
+
+    Args:
+        config: Whole config.
+        valid: Sections without problems of their own; the others are skipped.
+        files: Whether to check that the data files exist.
+    """
     problems = []
-    if {"model", "projector", "router"} <= sound:
-        problems += _fit_model(config)
-    if {"loss", "router"} <= sound:
-        problems += _fit_loss(config["loss"]["name"], config["router"])
-    if "data" in sound:
+    if {"model", "projector", "router"} <= valid:
+        problems += _check_parts(config)
+    if {"loss", "router"} <= valid:
+        problems += _check_loss(config["loss"]["name"], config["router"])
+    if "data" in valid:
         node = {k: v for k, v in config["data"].items() if k != "name"}
         source = data.resolve(config["data"]["name"])(**node)
         problems += source.check() if files else Source.check(source)
-        if "trainer" in sound:
-            problems += _fit_batch(config["data"], processes(config["trainer"]))
-    if {"model", "optim", "trainer"} <= sound:
-        problems += _fit_engine(config["model"], config["optim"], config["trainer"])
+        if "trainer" in valid:
+            problems += _check_global_batch(config["data"], processes(config["trainer"]))
+    if {"model", "optim", "trainer"} <= valid:
+        problems += _check_engine(config["model"], config["optim"], config["trainer"])
     return problems
 
 
-def _fit_batch(data: Node, count: int) -> list[str]:
-    whole, each = data["global_batch"], data["batch_size"]
-    if whole is None or not whole % (each * count):
+def _check_global_batch(data: Node, count: int) -> list[str]:
+    total, each = data["global_batch"], data["batch_size"]
+    if total is None or not total % (each * count):
         return []
     return [
-        f"`data.global_batch={whole}` is no multiple of data.batch_size={each} on"
+        f"`data.global_batch={total}` is not a multiple of data.batch_size={each} times"
         f" {count} processes; change one of them, or set data.global_batch=null."
     ]
 
 
-def _fit_engine(model: Node, optim: Node, trainer: Node) -> list[str]:
-    """Problems of the engine with what the model and the optimizer ask of it."""
+def _check_engine(model: Node, optim: Node, trainer: Node) -> list[str]:
+    """Check that the engine supports the settings of the model and the optimizer."""
     problems = []
     engine = engine_of(trainer)
     on_gpu = trainer.get("accelerator") != "cpu" and torch.cuda.is_available()
     half = "16" in str(trainer.get("precision"))
     if model["attention"] in ("varlen", "flash") and not (on_gpu and half):
         problems.append(
-            f"`model.attention={model['attention']}` is a kernel of GPUs in half precision; train"
-            " with trainer.precision=bf16-mixed on a GPU, or take model.attention=auto."
+            f"`model.attention={model['attention']}` runs only on a GPU in half precision;"
+            " train there with trainer.precision=bf16-mixed, or use model.attention=auto."
         )
     if is_deepspeed(engine):
         if find_spec("deepspeed") is None:
@@ -98,7 +110,7 @@ def _fit_engine(model: Node, optim: Node, trainer: Node) -> list[str]:
             )
         if getattr(import_target(optim["_target_"]), "needs_whole_matrices", False):
             problems.append(
-                "`optim=muon` needs whole matrices, and DeepSpeed cuts them up; use optim=adamw,"
+                "`optim=muon` needs whole matrices, and DeepSpeed splits them; use optim=adamw,"
                 " or trainer=fsdp2."
             )
         if model["compile_layers"]:
@@ -109,8 +121,8 @@ def _fit_engine(model: Node, optim: Node, trainer: Node) -> list[str]:
     return problems
 
 
-def _fit_model(config: Node) -> list[str]:
-    """Problems of building vision, projector and router, on the meta device, without memory."""
+def _check_parts(config: Node) -> list[str]:
+    """Build vision tower, projector and router on the meta device and collect their problems."""
     try:
         model = DPNConfig(
             text_config=config["model"]["text"],
@@ -125,14 +137,14 @@ def _fit_model(config: Node) -> list[str]:
             projector.fit(tower)
             return build_router(model, tower, projector).check()
     except Exception as error:
-        return [f"The model can not be built: {' '.join(str(error).split())}"]
+        return [f"The model cannot be built: {' '.join(str(error).split())}"]
 
 
-def _fit_loss(name: str, router: Node) -> list[str]:
+def _check_loss(name: str, router: Node) -> list[str]:
     keep = router.get("keep")
     if name == "hinge" and keep is not None:
         return [
-            f"`loss=hinge` has its own target and can not meet router.keep={keep};"
+            f"`loss=hinge` has its own target and cannot meet router.keep={keep};"
             " use loss=policy, or router.keep=null."
         ]
     if name in ("auto", "language"):
@@ -146,6 +158,6 @@ def _fit_loss(name: str, router: Node) -> list[str]:
         )
     if losses.resolve(name).needs_keep and keep is None:
         problems.append(
-            f"`loss={name}` steers to router.keep, which is null; give it, e.g. router.keep=0.6."
+            f"`loss={name}` needs a target, and router.keep is null; set it, e.g. router.keep=0.6."
         )
     return problems

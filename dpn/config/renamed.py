@@ -1,4 +1,4 @@
-"""Names in a user's own YAML files that this release still takes, and what they are called now."""
+"""Keys and class paths of earlier releases, which a user's YAML files may still use."""
 
 import logging
 from typing import Any
@@ -7,12 +7,12 @@ from omegaconf import DictConfig, OmegaConf
 
 log = logging.getLogger(__name__)
 
-#: Keys that moved.
+#: New key of each key that moved.
 KEYS = {
     f"model.{key}": f"recipe.{key}"
     for key in ("keep", "freeze", "pretrain_image_size", "batch_size", "group", "max_length")
 }
-#: Modules of classes that a `_target_` may name.
+#: New module of each module that a `_target_` may name.
 MODULES = {
     f"dpn.{module}": f"dpn.training.{module}"
     for module in ("callbacks", "loggers", "optim", "resume", "strategies")
@@ -20,7 +20,7 @@ MODULES = {
 
 
 def update(config: DictConfig) -> None:
-    """Rename what an earlier release called otherwise, in place, with a warning for each."""
+    """Replace names of earlier releases in a config, in place, with a warning for each."""
     for old, new in KEYS.items():
         section, _, key = old.partition(".")
         if key in (config.get(section) or {}):

@@ -1,6 +1,7 @@
-"""A constructor's annotated signature as the schema of its part of a config.
+"""Check a section of a config against the annotated signature of the constructor it is passed to.
 
-Problems come back as sentences, all of them, so that one run shows every mistake.
+Unknown keys, wrong types and missing values are found here. Checks return all problems as a list of
+sentences instead of raising at the first one, so that one run shows every mistake.
 """
 
 import difflib
@@ -16,12 +17,14 @@ _EMPTY = inspect.Parameter.empty
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean ...?`, or the list of known words if none is close."""
+    """Suggest the known word most similar to `word`, or list all known words if none is similar."""
     known = sorted(known)
     close = difflib.get_close_matches(word, known, n=1)
     if close:
         return f"did you mean `{close[0]}`?"
-    return f"there is {', '.join(f'`{name}`' for name in known) or 'none'}."
+    if not known:
+        return "there are none."
+    return f"expected one of {', '.join(f'`{name}`' for name in known)}."
 
 
 def check_arguments(
@@ -32,15 +35,15 @@ def check_arguments(
     also: Collection[str] = (),
     suggest: Collection[str] = (),
 ) -> list[str]:
-    """Everything wrong with the arguments of a call, one sentence each.
+    """Check the arguments of a call; return one sentence for each problem.
 
     Args:
-        key: where the arguments stand in the config, e.g. `router`; empty for its root.
-        function: a class or function with an annotated signature.
-        arguments: what the config says, resolved to plain values.
-        given: parameters that the code passes itself; the config may not name them.
-        also: further keys that are no parameters but are fine here, e.g. `name`.
-        suggest: further names to offer for an unknown key.
+        key: Key of the arguments in the config, e.g. `router`; empty for the root.
+        function: Class or function with an annotated signature.
+        arguments: Values from the config, resolved to plain Python values.
+        given: Parameters that the code passes itself and the config must not set.
+        also: Valid keys that are not parameters, e.g. `name`.
+        suggest: Further names to suggest for an unknown key.
     """
     parameters = _parameters(function)
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -58,26 +61,26 @@ def check_arguments(
         if name not in named:
             if not takes_any:
                 known = nearest(name, {*named, *suggest})
-                problems.append(f"`{prefix}{name}` is no setting; {known}")
+                problems.append(f"`{prefix}{name}` is not a setting; {known}")
         elif not matches(value, hints.get(name, _EMPTY)):
-            takes = describe(hints[name])
+            expected = describe(hints[name])
             problems.append(
-                f"`{prefix}{name}={_show(value)}` has the wrong type, it takes {takes}."
+                f"`{prefix}{name}={_show(value)}` has the wrong type; expected {expected}."
             )
     for name, parameter in named.items():
         if parameter.default is _EMPTY and name not in arguments:
-            takes = describe(hints.get(name, Any))
-            problems.append(f"`{prefix}{name}` is missing, it takes {takes}.")
+            expected = describe(hints.get(name, Any))
+            problems.append(f"`{prefix}{name}` is missing; expected {expected}.")
     return problems
 
 
 def keyword_only(function: Callable[..., Any]) -> list[str]:
-    """Names of the parameters after the `*`."""
+    """Return the names of the keyword-only parameters, those after the `*`."""
     return [n for n, p in _parameters(function).items() if p.kind is p.KEYWORD_ONLY]
 
 
 def matches(value: Any, annotation: Any) -> bool:
-    """Whether a plain YAML value can stand where the annotation is; unknown ones match all."""
+    """Whether a plain YAML value fits an annotation; an annotation of an unknown kind fits all."""
     if annotation in (Any, _EMPTY) or isinstance(annotation, str | typing.TypeVar):
         return True
     if annotation is None or annotation is type(None):
@@ -123,7 +126,7 @@ def _all_match(values: Iterable[Any], inner: tuple[Any, ...]) -> bool:
 
 
 def describe(annotation: Any) -> str:
-    """An annotation in words a YAML author uses."""
+    """Describe an annotation in the words of a YAML author, e.g. `a number or null`."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
         return " or ".join(dict.fromkeys(describe(option) for option in inner))
@@ -132,9 +135,9 @@ def describe(annotation: Any) -> str:
     if annotation is type(None):
         return "null"
     kind = origin or annotation
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-    if kind in words:
-        return words[kind]
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
+    if kind in names:
+        return names[kind]
     if inspect.isclass(kind):
         if issubclass(kind, Mapping) or typing.is_typeddict(kind):
             return "a mapping"
@@ -144,7 +147,7 @@ def describe(annotation: Any) -> str:
             items = [describe(item) for item in inner if item is not ...]
             return f"a list ({', '.join(dict.fromkeys(items))})" if items else "a list"
         return f"a {kind.__name__}"
-    return "anything"
+    return "any value"
 
 
 @cache
@@ -159,7 +162,7 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     target = function.__init__ if inspect.isclass(function) else function
     try:
         return typing.get_type_hints(inspect.unwrap(target))
-    except (NameError, TypeError):  # names that exist for type checkers only
+    except (NameError, TypeError):  # annotations imported for type checkers only
         return {
             name: p.annotation
             for name, p in _parameters(function).items()

@@ -1,6 +1,7 @@
-"""Sections of the configs that are read in several places.
+"""Schemas of config sections that are read in several places, and of whole config files.
 
-The schema of every other section is the constructor that it is passed to.
+Every other section is passed to one constructor, whose annotated signature is its schema. See
+`dpn.config.checks` for the section that each schema belongs to.
 """
 
 from dataclasses import dataclass, field
@@ -13,7 +14,14 @@ from dpn.training.stage import Part
 
 @dataclass
 class Paths:
-    """Section `paths`."""
+    """Section `paths`.
+
+    Attributes:
+        output_root: Folder of all results.
+        data_root: Folder of the data sets.
+        weights_root: Folder of pretrained weights.
+        run_dir: Folder of this run; None derives it from the overrides and the config.
+    """
 
     output_root: str
     data_root: str
@@ -23,14 +31,17 @@ class Paths:
 
 @dataclass
 class Init:
-    """Section `init`: folders, files or Hugging Face Hub ids whose weights training starts from.
+    """Section `init`: the weights that training starts from.
+
+    Each value is a folder, a file or a Hugging Face Hub id; None keeps random weights.
 
     Attributes:
-        language: of the text model and its head.
-        vision: of the vision tower; of the fast one where there are two.
-        slow_vision: of the second vision tower.
-        projector: file, or a run's folder.
-        model: of all parts, or a run's folder; the others, where given, replace theirs.
+        language: Weights of the text model and its head.
+        vision: Weights of the vision tower; if it has a fast and a slow tower, of the fast one.
+        slow_vision: Weights of the slow vision tower.
+        projector: Weights of the projector; a run folder is possible, too.
+        model: Weights of all parts; a run folder is possible, too. The other values, where given,
+            replace its parts.
     """
 
     language: str | None = None
@@ -42,21 +53,27 @@ class Init:
 
 @dataclass
 class Generation:
-    """Section `model.generation`."""
+    """Section `model.generation`: how held-out questions are answered after training.
+
+    Attributes:
+        max_new_tokens: Maximum number of new tokens of an answer.
+    """
 
     max_new_tokens: int = 32
 
 
 @dataclass
 class Weights:
-    """Section `model.weights`: where `init=pretrained` finds the parts, see `Init`.
+    """Section `model.weights`: published weights of the model, which `init=pretrained` uses.
+
+    Each value is a folder, a file or a Hugging Face Hub id.
 
     Attributes:
-        language: of the text model, and its tokenizer.
-        vision: of the vision tower.
-        slow_vision: of the second vision tower.
-        projector: after the first stage.
-        llava: a finished model, for `stage=gates`.
+        language: Text model with its tokenizer.
+        vision: Vision tower; if there is a fast and a slow one, the fast one.
+        slow_vision: Slow vision tower.
+        projector: Projector as it is after `stage=pretrain`.
+        llava: Model after `stage=finetune`, for `stage=gates`.
     """
 
     language: str | None = None
@@ -71,18 +88,18 @@ class Model:
     """Section `model`.
 
     Attributes:
-        text: a Hugging Face text config.
-        vision: name and arguments of the vision tower.
-        processor: arguments of `DPNProcessor`.
-        generation: see `Generation`.
-        tokenizer: folder or Hub name of a tokenizer; None trains one on the data's text.
-        vocab_size: upper limit for the trained one.
-        min_rows: fewest visual rows a router may leave a sample, where the router does not say.
-        gate_temperature: divides the logits of a router's gates, where the router does not say.
-        weights: see `Weights`.
-        checkpoint_layers: whether layers are computed again in the backward pass, to save memory.
-        compile_layers: whether `torch.compile` makes faster code of layers, in the first steps.
-        attention: backend, see `dpn.decoder.attention`.
+        text: Config of a Hugging Face text model.
+        vision: Name and arguments of the vision tower.
+        processor: Arguments of `DPNProcessor`.
+        generation: See `Generation`.
+        tokenizer: Folder or Hub id of a tokenizer; None trains one on the text of the data set.
+        vocab_size: Maximum vocabulary size of a tokenizer that is trained.
+        min_rows: Default of `router.min_rows`, the fewest visual rows a router may leave a sample.
+        gate_temperature: Default of `router.temperature`, which divides the logits of gates.
+        weights: See `Weights`.
+        checkpoint_layers: Whether to recompute layers in the backward pass, which saves memory.
+        compile_layers: Whether to compile layers with `torch.compile`, during the first steps.
+        attention: Attention backend, see `dpn.decoder.attention`.
     """
 
     text: dict[str, Any]
@@ -101,15 +118,16 @@ class Model:
 
 @dataclass
 class Recipe:
-    """Section `recipe`: values that belong to a model and that other groups take.
+    """Section `recipe`: values that depend on the model and that other sections refer to.
 
     Attributes:
-        keep: Share of visual MACs that `router=dpe` is trained for; None: the paper's hinge.
+        keep: Share of visual MACs that `router=dpe` is trained for; None trains with the paper's
+            hinge loss instead.
         freeze: Parts that `stage=finetune` does not train.
-        pretrain_image_size: Pixels of an image's side in `stage=pretrain`.
-        batch_size: Samples per process, on the instruction data.
+        pretrain_image_size: Height and width of images in `stage=pretrain`, in pixels.
+        batch_size: Samples per process with `data=llava_665k`.
         group: How `data=llava_665k` groups samples into batches, see `dpn.data.grouping`.
-        max_length: Most ids of a sample of the instruction data.
+        max_length: Maximum number of ids of a sample of `data=llava_665k`.
     """
 
     keep: float | None = None
@@ -122,7 +140,7 @@ class Recipe:
 
 @dataclass
 class Train:
-    """The sections and values of train.yaml."""
+    """Sections and top-level values of train.yaml."""
 
     model: dict[str, Any]
     recipe: dict[str, Any]
@@ -143,14 +161,15 @@ class Train:
 
 @dataclass
 class Machine:
-    """Section `plan` of plan.yaml: the GPUs, and what is assumed about speed and data.
+    """Section `plan` of plan.yaml: the GPUs, and assumptions about speed and data.
 
     Attributes:
-        memory_gib: of one GPU.
-        peak_tflops: of one GPU, dense, in the precision of the run.
-        utilisation: share of the peak that training reaches; an assumption.
-        text_rows: mean text tokens of a sample; None: what `dpn.plan` assumes of the file.
-        samples: of one epoch; None: the rows of the data's file.
+        memory_gib: Memory of one GPU in GiB.
+        peak_tflops: Peak of one GPU in TFLOP/s, dense, in the precision of the run.
+        utilisation: Share of the peak that training is assumed to reach.
+        text_rows: Mean number of text tokens of a sample; None uses what `dpn.plan` assumes for
+            the data file.
+        samples: Samples of one epoch; None uses the number of rows of the data file.
     """
 
     memory_gib: float = 80.0
@@ -162,7 +181,7 @@ class Machine:
 
 @dataclass
 class Evaluation:
-    """The sections and values of eval.yaml."""
+    """Sections and top-level values of eval.yaml."""
 
     run: str
     benchmarks: list[str]
@@ -183,10 +202,10 @@ class Evaluation:
 
 @dataclass(kw_only=True)
 class Bench(Load):
-    """The sections and values of bench.yaml.
+    """Sections and top-level values of bench.yaml.
 
     Attributes:
-        folder: of the results of all benchmarks.
+        folder: Folder of the results of all runs of `dpn.bench`.
     """
 
     model: dict[str, Any]

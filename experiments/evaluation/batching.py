@@ -34,7 +34,7 @@ def batching(run: str, questions: int = 96, batch: int = 16, pairs: int = 20) ->
         pairs: measured pairs.
     """
     model, processor = inference.load(Path(run))
-    source = build.source(OmegaConf.load(Path(run) / "config.yaml").data)
+    source = build.data_module(OmegaConf.load(Path(run) / "config.yaml").data)
     source.prepare_data()
     exam = Spread(Questions(source.source.split("val"), processor), questions)
 

@@ -43,7 +43,7 @@ def test_a_router_is_applied_to_the_weights_of_its_base(base, tiny):
     model, processor = inference.load(base, "cpu")
     config = compose("train", [*tiny, "router=fastv", "router.keep=0.7"]).config
     model.router = build.model(config, processor).router
-    source = build.source(config.data)
+    source = build.data_module(config.data)
     source.processor = processor
     metrics, rows = evaluation.evaluate_held_out(model, processor, source, 4)
     found = read_json(folder / "metrics.json")
@@ -81,7 +81,7 @@ def test_a_missing_base_is_named(tiny):
     with pytest.raises(ConfigError) as error:
         applied(tiny, "router=fastv", "model.text.initializer_range=0.1")
     (sentence,) = error.value.problems
-    assert "make it: python -m dpn.train router=none data=llava_json" in sentence
+    assert "create it: python -m dpn.train router=none data=llava_json" in sentence
     assert "model.text.initializer_range=0.1" in sentence
 
 
@@ -136,6 +136,6 @@ def test_a_sweep_over_all_methods(part, base, tiny, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main()
     errors = capsys.readouterr().err
-    reasons = ("has weights of its own", "needs the run that")
+    reasons = ("has weights of its own", "needs a finished run")
     failed = errors.count("The configuration has")
     assert 0 < failed == sum(map(errors.count, reasons)) < 6

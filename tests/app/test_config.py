@@ -97,26 +97,26 @@ def test_every_yaml_opens_with_the_command_that_uses_it(group):
 
 MISTAKES = {
     "unknown keys": {
-        "+router.kep=0.5": "`router.kep` is no setting; did you mean `keep`?",
-        "+colour=1": "`colour` is no setting",
-        "+optim.weight_deca=0.1": "`optim.weight_deca` is no setting; did you mean `weight_decay`?",
-        "+optim.warmups=0.1": "`optim.warmups` is no setting; did you mean `warmup`?",
-        "+trainer.max_step=3": "`trainer.max_step` is no setting; did you mean `max_steps`?",
-        "+callbacks.checkpoint.kep=3": "`callbacks.checkpoint.kep` is no setting; did you mean",
-        "+model.text.num_layers=3": "`model.text.num_layers` is no setting",
-        "+model.vision.dept=3": "`model.vision.dept` is no setting; did you mean `depth`?",
+        "+router.kep=0.5": "`router.kep` is not a setting; did you mean `keep`?",
+        "+colour=1": "`colour` is not a setting",
+        "+optim.weight_dec=1": "`optim.weight_dec` is not a setting; did you mean `weight_decay`?",
+        "+optim.warmups=0.1": "`optim.warmups` is not a setting; did you mean `warmup`?",
+        "+trainer.max_step=3": "`trainer.max_step` is not a setting; did you mean `max_steps`?",
+        "+callbacks.checkpoint.kep=3": "`callbacks.checkpoint.kep` is not a setting; did you mean",
+        "+model.text.num_layers=3": "`model.text.num_layers` is not a setting",
+        "+model.vision.dept=3": "`model.vision.dept` is not a setting; did you mean `depth`?",
     },
     "wrong types": {
-        "optim.lr=fast": "`optim.lr=fast` has the wrong type, it takes a number",
-        "trainer.max_steps=2.5": "`trainer.max_steps=2.5` has the wrong type, it takes a whole",
-        "router.reduce=mean": "`router.reduce=mean` has the wrong type, it takes one of",
-        "router.kernels=3": "`router.kernels=3` has the wrong type, it takes a list",
+        "optim.lr=fast": "`optim.lr=fast` has the wrong type; expected a number",
+        "trainer.max_steps=2.5": "`trainer.max_steps=2.5` has the wrong type; expected a whole",
+        "router.reduce=mean": "`router.reduce=mean` has the wrong type; expected one of",
+        "router.kernels=3": "`router.kernels=3` has the wrong type; expected a list",
         "seed=abc": "`seed=abc` has the wrong type",
         "stage.freeze=[visoin]": "`stage.freeze=['visoin']` has the wrong type",
     },
     "unknown names and missing files": {
         "router.name=dpee": "`router.name=dpee` is unknown; did you mean `dpe`?",
-        "trainer._target_=torch.No": "`trainer._target_=torch.No` can not be imported",
+        "trainer._target_=torch.No": "`trainer._target_=torch.No` cannot be imported",
         "init.model=/no/where": "`init.model=/no/where` does not exist",
     },
     "values out of range": {
@@ -156,7 +156,7 @@ MISTAKES = {
     "keep out of reach": {"router.keep=0.02": "router.keep=0.02 cannot be reached, only 0."},
     "hinge with keep": {"loss=hinge": "`loss=hinge` has its own target", "router.keep=0.6": ""},
     "budget without keep": {
-        "loss=budget": "`loss=budget` steers to router.keep, which is null",
+        "loss=budget": "`loss=budget` needs a target, and router.keep is null",
         "router.keep=null": "",
     },
     "budget without gates": {
@@ -171,7 +171,7 @@ MISTAKES = {
         "router=dyvte": "",
         "router.hidden=0": "router.hidden=0 must be at least 1",
     },
-    "impossible text model": {"model.text.hidden_size=97": "The model can not be built"},
+    "impossible text model": {"model.text.hidden_size=97": "The model cannot be built"},
     "no DeepSpeed for muon": {"trainer=deepspeed_zero3": "`optim=muon` needs whole matrices"},
     "no value": {"router.layers=???": "`router.layers` has no value yet"},
 }
@@ -196,23 +196,23 @@ def test_all_problems_come_in_one_error():
 def test_several_machines_in_a_sweep():
     (found,) = problems("trainer.num_nodes=2", "seed=3", sweep=True)
     assert "hydra/launcher=slurm" in found
-    assert "each job by itself: python -m dpn.train trainer.num_nodes=2 seed=3" in found
+    assert "each job separately: python -m dpn.train trainer.num_nodes=2 seed=3" in found
     preflight.check(compose("train", ["trainer.num_nodes=2"]))
 
 
 def test_a_gpu_that_is_not_there(monkeypatch):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     (found,) = problems("trainer=gpu")
-    assert "`trainer.accelerator=gpu` needs a GPU, and PyTorch sees none" in found
+    assert "`trainer.accelerator=gpu` needs a GPU, and PyTorch finds none" in found
 
 
 def test_hydra_errors_become_sentences_with_the_nearest_name():
     line = ["router=dpee", "routr.keep=0.5", "trainer.max_step=3", "optim.lr=fast", "loss=hinge"]
     found = diagnose("train", line, preflight.check)
     for sentence in (
-        "`router=dpee` is no choice of router; did you mean `dpe`?",
-        "`routr.keep` is no setting; did you mean `router.keep`?",
-        "`trainer.max_step` is no setting; did you mean `trainer.max_steps`?",
+        "`router=dpee` is not a choice of router; did you mean `dpe`?",
+        "`routr.keep` is not a setting; did you mean `router.keep`?",
+        "`trainer.max_step` is not a setting; did you mean `trainer.max_steps`?",
         "`optim.lr=fast` has the wrong type",
     ):
         assert any(sentence in problem for problem in found), sentence
@@ -226,7 +226,7 @@ def test_every_swept_value_is_looked_at():
 
 def test_unreadable_override():
     (found,) = diagnose("train", ["seed=[1,2"], preflight.check)
-    assert "can not be read as key=value" in found
+    assert "cannot be read as key=value" in found
 
 
 @pytest.mark.slow
@@ -234,7 +234,7 @@ def test_command_line_prints_sentences_only():
     command = [sys.executable, "-m", "dpn.train", "rooter=dpe", "optim.lr=fast"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "`rooter` is no setting; did you mean `router`?" in done.stderr
+    assert "`rooter` is not a setting; did you mean `router`?" in done.stderr
     assert "`optim.lr=fast` has the wrong type" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -270,12 +270,12 @@ def test_what_the_code_gives_is_no_setting():
     arguments = {"width": 1, "grid": [8, 8]}
     assert check_arguments("part", part, arguments) == []
     (found,) = check_arguments("part", part, arguments, given=["grid"])
-    assert "`part.grid` is no setting" in found
+    assert "`part.grid` is not a setting" in found
 
 
 def test_speed_that_a_machine_or_an_engine_does_not_have():
     (found,) = problems("model.attention=varlen")
-    assert "`model.attention=varlen` is a kernel of GPUs in half precision" in found
+    assert "`model.attention=varlen` runs only on a GPU in half precision" in found
     found = problems("model.compile_layers=true", "trainer=deepspeed_zero3")
     assert any("compile_layers=true` is not known to work with DeepSpeed" in x for x in found)
     preflight.check(compose("train", ["model.compile_layers=true", "trainer=ddp"]))

@@ -71,7 +71,7 @@ def processor():
 def source_of(choice, data_root, processor, *overrides):
     folders = [f"paths.data_root={data_root}", "data.num_workers=0", "data.batch_size=1"]
     config = compose("train", [f"data={choice}", *folders, *overrides]).config
-    data = build.source(config.data)
+    data = build.data_module(config.data)
     assert data.source.check() == []
     data.processor = processor
     return data

@@ -190,12 +190,12 @@ def test_against_another_model(ask, finished, squares, tmp_path):
     ("override", "sentence"),
     [
         ("benchmarks=[pop]", "There is no benchmark `pop`; did you mean `pope`"),
-        ("benchmarks=[]", "asks nothing"),
-        ("+settings.pope.split=val", "`settings.pope.split` is no setting"),
-        ("+settings.gqa.split=val", "`settings.gqa` is for none of"),
+        ("benchmarks=[]", "is empty; name at least one"),
+        ("+settings.pope.split=val", "`settings.pope.split` is not a setting"),
+        ("+settings.gqa.split=val", "`settings.gqa` belongs to none of"),
         ("limit=0", "`limit=0` is too small"),
         ("generation.num_beams=x", "`generation.num_beams=x`"),
-        ("against=nowhere", "`against=nowhere` holds no rows.jsonl"),
+        ("against=nowhere", "`against=nowhere` contains no rows.jsonl"),
     ],
 )
 def test_mistakes_are_told(ask, override, sentence):

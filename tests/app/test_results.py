@@ -151,7 +151,7 @@ def test_evaluation_of_a_run_repeats_its_numbers(finished):
 
 def test_evaluation_of_a_model_folder(finished, squares, tmp_path):
     model = shutil.copytree(finished / "model", tmp_path / "hub")
-    with pytest.raises(ConfigError, match="names no data"):
+    with pytest.raises(ConfigError, match="names no data set"):
         evaluate(compose("eval", [f"run={model}"]))
     overrides = [
         o for o in tiny_run(squares, tmp_path / "there") if o.startswith(("data", "paths"))
@@ -165,7 +165,7 @@ def test_evaluation_of_a_model_folder(finished, squares, tmp_path):
 
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
-    [(["run=/no/where"], "is no folder"), (["run=.", "device=3"], "`device=3`")],
+    [(["run=/no/where"], "is not a folder"), (["run=.", "device=3"], "`device=3`")],
 )
 def test_bad_evaluations(overrides, sentence):
     with pytest.raises(ConfigError, match=sentence):
@@ -231,7 +231,7 @@ def test_keep_is_calibrated_on_training_questions(squares, tmp_path):
     overrides = [*tiny_run(squares, tmp_path), "router.keep=0.8", "data.eval_batch_size=5"]
     folder = train(compose("train", overrides))
     model, processor = inference.load(folder, "cpu")
-    source = build.source(compose("train", overrides).config.data)
+    source = build.data_module(compose("train", overrides).config.data)
     source.processor = processor
     batches = inference.training_prompts(source, model.device, count=12)
     assert [len(batch["input_ids"]) for batch in batches] == [5, 5, 2]

@@ -114,7 +114,7 @@ def test_ctrl_c_ends_a_sweep(tiny, tmp_path, monkeypatch, capsys):
     def stop(*_):
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr("dpn.train.build.source", stop)
+    monkeypatch.setattr("dpn.train.build.data_module", stop)
     assert sweep(monkeypatch, *tiny, "seed=0,1") == 130
     assert "Stopped by SIGINT" in capsys.readouterr().err
     assert outcomes(tmp_path / "outputs") == {"0": "interrupted", "1": "not started"}
