@@ -1,4 +1,4 @@
-# make train   set up, then the main job       make test   set up, then the tests       (both reuse .venv)
+# make train: install into .venv, then run the main job.   make test: install, then run the tests.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -12,7 +12,7 @@ SUDO   := $(if $(filter 0,$(shell id -u)),,sudo)
 train: $(STAMP)
 	$(BIN)/python -m dpn.train
 
-# The tests of a file share what they set up, so one process takes all of them.
+# The tests of a file share fixtures, so all of them run in one process.
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
@@ -24,23 +24,24 @@ lint: $(STAMP)
 
 setup: $(STAMP)
 
-# The constraints reach the build environments too, so nothing replaces the CPU build of torch.
+# PIP_CONSTRAINT applies to build environments, too, so nothing replaces the CPU build of torch.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --disable-pip-version-check -q -e '.[dev]'
 	touch $@
 
-# A browser for the tests of the report's page; where there is none they are skipped.
+# Install a browser for the tests of the HTML report; without one they are skipped.
 browser:
 	{ command -v chromium && command -v chromedriver; } >/dev/null || { $(SUDO) apt-get update -qq \
 	  && $(SUDO) apt-get install -y -qq --no-install-recommends chromium chromium-driver; } \
 	  || echo 'No browser could be installed; its tests will be skipped.'
 
-# lmms-eval, with older versions of what dpn uses, too; `make slow` tests the plug-in there.
+# lmms-eval needs older versions of some packages that dpn uses, so it gets an environment of its
+# own; `make slow` tests the plug-in there.
 lmms-eval: $(LMMS)/.installed
 
-# The package index has torchvision for CUDA; beside the CPU build of torch it can not be imported,
-# and transformers can not either. Nothing here needs it.
+# The package index has torchvision for CUDA: with the CPU build of torch it cannot be imported, and
+# then transformers cannot either. Nothing here needs it.
 $(LMMS)/.installed: pyproject.toml constraints-lmms.txt
 	test -x $(LMMS)/bin/python || $(PYTHON) -m venv $(LMMS)
 	PIP_CONSTRAINT=constraints-lmms.txt $(LMMS)/bin/python -m pip install --disable-pip-version-check -q -e '.[lmms-eval]'
