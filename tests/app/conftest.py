@@ -1,4 +1,4 @@
-"""A run of seconds: a tiny model on a handful of coloured squares in LLaVA's format."""
+"""Fixtures for runs of a few seconds: a tiny model on coloured squares in LLaVA's format."""
 
 import json
 from pathlib import Path
@@ -13,22 +13,22 @@ COLOURS = {"red": (200, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 200)}
 
 @pytest.fixture(scope="session")
 def squares(tmp_path_factory) -> Path:
-    """See `write_squares`."""
+    """Folder with the data set of `write_squares`."""
     return write_squares(tmp_path_factory.mktemp("squares"))
 
 
 def without_times(rows):
-    """Rows without what differs each time."""
+    """Return rows without timings, which differ between runs."""
     return [{k: v for k, v in row.items() if k not in ("ms", "prefill_ms")} for row in rows]
 
 
 def timeless(metrics):
-    """Metrics without what differs each time."""
+    """Return metrics without timings and memory, which differ between runs."""
     return {k: v for k, v in metrics.items() if not k.startswith(("time/", "memory/"))}
 
 
 def write_squares(folder: Path) -> Path:
-    """A folder with train.json, val.json and their images; two families, one of two turns."""
+    """Write train.json, val.json and their images; samples of family `long` have two turns."""
     for split, count in (("train", 16), ("val", 4)):
         rows = []
         for number in range(count):
@@ -51,7 +51,7 @@ def write_squares(folder: Path) -> Path:
 
 
 def tiny_run(squares: Path, outputs: Path) -> list[str]:
-    """Overrides of a run on the squares."""
+    """Return the overrides of a run on the squares."""
     return [
         "data=llava_json",
         f"data.train_file={squares / 'train.json'}",
@@ -81,17 +81,17 @@ def tiny_run(squares: Path, outputs: Path) -> list[str]:
 
 @pytest.fixture
 def figures():
-    """For tests that look at figures; in all others they are not drawn."""
+    """Draw figures; tests that do not request this fixture skip them."""
 
 
 @pytest.fixture(autouse=True)
 def _no_figures(request, monkeypatch):
-    """Drawing takes a third of the time of a tiny run."""
+    """Skip drawing, which takes a third of the time of a tiny run."""
     if "figures" not in request.fixturenames:
         monkeypatch.setattr(page, "draw", lambda rows, folder: [])
 
 
 @pytest.fixture
 def tiny(squares, tmp_path) -> list[str]:
-    """The same with outputs in the test's own folder."""
+    """Overrides of a run on the squares with outputs in the test's own folder."""
     return tiny_run(squares, tmp_path / "outputs")

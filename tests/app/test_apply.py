@@ -1,4 +1,4 @@
-"""`stage=apply`: methods without training on the run without compression that they belong to."""
+"""`stage=apply`: evaluate methods without training on the weights of an uncompressed run."""
 
 import sys
 from dataclasses import replace
@@ -23,7 +23,7 @@ def outputs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def base(squares, outputs):
-    """Folder of the run without compression."""
+    """Folder of a run without compression."""
     return train(compose("train", [*tiny_run(squares, outputs), "router=none", "seed=3"]))
 
 
@@ -54,7 +54,7 @@ def test_a_router_is_applied_to_the_weights_of_its_base(base, tiny):
     assert 0.6 < metrics["cost/visual_macs_ratio"] < 0.8
 
 
-def test_no_method_is_the_base_itself(base, tiny):
+def test_router_none_repeats_the_results_of_the_base(base, tiny):
     folder = applied(tiny, "router=none")
     before, after = (without_times(read_rows(place / "rows.jsonl")) for place in (base, folder))
     assert after == before
@@ -62,7 +62,7 @@ def test_no_method_is_the_base_itself(base, tiny):
     assert after == before
 
 
-def test_what_the_base_is(squares, tmp_path):
+def test_overrides_of_the_base(squares, tmp_path):
     common = tiny_run(squares, tmp_path)
 
     def base_of(*overrides):
@@ -77,7 +77,7 @@ def test_what_the_base_is(squares, tmp_path):
     assert base_run(compose("train", [*common, "stage=apply", "router=vtw"])) is None
 
 
-def test_a_missing_base_is_named(tiny):
+def test_a_missing_base_is_refused_with_its_command(tiny):
     with pytest.raises(ConfigError) as error:
         applied(tiny, "router=fastv", "model.text.initializer_range=0.1")
     (sentence,) = error.value.problems
@@ -85,7 +85,7 @@ def test_a_missing_base_is_named(tiny):
     assert "model.text.initializer_range=0.1" in sentence
 
 
-def test_weights_that_the_base_has_not_are_asked_for(base, tiny):
+def test_a_router_with_weights_of_its_own_is_refused(base, tiny):
     with pytest.raises(ConfigError, match="`router=dpe` has weights of its own"):
         applied(tiny, "router=dpe")
     with pytest.raises(ValueError, match=r"lacks weights .* router: router.gates"):
@@ -103,7 +103,7 @@ def test_gates_are_applied_at_another_share(tiny):
 
 
 def test_a_projector_is_calibrated_before_and_after(base, tiny, caplog):
-    """Where the number of rows depends on the image, as in `dfmr`."""
+    """If its number of rows depends on the image, as that of `dfmr` does."""
     keep = ("projector=dfmr", "projector.kernels=[2]", "projector.keep=0.6", "router=none")
     with caplog.at_level("INFO", logger="dpn.training.calibration"):
         applied(tiny, *keep)
@@ -120,7 +120,7 @@ def test_a_share_out_of_reach_is_an_outcome_of_a_sweep(tiny):
     assert "router.keep=0.01 cannot be reached" in status["error"]
 
 
-def test_other_mistakes_are_none(tiny):
+def test_other_mistakes_in_a_sweep_are_errors(tiny):
     request = compose("train", [*tiny, "router=dpe", "router.keep=0.01", "data.batch_size=0"])
     with pytest.raises(ConfigError):
         train(replace(request, in_sweep=True))
@@ -129,7 +129,7 @@ def test_other_mistakes_are_none(tiny):
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["router", "projector"])
 def test_a_sweep_over_all_methods(part, base, tiny, monkeypatch, capsys):
-    """As typed: no method needs a word of its own; those that lack weights or scores say so."""
+    """The same overrides work for every method, or its error says what it lacks."""
     jobs = ["-m", "stage=apply", f"{part}=glob(*)", f"{part}.keep=0.5"]
     jobs += ["router=none"] if part == "projector" else []
     monkeypatch.setattr(sys, "argv", ["dpn-train", *jobs, *tiny])

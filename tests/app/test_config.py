@@ -18,20 +18,20 @@ GROUPS = {
     for folder in sorted(CONFIG_DIR.iterdir())
     if folder.is_dir() and folder.name not in ("hydra", "suite", "sweep")
 }
-#: Groups whose choices have nothing to do with each other: one of each is looked at together.
-APART = (
+#: Groups whose choices are independent of each other: a test takes one choice of each.
+INDEPENDENT = (
     ("callbacks", "data", "init", "logger", "optim", "paths", "router", "stage", "trainer"),
     ("projector", "recipe"),
 )
-ALONE = [(group,) for group in GROUPS if group not in chain.from_iterable(APART)]
+SINGLE = [(group,) for group in GROUPS if group not in chain.from_iterable(INDEPENDENT)]
 CHOICES = [
     [(group, name) for group, name in zip(groups, names, strict=True) if name]
-    for groups in (*APART, *ALONE)
+    for groups in (*INDEPENDENT, *SINGLE)
     for names in zip_longest(*(GROUPS[group] for group in groups))
 ]
 
-#: What a choice needs beside it.
-FURTHER = {
+#: Overrides that a choice requires.
+REQUIRED = {
     ("stage", "apply"): ["init.model=gpt2"],
     ("loss", "budget"): ["router.keep=0.6"],
     ("loss", "policy"): ["router.keep=0.6"],
@@ -47,13 +47,13 @@ def problems(*overrides: str, sweep: bool = False) -> list[str]:
     return list(caught.value.problems)
 
 
-def test_default_config_is_fine():
+def test_default_config_passes():
     preflight.check(compose("train"))
 
 
 @pytest.fixture(scope="module")
 def data_root(tmp_path_factory):
-    """The files that the user has, where the data sets' configs expect them."""
+    """Folder with the files of LLaVA's data sets, where their configs expect them."""
     root = tmp_path_factory.mktemp("data")
     (root / "LLaVA-Pretrain" / "images").mkdir(parents=True)
     for name in ("LLaVA-Pretrain/blip_laion_cc_sbu_558k.json", "llava_v1_5_mix665k.json"):
@@ -65,8 +65,8 @@ def data_root(tmp_path_factory):
 def test_every_choice_composes_and_passes(choices, data_root):
     overrides = [f"paths.data_root={data_root}"]
     for group, choice in choices:
-        overrides += [f"{group}={choice}", *FURTHER.get((group, choice), [])]
-        if group == "projector":  # without a grid the default keep is out of the router's reach
+        overrides += [f"{group}={choice}", *REQUIRED.get((group, choice), [])]
+        if group == "projector":  # without a grid the router cannot reach its default keep
             overrides.append("router=none")
     request = compose("train", overrides)
     allowed = (
@@ -76,10 +76,10 @@ def test_every_choice_composes_and_passes(choices, data_root):
         "`optim=muon` needs whole matrices",
         "`python tools/head_scores.py run=RUN` and give router.scores",
     )
-    assert [p for p in found(request) if not any(hint in p for hint in allowed)] == []
+    assert [p for p in problems_of(request) if not any(hint in p for hint in allowed)] == []
 
 
-def found(request):
+def problems_of(request):
     try:
         preflight.check(request)
     except ConfigError as error:
@@ -149,7 +149,7 @@ MISTAKES = {
         "model=llava_hr_tiny": "",
         "projector=visionzip": "which CLIPConvNeXt does not provide; use a model whose vision",
     },
-    "image that the tower can not take": {
+    "image that the tower cannot take": {
         "model=llava_hr_tiny": "",
         "projector=downsample": "projector.keep=0.5 asks this vision tower for a smaller image",
     },
@@ -200,7 +200,7 @@ def test_several_machines_in_a_sweep():
     preflight.check(compose("train", ["trainer.num_nodes=2"]))
 
 
-def test_a_gpu_that_is_not_there(monkeypatch):
+def test_missing_gpu(monkeypatch):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     (found,) = problems("trainer=gpu")
     assert "`trainer.accelerator=gpu` needs a GPU, and PyTorch finds none" in found
@@ -218,7 +218,7 @@ def test_hydra_errors_become_sentences_with_the_nearest_name():
         assert any(sentence in problem for problem in found), sentence
 
 
-def test_every_swept_value_is_looked_at():
+def test_every_swept_value_is_checked():
     found = diagnose("train", ["-m", "router=static,dpee", "seed=1,x"], preflight.check)
     assert any("`router=dpee`" in problem for problem in found)
     assert any("`seed=x`" in problem for problem in found)
@@ -239,13 +239,13 @@ def test_command_line_prints_sentences_only():
     assert "Traceback" not in done.stderr
 
 
-def test_arguments_of_plain_doors():
-    def ask(run: str, tokens: int = 3, hot: float = 0.0):
-        """A front door."""
+def test_arguments_of_commands_without_config():
+    def ask(run: str, tokens: int = 3, temperature: float = 0.0):
+        """A command without a config."""
 
     assert read_arguments(ask, ["run=1", "tokens=5"]) == {"run": "1", "tokens": 5}
     with pytest.raises(ConfigError) as caught:
-        read_arguments(ask, ["tokns=5", "hot=very", "what"])
+        read_arguments(ask, ["tokns=5", "temperature=very", "what"])
     assert len(caught.value.problems) == 4  # no value, unknown, wrong type, missing run
 
 
@@ -263,9 +263,9 @@ def test_types_of_signatures():
     assert not matches({"a": "b"}, dict[str, int])
 
 
-def test_what_the_code_gives_is_no_setting():
+def test_arguments_that_the_code_passes_are_not_settings():
     def part(width: int, *, grid: tuple[int, int]):
-        """A part that gets its grid from the code."""
+        """A part whose grid the code passes."""
 
     arguments = {"width": 1, "grid": [8, 8]}
     assert check_arguments("part", part, arguments) == []
@@ -273,7 +273,7 @@ def test_what_the_code_gives_is_no_setting():
     assert "`part.grid` is not a setting" in found
 
 
-def test_speed_that_a_machine_or_an_engine_does_not_have():
+def test_unsupported_attention_and_compilation():
     (found,) = problems("model.attention=varlen")
     assert "`model.attention=varlen` runs only on a GPU in half precision" in found
     found = problems("model.compile_layers=true", "trainer=deepspeed_zero3")
@@ -281,7 +281,7 @@ def test_speed_that_a_machine_or_an_engine_does_not_have():
     preflight.check(compose("train", ["model.compile_layers=true", "trainer=ddp"]))
 
 
-def test_names_of_an_earlier_release_are_taken_from_files(caplog):
+def test_names_of_earlier_releases_are_accepted_in_files(caplog):
     config = OmegaConf.create(
         {
             "model": {"batch_size": 3},

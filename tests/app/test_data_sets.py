@@ -1,4 +1,4 @@
-"""LLaVA's two data sets in tiny: the shipped configs and the check, over files of their formats."""
+"""The configs of LLaVA's two data sets, and their check, on tiny files of the same formats."""
 
 import json
 import sys
@@ -68,7 +68,7 @@ def processor():
     return DPNProcessor(train_tokenizer(["What is it? A red square. All."]), image_size=28)
 
 
-def source_of(choice, data_root, processor, *overrides):
+def data_module(choice, data_root, processor, *overrides):
     folders = [f"paths.data_root={data_root}", "data.num_workers=0", "data.batch_size=1"]
     config = compose("train", [f"data={choice}", *folders, *overrides]).config
     data = build.data_module(config.data)
@@ -78,7 +78,7 @@ def source_of(choice, data_root, processor, *overrides):
 
 
 def test_captions_are_trained_as_image_and_caption(data_root, processor):
-    batches = list(source_of("lcs_558k", data_root, processor).train_dataloader())
+    batches = list(data_module("lcs_558k", data_root, processor).train_dataloader())
     assert len(batches) == 3
     ids, labels = batches[0].input_ids[0].tolist(), batches[0].labels[0]
     assert ids[1] == processor.image_token_id
@@ -86,16 +86,16 @@ def test_captions_are_trained_as_image_and_caption(data_root, processor):
 
 
 def test_the_instruction_mix_is_read_with_all_its_oddities(data_root, processor):
-    data = source_of("llava_665k", data_root, processor, "data.group=none")
+    data = data_module("llava_665k", data_root, processor, "data.group=none")
     batches = list(data.train_dataloader())
     ids = {meta["id"] for batch in batches for meta in batch.meta}
     assert ids == {str(row["id"]) for row in GOOD}
-    assert max(batch.input_ids.shape[1] for batch in batches) == 2048  # cut
+    assert max(batch.input_ids.shape[1] for batch in batches) == 2048  # longer samples are cut
     assert [number for _, number in sorted(data.skipped)] == list(range(5, 11))
 
 
-def test_check_counts_sources_and_names_what_is_wrong(data_root, processor):
-    source = source_of("llava_665k", data_root, None).source
+def test_check_counts_sources_and_problems(data_root, processor):
+    source = data_module("llava_665k", data_root, None).source
     split = source.split("train")
     report = Report(examples=2)
     for finding in findings(source, split, None):
@@ -113,21 +113,21 @@ def test_check_counts_sources_and_names_what_is_wrong(data_root, processor):
         " download it again."
     ]
     assert "the answer in turn 2 is empty" in report.shown["bad conversation"][0]
-    assert len(report.shown["bad conversation"]) == 2  # examples
+    assert len(report.shown["bad conversation"]) == 2  # the number of examples
     assert report.longest == [(3003, -3, "long"), (7, 0, "000000033471")]
 
 
 def test_check_measures_in_ids_and_finds_rows_that_are_too_long(data_root, processor):
-    source = source_of("llava_665k", data_root, None, "data.too_long=refuse").source
+    source = data_module("llava_665k", data_root, None, "data.too_long=refuse").source
     found = list(findings(source, source.split("train"), processor))
     assert [kind for kind, _ in found[3].problems] == ["bad conversation"]
     assert "the maximum is 2048" in found[3].problems[0][1]
-    sample = source_of("llava_665k", data_root, processor).train_dataloader().dataset[0]
+    sample = data_module("llava_665k", data_root, processor).train_dataloader().dataset[0]
     assert found[0].length == len(sample.input_ids)
 
 
 @pytest.mark.parametrize(("rows", "code"), [(GOOD, None), (GOOD + BAD, 1)])
-def test_command_of_check(rows, code, data_root, monkeypatch, capsys):
+def test_check_command(rows, code, data_root, monkeypatch, capsys):
     write(data_root / "llava_v1_5_mix665k.json", rows)
     line = ["data=llava_665k", f"paths.data_root={data_root}", "data.num_workers=2"]
     monkeypatch.setattr(sys, "argv", ["check_data.py", *line])

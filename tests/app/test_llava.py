@@ -1,4 +1,4 @@
-"""LLaVA's stages one after the other, at a tiny size, by the commands that the real ones take."""
+"""Run LLaVA's stages in sequence at a tiny size, with the commands of the real ones."""
 
 import json
 
@@ -14,7 +14,7 @@ from tests.app.conftest import COLOURS
 
 @pytest.fixture(scope="module")
 def data_root(tmp_path_factory):
-    """Both files of LLaVA with a few rows, where `paths.data_root` has them."""
+    """Folder for `paths.data_root` with a few rows of both data sets of LLaVA."""
     root = tmp_path_factory.mktemp("data")
     captions, instructions = [], []
     for number in range(8):
@@ -50,7 +50,7 @@ def weights(folder):
 
 
 def changed(before, after):
-    """Parts whose weights differ; the tables may have got more rows."""
+    """Return the parts whose weights differ; tables that have grown do not count."""
     return {
         ".".join(name.split(".")[: 2 if name.startswith("vision") else 1])
         for name in before.keys() & after.keys()
@@ -75,8 +75,8 @@ def test_three_stages_of_llava_hr(data_root, tmp_path):
     again = [*tiny, "stage=pretrain", "router=none", "trainer.max_steps=1"]
     assert changed(start, weights(train(compose("train", again)))) == {"projector", "vision.merge"}
 
-    handed_on = [f"init.model={first}", f"init.projector={first}"]
-    second = train(compose("train", [*tiny, "router=dpe", *handed_on]))
+    init = [f"init.model={first}", f"init.projector={first}"]
+    second = train(compose("train", [*tiny, "router=dpe", *init]))
     tuned = weights(second)
     moved = {
         "language",

@@ -23,7 +23,7 @@ def processor():
     return DPNProcessor(tokenizer, image_size=64, patch_size=8)
 
 
-def built(processor, *overrides: str) -> DPNForConditionalGeneration:
+def build_model(processor, *overrides: str) -> DPNForConditionalGeneration:
     return build.model(compose("train", overrides).config, processor)
 
 
@@ -42,7 +42,7 @@ PARTS = [
 def test_every_choice_builds_a_module(group, choice, processor):
     further = ["router.keep=0.6"] if choice in ("budget", "policy") else []
     config = compose("train", [f"{group}={choice}", "init=random", *further]).config
-    with torch.device("meta"):  # large models cost no memory there
+    with torch.device("meta"):  # large models take no memory there
         module = build.module(config, build.model(config, processor))
     for part in config.stage.freeze:
         assert not any(p.requires_grad for p in getattr(module.model, part).parameters())
@@ -93,7 +93,7 @@ def test_auto_loss(router, keep, loss, processor):
 
 
 def test_same_seed_same_weights(processor):
-    first, second, other = (built(processor, f"seed={seed}") for seed in (1, 1, 2))
+    first, second, other = (build_model(processor, f"seed={seed}") for seed in (1, 1, 2))
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=1))
     assert not torch.equal(first.lm_head.weight, other.lm_head.weight)
 
@@ -130,7 +130,7 @@ def test_schedules():
 
 
 def module_with_trainer(processor, world: int, accumulate: int, *overrides: str):
-    """A module whose trainer says what a distributed one would."""
+    """Build a module whose trainer reports a distributed run."""
     config = compose("train", overrides or ["router=none"]).config
     module = build.module(config, build.model(config, processor))
     strategy = SimpleNamespace(
@@ -171,10 +171,10 @@ def batch_of(supervised: int, processor):
 
 
 def test_loss_counts_the_tokens_of_all_processes_and_the_window(processor):
-    """On 3 processes with 2 micro-batches, Lightning and DDP divide by 6 what this gives."""
+    """With 3 processes and 2 micro-batches, Lightning and DDP divide the loss of a step by 6."""
     batch = batch_of(3, processor)
     alone = module_with_trainer(processor, 1, 1).training_step(batch, 0).item()
-    window = replace(batch, window_tokens=7)  # of this process; the others have as many
+    window = replace(batch, window_tokens=7)  # of this process; each other one has the same number
     shared = module_with_trainer(processor, 3, 2).training_step(window, 0).item()
     assert shared / 6 == pytest.approx(alone * 3 / 21)
     reference = ["loss=language", "+loss.reduction=reference"]

@@ -18,17 +18,17 @@ FOLDERS = [
     *("benchmarks", "runs", "decoder", "losses", "reports", "model", "inference", "checkpoints"),
     *("training", "measure", "config", "cli"),
 ]
-#: Files of their own: what users start or import. They may import every folder.
+#: Modules that users run or import. They may import every folder.
 DOORS = [
     *("__init__", "train", "eval", "bench", "plan", "generate", "chat", "route", "report"),
     "dialogue",
 ]
-#: What other programs import; no folder or door does.
+#: Folders that only other programs import.
 ADAPTERS = ["integrations"]
 
 
 def imports(path: Path) -> set[str]:
-    """Parts of dpn that a file imports, also inside functions."""
+    """Return the entries of `dpn/` that a file imports, also inside functions."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module == "dpn":
@@ -42,11 +42,11 @@ def imports(path: Path) -> set[str]:
 
 
 def entry(path: Path) -> str:
-    """The entry of `dpn/` that a file belongs to."""
+    """Return the entry of `dpn/` that a file belongs to."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def test_every_entry_has_its_place():
+def test_every_entry_is_listed():
     found = {path.name.removesuffix(".py") for path in PACKAGE.iterdir() if path.name[0] != "."}
     assert sorted(found - {"__pycache__"}) == sorted([*FOLDERS, *DOORS, *ADAPTERS])
     assert len(DOORS) <= 12
@@ -56,14 +56,14 @@ def test_every_entry_has_its_place():
 def test_imports_point_one_way():
     wrong = {}
     for path in PACKAGE.rglob("*.py"):
-        room = entry(path)
-        allowed = {*FOLDERS, *DOORS} if room in {*DOORS, *ADAPTERS} else set()
-        if room in FOLDERS:
-            allowed = set(FOLDERS[: FOLDERS.index(room) + 1])
+        folder = entry(path)
+        allowed = {*FOLDERS, *DOORS} if folder in {*DOORS, *ADAPTERS} else set()
+        if folder in FOLDERS:
+            allowed = set(FOLDERS[: FOLDERS.index(folder) + 1])
         if extra := imports(path) - allowed:
             wrong[str(path)] = extra
     assert not wrong
-    assert "model" in imports(PACKAGE / "training" / "module.py")  # the test does see imports
+    assert "model" in imports(PACKAGE / "training" / "module.py")  # imports are found
 
 
 def test_files_of_a_folder_import_each_other_without_a_circle():
@@ -72,12 +72,12 @@ def test_files_of_a_folder_import_each_other_without_a_circle():
             ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path
             for path in (PACKAGE / folder).rglob("*.py")
         }
-        graph = {name: whole_imports(path) & modules.keys() for name, path in modules.items()}
+        graph = {name: top_level_imports(path) & modules.keys() for name, path in modules.items()}
         TopologicalSorter(graph).prepare()  # raises CycleError
 
 
-def whole_imports(path: Path) -> set[str]:
-    """Modules of dpn that a file imports when it is imported itself, by their whole names."""
+def top_level_imports(path: Path) -> set[str]:
+    """Return the full names of the modules of dpn that a file imports at its top level."""
     found = set()
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("dpn."):
@@ -86,7 +86,7 @@ def whole_imports(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("folder", [*FOLDERS, *ADAPTERS])
-def test_folders_say_what_lives_there(folder):
+def test_folders_have_a_docstring(folder):
     assert (
         len(ast.get_docstring(ast.parse((PACKAGE / folder / "__init__.py").read_text())) or "") > 40
     )
@@ -96,7 +96,7 @@ def test_private_files_stay_in_their_folder():
     wrong = {}
     for path in PACKAGE.rglob("*.py"):
         own = f"dpn.{entry(path)}."
-        private = {n for n in whole_imports(path) if "._" in n and not n.startswith(own)}
+        private = {n for n in top_level_imports(path) if "._" in n and not n.startswith(own)}
         if private:
             wrong[str(path)] = private
     assert not wrong
@@ -112,7 +112,7 @@ def test_model_and_routers_import_nothing_heavy():
 
 @pytest.mark.slow
 def test_wheel_works_from_any_directory(tmp_path):
-    """The wheel in an environment without the checkout; its dependencies come from this one."""
+    """Install it in an environment without the checkout, with the dependencies of this one."""
     wheels, home = tmp_path / "wheels", tmp_path / "env"
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
     subprocess.run([*pip, "wheel", "--no-deps", "-w", wheels, ROOT], check=True)

@@ -1,4 +1,4 @@
-"""The plan of a run against the run itself: real tensors, torch's own counters, and hand counts."""
+"""Compare the plan of a run with real tensors, torch's own counters and counts by hand."""
 
 import re
 from functools import partial
@@ -11,8 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils.flop_counter import FlopCounterMode
 
-from dpn import DPNForConditionalGeneration
-from dpn import plan as front
+from dpn import DPNForConditionalGeneration, plan
 from dpn.config import build
 from dpn.config.compose import compose
 from dpn.data.row_budget import RowBudgetSampler
@@ -47,7 +46,7 @@ def rehearse(config):
 
 
 def real_model(config):
-    """The model of a config with memory, and a batch of what is planned with."""
+    """Return the model of a config with real weights, and a batch of the planned size."""
     module = build.meta_module(config)
     torch.manual_seed(config.seed)
     model = DPNForConditionalGeneration(build.model_config(config)).train()
@@ -98,7 +97,7 @@ def test_checkpointing_lowers_the_peak():
 
 
 @pytest.mark.parametrize("optim", ["adamw", "sgd", "muon"])
-def test_what_is_held_is_what_a_trained_model_holds(optim):
+def test_held_memory_is_that_of_a_trained_model(optim):
     config = composed(f"optim={optim}", "stage.freeze=[vision]").config
     held = rehearse(config).held(ONE)
     module = build.meta_module(config).to_empty(device="cpu")
@@ -120,7 +119,7 @@ def test_what_is_held_is_what_a_trained_model_holds(optim):
 
 @pytest.fixture
 def four_processes():
-    """The first of four processes that only seem to be there."""
+    """Set up a fake process group, as the first of four processes."""
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
     yield 4
     dist.destroy_process_group()
@@ -128,7 +127,7 @@ def four_processes():
 
 def test_shards_are_those_of_fsdp2(four_processes):
     config = composed("trainer=fsdp2", f"trainer.devices={four_processes}").config
-    setup = front.setup_of(config)
+    setup = plan.setup_of(config)
     assert (setup.engine, setup.half, setup.processes) == ("fsdp2", True, 4)
     module = build.meta_module(config)
     mesh = dist.init_device_mesh("cpu", (four_processes,))
@@ -165,7 +164,7 @@ def test_flops_are_those_of_torchs_counter(checkpoint, freeze):
     assert rehearse(config).step(ONE, TEXT, "most").flops == expected
 
 
-def test_routes_are_the_ends_of_what_the_router_can_reach():
+def test_planned_routes_are_the_limits_of_the_router():
     config = composed("router=dpe").config
     rehearsal = rehearse(config)
     most, fewest = (rehearsal.step(ONE, TEXT, rows) for rows in ("most", "fewest"))
@@ -174,14 +173,14 @@ def test_routes_are_the_ends_of_what_the_router_can_reach():
     assert sum(fewest.peak.values()) < sum(most.peak.values())
 
 
-def test_a_fixed_kernel_stays_what_it_is():
+def test_a_fixed_kernel_has_one_route():
     rehearsal = rehearse(composed("router=static", "router.kernels=[2,2]").config)
     shares = [rehearsal.step(ONE, TEXT, rows).share for rows in ("most", "fewest", "all")]
     assert shares[0] == shares[1] < shares[2] == 1
 
 
 @pytest.mark.parametrize("name", ["yopo", "redundancy_lens"])
-def test_what_layers_leave_out_is_known_without_data(name):
+def test_work_that_layers_leave_out_is_known_without_data(name):
     rehearsal = rehearse(composed(f"router={name}").config)
     router = rehearsal.module.model.router
     strength = 1.0 if name == "yopo" else router.strength
@@ -207,12 +206,12 @@ def test_a_further_pass_of_the_routing_loss_is_counted():
     text = rehearsal.module.model.router.text
     gate = 2 * ONE.batch_size * (2 * text.hidden_size * 8 + 8 * 2)
     once = rehearse(composed(*gates, "loss=language").config).step(ONE, TEXT, "most").flops
-    expected = 2 * once - (text.num_layers - 1) * gate  # which the further pass has not
+    expected = 2 * once - (text.num_layers - 1) * gate  # gates that the further pass does not run
     assert rehearsal.step(ONE, TEXT, "most").flops == expected
 
 
 @pytest.mark.slow
-def test_rows_that_pass_layers_by_are_known_without_data():
+def test_rows_that_skip_layers_are_known_without_data():
     rehearsal = rehearse(composed("router=depth_routing").config)
     router = rehearsal.module.model.router
     step = rehearsal.step(ONE, TEXT, "most")
@@ -245,8 +244,8 @@ def test_a_run_of_the_paper_needs_no_files():
             "data.batch_size=2",
         ],
     )
-    memory, figures = front.plan(request)
-    assert figures["time/steps"] == 5198  # LLaVA's log of this data at 128 a step
+    memory, figures = plan.plan(request)
+    assert figures["time/steps"] == 5198  # from LLaVA's log of this data, at 128 samples a step
     assert (figures["engine"], figures["gpus"]) == ("zero2", 8)
     assert figures["time/hours_fewest_rows"] < figures["time/hours"]
     assert figures["memory/longest_gib"] > figures["memory/average_gib"]
@@ -263,8 +262,8 @@ def test_batches_of_equally_many_rows(monkeypatch):
         "data.rows_per_batch=500", *half, *steps, "model.text.num_hidden_layers=1", "stage.dense=0"
     )
     rehearsal = rehearse(config.config)
-    monkeypatch.setattr(front, "Rehearsal", lambda module: rehearsal)  # its steps are run once
-    memory, figures = front.plan(config)
+    monkeypatch.setattr(plan, "Rehearsal", lambda module: rehearsal)  # reuse its steps
+    memory, figures = plan.plan(config)
     sampler = RowBudgetSampler(np.full(100, 72), 500, accumulate=3, world=2)
     assert figures["time/steps"] == sampler.steps == 3
     by_samples = Setup("ddp", False, 2, batch_size=6)
@@ -272,26 +271,26 @@ def test_batches_of_equally_many_rows(monkeypatch):
     one = Setup("ddp", False, 2, batch_size=1)  # 468 and 32 rows fill a batch
     assert memory["longest samples"] == rehearsal.memory(one, 468)
     assert "40 text tokens of a sample (plan.text_rows), 468 at most" in figures["assumed"]
-    words, smaller_setup = next(smaller(front.setup_of(config.config)))
-    assert (words, rehearsal.samples(smaller_setup, TEXT)) == ("data.rows_per_batch=250", 3)
+    override, smaller_setup = next(smaller(plan.setup_of(config.config)))
+    assert (override, rehearsal.samples(smaller_setup, TEXT)) == ("data.rows_per_batch=250", 3)
 
 
 @pytest.mark.slow
 def test_hours_follow_the_keep():
     hours = {}
     for keep in ("0.5", "0.7"):
-        _, figures = front.plan(composed(f"router.keep={keep}", "stage.dense=0"))
+        _, figures = plan.plan(composed(f"router.keep={keep}", "stage.dense=0"))
         hours[keep] = figures["time/hours"]
         assert figures["time/hours_fewest_rows"] < hours[keep]
     assert hours["0.5"] < hours["0.7"]
 
 
 @pytest.mark.slow
-def test_what_does_not_fit_is_told_with_what_would():
+def test_verdict_suggests_settings_that_fit():
     overrides = ["trainer=fsdp2", "trainer.devices=2", "data.global_batch=8", "router=none"]
     config = composed(*overrides, "model.text.num_hidden_layers=1").config
-    rehearsal, setup = rehearse(config), front.setup_of(config)
-    text, _ = front.longest_text(config, rehearsal.image_rows)
+    rehearsal, setup = rehearse(config), plan.setup_of(config)
+    text, _ = plan.longest_text(config, rehearsal.image_rows)
     whole, half = (
         rehearsal.memory(s, text).total / GIB
         for s in (setup, Setup("fsdp2", True, 2, batch_size=2))
@@ -300,7 +299,7 @@ def test_what_does_not_fit_is_told_with_what_would():
     sentence = of_longest((whole + half) / 2)
     assert sentence.startswith("It does not fit")
     offered = re.findall(r"([^;:]+) \(", sentence.partition("would do")[2])
-    assert [words.strip() for words in offered][::2] == [
+    assert [override.strip() for override in offered][::2] == [
         "data.batch_size=2",
         "4 GPUs data.batch_size=2",
     ]
@@ -309,22 +308,22 @@ def test_what_does_not_fit_is_told_with_what_would():
 
 
 @pytest.mark.slow
-def test_a_training_run_is_warned(monkeypatch):
+def test_training_warns_if_memory_is_too_small(monkeypatch):
     class Small:
         total_memory = 2**20
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Small)
-    assert "does not fit" in front.warning(composed("trainer=gpu").config)
-    assert front.warning(composed("trainer=cpu").config) is None
+    assert "does not fit" in plan.warning(composed("trainer=gpu").config)
+    assert plan.warning(composed("trainer=cpu").config) is None
     Small.total_memory = 2**40
-    assert front.warning(composed("trainer=gpu").config) is None
+    assert plan.warning(composed("trainer=gpu").config) is None
 
 
-def test_mistakes_are_told():
+def test_mistakes_are_refused():
     def problems(*overrides):
         with pytest.raises(ConfigError) as caught:
-            front.plan(composed(*overrides))
+            plan.plan(composed(*overrides))
         return caught.value.problems
 
     assert any("plan.utilisation=0" in p for p in problems("plan.utilisation=0"))
@@ -346,7 +345,7 @@ def test_mistakes_are_told():
 @pytest.mark.slow
 def test_a_projector_that_chooses_by_content_can_be_planned():
     shares = [
-        front.plan(composed("router=none", *options))[1]["time/step_flops"]
+        plan.plan(composed("router=none", *options))[1]["time/step_flops"]
         for options in (["projector=mlp"], ["projector=visionzip", "projector.keep=0.25"])
     ]
     assert shares[1] < 0.7 * shares[0]

@@ -1,4 +1,4 @@
-"""The composed recipes against the table of LLaVA's, LLaVA-HR's and DPN's published scripts."""
+"""Compare the composed recipes with the published scripts of LLaVA, LLaVA-HR and DPN."""
 
 import pytest
 from omegaconf import OmegaConf
@@ -72,7 +72,7 @@ def test_recipes_are_those_of_the_papers(name):
         assert name == "hinge"
 
 
-def test_a_model_brings_what_belongs_to_it():
+def test_a_model_selects_its_recipe():
     config = composed("model=llava_hr", "router=dpe")
     assert config.data.train_file == "data/llava_v1_5_mix665k.json"
     assert config.stage.lr == 2e-5
@@ -83,12 +83,12 @@ def test_a_model_brings_what_belongs_to_it():
 
 
 @pytest.mark.parametrize(
-    ("devices", "nodes", "each", "steps"),
+    ("devices", "nodes", "batch_size", "steps"),
     [(8, 1, 16, 1), (8, 1, 8, 2), (2, 4, 2, 8), (1, 1, 1, 128)],
 )
-def test_global_batch_gives_the_accumulation(devices, nodes, each, steps):
+def test_global_batch_gives_the_accumulation(devices, nodes, batch_size, steps):
     trainer = {"devices": devices, "num_nodes": nodes, "accelerator": "cpu"}
-    assert 128 // (each * processes(trainer)) == steps
+    assert 128 // (batch_size * processes(trainer)) == steps
     assert processes({"devices": [0, 2], "accelerator": "gpu"}) == 2
     assert processes({"devices": "auto", "accelerator": "cpu"}) == 1
 
