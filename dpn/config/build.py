@@ -93,7 +93,7 @@ def model(config: DictConfig, processor: DPNProcessor) -> DPNForConditionalGener
     model.attention = config.model.attention
     if config.model.compile_layers:
         compile_layers(model.language)
-    for key, parts in init_parts(model.vision).items():
+    for key, parts in _init_parts(model.vision).items():
         if (name := config.init[key]) is not None:
             log.info("Starting from init.%s=%s", key, name)
             if key == "model" and not trains(config.stage):
@@ -104,7 +104,7 @@ def model(config: DictConfig, processor: DPNProcessor) -> DPNForConditionalGener
     return model
 
 
-def init_parts(tower: VisionTower) -> dict[str, tuple[str, ...] | None]:
+def _init_parts(tower: VisionTower) -> dict[str, tuple[str, ...] | None]:
     """Return the parts that each key of `init` loads, in order; None: all that the files hold."""
     return {
         "model": None,

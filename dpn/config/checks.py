@@ -1,8 +1,8 @@
 """Check each section of a config by itself; return one sentence for each problem.
 
 The annotated signature of the constructor that a section is passed to is its schema, so keys are
-listed nowhere else. Problems between sections, and values that are out of range for the built
-parts such as `router.keep=1.5`, are found by `dpn.config.preflight`.
+listed nowhere else. Problems between sections, and values that a part itself refuses, such as
+`router.keep=1.5`, are found by `dpn.config.preflight`.
 """
 
 import os

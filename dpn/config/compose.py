@@ -1,7 +1,7 @@
-"""Compose YAML files and overrides to a config, as the command line does, for a run or a multirun.
+"""Compose a config from YAML files and overrides, or the configs of all jobs of a multirun.
 
-The result is a `Request`: the config with what else the command line says. Nothing is checked
-here (see `dpn.config.preflight`), and nothing is built (see `dpn.config.build`).
+The result is a `Request`: the config, and what Hydra knows about the command line. Nothing is
+checked here (see `dpn.config.preflight`), and nothing is built (see `dpn.config.build`).
 """
 
 import os

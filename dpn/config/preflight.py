@@ -53,7 +53,7 @@ def check_plan(request: Request) -> None:
 
 
 def _all_problems(sections: dict[str, list[str]], config: Node, files: bool = True) -> list[str]:
-    """Add the problems between sections, as far as these are valid, to those of each section."""
+    """Return the problems of each section, and those between the sections that are valid."""
     valid = {section for section, found in sections.items() if not found}
     return [*chain.from_iterable(sections.values()), *_check_together(config, valid, files)]
 
@@ -74,6 +74,7 @@ def _check_together(config: Node, valid: set[str], files: bool) -> list[str]:
     if "data" in valid:
         node = {k: v for k, v in config["data"].items() if k != "name"}
         source = data.resolve(config["data"]["name"])(**node)
+        # The base class checks settings alone, without looking for files.
         problems += source.check() if files else Source.check(source)
         if "trainer" in valid:
             problems += _check_global_batch(config["data"], processes(config["trainer"]))

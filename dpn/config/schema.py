@@ -63,13 +63,13 @@ def check_arguments(
                 known = nearest(name, {*named, *suggest})
                 problems.append(f"`{prefix}{name}` is not a setting; {known}")
         elif not matches(value, hints.get(name, _EMPTY)):
-            expected = describe(hints[name])
+            expected = _describe(hints[name])
             problems.append(
                 f"`{prefix}{name}={_show(value)}` has the wrong type; expected {expected}."
             )
     for name, parameter in named.items():
         if parameter.default is _EMPTY and name not in arguments:
-            expected = describe(hints.get(name, Any))
+            expected = _describe(hints.get(name, Any))
             problems.append(f"`{prefix}{name}` is missing; expected {expected}.")
     return problems
 
@@ -125,11 +125,11 @@ def _all_match(values: Iterable[Any], inner: tuple[Any, ...]) -> bool:
     return not inner or all(matches(value, inner[0]) for value in values)
 
 
-def describe(annotation: Any) -> str:
+def _describe(annotation: Any) -> str:
     """Describe an annotation in the words of a YAML author, e.g. `a number or null`."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(describe(option) for option in inner))
+        return " or ".join(dict.fromkeys(_describe(option) for option in inner))
     if origin is Literal:
         return "one of " + ", ".join(f"`{option}`" for option in inner)
     if annotation is type(None):
@@ -144,7 +144,7 @@ def describe(annotation: Any) -> str:
         if issubclass(kind, Path):
             return "a path"
         if kind in (list, tuple) or kind.__module__ == "collections.abc":
-            items = [describe(item) for item in inner if item is not ...]
+            items = [_describe(item) for item in inner if item is not ...]
             return f"a list ({', '.join(dict.fromkeys(items))})" if items else "a list"
         return f"a {kind.__name__}"
     return "any value"

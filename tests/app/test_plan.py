@@ -133,7 +133,7 @@ def test_shards_are_those_of_fsdp2(four_processes):
     mesh = dist.init_device_mesh("cpu", (four_processes,))
     shard(module.model, module.routing_loss, mesh, torch.bfloat16)
     local = sum(p.to_local().nbytes for p in module.model.parameters())
-    # The table of positions, [1, rows, width], can not be split: the first process has all of it.
+    # The table of positions, [1, rows, width], cannot be split: the first process holds all of it.
     table = module.model.vision.model.embeddings.position_embeddings.to_local().nbytes
     local -= table - table // four_processes
     assert rehearse(config).held(setup)["weights"] == pytest.approx(local, rel=1e-3)
