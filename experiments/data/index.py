@@ -80,10 +80,10 @@ def peak_mb() -> float:
 def open_rows(file: Path) -> dict[str, Any]:
     """Open the rows, which makes the index if there is none; added memory is peak above before."""
     from dpn.data.base import Split
-    from dpn.data.rows import Rows
+    from dpn.data.rows import FileRows
 
     before, started = peak_mb(), time.perf_counter()
-    rows = Rows(Split(file, file.parent))
+    rows = FileRows(Split(file, file.parent))
     seconds = time.perf_counter() - started
     return {
         "rows": len(rows),
