@@ -23,7 +23,7 @@ from dpn.common.distributed import processes
 from dpn.config import build, preflight
 from dpn.config.engine import engine_of
 from dpn.config.sections import Machine
-from dpn.data.rows import Rows
+from dpn.data.rows import FileRows
 from dpn.measure.fitting import verdict
 from dpn.measure.footprint import GIB, Memory, Rehearsal, Setup
 from dpn.runs.request import ConfigError, Request
@@ -187,7 +187,7 @@ def epoch_samples(config: DictConfig, machine: Machine) -> tuple[int | None, str
     split = build.source(config.data).source.split("train")
     assert split is not None
     if split.file.is_file():
-        count = len(Rows(split))
+        count = len(FileRows(split))
         return count, f"{count} samples in {split.file.name}"
     if split.file.name in KNOWN_FILES:
         count = len(split.numbers(KNOWN_FILES[split.file.name][0]))
