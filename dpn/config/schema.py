@@ -58,7 +58,7 @@ def check_arguments(
         if name not in named:
             if not takes_any:
                 known = nearest(name, {*named, *suggest})
-                problems.append(f"`{prefix}{name}` is no setting; {known}")
+                problems.append(f"`{prefix}{name}` is not a setting; {known}")
         elif not matches(value, hints.get(name, _EMPTY)):
             takes = describe(hints[name])
             problems.append(

@@ -97,14 +97,14 @@ def test_every_yaml_opens_with_the_command_that_uses_it(group):
 
 MISTAKES = {
     "unknown keys": {
-        "+router.kep=0.5": "`router.kep` is no setting; did you mean `keep`?",
-        "+colour=1": "`colour` is no setting",
-        "+optim.weight_deca=0.1": "`optim.weight_deca` is no setting; did you mean `weight_decay`?",
-        "+optim.warmups=0.1": "`optim.warmups` is no setting; did you mean `warmup`?",
-        "+trainer.max_step=3": "`trainer.max_step` is no setting; did you mean `max_steps`?",
-        "+callbacks.checkpoint.kep=3": "`callbacks.checkpoint.kep` is no setting; did you mean",
-        "+model.text.num_layers=3": "`model.text.num_layers` is no setting",
-        "+model.vision.dept=3": "`model.vision.dept` is no setting; did you mean `depth`?",
+        "+router.kep=0.5": "`router.kep` is not a setting; did you mean `keep`?",
+        "+colour=1": "`colour` is not a setting",
+        "+optim.weight_deca=0.1": "`optim.weight_deca` is not a setting; did you mean `weight",
+        "+optim.warmups=0.1": "`optim.warmups` is not a setting; did you mean `warmup`?",
+        "+trainer.max_step=3": "`trainer.max_step` is not a setting; did you mean `max_steps`?",
+        "+callbacks.checkpoint.kep=3": "`callbacks.checkpoint.kep` is not a setting; did you mean",
+        "+model.text.num_layers=3": "`model.text.num_layers` is not a setting",
+        "+model.vision.dept=3": "`model.vision.dept` is not a setting; did you mean `depth`?",
     },
     "wrong types": {
         "optim.lr=fast": "`optim.lr=fast` has the wrong type, it takes a number",
@@ -210,9 +210,9 @@ def test_hydra_errors_become_sentences_with_the_nearest_name():
     line = ["router=dpee", "routr.keep=0.5", "trainer.max_step=3", "optim.lr=fast", "loss=hinge"]
     found = diagnose("train", line, preflight.check)
     for sentence in (
-        "`router=dpee` is no choice of router; did you mean `dpe`?",
-        "`routr.keep` is no setting; did you mean `router.keep`?",
-        "`trainer.max_step` is no setting; did you mean `trainer.max_steps`?",
+        "`router=dpee` is not a choice of router; did you mean `dpe`?",
+        "`routr.keep` is not a setting; did you mean `router.keep`?",
+        "`trainer.max_step` is not a setting; did you mean `trainer.max_steps`?",
         "`optim.lr=fast` has the wrong type",
     ):
         assert any(sentence in problem for problem in found), sentence
@@ -226,7 +226,7 @@ def test_every_swept_value_is_looked_at():
 
 def test_unreadable_override():
     (found,) = diagnose("train", ["seed=[1,2"], preflight.check)
-    assert "can not be read as key=value" in found
+    assert "cannot be read as key=value" in found
 
 
 @pytest.mark.slow
@@ -234,7 +234,7 @@ def test_command_line_prints_sentences_only():
     command = [sys.executable, "-m", "dpn.train", "rooter=dpe", "optim.lr=fast"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "`rooter` is no setting; did you mean `router`?" in done.stderr
+    assert "`rooter` is not a setting; did you mean `router`?" in done.stderr
     assert "`optim.lr=fast` has the wrong type" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -270,7 +270,7 @@ def test_what_the_code_gives_is_no_setting():
     arguments = {"width": 1, "grid": [8, 8]}
     assert check_arguments("part", part, arguments) == []
     (found,) = check_arguments("part", part, arguments, given=["grid"])
-    assert "`part.grid` is no setting" in found
+    assert "`part.grid` is not a setting" in found
 
 
 def test_speed_that_a_machine_or_an_engine_does_not_have():

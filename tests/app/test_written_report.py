@@ -176,7 +176,7 @@ def test_command_line(monkeypatch, tmp_path, capsys):
     for wrong, code, sentence in (
         ([], 2, "there is nothing to report"),
         (["nowhere"], 1, "nowhere is no folder"),
-        ([tmp_path, "too=x"], 2, "`too` is no setting"),
+        ([tmp_path, "too=x"], 2, "`too` is not a setting"),
         (["run=nowhere"], 1, "nowhere holds no results"),
     ):
         with pytest.raises(SystemExit) as ended:

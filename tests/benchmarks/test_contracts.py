@@ -13,7 +13,7 @@ import pytest
 from dpn import benchmarks
 from dpn.data.batch import DataError
 from dpn.data.tokenizer import train_tokenizer
-from dpn.inference.evaluation import BenchmarkExam
+from dpn.inference.evaluation import BenchmarkQuestions
 from dpn.model import DPNProcessor
 from tests.benchmarks.files import change, damage
 
@@ -82,15 +82,15 @@ def processor():
 def test_a_model_sees_the_words_of_llavas_conversation(name, benchmark, processor):
     """`vicuna_v1` with images first, and `<ROUTER>` in samples with images."""
     questions = benchmark.questions()
-    exam = BenchmarkExam(name, questions, processor)
+    question_set = BenchmarkQuestions(name, questions, processor)
     for index, question in enumerate(questions):
-        sample = exam.make(index)
+        sample = question_set.make(index)
         count = len(question.images)
         asked = "<image>\n" * count + question.prompt + ("<ROUTER>" if count else "")
         seen = processor.tokenizer.decode(sample.input_ids)
         assert seen == f"<s>{SYSTEM} USER: {asked} ASSISTANT:"
         assert [image.shape for image in sample.images] == [(3, 56, 56)] * count
-        assert name in exam.where(index)
+        assert name in question_set.where(index)
 
 
 def test_answers_are_written_in_llavas_format(benchmark, tmp_path):
