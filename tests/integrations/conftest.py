@@ -67,7 +67,7 @@ def answer(loaded, document: Document, most: int = 6, **options) -> str:
 
 
 def naive_logprob(loaded, document: Document, continuation: str) -> tuple[float, bool]:
-    """Compute the log-probability of a continuation without padding, from the logits of all columns."""
+    """Compute the log-probability of a continuation without padding, from all logits."""
     model, processor = loaded
     prompt = processor.prompt([{"role": "user", "content": words(document)}])
     start = processor(prompt, document.images).input_ids.shape[1]
