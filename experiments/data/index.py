@@ -46,9 +46,7 @@ def generate(folder: Path, rows: int = ROWS) -> Path:
     with file.open("w") as stream:
         stream.write("[\n")
         for number in range(rows):
-            place = (
-                number * ROWS // rows
-            )  # in the real file, which ends without images
+            place = number * ROWS // rows  # in the real file, which ends without images
             row: dict[str, Any] = {"id": f"{number:09d}"}
             for source, count in SOURCES.items():
                 if place < count:
