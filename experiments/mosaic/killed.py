@@ -43,8 +43,8 @@ def killed() -> list[dict[str, Any]]:
     watch.start()
     os.kill(watch.some_run_has_a_checkpoint(), signal.SIGKILL)
     status = watch.end()
-    told = outcomes(watch.outputs)
-    attempts.append({"killed": "a job", "exit": status, "jobs": told})
+    found = outcomes(watch.outputs)
+    attempts.append({"killed": "a job", "exit": status, "jobs": found})
 
     watch.start()
     status = watch.end()

@@ -40,7 +40,7 @@ def known_digits():
 
 
 def look(path, known_digits):
-    """What a PNG shows: colour of each place, and number and label of each cell's digit image."""
+    """Read a PNG: colour of each quadrant, and number and label of each cell's digit image."""
     pixels = np.asarray(Image.open(path)).astype(float)
     half, side = len(pixels) // 2, len(pixels) // 8
     colours, numbers, labels = {}, np.full((2, side, side), -1), None
