@@ -1,22 +1,23 @@
-"""FLOPs, speed and memory of a model, next to the same one without compression and to Hugging Face.
+"""Compare FLOPs, speed and memory of a model with no compression and with Hugging Face.
 
     python -m dpn.bench router=static
     python -m dpn.bench router=none projector=visionzip projector.keep=0.5
     python -m dpn.bench -m router=none,static,random batch_size=[1,8] new_tokens=[1,64]
     python -m dpn.bench model=llava_1_5_7b dtype=bfloat16 route=[[2,2],[1,1],[1,1]]  # dpe on a GPU
-    python -m dpn.bench model=llava_1_5_7b pairs=0                   # costs alone, on any machine
-    python -m dpn.bench router=static profile=true                   # and where the time goes
+    python -m dpn.bench model=llava_1_5_7b pairs=0                   # only costs, on any machine
+    python -m dpn.bench router=static profile=true                   # also where the time goes
 
 Weights, images and text are random. All contenders share the weights and run in turn in one
-process, and their ratios are told; times themselves on a GPU only, where nothing else runs. A ratio
-of times over the ratio of FLOPs is 1 where all that is saved on paper is saved on the clock.
+process; the ratios of their times are reported, and times themselves only on a GPU without other
+jobs. The ratio of times divided by the ratio of FLOPs is 1 if the saved FLOPs save as much time.
 
-`measure` needs torch and transformers alone:
+`measure` only needs torch and transformers:
 
     from dpn import DPNConfig
     from dpn.bench import Load, measure
+    # The default text model of Hugging Face is a Llama of 7B.
     config = DPNConfig(vision_config={"name": "clip"}, router_config={"name": "static"})
-    measure(config, Load(batch_size=[1, 8], dtype="bfloat16"))  # Hugging Face's Llama is of 7B
+    measure(config, Load(batch_size=[1, 8], dtype="bfloat16"))
 """
 
 import re
@@ -36,7 +37,7 @@ from dpn.model import DPNConfig, meta_model
 if TYPE_CHECKING:
     from dpn.runs.request import Request
 
-#: Settings that say how a model is measured, not which one.
+#: Settings for how to measure, as opposed to which model.
 HOW = (
     *("batch_size", "text_columns", "new_tokens", "pairs", "train", "profile", "seed", "folder"),
     "paths",
@@ -52,17 +53,17 @@ def main() -> None:
 
 
 def _run(request: "Request") -> None:
-    """Measure, print, and add to the folder's results."""
+    """Measure a model, print the results and add them to the folder."""
     from dpn.measure.report import publish
 
     publish(bench(request), Path(request.config.folder))
 
 
 def bench(request: "Request") -> list[Row]:
-    """Measure what a config asks for, see `measure`; `model` in each row are its overrides.
+    """Measure the model of a config, see `measure`; `model` in each row lists its overrides.
 
     Raises:
-        ConfigError: with everything that is wrong with it.
+        ConfigError: If the config is invalid; lists every problem.
     """
     from dpn.config import build, preflight
     from dpn.runs.request import ConfigError
@@ -87,14 +88,14 @@ def measure(config: DPNConfig, load: Load | None = None) -> list[Row]:
     """Measure a model.
 
     Args:
-        config: of the model.
-        load: what it is given.
+        config: Config of the model.
+        load: Batch sizes, lengths and options to measure with.
 
     Returns:
-        One row of flat figures for each batch size, prompt length and number of new tokens: those
-        of `load`, and those that `dpn.measure.case` describes. Training steps and profiles do not
-        depend on new tokens, and stand in the first row of their batch. With `pairs=0` and
-        `route=own`, one row for the most and one for the fewest rows that the router can leave.
+        One flat row for each batch size, prompt length and number of new tokens, with the settings
+        of `load` and the results described in `dpn.measure.case`. Training steps and profiles do
+        not depend on new tokens and are only in the first row of their batch. With `pairs=0` and
+        `route=own`, one row each for the most and the fewest visual rows that the router can keep.
     """
     load = load or Load()
     batches = list(product(_several(load.batch_size), _several(load.text_columns)))

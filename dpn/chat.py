@@ -1,10 +1,11 @@
-"""Chat with a trained model, about an image or without one.
+"""Chat with a trained model, with or without an image.
 
-    python -m dpn.chat run=outputs/main/default-0123abcd image=photo.png
+    python -m dpn.chat run=outputs/main/default-0123abcd image=mosaic.png
+    > Read the first 2 rows.
 
-Every line, typed or piped, is a question; its answer comes with the route and the share of visual
-work. `/image FILE` starts a new conversation about another image (without FILE: about none), `/new`
-one about the same; `/quit` ends.
+Every line of input, typed or piped, is a question; the answer is printed with the route and the
+visual MACs ratio. `/image FILE` starts a new conversation about another image (without FILE, about
+none), `/new` a new conversation about the same image, and `/quit` ends.
 """
 
 import sys
@@ -24,7 +25,7 @@ from dpn.dialogue import Chat
 from dpn.inference import read_images, route_of
 from dpn.runs.request import ConfigError
 
-HELP = "/image FILE, /new and /quit"
+HELP = "/image FILE, /new or /quit"
 
 
 def chat(
@@ -38,21 +39,21 @@ def chat(
     """Answer the lines of standard input until it ends.
 
     Args:
-        run: run folder or Hugging Face model folder.
-        image: file, or several with commas between them; None: no image.
-        max_new_tokens: upper limit of an answer.
-        temperature: 0 takes the most probable token, more samples.
-        seed: of the sampling.
-        device: where the model is.
+        run: Run folder or Hugging Face model folder.
+        image: Image file, or several separated by commas; None for no image.
+        max_new_tokens: Maximum number of tokens in an answer.
+        temperature: 0 for greedy decoding; above 0, tokens are sampled.
+        seed: Seed for sampling.
+        device: Device of the model.
 
     Raises:
-        ConfigError: if an answer may have no token, or the temperature is negative.
+        ConfigError: If `max_new_tokens` is below 1, or the temperature is negative.
     """
     if max_new_tokens < 1 or temperature < 0:
         raise ConfigError(
             [
-                f"`max_new_tokens={max_new_tokens} temperature={temperature}` can not be; at least"
-                " 1 token is needed, and the temperature is 0 or more."
+                f"`max_new_tokens={max_new_tokens} temperature={temperature}` is not possible; at"
+                " least 1 token is needed, and the temperature must be 0 or more."
             ]
         )
     images = read_images(image)
@@ -68,7 +69,7 @@ def chat(
             if command in ("/image", "/new"):
                 conversation.reset()
             elif line.startswith("/"):
-                raise DataError(f"{command} is no command; there are {HELP}.")
+                raise DataError(f"{command} is not a command; use {HELP}.")
             else:
                 _say(conversation, line, images)
         except (DataError, FileNotFoundError) as error:
@@ -76,7 +77,10 @@ def chat(
 
 
 def _say(conversation: Chat, line: str, images: Sequence[Image.Image]) -> None:
-    """Print the answer as it comes, then its route and cost; images go with the first line."""
+    """Print the answer while it is generated, then its route and cost.
+
+    Images belong to the first line of a conversation.
+    """
     words = _Words(conversation.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
     found = conversation.ask(line, () if conversation.messages else images, words)
     share = f"{found['visual_macs_ratio']:.3f} of the visual MACs"
@@ -84,28 +88,28 @@ def _say(conversation: Chat, line: str, images: Sequence[Image.Image]) -> None:
 
 
 def _lines() -> Iterator[str]:
-    """Lines of standard input that hold something."""
+    """Yield the non-empty lines of standard input."""
     typed = sys.stdin.isatty()
     if typed:
-        print(f"Ask; there are also {HELP}.")
+        print(f"Type a question, or {HELP}.")
     while True:
         try:
             line = input("> " if typed else "").strip()
         except EOFError:
             return
         except UnicodeDecodeError as error:
-            raise DataError("standard input is no text in UTF-8; convert it.") from error
+            raise DataError("standard input is not UTF-8 text; convert it.") from error
         if line:
             yield line
 
 
 class _Words(TextStreamer):
-    """Prints an answer as it comes, without the blanks before it."""
+    """Streamer that prints an answer while it is generated, without leading whitespace."""
 
     begun = False
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Print what will not change any more."""
+        """Print text that is final."""
         text = text if self.begun else text.lstrip()
         self.begun = self.begun or bool(text)
         super().on_finalized_text(text, stream_end)

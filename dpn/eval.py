@@ -4,9 +4,9 @@
     python -m dpn.eval run=MODEL_FOLDER suite=paper data_root=playground/data/eval
     torchrun --nproc-per-node 8 -m dpn.eval run=MODEL_FOLDER benchmarks=[pope,gqa]
 
-Results go to `eval/<slug>` in the run folder, or in `paths.output_root` for a model folder. The
-same command again goes on where it stopped, asks what was not there before, and scores what a judge
-sent back.
+Results are written to `eval/<slug>` in the run folder, or in `paths.output_root` for a model
+folder. Running the same command again continues where it stopped, includes benchmarks whose files
+were missing before, and scores files that came back from a judge.
 """
 
 import logging
@@ -24,8 +24,8 @@ from dpn.config import build, preflight
 from dpn.data.batch import DataError
 from dpn.inference import Decoding
 from dpn.inference.evaluation import evaluate_benchmark, evaluate_held_out
-from dpn.inference.questions import Row
 from dpn.metrics import cost_metrics
+from dpn.metrics.answers import Row
 from dpn.metrics.speed import answer_speed, peak_memory_gib
 from dpn.reports.page import print_tables, write_report
 from dpn.runs.folder import RunError, RunFolder
@@ -42,11 +42,11 @@ def main(request: Request) -> None:
 
 
 def evaluate(request: Request) -> Path:
-    """Answer all questions that are not answered yet, and score; returns the folder."""
+    """Answer all open questions, score the answers and return the result folder."""
     preflight.check_evaluation(request)
     folder = RunFolder.of(request, _results_path(request), writer=is_first_process())
     if folder.finished and not any(map(folder.status.get, ("missing", "unscored"))):
-        print(f"Finished before; remove {folder.path} to evaluate again.")
+        print(f"Already finished; remove {folder.path} to evaluate again.")
     else:
         with joined_processes(), folder:
             _run(request.config, folder)
@@ -77,7 +77,7 @@ def _run(config: DictConfig, folder: RunFolder) -> None:
             metrics |= found
             rows += answered
     for name, lines in missing.items():
-        log.warning("%s was left out, files are missing:\n  %s", name, "\n  ".join(lines))
+        log.warning("%s was skipped because files are missing:\n  %s", name, "\n  ".join(lines))
     if missing and not rows and not problems:
         raise RunError("Nothing could be asked: the files of all benchmarks are missing.")
     metrics |= {**cost_metrics(rows), **answer_speed(rows), "memory/peak_gib": peak_memory_gib()}
@@ -98,7 +98,7 @@ def _benchmark(config: DictConfig, name: str) -> benchmarks.Benchmark:
 def _official(
     config: DictConfig, folder: RunFolder, name: str, model: Any, processor: Any
 ) -> tuple[dict[str, float], list[Row]]:
-    """Metrics and rows of a benchmark."""
+    """Return metrics and rows of a benchmark."""
     return evaluate_benchmark(
         model,
         processor,
@@ -111,7 +111,7 @@ def _official(
 def _held_out(
     config: DictConfig, folder: RunFolder, name: str, model: Any, processor: Any
 ) -> tuple[dict[str, float], list[Row]]:
-    """Metrics and rows of the held-out questions of the run's data, or of the data asked for."""
+    """Return metrics and rows of held-out questions, from `data` or else the run's data."""
     run = Path(config.run)
     trained = OmegaConf.create({"data": None, "model": {"generation": {"max_new_tokens": 128}}})
     if is_run(run):
@@ -125,7 +125,7 @@ def _held_out(
 
 
 def _asking(config: DictConfig) -> dict[str, Any]:
-    """How questions are asked, of whatever kind."""
+    """Return the arguments shared by all evaluations."""
     decoding = Decoding(**OmegaConf.to_container(config.generation))  # type: ignore[arg-type]
     return {
         "model_files": inference.model_folder(Path(config.run)),

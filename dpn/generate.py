@@ -1,8 +1,8 @@
 """Ask a trained model about an image.
 
-    python -m dpn.generate run=outputs/main/default-0123abcd image=photo.png prompt="What is it?"
+    python -m dpn.generate run=RUN_FOLDER image=mosaic.png prompt="Read the first 2 rows."
 
-Prints the answer, the route and the share of visual work.
+Prints the answer, the route and the visual MACs ratio.
 """
 
 import sys
@@ -28,12 +28,12 @@ def generate(
     """Answer one question.
 
     Args:
-        run: run folder or Hugging Face model folder.
-        prompt: the question; `<image>` marks may say where the images belong.
-        image: file, or several with commas between them; None: no image.
-        max_new_tokens: upper limit of the answer.
-        temperature: 0 takes the most probable token, more samples.
-        seed: of the sampling.
+        run: Run folder or Hugging Face model folder.
+        prompt: Question; `<image>` marks may set the positions of the images.
+        image: Image file, or several separated by commas; None for no image.
+        max_new_tokens: Maximum number of tokens in the answer.
+        temperature: 0 for greedy decoding; above 0, tokens are sampled.
+        seed: Seed for sampling.
         device: `auto`, `cpu` or `cuda`.
     """
     images = read_images(image)

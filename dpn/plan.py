@@ -1,10 +1,10 @@
-"""Memory and hours of a training run, before anything is downloaded or started.
+"""Estimate memory and time of a training run before anything is downloaded or started.
 
     python -m dpn.plan experiment=dpn_llava_1_5_7b trainer.devices=8
     python -m dpn.plan experiment=llava_1_5_7b trainer.devices=8 plan.peak_tflops=312
 
-Takes every setting of `python -m dpn.train`. Not counted are CUDA itself, what communication takes,
-and the fragmentation of memory: leave some GiB for them.
+All settings of `python -m dpn.train` are accepted. The memory of CUDA itself, of communication and
+of fragmentation is not included; leave some GiB for them.
 """
 
 import json
@@ -23,13 +23,13 @@ from dpn.common.distributed import processes
 from dpn.config import build, preflight
 from dpn.config.engine import engine_of
 from dpn.config.sections import Machine
-from dpn.data.rows import Rows
+from dpn.data.rows import FileRows
 from dpn.measure.fitting import verdict
 from dpn.measure.footprint import GIB, Memory, Rehearsal, Setup
 from dpn.runs.request import ConfigError, Request
 
-#: Published rows of the files in LLaVA's recipes, and the mean text tokens of a sample that are
-#: assumed as long as nobody has counted them.
+#: Published number of rows in the files of LLaVA's recipes, and the assumed (not counted) mean
+#: number of text tokens in a sample.
 KNOWN_FILES = {
     "llava_v1_5_mix665k.json": (665_298, 256),
     "blip_laion_cc_sbu_558k.json": (558_128, 32),
@@ -38,14 +38,14 @@ KNOWN_FILES = {
 
 @dataclass(frozen=True)
 class Duration:
-    """How long a run takes.
+    """Estimated duration of a run.
 
     Attributes:
-        steps: optimizer steps.
-        step_flops: of all GPUs, with the share of visual work that `router.keep` steers to, or
-            without it the most rows.
-        hours: of these steps.
-        least_hours: if every sample kept the fewest rows.
+        steps: Number of optimizer steps.
+        step_flops: FLOPs per step on all GPUs, with the visual work that `router.keep` aims at, or
+            with the most rows if it is not set.
+        hours: Hours for all steps.
+        least_hours: Hours if every sample kept the fewest rows.
     """
 
     steps: int
@@ -61,7 +61,7 @@ def main(request: Request) -> None:
 
 
 def plan(request: Request) -> tuple[dict[str, Memory], dict[str, Any]]:
-    """The memory of a GPU for average and for longest samples, and flat figures of the run."""
+    """Estimate the memory per GPU for average and for longest samples, and figures of the run."""
     preflight.check_plan(request)
     config = request.config
     machine, setup = Machine(**build.plain(config.plan)), setup_of(config)
@@ -70,9 +70,9 @@ def plan(request: Request) -> tuple[dict[str, Memory], dict[str, Any]]:
     if module.model.projector.adaptive:
         raise ConfigError(
             [
-                f"`projector={config.projector.name}` leaves as many rows as an image has to show,"
-                " which no plan knows; set projector.keep where it has one, or plan projector=mlp,"
-                " which needs more."
+                f"`projector={config.projector.name}` keeps a number of rows that depends on the"
+                " image, so it cannot be planned; set projector.keep if it has one, or plan"
+                " projector=mlp, which needs more."
             ]
         )
     rehearsal = Rehearsal(module)
@@ -98,16 +98,16 @@ def plan(request: Request) -> tuple[dict[str, Memory], dict[str, Any]]:
 
 
 def setup_of(config: DictConfig) -> Setup:
-    """How a train config spreads a run over GPUs.
+    """Return how a training config distributes a run over GPUs.
 
     Raises:
-        ConfigError: if its engine or precision is none that is known here.
+        ConfigError: If the engine or the precision is not supported.
     """
     trainer = build.plain(config.trainer)
     count, precision = processes(trainer), trainer.get("precision", "32-true")
     if precision not in ("32-true", "bf16-mixed"):
         raise ConfigError(
-            [f"`trainer.precision={precision}` can not be planned; take `bf16-mixed` or `32-true`."]
+            [f"`trainer.precision={precision}` cannot be planned; use `bf16-mixed` or `32-true`."]
         )
     common = {
         "half": precision == "bf16-mixed",
@@ -128,7 +128,7 @@ def setup_of(config: DictConfig) -> Setup:
         )
     raise ConfigError(
         [
-            f"`trainer.strategy={engine}` can not be planned; take trainer=gpu, ddp, fsdp2,"
+            f"`trainer.strategy={engine}` cannot be planned; use trainer=gpu, ddp, fsdp2,"
             " deepspeed_zero2 or deepspeed_zero3."
         ]
     )
@@ -137,7 +137,7 @@ def setup_of(config: DictConfig) -> Setup:
 def texts_of(
     config: DictConfig, machine: Machine, rehearsal: Rehearsal
 ) -> tuple[dict[str, int], str]:
-    """Text tokens of average and of longest samples, and where the numbers are from."""
+    """Return the text tokens of average and of longest samples, and the origin of the numbers."""
     longest, limit = longest_text(config, rehearsal.image_rows)
     average, origin = text_rows(config, machine, longest)
     words = f"{average} text tokens of a sample ({origin}), {longest} at most ({limit})"
@@ -145,11 +145,13 @@ def texts_of(
 
 
 def longest_text(config: DictConfig, image_rows: float) -> tuple[int, str]:
-    """Most text tokens of a sample, and which setting says so: its image takes one of
-    `data.max_length`, and of `data.rows_per_batch` the rows that it is expected to have.
+    """Return the maximum number of text tokens in a sample, and the setting that limits it.
+
+    An image counts as one token of `data.max_length`, and as its expected rows in
+    `data.rows_per_batch`.
 
     Raises:
-        ConfigError: if an image alone has more rows than a batch may.
+        ConfigError: If an image alone exceeds `data.rows_per_batch`.
     """
     longest, budget = int(config.data.max_length) - 1, config.data.get("rows_per_batch")
     if budget is None or budget >= longest + math.ceil(image_rows):
@@ -165,7 +167,7 @@ def longest_text(config: DictConfig, image_rows: float) -> tuple[int, str]:
 
 
 def text_rows(config: DictConfig, machine: Machine, longest: int) -> tuple[int, str]:
-    """Mean text tokens of a sample, and where the number is from."""
+    """Return the mean number of text tokens in a sample, and the origin of the number."""
     if machine.text_rows is not None:
         return min(machine.text_rows, longest), "plan.text_rows"
     name = Path(config.data.get("train_file", "")).name
@@ -175,10 +177,10 @@ def text_rows(config: DictConfig, machine: Machine, longest: int) -> tuple[int, 
 
 
 def epoch_samples(config: DictConfig, machine: Machine) -> tuple[int | None, str]:
-    """Samples of an epoch, and where the number is from; None where `trainer.max_steps` is enough.
+    """Return the samples of an epoch (None if `trainer.max_steps` is set) and their origin.
 
     Raises:
-        ConfigError: if nothing tells.
+        ConfigError: If the number is unknown.
     """
     if machine.samples is not None:
         return machine.samples, f"plan.samples={machine.samples}"
@@ -187,14 +189,14 @@ def epoch_samples(config: DictConfig, machine: Machine) -> tuple[int | None, str
     split = build.data_module(config.data).source.split("train")
     assert split is not None
     if split.file.is_file():
-        count = len(Rows(split))
+        count = len(FileRows(split))
         return count, f"{count} samples in {split.file.name}"
     if split.file.name in KNOWN_FILES:
         count = len(split.numbers(KNOWN_FILES[split.file.name][0]))
         return count, f"{count} samples, as published, in {split.file.name}"
     raise ConfigError(
         [
-            f"`data.train_file={split.file}` is not there, so the number of samples is unknown;"
+            f"`data.train_file={split.file}` does not exist, so the number of samples is unknown;"
             " give plan.samples=N, or trainer.max_steps=N."
         ]
     )
@@ -208,7 +210,7 @@ def duration(
     text: int,
     samples: int | None,
 ) -> Duration:
-    """Steps, FLOPs and hours of the whole run."""
+    """Estimate steps, FLOPs and hours of the whole run."""
     each = rehearsal.samples(setup, text)
     micro = each * setup.processes
     whole = config.data.global_batch or micro * config.trainer.accumulate_grad_batches
@@ -229,7 +231,7 @@ def duration(
 
 
 def warning(config: DictConfig) -> str | None:
-    """What a run on this machine's GPU should be told before it starts; None if it seems to fit."""
+    """Return a warning if a run may not fit on this machine's GPU; None if it seems to fit."""
     if config.trainer.accelerator == "cpu" or not torch.cuda.is_available():
         return None
     memory = torch.cuda.get_device_properties(0).total_memory / GIB
@@ -237,13 +239,13 @@ def warning(config: DictConfig) -> str | None:
         rehearsal = Rehearsal(build.meta_module(config))
         texts, _ = texts_of(config, Machine(), rehearsal)
         sentence = verdict(rehearsal, setup_of(config), texts, memory, config.data.global_batch)
-    except Exception as error:  # an estimate must not keep a run from starting
+    except Exception as error:  # a failed estimate must not stop the run
         return f"The memory of this run could not be estimated: {error}"
     return None if sentence.startswith("It fits") else f"By estimate: {sentence}"
 
 
 def print_result(memory: dict[str, Memory], figures: dict[str, Any]) -> None:
-    """A table for people, then one line of JSON for programs."""
+    """Print a table, then one line of JSON for programs."""
     table = Table("GiB per GPU", *memory, title=f"{figures['engine']} on {figures['gpus']} GPUs")
     for field in ("held", "passing"):
         for name in dict.fromkeys(n for each in memory.values() for n in getattr(each, field)):

@@ -1,8 +1,8 @@
-"""Reports: of one run, or of many in one page.
+"""Write the report of one run, or one page that compares many runs.
 
-python -m dpn.report run=outputs/main/default-0123abcd   # its report.md and figures, again
-python -m dpn.report outputs/                            # report.html of all runs below
-python -m dpn.report outputs/main/a-* outputs/b to=there
+python -m dpn.report run=outputs/main/default-0123abcd   # its report.md and figures again
+python -m dpn.report outputs/                            # report.html of all runs in a folder
+python -m dpn.report outputs/main/a-* outputs/b to=FOLDER
 """
 
 import re
@@ -20,18 +20,18 @@ from dpn.runs.request import ConfigError
 
 
 def report(run: str) -> Path:
-    """Write the report of a run folder, or of one below its `eval`, and return its page."""
+    """Write the report of a run folder or of one of its `eval` folders, and return its page."""
     page = write_report(Path(run))
     print_tables(Path(run))
     return page
 
 
 def report_all(*folders: str, to: str | None = None) -> Path:
-    """Write one report of all runs in some folders and return its page.
+    """Write one report that compares all runs in some folders, and return its page.
 
     Args:
-        folders: with runs in them, at any depth, or run folders themselves.
-        to: where it is written; default: `report` in the first folder.
+        folders: Run folders, or folders with runs at any depth.
+        to: Folder of the report; defaults to `report` in the first folder.
     """
     found = compare([Path(folder) for folder in folders])
     page = write_comparison(found, Path(to) if to else Path(folders[0]) / "report")

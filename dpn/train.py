@@ -1,10 +1,10 @@
-"""Train, evaluate and report.
+"""Train a model, evaluate it and write a report.
 
     python -m dpn.train                                   # minutes on a laptop CPU
     python -m dpn.train router=none trainer=gpu
     python -m dpn.train -m router=static,dpe router.keep=0.5,0.7
 
-The same command again resumes, or says that the run is finished.
+Running the same command again resumes the run, or says that it is finished.
 """
 
 import logging
@@ -41,31 +41,32 @@ log = logging.getLogger(__name__)
 
 @front_door("train", preflight.check, run_path)
 def main(request: Request) -> list[float] | None:
-    """Command line of `python -m dpn.train`; gives a sweeper accuracy and share of visual MACs."""
+    """Command line of `python -m dpn.train`; returns accuracy and visual MACs ratio to sweepers."""
     metrics = read_json(train(request) / "metrics.json")
     return metrics and [metrics["val/accuracy"], metrics["cost/visual_macs_ratio"]]
 
 
 def train(request: Request) -> Path:
-    """Do all a run needs and return its folder; in a sweep a share that a method can not spend is
-    recorded as the outcome of the job.
+    """Train, evaluate and report, and return the run folder.
+
+    In a sweep, a `keep` that the method cannot reach is recorded as the outcome of the job.
     """
     folder = RunFolder.of(request, writer=is_first_process())
     if folder.finished:
-        print(f"Finished before; remove {folder.path} to run it again.")
+        print(f"Already finished; remove {folder.path} to run it again.")
     elif _possible(request, folder):
         if torchrun.needed(request):
             torchrun.run(request, folder)
         else:
             with folder:
                 _run(request, folder)
-    if folder.writer and not request.in_sweep:  # which ends with a table of its own
+    if folder.writer and not request.in_sweep:  # a sweep ends with its own table
         print_tables(folder.path)
     return folder.path
 
 
 def _possible(request: Request, folder: RunFolder) -> bool:
-    """Pre-flight; the folder of a job tells what it found."""
+    """Check the config; in a sweep, record problems in the folder of the job."""
     try:
         preflight.check(request)
     except Exception as error:
@@ -123,12 +124,12 @@ def _trained(
     folder: RunFolder,
     trainer: "Trainer",
 ) -> DPNForConditionalGeneration:
-    """The model after training and calibration, whole and on the trainer's device."""
+    """Return the model after training and calibration, complete and on the trainer's device."""
     module = build.module(config, model)
     if trains(config.stage):
         checkpoint = latest_checkpoint(folder.path / "checkpoints")
         trainer.fit(module, source, ckpt_path=checkpoint)
-    else:  # the strategy alone
+    else:  # only sets up the strategy
         trainer.validate(module, source)
 
     model = build.trained_model(config, model, source.processor, folder, trainer.strategy)

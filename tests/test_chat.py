@@ -71,7 +71,7 @@ def test_a_mistake_prints_a_sentence_and_the_conversation_continues(say, folder)
     assert len(sentences) == 5
     for part, sentence in zip(
         (
-            "/imgae is no command; there are /image FILE, /new and /quit.",
+            "/imgae is not a command; use /image FILE, /new or /quit.",
             "image=no.png does not exist",
             "broken.png is corrupt",
             "reserved token </s>",
@@ -90,7 +90,7 @@ def test_a_mistake_prints_a_sentence_and_the_conversation_continues(say, folder)
         (["run=/no/where"], "run=/no/where holds no model", 1),
         (["rum=3", "device=tpu"], "did you mean `run`?", 2),
         (["run=.", "max_new_tokens=0"], "at least 1 token", 2),
-        (["run=.", "temperature=-1"], "the temperature is 0 or more", 2),
+        (["run=.", "temperature=-1"], "the temperature must be 0", 2),
         (["run=.", "image=no.png"], "image=no.png does not exist", 1),
     ],
 )
@@ -106,12 +106,12 @@ def test_input_that_is_not_utf8_is_refused(say, folder, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"What\xff?\n"), "utf-8"))
     with pytest.raises(SystemExit):
         chat.main()
-    assert "no text in UTF-8" in capsys.readouterr().err
+    assert "not UTF-8 text" in capsys.readouterr().err
 
 
 def test_a_terminal_shows_the_commands(say, folder):
     out, _, _ = say(["/quit"], f"run={folder}", typed=True)
-    assert out[0] == "Ask; there are also /image FILE, /new and /quit."
+    assert out[0] == "Type a question, or /image FILE, /new or /quit."
     assert out[1] == "> "
 
 

@@ -30,7 +30,7 @@ from dpn.data.batch import DataError
 from dpn.data.conversation import checked_pieces, count_words, image_names, template
 from dpn.data.encoding import cut
 from dpn.data.images import CorruptImageError, MissingImageError, OutsideImageError, open_image
-from dpn.data.rows import Rows, answered_turns
+from dpn.data.rows import FileRows, answered_turns
 from dpn.data.tokenizer import EOS
 from dpn.model import DPNProcessor
 from dpn.runs.request import ConfigError, Request
@@ -123,7 +123,7 @@ class Check(Dataset[Finding]):
 
     def __init__(self, split: Split, source: Source, processor: DPNProcessor | None):
         self.split, self.source, self.processor = split, source, processor
-        self.rows = Rows(split)
+        self.rows = FileRows(split)
 
     def __len__(self) -> int:
         return len(self.rows)

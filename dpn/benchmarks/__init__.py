@@ -1,4 +1,4 @@
-"""Official files to questions, answers to official files and scores; one benchmark, one file."""
+"""Benchmarks, one file each: read official files, make questions, score answers, write results."""
 
 from dpn.benchmarks.base import Benchmark, OfficialFile, Question, Scores
 from dpn.common.registry import Registry

@@ -1,4 +1,4 @@
-"""Answers in the form in which VQA's evaluators compare them: two rules of the same steps."""
+"""Normalisation of answers as in VQA's evaluators: two rules built from the same steps."""
 
 import json
 import re
@@ -21,36 +21,37 @@ _NUMBERS = {
     "ten": "10",
 }
 _ARTICLES = frozenset(("a", "an", "the"))
-#: The official list with its oddities: some entries change nothing, one loses its apostrophe.
+#: The official list, unchanged: some entries map to themselves, one loses its apostrophe.
 _CONTRACTIONS: dict[str, str] = json.loads(
     Path(__file__).with_name("contractions.json").read_text(encoding="utf-8")
 )
 
 
 def evalai(answer: str) -> str:
-    """By the rule of EvalAI's processor (from MMF), for TextVQA and uploads."""
+    """Normalise an answer like EvalAI's processor (from MMF), for TextVQA and uploads."""
     text = answer.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
     return vqa_eval(text)
 
 
 def uploaded(answers: Sequence[str | None]) -> list[str | None]:
-    """Answers as the servers of VQAv2 and VizWiz get them."""
+    """Normalise answers for upload to the servers of VQAv2 and VizWiz."""
     return [None if answer is None else evalai(answer) for answer in answers]
 
 
 def vqa_eval(answer: str) -> str:
-    """By the rule of `vqaEval.py` (github.com/GT-Vision-Lab/VQA), for VQAv2 and OKVQA."""
+    """Normalise an answer like `vqaEval.py` (github.com/GT-Vision-Lab/VQA), for VQAv2 and OKVQA."""
     text = answer.replace("\n", " ").replace("\t", " ").strip()
     words = (_NUMBERS.get(word, word) for word in punctuation(text).lower().split())
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 
 
 def punctuation(text: str) -> str:
-    """The step of both rules that takes marks away.
+    """Remove punctuation marks; a step of both rules.
 
-    A mark that is beside a blank somewhere goes, any other one becomes a blank; all go if there is
-    a comma between digits. Then go full stops that no digit follows, but no more than 32: where the
-    evaluators mean to pass the flag `re.UNICODE`, its value is taken as a count.
+    A mark that is next to a space anywhere in the text is removed, any other one becomes a space;
+    all are removed if there is a comma between digits. Then full stops that no digit follows are
+    removed, at most 32 of them: the evaluators pass the flag `re.UNICODE` where `re.sub` takes a
+    count.
     """
     thousands = re.search(r"\d,\d", text) is not None
     left = text

@@ -1,4 +1,4 @@
-"""What MMBench and its Chinese edition share: table, rounds, upload and the estimate."""
+"""Common base of MMBench and MMBench-CN: table, rounds, upload and local score."""
 
 import base64
 import re
@@ -17,26 +17,26 @@ from dpn.data.batch import DataError
 from dpn.data.images import CorruptImageError
 
 LETTERS = "ABCD"
-#: Copies of a question with turned options have its index and a multiple of this.
+#: Copies of a question with rotated options have its index plus a multiple of this.
 COPIES = 10**6
-#: Cells without value: those that pandas, with which LLaVA reads the table, takes for NaN, and
-#: `nan` and `none` in any case. Not in any case: `Na` is sodium.
+#: Empty cells: what pandas reads as NaN (LLaVA reads the table with pandas), and `nan` and `none`
+#: in upper or lower case. The others match exactly, since `Na` is sodium.
 _NOTHING = re.compile(
     r"|#N/A|#N/A N/A|#NA|-?1\.#(IND|QNAN)|-?(NaN|nan)|<NA>|N/A|NA|NULL|n/a|null|(?i:nan|none)"
 )
 _COLUMNS = ("index", "question", "hint", *LETTERS, "image", "l2-category")
 _NOT_UPLOADED = ("hint", "category", "source", "image", "comment", "l2-category")
-#: How a letter may stand among the words of an answer; the first form that fits counts.
+#: Forms in which a letter can appear as a word of an answer; the first that matches counts.
 _FORMS = ("X", "X.", "X,", "X:", "X)", "X).", "(X)", "(X).", ":X", ":X,", ":X.", ":X)", ":X).")
 
 
 class MMBenchTable(Benchmark):
-    """Questions, scores and upload of one table; subclasses say which.
+    """Base class for benchmarks with a table in MMBench's format.
 
     Args:
-        root: see `Benchmark`.
-        split: name of the table without `.tsv`.
-        all_rounds: ask each question once for each way to turn its options round.
+        root: Root folder of all benchmarks, see `Benchmark`.
+        split: Name of the table without `.tsv`.
+        all_rounds: Whether to ask each question once per rotation of its options.
     """
 
     folder: ClassVar[str]
@@ -50,13 +50,11 @@ class MMBenchTable(Benchmark):
         self.files = (OfficialFile(f"{self.folder}/{split}.tsv", where),)
 
     def questions(self) -> list[Question]:
-        """See `Benchmark.questions`."""
         return [question for n, row in enumerate(self._rows(), 1) for question in self._ask(row, n)]
 
     def score(
         self, questions: Sequence[Question], answers: Sequence[str | None], folder: Path
     ) -> Scores:
-        """See `Benchmark.score`."""
         samples = [
             _worth(question, answer) for question, answer in zip(questions, answers, strict=True)
         ]
@@ -74,13 +72,13 @@ class MMBenchTable(Benchmark):
         return Scores(metrics, samples)
 
     def answer_fields(self, question: Question) -> dict[str, Any]:
-        """Which options were shown, and the letters that they have in the table."""
+        """Return the options as shown and their letters in the table."""
         return {key: question.meta[key] for key in ("round_id", "options", "option_char")}
 
     def upload(
         self, questions: Sequence[Question], answers: Sequence[str | None], folder: Path
     ) -> None:
-        """Write the table for the server: all rows, with the answers to the options as they are."""
+        """Write the table for the server: all rows, with the answers to the unrotated options."""
         said = {
             question.meta["index"]: answer
             for question, answer in zip(questions, answers, strict=True)
@@ -112,7 +110,7 @@ class MMBenchTable(Benchmark):
         answer = None if _empty(row.get("answer") or "") else row["answer"]
         if answer is not None and answer not in letters:
             raise DataError(
-                f"{place}: field 'answer' is {answer!r}; there is {', '.join(letters)}."
+                f"{place}: field 'answer' is {answer!r}; it must be one of {', '.join(letters)}."
             )
         hint = "" if _empty(row["hint"]) else row["hint"] + "\n"
         image = partial(_picture, row["image"], place)
@@ -130,11 +128,11 @@ class MMBenchTable(Benchmark):
 
 
 def said_option(answer: str, options: Sequence[str]) -> str | None:
-    """The letter of the option that an answer names, without asking a judge.
+    """Return the letter of the option that an answer names, found without a judge model.
 
-    A word that is one letter from A to E counts, alone or between marks, if no other letter stands
-    so; a lone `A` among more than three words is no letter. Else the one option whose text the
-    answer holds.
+    A word that is a letter from A to E, alone or with punctuation, counts if no other letter has
+    the same form; a lone `A` among more than three words does not count. Otherwise, an option
+    counts if it is the only one whose text appears in the answer.
     """
     words = answer.split()
     for form in _FORMS:
@@ -164,12 +162,12 @@ def _picture(text: str, place: str) -> Image.Image:
     try:
         data = base64.b64decode(text)
     except ValueError as error:
-        raise CorruptImageError(f"{place}: field 'image' is no base64 ({error}).") from error
+        raise CorruptImageError(f"{place}: field 'image' is not valid base64 ({error}).") from error
     return decoded(data, place)
 
 
 def _write_xlsx(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a table with one sheet; its texts stay texts, also those that look like formulas."""
+    """Write a workbook with one sheet; texts that look like formulas stay texts."""
     from openpyxl import Workbook
     from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
 

@@ -1,9 +1,9 @@
-"""How MMMU reads an answer, by the rules of its `eval_utils.py`."""
+"""Parsing of answers as in MMMU's `eval_utils.py`."""
 
 import re
 from collections.abc import Mapping
 
-#: What an answer comes after in a line; in the last line also `=`.
+#: Words that precede an answer in a line; in the last line also `=`.
 _SIGNS = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
 _NUMBERS = (
     re.compile(r"-?\b\d{1,3}(?:,\d{3})+\b"),  # 1,000
@@ -13,14 +13,14 @@ _NUMBERS = (
 
 
 def chosen(answer: str, options: Mapping[str, str]) -> str | None:
-    """The letter that an answer means, None if it means no option.
+    """Return the letter of the option that an answer means, or None.
 
-    A letter in brackets counts before a letter between blanks; in more than five words the text of
-    an option counts as well. Of several, the one that comes last.
+    A letter in brackets takes precedence over a letter between spaces; in answers of more than five
+    words, the text of an option counts as well. If there are several, the last one counts.
 
     Args:
-        answer: what was said.
-        options: texts by letter.
+        answer: Generated answer.
+        options: Option texts by letter.
     """
     for mark in ",.!?;:'":
         answer = answer.strip(mark)
@@ -34,9 +34,9 @@ def chosen(answer: str, options: Mapping[str, str]) -> str | None:
 
 
 def is_right(answer: str, truths: list[str]) -> bool:
-    """Whether the answer to an open question holds one of the right ones.
+    """Return whether the answer to an open question contains a correct answer.
 
-    A text is right if a right text stands in it, a number if it is a right number.
+    A text is correct if it contains a reference text, a number if it equals a reference number.
     """
     right = [value for truth in truths for value in _values(truth)]
     texts = [value for value in right if isinstance(value, str)]
@@ -47,22 +47,22 @@ def is_right(answer: str, truths: list[str]) -> bool:
 
 
 def _last(text: str, words: Mapping[str, str]) -> str | None:
-    """Key of the word that a text ends with, of those that it holds."""
+    """Return the key of the word that appears last in a text, or None."""
     places = {key: text.rfind(word) for key, word in words.items() if word in text}
     return max(places, key=places.__getitem__, default=None)
 
 
 def _said(answer: str) -> list[str | float]:
-    """What may be the answer: tails of lines, and all numbers in them."""
+    """Return candidates for the answer: ends of lines, and all numbers in them."""
     tails = _tails(answer)
     numbers = [found for tail in tails for form in _NUMBERS for found in form.findall(tail)]
     return [value for text in tails + numbers for value in _values(text)]
 
 
 def _tails(answer: str) -> list[str]:
-    """What comes after the signs, of each line the shortest; all of the answer if nothing does."""
+    """Return each line's shortest text after a sign; the whole answer if there is none."""
     answer = answer.strip().strip(".").lower()
-    # The original also means to cut between sentences, at a capital letter: there are none left.
+    # The original also splits sentences at capital letters, but after lower() there are none.
     lines = answer.split("\n")
     tails = []
     for number, line in enumerate(lines, 1):
@@ -78,7 +78,7 @@ def _tails(answer: str) -> list[str]:
 
 
 def _values(text: str) -> list[str | float]:
-    """A number with two places, or a text in small letters; one letter has a blank beside it."""
+    """Return a number rounded to two digits, or lower-case text; a single letter gets a space."""
     text = text.strip()
     try:
         return [round(float(text.replace(",", "")), 2)]

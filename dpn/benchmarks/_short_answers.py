@@ -1,4 +1,4 @@
-"""What benchmarks with short answers share: LLaVA's question files, and scores by a rule."""
+"""Helpers of benchmarks with short answers: LLaVA's question files and scores by a rule."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -7,33 +7,33 @@ from typing import Any
 from dpn.benchmarks._files import ID, image_of, read_jsonl
 from dpn.benchmarks.base import OfficialFile, Question, Scores, by_category, percent
 
-#: Where LLaVA-HR's further question files come from.
+#: Source of LLaVA-HR's additional question files.
 EVAL_AUG_ZIP = "eval_aug.zip, linked in Evaluation.md of github.com/luogen1996/LLaVA-HR"
 
 
 def files_of(
     split: str, splits: Mapping[str, tuple[OfficialFile, ...]]
 ) -> tuple[OfficialFile, ...]:
-    """The files of a split.
+    """Return the files of a split.
 
     Raises:
-        ValueError: if there is no such split.
+        ValueError: If there is no such split.
     """
     if split not in splits:
-        raise ValueError(f"There is no split {split!r}; there is {', '.join(splits)}.")
+        raise ValueError(f"There is no split {split!r}; choose {', '.join(splits)}.")
     return splits[split]
 
 
 def read_questions(path: Path, images: Path, reference: str | None = None) -> list[Question]:
-    """Questions of a file in LLaVA's format, one image each.
+    """Read questions with one image each from a file in LLaVA's format.
 
     Args:
-        path: the file, JSON lines with `question_id`, `image` and `text`, suffix included.
-        images: folder of the images.
-        reference: field that holds the right answer, if the file has it.
+        path: JSON lines file with `question_id`, `image` and `text` (including the suffix).
+        images: Folder of the images.
+        reference: Field with the reference answer, if the file has one.
 
     Raises:
-        DataError: naming file, line and field.
+        DataError: If a line is invalid; names file, line and field.
     """
     texts = ["image", "text"] if reference is None else ["image", "text", reference]
     return [
@@ -53,12 +53,12 @@ def accuracy(
     answers: Sequence[str | None],
     rule: Callable[[str, Any], float],
 ) -> Scores:
-    """Accuracy in percent, of all questions and of each category; unknown without references.
+    """Compute the accuracy in percent, overall and per category; empty without references.
 
     Args:
-        questions: see `Benchmark.score`.
-        answers: one for each.
-        rule: see `graded`.
+        questions: Questions that were asked.
+        answers: One answer per question; None if there is none.
+        rule: Function of answer and reference that returns a score from 0 to 1.
     """
     if any(question.reference is None for question in questions):
         return Scores({}, [None] * len(questions))
@@ -74,7 +74,7 @@ def graded(
     answers: Sequence[str | None],
     rule: Callable[[str, Any], float],
 ) -> list[float]:
-    """What each answer is worth, from 0 to 1, if `rule(answer, reference)` says it."""
+    """Score each answer from 0 to 1 with `rule(answer, reference)`; a missing answer scores 0."""
     return [
         0.0 if answer is None else float(rule(answer, question.reference))
         for question, answer in zip(questions, answers, strict=True)
@@ -84,6 +84,6 @@ def graded(
 def by_group(
     metric: str, questions: Sequence[Question], samples: Sequence[float]
 ) -> dict[str, float]:
-    """Percent of each category as `<metric>/<category>`, a slash in which becomes a hyphen."""
+    """Average per category in percent as `<metric>/<category>`; slashes in it become hyphens."""
     groups = by_category(questions, samples).items()
     return {f"{metric}/{name.replace('/', '-')}": percent(values) for name, values in groups}

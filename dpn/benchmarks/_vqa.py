@@ -14,9 +14,9 @@ from dpn.data.batch import DataError
 
 
 def soft_accuracy(answer: str, references: Sequence[str]) -> float:
-    """Min(1, matches / 3), mean over leaving each reference out once.
+    """Compute min(1, matches / 3), averaged over leaving out each reference once.
 
-    Of ten references one match is worth 0.3, two 0.6, three 0.9, four and more 1.
+    With ten references, one match scores 0.3, two 0.6, three 0.9, four or more 1.
     """
     people, same = len(references), references.count(answer)
     total = same * min(1, (same - 1) / 3) + (people - same) * min(1, same / 3)
@@ -24,17 +24,20 @@ def soft_accuracy(answer: str, references: Sequence[str]) -> float:
 
 
 def official_accuracy(answer: str, references: Sequence[str]) -> float:
-    """As `vqaEval.py` compares: references keep case and articles, and marks if all are equal."""
+    """Score an answer like `vqaEval.py`.
+
+    References keep their case and articles, and also their punctuation if all are equal.
+    """
     if len(set(references)) > 1:
         references = [punctuation(reference) for reference in references]
     return soft_accuracy(vqa_eval(answer), references)
 
 
 def annotated(questions: Sequence[Question], file: Path, path: Path) -> list[Question]:
-    """Questions of a file with what an annotation file says of them; both must hold the same ids.
+    """Add references and types from an annotation file to questions; ids must be the same.
 
     Raises:
-        DataError: naming file, entry and field, or an id that one of them lacks.
+        DataError: If an entry is invalid or an id is only in one file.
     """
     fields: Fields = {"question_id": ID, "answers": list, "question_type": str, "answer_type": str}
     rows = {row["question_id"]: row for row in read_array(path, fields, "annotations")}
@@ -51,10 +54,10 @@ def annotated(questions: Sequence[Question], file: Path, path: Path) -> list[Que
 
 
 def people_said(row: Mapping[str, Any], place: str) -> list[str]:
-    """The texts of a row's `answers`.
+    """Return the texts of a row's `answers`.
 
     Raises:
-        DataError: naming the place, if there are none or they are no texts.
+        DataError: If there are none or they are not texts; names `place`.
     """
     texts = []
     for item in row["answers"]:
@@ -68,7 +71,7 @@ def people_said(row: Mapping[str, Any], place: str) -> list[str]:
 
 
 def vqa_scores(questions: Sequence[Question], answers: Sequence[str | None]) -> Scores:
-    """Accuracy of all, of answer types and of question types, in percent with two decimals."""
+    """Compute the accuracy overall, per answer and per question type, in percent (2 decimals)."""
     scores = accuracy(questions, answers, official_accuracy)
     if not scores.metrics:
         return scores
@@ -84,6 +87,6 @@ def write_results(
     questions: Sequence[Question],
     answers: Sequence[str | None],
 ) -> None:
-    """Write VQA's result format: an answer for each of the ids, empty where there is none."""
+    """Write VQA's result format: one answer per id, empty if there is none."""
     said = {question.id: answer for question, answer in zip(questions, answers, strict=True)}
     write_json(path, [{"question_id": id, "answer": said.get(id) or ""} for id in ids])

@@ -1,4 +1,4 @@
-"""What every benchmark is: official files -> questions -> answers -> official files and scores."""
+"""Base class of benchmarks: official files -> questions -> answers -> result files and scores."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -10,21 +10,21 @@ from PIL import Image
 
 from dpn.common.files import write_rows
 
-#: Where LLaVA's question files come from.
+#: Source of LLaVA's question files.
 EVAL_ZIP = "eval.zip, linked in docs/Evaluation.md of github.com/haotian-liu/LLaVA"
-#: Ends a prompt that wants few words.
+#: End of prompts for short answers.
 SHORT = "\nAnswer the question using a single word or phrase."
-#: Ends a prompt that wants an option.
+#: End of multiple-choice prompts.
 LETTER = "\nAnswer with the option's letter from the given choices directly."
 
 
 @dataclass(frozen=True)
 class OfficialFile:
-    """A file, or a folder, that a benchmark reads.
+    """A file or folder that a benchmark reads.
 
     Attributes:
-        path: relative to the data root.
-        where: where to get it.
+        path: Path relative to the data root.
+        where: Download source, for error messages.
     """
 
     path: str
@@ -33,16 +33,16 @@ class OfficialFile:
 
 @dataclass(frozen=True)
 class Question:
-    """One prompt.
+    """One prompt of a benchmark.
 
     Attributes:
-        id: the official one; not always unique.
-        prompt: the official words with their suffix, without `<image>` marks, which come first, and
-            without the conversation template.
-        images: each opens one; called when the question is asked.
-        reference: what is right, as far as the files tell; goes into JSON.
-        category: what scores are grouped by, if anything.
-        meta: what else the answer files or the scores need.
+        id: Official id; not always unique.
+        prompt: Official text including the suffix, without the conversation template and without
+            `<image>` marks, which are put before it.
+        images: Functions that each open one image; called when the question is asked.
+        reference: Correct answer as a JSON value, if the files contain it.
+        category: Category that scores are grouped by, if any.
+        meta: Further values for answer files and scores.
     """
 
     id: int | str
@@ -55,12 +55,12 @@ class Question:
 
 @dataclass(frozen=True)
 class Scores:
-    """What answers are worth.
+    """Scores of a benchmark's answers.
 
     Attributes:
-        metrics: numbers by name, in the unit in which papers report them, percent unless the
-            benchmark says otherwise; empty if a server or a judge has to score.
-        samples: of each question from 0 to 1, None where nothing local can tell.
+        metrics: Values by name in the unit that papers report, percent unless the benchmark says
+            otherwise; empty if a server or a judge has to score.
+        samples: Score of each question from 0 to 1; None where it is not known locally.
     """
 
     metrics: dict[str, float]
@@ -68,17 +68,17 @@ class Scores:
 
 
 class Benchmark:
-    """One benchmark; subclasses say which files, questions and scores.
+    """Base class of a benchmark; subclasses define its files, questions and scores.
 
-    An answer of None stands for a question that was not answered: it is wrong.
+    An answer of None means that the question was not answered, which counts as wrong.
 
     Args:
-        root: folder of all benchmarks, laid out as LLaVA's `playground/data/eval`.
+        root: Root folder of all benchmarks, laid out like LLaVA's `playground/data/eval`.
 
     Attributes:
-        files: what has to be there; a benchmark with splits sets those of its split.
-        headline: the metric that papers report.
-        max_new_tokens: upper limit of an answer in LLaVA's evaluation.
+        files: Required files; a benchmark with splits sets those of its split.
+        headline: Metric that papers report.
+        max_new_tokens: Maximum length of an answer in LLaVA's evaluation.
     """
 
     files: tuple[OfficialFile, ...] = ()
@@ -90,32 +90,32 @@ class Benchmark:
 
     @property
     def name(self) -> str:
-        """As in `benchmarks=[...]`."""
+        """Name of the benchmark as in `benchmarks=[...]`."""
         return type(self).__module__.rpartition(".")[2]
 
     def missing(self) -> list[OfficialFile]:
-        """Those of the files that are not there."""
+        """Return the required files that do not exist."""
         return [file for file in self.files if not (self.root / file.path).exists()]
 
     def questions(self) -> list[Question]:
-        """All questions in the order of the official file.
+        """Return all questions in the order of the official file.
 
         Raises:
-            DataError: naming file, line and field of a row that can not be read.
+            DataError: If a file is invalid; names file, line and field.
         """
-        raise TypeError(f"{type(self).__name__} does not say what it asks.")
+        raise TypeError(f"{type(self).__name__} must define `questions`.")
 
     def score(
         self, questions: Sequence[Question], answers: Sequence[str | None], folder: Path
     ) -> Scores:
-        """What answers are worth.
+        """Score answers.
 
         Args:
-            questions: some of `questions()`, in that order.
-            answers: one for each.
-            folder: of this benchmark's results; files that came back from a judge are found there.
+            questions: Questions from `questions()`, all or some, in the same order.
+            answers: One answer per question.
+            folder: Result folder of this benchmark, where files from a judge are looked up.
         """
-        raise TypeError(f"{type(self).__name__} does not say what answers are worth.")
+        raise TypeError(f"{type(self).__name__} must define `score`.")
 
     def write(
         self,
@@ -124,13 +124,13 @@ class Benchmark:
         folder: Path,
         model_id: str,
     ) -> None:
-        """Write answers.jsonl in LLaVA's format, and what a server or a judge wants to see.
+        """Write answers.jsonl in LLaVA's format, and the files for a server or a judge.
 
         Args:
-            questions: some of `questions()`, in that order.
-            answers: one for each; questions without answer are left out.
-            folder: of this benchmark's results.
-            model_id: names the model in the file.
+            questions: Questions from `questions()`, all or some, in the same order.
+            answers: One answer per question; questions without an answer are left out.
+            folder: Result folder of this benchmark.
+            model_id: Name of the model in the file.
         """
         rows: list[dict[str, Any]] = [
             {
@@ -149,22 +149,22 @@ class Benchmark:
         self.upload(questions, answers, folder)
 
     def answer_fields(self, question: Question) -> dict[str, Any]:
-        """Further fields of a question's row in answers.jsonl; default: none."""
+        """Return additional fields for a question in answers.jsonl; none by default."""
         return {}
 
     def upload(
         self, questions: Sequence[Question], answers: Sequence[str | None], folder: Path
     ) -> None:
-        """Write further files, for a server or a judge; default: none."""
+        """Write additional files for a server or a judge; none by default."""
 
 
 def percent(scores: Sequence[float]) -> float:
-    """Mean in percent; of no scores NaN."""
+    """Return the mean in percent; NaN without scores."""
     return 100 * sum(scores) / len(scores) if scores else float("nan")
 
 
 def by_category(questions: Sequence[Question], scores: Sequence[float]) -> dict[str, list[float]]:
-    """Scores of each category, in the order in which categories first come."""
+    """Group scores by category, in order of first appearance."""
     groups: dict[str, list[float]] = {}
     for question, score in zip(questions, scores, strict=True):
         groups.setdefault(str(question.category), []).append(score)
@@ -172,5 +172,5 @@ def by_category(questions: Sequence[Question], scores: Sequence[float]) -> dict[
 
 
 def _digest(*words: str) -> str:
-    """22 letters that the same answer of the same model always gets."""
+    """Return 22 hex digits that depend only on the words."""
     return hashlib.sha256("\0".join(words).encode()).hexdigest()[:22]

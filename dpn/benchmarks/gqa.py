@@ -17,12 +17,12 @@ _SITE = "the download page of cs.stanford.edu/people/dorarad/gqa"
 
 
 class GQA(Benchmark):
-    """The balanced test-dev set.
+    """GQA's balanced test-dev set.
 
-    As in LLaVA, an answer is right if it is the reference once it is lower case and has lost full
-    stops at its end. testdev_balanced_predictions.json is what GQA's own `eval.py` reads.
+    As in LLaVA, an answer is correct if it equals the reference after lower-casing it and removing
+    full stops at its end. testdev_balanced_predictions.json is for GQA's own `eval.py`.
 
-    Metrics: accuracy of all, of binary and of open questions; none without the answers' file.
+    Metrics: accuracy of all, binary and open questions; none without the file of answers.
     """
 
     files = (
@@ -32,7 +32,7 @@ class GQA(Benchmark):
     )
 
     def questions(self) -> list[Question]:
-        """See `Benchmark.questions`; without references if the answers' file is missing."""
+        """Return all questions, without references if the file of answers is missing."""
         path = self.root / _ANSWERS
         questions = read_questions(self.root / _QUESTIONS, self.root / "gqa" / "data" / "images")
         if not path.exists():
@@ -43,13 +43,11 @@ class GQA(Benchmark):
     def score(
         self, questions: Sequence[Question], answers: Sequence[str | None], folder: Path
     ) -> Scores:
-        """See `Benchmark.score`."""
         return accuracy(questions, answers, lambda answer, right: prediction(answer) == right)
 
     def upload(
         self, questions: Sequence[Question], answers: Sequence[str | None], folder: Path
     ) -> None:
-        """See `Benchmark.upload`."""
         rows = [
             {"questionId": question.id, "prediction": prediction(answer or "")}
             for question, answer in zip(questions, answers, strict=True)
@@ -58,14 +56,16 @@ class GQA(Benchmark):
 
 
 def prediction(answer: str) -> str:
-    """An answer as LLaVA's `convert_gqa_for_eval.py` hands it in."""
+    """Convert an answer like LLaVA's `convert_gqa_for_eval.py`."""
     return answer.rstrip(".").lower()
 
 
 def _answered(question: Question, rows: dict[str, dict[str, Any]], path: Path) -> Question:
     row = rows.get(str(question.id))
     if row is None:
-        raise DataError(f"{path} has no question {question.id}; get it and {_QUESTIONS} again.")
+        raise DataError(
+            f"{path} has no question {question.id}; download it and {_QUESTIONS} again."
+        )
     if not isinstance(row["types"].get("structural"), str):
         raise DataError(
             f"{path}, entry {str(question.id)!r}: field 'types' must hold 'structural'."

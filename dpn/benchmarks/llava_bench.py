@@ -1,4 +1,4 @@
-"""LLaVA-Bench (in the wild): talk about pictures, compared with GPT-4's. (arXiv 2304.08485)"""
+"""LLaVA-Bench (in the wild): open questions, judged against GPT-4 (arXiv 2304.08485)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,16 +14,16 @@ _HUB = "liuhaotian/llava-bench-in-the-wild of the Hugging Face hub"
 
 
 class LLaVABench(Benchmark):
-    """A judge compares each answer with that of GPT-4, which saw a description of the picture.
+    """LLaVA-Bench: a judge rates each answer against GPT-4's, based on an image description.
 
-    `judge.jsonl` holds what the judge reads, as `eval_gpt_review_bench.py` of LLaVA writes it:
-    question_id, category and content; no answer is an empty one. Put what it says beside it as
-    `reviews.jsonl`, a row for each question: question_id and content, the first line of which are
-    two numbers from 1 to 10, GPT-4's and the model's. A first line of anything else counts -1 for
-    both, as in LLaVA. New answers want new reviews.
+    `judge.jsonl` contains the prompts for the judge as LLaVA's `eval_gpt_review_bench.py` writes
+    them, with question_id, category and content; a missing answer is an empty one. Save the judge's
+    replies beside it as `reviews.jsonl`, one line per question with question_id and content. The
+    first line of content must be two numbers from 1 to 10, GPT-4's rating and the model's; anything
+    else counts as -1 for both, as in LLaVA. New answers need new reviews.
 
-    Metrics: score, the mean of the model's numbers in percent of the mean of GPT-4's, of all
-    questions and of each category; a question without answer gets 0.
+    Metrics: score, the model's mean rating in percent of GPT-4's, overall and per category; a
+    question without an answer is rated 0.
     """
 
     files = (
@@ -40,7 +40,6 @@ class LLaVABench(Benchmark):
     max_new_tokens = 1024
 
     def questions(self) -> list[Question]:
-        """See `Benchmark.questions`."""
         path, rules = self._path("questions.jsonl"), self._rules()
         fields: Fields = {"question_id": ID, "image": str, "text": str, "category": str}
         rows = read_jsonl(path, fields)
@@ -55,7 +54,7 @@ class LLaVABench(Benchmark):
             if _rule(row["category"]) not in rules:
                 raise DataError(
                     f"{path}: question {row['question_id']} has the category {row['category']!r};"
-                    " rule.json has no rule for it."
+                    " rule.json has no rule for it; download both again."
                 )
             image = image_of(self._path("images"), row["image"])
             meta = {"caption": captions[row["image"]]}
@@ -68,7 +67,6 @@ class LLaVABench(Benchmark):
     def score(
         self, questions: Sequence[Question], answers: Sequence[str | None], folder: Path
     ) -> Scores:
-        """See `Benchmark.score`."""
         path = folder / "reviews.jsonl"
         if not path.exists():
             return Scores({}, [None] * len(questions))
@@ -79,7 +77,7 @@ class LLaVABench(Benchmark):
         pairs = []
         for question, answer in zip(questions, answers, strict=True):
             if question.id not in reviews:
-                raise DataError(f"{path} has no row for question {question.id}; judge it as well.")
+                raise DataError(f"{path} has no line for question {question.id}; judge it as well.")
             gpt4, model = ratings(reviews[question.id])
             pairs.append((gpt4, 0.0 if answer is None else model))
         groups = {"score": pairs}
@@ -91,7 +89,7 @@ class LLaVABench(Benchmark):
     def upload(
         self, questions: Sequence[Question], answers: Sequence[str | None], folder: Path
     ) -> None:
-        """Write judge.jsonl."""
+        """Write the prompts for the judge to judge.jsonl."""
         rules = self._rules()
         rows = []
         for question, answer in zip(questions, answers, strict=True):
@@ -109,7 +107,7 @@ class LLaVABench(Benchmark):
         return self.root / "llava-bench-in-the-wild" / name
 
     def _texts(self, name: str, key: str, field: str) -> dict[int | str, str]:
-        """A field of a file's rows by another; texts in a list are lines."""
+        """Read one field of a file by the field `key`; lists of texts are joined as lines."""
         rows = read_jsonl(self._path(name), {key: ID, field: (str, list)})
         return {
             row[key]: row[field] if isinstance(row[field], str) else "\n".join(row[field])
@@ -121,9 +119,9 @@ class LLaVABench(Benchmark):
 
 
 def ratings(review: str) -> tuple[float, float]:
-    """The two numbers of a review's first line, (-1, -1) if it is anything else.
+    """Return the two numbers in a review's first line, or (-1, -1) if it is anything else.
 
-    The rule of `eval_gpt_review_bench.py`: cut at single blanks, so `8, 9` is not two numbers.
+    Follows `eval_gpt_review_bench.py`: split at single spaces, so `8, 9` is not two numbers.
     """
     try:
         gpt4, model = review.split("\n")[0].replace(",", " ").split(" ")

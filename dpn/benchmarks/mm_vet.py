@@ -1,4 +1,4 @@
-"""MM-Vet: six abilities and what they make together, judged by GPT-4. (arXiv 2308.02490)"""
+"""MM-Vet: open questions that combine six capabilities, graded by GPT-4 (arXiv 2308.02490)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,14 +13,14 @@ _RELEASE = "mm-vet.zip, a release of github.com/yuweihao/MM-Vet"
 
 
 class MMVet(Benchmark):
-    """Open questions; a judge says from 0 to 1 how right an answer is.
+    """MM-Vet: open questions, graded from 0 to 1 by a judge.
 
-    `predictions.json` is what MM-Vet's evaluator reads: answers by `v1_<question_id>`, an empty one
-    where there is none. Put the grades that it writes (`..._gpt-4-...-grade-1runs.json`) beside it
-    as `grades.json`: by the same ids `{"score": [...]}`, a number from 0 to 1 of each run. New
-    answers want new grades.
+    `predictions.json` is for MM-Vet's evaluator: answers by `v1_<question_id>`, empty if there is
+    none. Save the grades that it writes (`..._gpt-4-...-grade-1runs.json`) beside it as
+    `grades.json`: for each of these ids `{"score": [...]}` with one number from 0 to 1 per run. New
+    answers need new grades.
 
-    Metrics: score, the mean of all questions in percent, and that of each capability.
+    Metrics: score, the mean in percent, overall and per capability.
     """
 
     files = (
@@ -32,7 +32,6 @@ class MMVet(Benchmark):
     max_new_tokens = 1024
 
     def questions(self) -> list[Question]:
-        """See `Benchmark.questions`."""
         folder = self.root / "mm-vet"
         path, truth = folder / "llava-mm-vet.jsonl", folder / "mm-vet.json"
         entries = read_object(truth, {"answer": str, "capability": list})
@@ -51,7 +50,6 @@ class MMVet(Benchmark):
     def score(
         self, questions: Sequence[Question], answers: Sequence[str | None], folder: Path
     ) -> Scores:
-        """See `Benchmark.score`."""
         path = folder / "grades.json"
         if not path.exists():
             return Scores({}, [None] * len(questions))
@@ -75,7 +73,7 @@ class MMVet(Benchmark):
     def upload(
         self, questions: Sequence[Question], answers: Sequence[str | None], folder: Path
     ) -> None:
-        """Write predictions.json."""
+        """Write the answers to predictions.json."""
         said = {
             _key(question.id): answer or ""
             for question, answer in zip(questions, answers, strict=True)

@@ -1,4 +1,4 @@
-"""MMBench: twenty abilities, each question asked again with turned options. (arXiv 2307.06281)"""
+"""MMBench: twenty abilities, each question repeated with rotated options (arXiv 2307.06281)."""
 
 from pathlib import Path
 
@@ -7,19 +7,20 @@ from dpn.benchmarks.base import LETTER
 
 
 class MMBench(MMBenchTable):
-    """Choices of up to four, in English.
+    """MMBench in English, with up to four options per question.
 
-    The server scores `<split>.xlsx`. Of a table with answers, as that of the dev split, an estimate
-    is made here: a question is right if it is right with its options in all orders that were asked.
+    The official score comes from the server, which takes `<split>.xlsx`. If the table contains
+    answers, as in the dev split, an estimate is computed locally: a question is correct if it is
+    answered correctly in every order of its options that was asked.
 
-    Metrics: accuracy of the estimate, of all and of each l2-category; vanilla_accuracy counts each
-    order for itself.
+    Metrics: accuracy (estimate), overall and per l2-category; vanilla_accuracy counts each order
+    separately.
 
     Args:
-        root: see `Benchmark`.
-        split: name of the table without `.tsv`.
-        all_rounds: ask each row once for each way to turn its options round; LLaVA does not, its
-            table holds the turned copies already.
+        root: Root folder of all benchmarks, see `Benchmark`.
+        split: Name of the table without `.tsv`.
+        all_rounds: Whether to ask each row once per rotation of its options; LLaVA does not, since
+            its table already contains the rotated copies.
     """
 
     folder = "mmbench"

@@ -1,4 +1,4 @@
-"""MMBench-CN: MMBench in Chinese. (arXiv 2307.06281)"""
+"""MMBench-CN: MMBench in Chinese (arXiv 2307.06281)."""
 
 from pathlib import Path
 
@@ -6,12 +6,12 @@ from dpn.benchmarks._mmbench import MMBenchTable
 
 
 class MMBenchCN(MMBenchTable):
-    """The questions of MMBench, translated; see `dpn.benchmarks.mmbench`.
+    """MMBench translated to Chinese; scored like `dpn.benchmarks.mmbench.MMBench`.
 
     Args:
-        root: see `Benchmark`.
-        split: name of the table without `.tsv`.
-        all_rounds: ask each row once for each way to turn its options round.
+        root: Root folder of all benchmarks, see `Benchmark`.
+        split: Name of the table without `.tsv`.
+        all_rounds: Whether to ask each row once per rotation of its options.
     """
 
     folder = "mmbench_cn"

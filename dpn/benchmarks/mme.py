@@ -1,4 +1,4 @@
-"""MME: two yes/no questions about each picture, one of them to be denied (arXiv 2306.13394)."""
+"""MME: two questions per image, one with answer yes and one with no (arXiv 2306.13394)."""
 
 import re
 from collections.abc import Callable, Collection, Sequence
@@ -38,14 +38,15 @@ _DEMAND = "Please answer yes or no."
 
 
 class MME(Benchmark):
-    """14 subtasks of two kinds, perception and cognition.
+    """MME: 14 subtasks of two kinds, perception and cognition.
 
-    Of an answer's first four letters, `yes` counts, else `no`, else it is wrong. A subtask's score
-    is its accuracy plus accuracy+, the share of pictures of which all questions are right, both in
-    percent: at most 200. results/<subtask>.txt is what MME's own `calculation.py` reads.
+    An answer is `yes` if its first four characters contain it, else `no` if they contain that, else
+    wrong. The score of a subtask is its accuracy plus accuracy+ (the share of images with all
+    questions correct), both in percent, so at most 200. results/<subtask>.txt is for MME's own
+    `calculation.py`.
 
-    Metrics, in points: perception, which papers report, cognition, the sums of their subtasks'
-    scores, and score of each subtask.
+    Metrics, in points: perception (which papers report) and cognition, each the sum of its
+    subtasks' scores, and the score of each subtask.
     """
 
     files = (
@@ -55,7 +56,6 @@ class MME(Benchmark):
     headline = "perception"
 
     def questions(self) -> list[Question]:
-        """See `Benchmark.questions`."""
         labels_of = cache(_labels)
         questions = read_questions(self.root / _QUESTIONS, self.root / _RELEASE)
         return [self._labelled(question, labels_of) for question in questions]
@@ -63,7 +63,6 @@ class MME(Benchmark):
     def score(
         self, questions: Sequence[Question], answers: Sequence[str | None], folder: Path
     ) -> Scores:
-        """See `Benchmark.score`."""
         samples = graded(questions, answers, lambda answer, right: said(answer) == right.lower())
         pictures: dict[str, dict[int | str, list[float]]] = {}
         for question, sample in zip(questions, samples, strict=True):
@@ -82,7 +81,6 @@ class MME(Benchmark):
     def upload(
         self, questions: Sequence[Question], answers: Sequence[str | None], folder: Path
     ) -> None:
-        """See `Benchmark.upload`."""
         rows: dict[str, str] = {}
         for question, answer in zip(questions, answers, strict=True):
             one_line = re.sub(r"[\t\r\n]", " ", answer or "")
@@ -95,13 +93,13 @@ class MME(Benchmark):
     def _labelled(
         self, question: Question, labels_of: Callable[[Path], dict[str, str]]
     ) -> Question:
-        """A question with its label in the release, whose wording is a little different."""
+        """Add the label from the release, in which the question is worded slightly differently."""
         parts = str(question.id).split("/")
         subtask, picture = parts[0], parts[-1]
         if not any(subtask in subtasks for subtasks in SUBTASKS.values()):
             raise DataError(
-                f"{self.root / _QUESTIONS}: question {question.id} is of no subtask of MME but of"
-                f" {subtask!r}; get the official file again."
+                f"{self.root / _QUESTIONS}: question {question.id} has the subtask {subtask!r},"
+                " which MME does not have; download the official file again."
             )
         folder = self.root / _RELEASE / subtask
         nested = folder / "questions_answers_YN"
@@ -111,21 +109,23 @@ class MME(Benchmark):
         labels = labels_of(file)
         form = next((form for form in forms if form in labels), None)
         if form is None:
-            raise DataError(f"{file} has no question {forms[0]!r}; get it and {_QUESTIONS} again.")
+            raise DataError(
+                f"{file} has no question {forms[0]!r}; download it and {_QUESTIONS} again."
+            )
         meta = {"file": file.name, "question": form}
         return replace(question, reference=labels[form], category=subtask, meta=meta)
 
 
 def said(answer: str) -> str:
-    """What an answer says, by the rule of MME's `calculation.py`."""
+    """Return `yes`, `no` or `other` for an answer, like MME's `calculation.py`."""
     start = answer.lower()[:4]
     return next((word for word in ("yes", "no") if word in start), "other")
 
 
 def _labels(file: Path) -> dict[str, str]:
-    """Yes or No of each question about a picture."""
+    """Read the label, Yes or No, of each question about an image."""
     if not file.exists():
-        raise DataError(f"{file} does not exist; get {_SITE} again.")
+        raise DataError(f"{file} does not exist; download {_SITE} again.")
     labels = {}
     for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), 1):
         if line.strip():
@@ -139,6 +139,6 @@ def _labels(file: Path) -> dict[str, str]:
 
 
 def _points(pictures: Collection[Sequence[float]]) -> float:
-    """Accuracy and accuracy+, each in percent."""
+    """Return accuracy plus accuracy+, each in percent."""
     singles = [sample for picture in pictures for sample in picture]
     return percent(singles) + percent([min(picture) for picture in pictures])

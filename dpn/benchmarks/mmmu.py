@@ -1,4 +1,4 @@
-"""MMMU: college exams of thirty subjects. (arXiv 2311.16502)"""
+"""MMMU: college exam questions in thirty subjects (arXiv 2311.16502)."""
 
 import ast
 import re
@@ -52,23 +52,23 @@ _PICTURE = re.compile(r"<img='.*?'>")
 
 
 class MMMU(Benchmark):
-    """The validation split, as LLaVA-HR asks it: with the first image alone.
+    """MMMU's validation split, asked as in LLaVA-HR with the first image only.
 
-    `MMMU` holds the folders of the hub's data set (`<subject>/validation-*.parquet`), or what
-    `save_to_disk` of Hugging Face's `datasets` wrote of it, in one folder or one for each subject.
+    The folder `MMMU` holds the files of the Hub data set (`<subject>/validation-*.parquet`) or the
+    output of `save_to_disk` of Hugging Face's `datasets`, in one folder or one per subject.
 
-    An answer to a choice that means no option is a guess: a letter is drawn for it. So it is for
-    options that are several pictures (`<img='...'>`), which are asked without picture.
+    If an answer to a multiple-choice question matches no option, a random letter is drawn. The same
+    happens if several options are images (`<img='...'>`); these are asked without an image.
 
-    Metrics: accuracy of all questions, of each subject and each discipline.
+    Metrics: accuracy overall, per subject and per discipline.
 
     Args:
-        root: see `Benchmark`.
-        seed: of the guesses; each depends on this and the question's id.
+        root: Root folder of all benchmarks, see `Benchmark`.
+        seed: Seed of the random letters, combined with the question's id.
     """
 
     files = (
-        OfficialFile("MMMU", "the data set MMMU/MMMU of the Hugging Face hub"),
+        OfficialFile("MMMU", "the data set MMMU/MMMU of the Hugging Face Hub"),
         OfficialFile("MMMU/answer_dict_val.json", "mmmu of github.com/MMMU-Benchmark/MMMU"),
     )
     max_new_tokens = 16
@@ -78,7 +78,6 @@ class MMMU(Benchmark):
         self.seed = seed
 
     def questions(self) -> list[Question]:
-        """See `Benchmark.questions`."""
         folder = self.root / "MMMU"
         path = folder / "answer_dict_val.json"
         truths = read_object(path, {"ground_truth": (str, list)})
@@ -97,7 +96,6 @@ class MMMU(Benchmark):
     def score(
         self, questions: Sequence[Question], answers: Sequence[str | None], folder: Path
     ) -> Scores:
-        """See `Benchmark.score`."""
         right = [
             float(answer is not None and self._is_right(question, answer))
             for question, answer in zip(questions, answers, strict=True)
@@ -143,7 +141,7 @@ class MMMU(Benchmark):
 
 
 def _read(folder: Path) -> Any:
-    """All subjects' rows, in alphabetical order of the subjects."""
+    """Read the rows of all subjects, in alphabetical order of the subjects."""
     from datasets import Dataset, concatenate_datasets, load_from_disk
     from datasets import Image as ImageColumn
 
@@ -153,7 +151,7 @@ def _read(folder: Path) -> Any:
     if not tables and not saved:
         raise DataError(
             f"{folder} holds no <subject>/validation-*.parquet and nothing that save_to_disk wrote;"
-            " put the data set MMMU/MMMU of the Hugging Face hub there."
+            " put the data set MMMU/MMMU of the Hugging Face Hub there."
         )
     try:
         if tables:
@@ -162,12 +160,14 @@ def _read(folder: Path) -> Any:
             data = concatenate_datasets([load_from_disk(str(path)) for path in saved])
         data = data.select_columns([*_TEXTS, "image_1"])
         return data.cast_column("image_1", ImageColumn(decode=False))
-    except Exception as error:  # of about ten types, of arrow, of datasets and of the system
-        raise DataError(f"{folder} can not be read ({error}); get the data set again.") from error
+    except Exception as error:  # arrow, datasets and the system raise about ten different types
+        raise DataError(
+            f"{folder} cannot be read ({error}); download the data set again."
+        ) from error
 
 
 def _options(text: str, place: str) -> list[str]:
-    """Options stand in the table as the text of a Python list."""
+    """Parse the options, which the table holds as the text of a Python list."""
     try:
         options = ast.literal_eval(text)
     except (ValueError, SyntaxError):

@@ -12,10 +12,10 @@ _IMAGES = "ocrvqa/images"
 
 
 class OCRVQA(Benchmark):
-    """The test set, as LLaVA-HR asks and scores it.
+    """OCR-VQA's test set, asked and scored as in LLaVA-HR.
 
-    An answer is right if it is the reference but for case and blanks around it. Rows of the same id
-    and text share the last one's reference.
+    An answer is correct if it equals the reference, ignoring case and surrounding whitespace. Lines
+    with the same id and text all use the reference of the last one.
 
     Metrics: accuracy.
     """
@@ -26,7 +26,6 @@ class OCRVQA(Benchmark):
     )
 
     def questions(self) -> list[Question]:
-        """See `Benchmark.questions`."""
         questions = read_questions(self.root / _QUESTIONS, self.root / _IMAGES, "answer")
         references = {f"{q.id}{q.prompt}": q.reference for q in questions}
         return [replace(q, reference=references[f"{q.id}{q.prompt}"]) for q in questions]
@@ -34,7 +33,6 @@ class OCRVQA(Benchmark):
     def score(
         self, questions: Sequence[Question], answers: Sequence[str | None], folder: Path
     ) -> Scores:
-        """See `Benchmark.score`."""
         return accuracy(questions, answers, lambda answer, right: _bare(answer) == _bare(right))
 
 

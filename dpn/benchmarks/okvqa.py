@@ -1,4 +1,4 @@
-"""OKVQA: questions about COCO pictures that need outside knowledge (arXiv 1906.00067)."""
+"""OKVQA: questions about COCO images that need outside knowledge (arXiv 1906.00067)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,11 +13,11 @@ _IMAGES = "coco-cap/val2014"
 
 
 class OKVQA(Benchmark):
-    """The validation set, as LLaVA-HR asks and scores it: by VQA's own evaluator.
+    """OKVQA's validation set, asked as in LLaVA-HR and scored like VQA's evaluator.
 
-    okvqa_results.json is what that evaluator reads.
+    okvqa_results.json is for that evaluator.
 
-    Metrics: accuracy, also of each answer type, and accuracy_by_question_type.
+    Metrics: accuracy, overall and per answer type, and accuracy_by_question_type.
     """
 
     files = (
@@ -27,19 +27,16 @@ class OKVQA(Benchmark):
     )
 
     def questions(self) -> list[Question]:
-        """See `Benchmark.questions`."""
         questions = read_questions(self.root / _QUESTIONS, self.root / _IMAGES)
         return annotated(questions, self.root / _QUESTIONS, self.root / _ANSWERS)
 
     def score(
         self, questions: Sequence[Question], answers: Sequence[str | None], folder: Path
     ) -> Scores:
-        """See `Benchmark.score`."""
         return vqa_scores(questions, answers)
 
     def upload(
         self, questions: Sequence[Question], answers: Sequence[str | None], folder: Path
     ) -> None:
-        """See `Benchmark.upload`."""
         ids = [question.id for question in self.questions()]
         write_results(folder / "okvqa_results.json", ids, questions, answers)

@@ -1,4 +1,4 @@
-"""POPE: is an object in the picture? (arXiv 2305.10355)"""
+"""POPE: yes/no questions about whether an object is in the image (arXiv 2305.10355)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,14 +13,14 @@ _LABELS = "output/coco of github.com/AoiDragon/POPE"
 
 
 class POPE(Benchmark):
-    """Three sets of yes/no questions about objects in COCO pictures.
+    """POPE: three sets of yes/no questions about objects in COCO images.
 
-    LLaVA's rule: of an answer's text before its first full stop, without commas and cut at single
-    blanks, `no` is said if a word is exactly `No`, `no` or `not`, else `yes`. Answers of a category
-    are compared with the lines of its label file by position.
+    As in LLaVA, the text before the first full stop is split at single spaces after removing
+    commas; the answer is `no` if a word is exactly `No`, `no` or `not`, otherwise `yes`. Answers of
+    a category are matched with the lines of its label file by position.
 
-    Metrics: accuracy, precision, recall, f1 (positive: yes) and yes_ratio of each category, and
-    accuracy and f1 as means of the categories; papers report f1.
+    Metrics: accuracy, precision, recall, f1 (positive: yes) and yes_ratio per category, and
+    accuracy and f1 as means over the categories; papers report f1.
     """
 
     files = (
@@ -31,7 +31,6 @@ class POPE(Benchmark):
     headline = "f1"
 
     def questions(self) -> list[Question]:
-        """See `Benchmark.questions`."""
         path = self.root / "pope" / "llava_pope_test.jsonl"
         rows = read_jsonl(path, {"question_id": ID, "image": str, "text": str, "category": str})
         labels = {name: iter(self._labels(name)) for name in CATEGORIES}
@@ -40,13 +39,13 @@ class POPE(Benchmark):
             if row["category"] not in labels:
                 raise DataError(
                     f"{path}: question {row['question_id']} has the category {row['category']!r};"
-                    f" there is {', '.join(CATEGORIES)}."
+                    f" it must be one of {', '.join(CATEGORIES)}."
                 )
             label = next(labels[row["category"]], None)
             if label is None:
                 raise DataError(
                     f"{self._label_file(row['category'])} has fewer lines than {path} has questions"
-                    " of its category; get both again."
+                    " of its category; download both again."
                 )
             image = image_of(self.root / "pope" / "val2014", row["image"])
             questions.append(
@@ -57,7 +56,6 @@ class POPE(Benchmark):
     def score(
         self, questions: Sequence[Question], answers: Sequence[str | None], folder: Path
     ) -> Scores:
-        """See `Benchmark.score`."""
         said = [
             _other(question.reference) if answer is None else yes_or_no(answer)
             for question, answer in zip(questions, answers, strict=True)
@@ -86,12 +84,12 @@ class POPE(Benchmark):
         labels = [row["label"] for row in read_jsonl(path, {"label": str})]
         for number, label in enumerate(labels, 1):
             if label not in ("yes", "no"):
-                raise DataError(f"{path}, row {number}: label {label!r} must be yes or no.")
+                raise DataError(f"{path}, entry {number}: label {label!r} must be yes or no.")
         return labels
 
 
 def yes_or_no(answer: str) -> str:
-    """What an answer says, by the rule of LLaVA's `eval_pope.py`."""
+    """Return `yes` or `no` for an answer, like LLaVA's `eval_pope.py`."""
     words = answer.partition(".")[0].replace(",", "").split(" ")
     return "no" if {"No", "no", "not"} & set(words) else "yes"
 
@@ -101,7 +99,7 @@ def _other(label: str) -> str:
 
 
 def _binary(pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
-    """Percent, of what was said and what is right; 0 where nothing is divided."""
+    """Compute binary metrics in percent from (answer, label) pairs; 0 where undefined."""
     hits = sum(said == true == "yes" for said, true in pairs)
     said_yes = sum(said == "yes" for said, _ in pairs)
     true_yes = sum(true == "yes" for _, true in pairs)

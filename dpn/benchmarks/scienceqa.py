@@ -1,4 +1,4 @@
-"""ScienceQA: school science, about half of it with a picture. (arXiv 2209.09513)"""
+"""ScienceQA: school science questions, about half of them with an image (arXiv 2209.09513)."""
 
 import re
 from collections.abc import Sequence
@@ -24,17 +24,18 @@ _REPOSITORY = "data/scienceqa of github.com/lupantech/ScienceQA"
 
 
 class ScienceQA(Benchmark):
-    """The test split; some questions come without picture.
+    """ScienceQA's test split; some questions have no image.
 
-    An answer is a letter, or starts with one, or says `The answer is X.` once. LLaVA-HR lets any
-    answer of three letters or more start with its option, LLaVA only one that goes on with `. `.
+    An answer is a letter, starts with a letter, or contains `The answer is X.` exactly once. In
+    LLaVA, a letter at the start must be followed by `. `; in LLaVA-HR, the answer must only have
+    three characters or more.
 
-    Metrics: accuracy of all, of questions with picture and of those without; papers report
+    Metrics: accuracy overall, of questions with an image and of those without; papers report
     accuracy/image.
 
     Args:
-        root: see `Benchmark`.
-        parse: whose rule reads the answers.
+        root: Root folder of all benchmarks, see `Benchmark`.
+        parse: Rule for parsing answers.
     """
 
     files = (
@@ -53,7 +54,6 @@ class ScienceQA(Benchmark):
         self.parse = parse
 
     def questions(self) -> list[Question]:
-        """See `Benchmark.questions`."""
         path = self.root / "scienceqa" / "llava_test_CQM-A.json"
         rows = read_array(path, {"id": str, "conversations": list})
         answers = self._answers()
@@ -66,7 +66,6 @@ class ScienceQA(Benchmark):
     def score(
         self, questions: Sequence[Question], answers: Sequence[str | None], folder: Path
     ) -> Scores:
-        """See `Benchmark.score`."""
         right = [
             float(answer is not None and letter(answer, self.parse) == question.reference)
             for question, answer in zip(questions, answers, strict=True)
@@ -78,7 +77,7 @@ class ScienceQA(Benchmark):
         return Scores(metrics, list(right))
 
     def _answers(self) -> dict[str, str]:
-        """Letters by id, of the test split."""
+        """Return the correct letters of the test split by id."""
         path = self.root / "scienceqa" / "problems.json"
         problems = read_object(path, {"choices": list, "answer": int})
         splits = path.with_name("pid_splits.json")
@@ -86,7 +85,7 @@ class ScienceQA(Benchmark):
         answers = {}
         for name in ids:
             if name not in problems:
-                raise DataError(f"{path} lacks problem {name!r} of {splits}; get both again.")
+                raise DataError(f"{path} lacks problem {name!r} of {splits}; download both again.")
             options = LETTERS[: len(problems[name]["choices"])]
             answer = problems[name]["answer"]
             if not 0 <= answer < len(options):
@@ -109,11 +108,11 @@ class ScienceQA(Benchmark):
 
 
 def letter(answer: str, parse: Parse = "llava") -> str | None:
-    """The option that an answer names, by the rule of `eval_science_qa.py`."""
+    """Return the option that an answer names, like `eval_science_qa.py`."""
     if answer in tuple(LETTERS):
         return answer
     mark = ". " if parse == "llava" else ""
     if len(answer) >= 3 and answer[0] in LETTERS and answer.startswith(mark, 1):
         return answer[0]
-    said = re.findall(r"The answer is ([A-Z]).", answer)  # the dot stands for any character
+    said = re.findall(r"The answer is ([A-Z]).", answer)  # the dot matches any character
     return said[0] if len(said) == 1 else None

@@ -1,4 +1,4 @@
-"""SEED-Bench: what pictures and videos show, in twelve kinds of questions. (arXiv 2307.16125)"""
+"""SEED-Bench: twelve kinds of questions about images and videos (arXiv 2307.16125)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,12 +29,11 @@ _REPOSITORY = "see DATASET.md of github.com/AILab-CVC/SEED-Bench"
 
 
 class SEEDBench(Benchmark):
-    """Choices of four; of a video its middle frame is shown.
+    """SEED-Bench: questions with four options; videos are shown by their middle frame.
 
-    An answer is right if it is the letter and nothing else.
+    An answer is correct if it is exactly the letter. upload.jsonl is for the leaderboard.
 
-    Metrics: accuracy of all questions, which papers report, of pictures, of videos and of each kind
-    of question. upload.jsonl is for the leaderboard.
+    Metrics: accuracy overall (which papers report), of images, of videos and per kind of question.
     """
 
     files = (
@@ -48,7 +47,6 @@ class SEEDBench(Benchmark):
     )
 
     def questions(self) -> list[Question]:
-        """See `Benchmark.questions`."""
         folder = self.root / "seed_bench"
         path, truth = folder / "llava-seed-bench.jsonl", folder / "SEED-Bench.json"
         rows = read_jsonl(path, {"question_id": ID, "image": str, "text": str})
@@ -66,7 +64,7 @@ class SEEDBench(Benchmark):
             entry = entries[_key(row["question_id"])]
             if entry["question_type_id"] not in kinds:
                 raise DataError(
-                    f"{truth}: question {entry['question_id']} is of the kind"
+                    f"{truth}: question {entry['question_id']} is of kind"
                     f" {entry['question_type_id']}, which 'question_type' does not name."
                 )
             image = image_of(folder, row["image"])
@@ -80,7 +78,6 @@ class SEEDBench(Benchmark):
     def score(
         self, questions: Sequence[Question], answers: Sequence[str | None], folder: Path
     ) -> Scores:
-        """See `Benchmark.score`."""
         right = [
             float(answer == question.reference)
             for question, answer in zip(questions, answers, strict=True)
@@ -94,7 +91,7 @@ class SEEDBench(Benchmark):
     def upload(
         self, questions: Sequence[Question], answers: Sequence[str | None], folder: Path
     ) -> None:
-        """Write upload.jsonl; a question without answer gets an empty one."""
+        """Write upload.jsonl; a missing answer is written as an empty one."""
         rows = [
             {"question_id": question.meta["upload_id"], "prediction": answer or ""}
             for question, answer in zip(questions, answers, strict=True)
@@ -102,13 +99,13 @@ class SEEDBench(Benchmark):
         write_rows(folder / "upload.jsonl", rows)
 
     def _kinds(self, path: Path) -> dict[int, str]:
-        """Names of the kinds of questions."""
+        """Read the names of the kinds of questions by number."""
         kinds = checked(read_json(path), {"question_type": dict}, path, "'question_type'", "entry")
         return {number: name for name, number in kinds["question_type"].items()}
 
 
 def _key(question_id: int | str) -> str:
-    """The two files write one id as a number and as a text."""
+    """Return an id as text; one file has numbers where the other has texts."""
     try:
         return str(int(question_id))
     except ValueError:

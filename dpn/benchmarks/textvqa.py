@@ -1,4 +1,4 @@
-"""TextVQA: questions whose answers are to be read in the picture (arXiv 1904.08920)."""
+"""TextVQA: questions about text in images (arXiv 1904.08920)."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,10 +18,11 @@ _HINT = "Reference OCR token:"
 
 
 class TextVQA(Benchmark):
-    """The validation set, version 0.5.1; prompts hold the words that an OCR system has read.
+    """TextVQA's validation set, version 0.5.1; prompts include words found by an OCR system.
 
-    Answers count by how many of ten people gave them, all in EvalAI's words. The reference belongs
-    to picture and question, which is the first line of a prompt, or the second one below the hint.
+    An answer is scored by how many of ten people gave it, after normalising all as EvalAI does.
+    References are looked up by image and question; the question is the first line of the prompt, or
+    the second one if the first is the OCR hint.
 
     Metrics: accuracy.
     """
@@ -33,7 +34,6 @@ class TextVQA(Benchmark):
     )
 
     def questions(self) -> list[Question]:
-        """See `Benchmark.questions`."""
         references = self._references()
         path = self.root / _QUESTIONS
         questions = []
@@ -42,7 +42,7 @@ class TextVQA(Benchmark):
             if key not in references:
                 raise DataError(
                     f"{path}: question {question.id} asks {key[1]!r:.60}, which"
-                    f" {self.root / _ANSWERS} does not; get both again."
+                    f" {self.root / _ANSWERS} does not; download both again."
                 )
             questions.append(replace(question, reference=references[key]))
         return questions
@@ -50,7 +50,6 @@ class TextVQA(Benchmark):
     def score(
         self, questions: Sequence[Question], answers: Sequence[str | None], folder: Path
     ) -> Scores:
-        """See `Benchmark.score`."""
         return accuracy(questions, answers, _agreement)
 
     def _references(self) -> dict[tuple[str, str], list[str]]:

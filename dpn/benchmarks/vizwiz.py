@@ -1,4 +1,4 @@
-"""VizWiz: questions of blind people about photos they took (arXiv 1802.08218)."""
+"""VizWiz: questions by blind people about photos they took (arXiv 1802.08218)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,17 +26,17 @@ _SUFFIX = "\nWhen the provided information is insufficient, respond with 'Unansw
 
 
 class VizWiz(Benchmark):
-    """Short answers or `Unanswerable`, which count by how many of ten people gave them.
+    """VizWiz: short answers or `Unanswerable`, scored by how many of ten people gave them.
 
-    answers_upload.json is what the server (eval.ai, challenge 1911) takes: all pictures of the
-    split, with an empty answer where not asked. The same answers, in EvalAI's words, are compared
-    with the references as they are, which is what VizWiz's evaluator does.
+    answers_upload.json is for the server (eval.ai, challenge 1911): all images of the split, with
+    an empty answer if not asked. Answers are normalised as EvalAI does and compared with the
+    unchanged references, as in VizWiz's evaluator.
 
-    Metrics: accuracy, also of each answer type; of split val alone.
+    Metrics: accuracy, overall and per answer type; only for split val.
 
     Args:
-        root: see `Benchmark`.
-        split: test, which the server scores, or val.
+        root: Root folder of all benchmarks, see `Benchmark`.
+        split: `test`, which the server scores, or `val`.
     """
 
     def __init__(self, root: Path, split: Literal["test", "val"] = "test"):
@@ -44,7 +44,6 @@ class VizWiz(Benchmark):
         self.split, self.files = split, files_of(split, _FILES)
 
     def questions(self) -> list[Question]:
-        """See `Benchmark.questions`."""
         folder = self.root / "vizwiz"
         if self.split == "test":
             return read_questions(folder / "llava_test.jsonl", folder / "test")
@@ -65,13 +64,11 @@ class VizWiz(Benchmark):
     def score(
         self, questions: Sequence[Question], answers: Sequence[str | None], folder: Path
     ) -> Scores:
-        """See `Benchmark.score`."""
         return accuracy(questions, uploaded(answers), soft_accuracy)
 
     def upload(
         self, questions: Sequence[Question], answers: Sequence[str | None], folder: Path
     ) -> None:
-        """See `Benchmark.upload`."""
         said = {
             question.id: answer
             for question, answer in zip(questions, uploaded(answers), strict=True)

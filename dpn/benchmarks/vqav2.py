@@ -1,4 +1,4 @@
-"""VQAv2: questions about COCO pictures, ten answers each (arXiv 1612.00837)."""
+"""VQAv2: questions about COCO images, ten answers each (arXiv 1612.00837)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,17 +30,17 @@ _FILES = {
 
 
 class VQAv2(Benchmark):
-    """Short answers, which count by how many of ten people gave them.
+    """VQAv2: short answers, scored by how many of ten people gave them.
 
-    answers_upload.json is what the server (eval.ai, challenge 830) takes: all questions of
-    test2015, empty where not asked. The same answers, in EvalAI's words, are scored by the rule of
-    VQA's own evaluator.
+    answers_upload.json is for the server (eval.ai, challenge 830): all questions of test2015, empty
+    if not asked. Answers are normalised as EvalAI does and scored like VQA's own evaluator.
 
-    Metrics: accuracy, also of each answer type, and accuracy_by_question_type; of split val alone.
+    Metrics: accuracy, overall and per answer type, and accuracy_by_question_type; only for split
+    val.
 
     Args:
-        root: see `Benchmark`.
-        split: test-dev, which the server scores, or val.
+        root: Root folder of all benchmarks, see `Benchmark`.
+        split: `test-dev`, which the server scores, or `val`.
     """
 
     def __init__(self, root: Path, split: Literal["test-dev", "val"] = "test-dev"):
@@ -48,7 +48,6 @@ class VQAv2(Benchmark):
         self.split, self.files = split, files_of(split, _FILES)
 
     def questions(self) -> list[Question]:
-        """See `Benchmark.questions`."""
         if self.split == "test-dev":
             return read_questions(self.root / _TEST_DEV, self.root / "vqav2" / "test2015")
         fields: Fields = {"question_id": ID, "image_id": int, "question": str}
@@ -66,13 +65,11 @@ class VQAv2(Benchmark):
     def score(
         self, questions: Sequence[Question], answers: Sequence[str | None], folder: Path
     ) -> Scores:
-        """See `Benchmark.score`."""
         return vqa_scores(questions, uploaded(answers))
 
     def upload(
         self, questions: Sequence[Question], answers: Sequence[str | None], folder: Path
     ) -> None:
-        """See `Benchmark.upload`."""
         if self.split == "test-dev":
             rows = read_jsonl(self.root / _ALL_TEST, {"question_id": ID})
         else:

@@ -1,4 +1,4 @@
-"""Weights of other formats to ours: LLaVA, LLaVA-HR, DPN and Hugging Face, whole or in parts."""
+"""Load and convert weights of LLaVA, LLaVA-HR, DPN and Hugging Face, whole or in parts."""
 
 from dpn.checkpoints.conversion import convert
 from dpn.checkpoints.loading import Report, load

@@ -1,6 +1,6 @@
-"""Tensors in files, read when asked for: safetensors, torch pickles, and both in shards.
+"""Files of tensors, read on demand: safetensors and torch pickles, whole or sharded.
 
-A pickle is read by torch's restricted unpickler: tensors and plain values, never code.
+Pickles are read by torch's restricted unpickler: tensors and plain values, never code.
 """
 
 import io
@@ -21,12 +21,12 @@ from torch.serialization import safe_globals
 Shape = tuple[int, ...]
 Read = Callable[[str], Tensor]
 
-#: What a folder may hold, best first.
+#: Files to look for in a folder, in order of preference.
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLES = ("model.safetensors", "pytorch_model.bin", "mm_projector.bin")
-#: Where a dictionary that is no state dict itself keeps one: Lightning and timm, DeepSpeed.
+#: Keys under which checkpoints keep a state dict: Lightning and timm, DeepSpeed.
 STATE_KEYS = ("state_dict", "module")
-#: What all processes wrote together is read in parts of so many bytes, each as one file.
+#: Bytes per part when reading checkpoints that several processes wrote; a part acts as one file.
 PART_BYTES = 4 * 2**30
 
 
@@ -35,8 +35,8 @@ class Container:
     """One file of tensors.
 
     Attributes:
-        path: of the file.
-        shapes: of its tensors by their names in the file.
+        path: Path of the file.
+        shapes: Shapes of the tensors by name in the file.
     """
 
     path: Path
@@ -44,10 +44,11 @@ class Container:
 
     @contextmanager
     def open(self) -> Iterator[Read]:
-        """A function from a name to its tensor; tensors are valid after closing, at the price of
-        keeping the file mapped.
+        """Open the file and yield a function that returns a tensor by name.
+
+        Tensors stay valid after closing, which keeps the file mapped.
         """
-        raise TypeError(f"{type(self).__name__} does not open")
+        raise TypeError(f"{type(self).__name__} must define `open`")
         yield
 
 
@@ -56,10 +57,10 @@ class SafetensorsFile(Container):
 
     @classmethod
     def of(cls, path: Path) -> "SafetensorsFile":
-        """Read the names and shapes.
+        """Read the names and shapes of a file.
 
         Raises:
-            ValueError: if the file is damaged.
+            ValueError: If the file is damaged.
         """
         try:
             with safe_open(path, "pt") as file:
@@ -69,41 +70,39 @@ class SafetensorsFile(Container):
 
     @contextmanager
     def open(self) -> Iterator[Read]:
-        """See `Container.open`."""
         with safe_open(self.path, "pt") as file:
             yield file.get_tensor
 
 
 class PickleFile(Container):
-    """A file of `torch.save`: a state dict, or a checkpoint that holds one."""
+    """A file written by `torch.save`: a state dict, or a checkpoint that contains one."""
 
     @classmethod
     def of(cls, path: Path) -> "PickleFile":
-        """Read the names and shapes.
+        """Read the names and shapes of a file.
 
         Raises:
-            ValueError: if the file is damaged, or holds anything but tensors and plain values.
+            ValueError: If the file is damaged, or holds anything but tensors and plain values.
         """
         return cls(path, {name: tuple(tensor.shape) for name, tensor in _state(path).items()})
 
     @contextmanager
     def open(self) -> Iterator[Read]:
-        """See `Container.open`."""
         yield _state(self.path).__getitem__
 
 
 def read_pickle(
     path: Path, piece: io.BytesIO | None = None, allowed: Mapping[str, type] | None = None
 ) -> Any:
-    """What `torch.save` wrote, with tensors mapped from the file where its format allows.
+    """Read a file written by `torch.save`; tensors are memory-mapped if its format allows.
 
     Args:
-        path: of the file.
-        piece: a part of it to read instead of the whole.
-        allowed: classes that the file may name besides -> what stands in for each.
+        path: Path of the file.
+        piece: Part of the file to read instead of the whole.
+        allowed: Names of further classes that the file may contain, each with its substitute.
 
     Raises:
-        ValueError: if the file is damaged, or holds anything but tensors and plain values.
+        ValueError: If the file is damaged, or holds anything but tensors and plain values.
     """
     try:
         mapped = piece is None and zipfile.is_zipfile(path)
@@ -111,30 +110,30 @@ def read_pickle(
             return torch.load(piece or path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         if "GLOBAL" not in str(error):  # no class or function was asked for
-            raise damaged(path, "no file of torch.save") from error
+            raise damaged(path, "not a file of torch.save") from error
         raise ValueError(
-            f"{path} holds more than tensors and plain values, and reading it could run foreign"
-            " code, so it is refused; save its tensors alone, best as safetensors."
+            f"{path} holds more than tensors and plain values; it is refused, since reading it"
+            " could run foreign code; save only its tensors, preferably as safetensors."
         ) from error
     except (RuntimeError, EOFError, IndexError) as error:
         raise damaged(path, error) from error
 
 
 def open_containers(source: Path) -> list[Container]:
-    """The files of a source, in the order of their names.
+    """Open the weight files of a source, ordered by name.
 
     Args:
-        source: a file, or a folder in the layout of Hugging Face or LLaVA.
+        source: A file, or a folder in the layout of Hugging Face or LLaVA.
 
     Raises:
-        FileNotFoundError: if there is no such source, no weights in it, or a shard that the index
-            names is missing.
-        ValueError: if a file is damaged or refused.
+        FileNotFoundError: If the source does not exist, has no weights, or lacks a shard that its
+            index names.
+        ValueError: If a file is damaged or refused.
     """
     if source.is_file():
         return [open_file(source)]
     if not source.is_dir():
-        raise FileNotFoundError(f"There is no file or folder {source}; check its path.")
+        raise FileNotFoundError(f"There is no file or folder {source}; check the path.")
     for name in INDEXES:
         if (source / name).is_file():
             return [open_file(path) for path in _shards(source / name)]
@@ -148,16 +147,16 @@ def open_containers(source: Path) -> list[Container]:
 
 
 def open_file(path: Path) -> Container:
-    """One file of tensors; see `open_containers`."""
+    """Open one file of tensors."""
     kind = SafetensorsFile if path.suffix == ".safetensors" else PickleFile
     return kind.of(path)
 
 
 def in_parts(sizes: Mapping[str, int]) -> list[list[str]]:
-    """The names of tensors in parts of at most `PART_BYTES`, but for a larger single one.
+    """Group tensors into parts of at most `PART_BYTES`; a larger tensor is a part of its own.
 
     Args:
-        sizes: of the tensors by their names, in bytes.
+        sizes: Size of each tensor in bytes, by name.
     """
     parts: list[list[str]] = [[]]
     room = PART_BYTES
@@ -174,7 +173,7 @@ def _shards(index: Path) -> list[Path]:
     names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     outside = [name for name in names if Path(name).name != name]
     if outside:
-        raise ValueError(f"{index} names files outside of its folder: {', '.join(outside)}.")
+        raise ValueError(f"{index} names files outside its folder: {', '.join(outside)}.")
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise FileNotFoundError(
@@ -196,6 +195,6 @@ def _state(path: Path) -> dict[str, Tensor]:
 
 
 def damaged(path: Path, why: object) -> ValueError:
-    """The error for a file that can not be read."""
+    """Create the error for a file that cannot be read."""
     first = str(why).partition("\n")[0] or "it ends too early"
     return ValueError(f"{path} is damaged or incomplete ({first}); copy or write it again.")

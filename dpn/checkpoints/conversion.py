@@ -1,4 +1,4 @@
-"""A folder of any known format to a Hugging Face folder of ours, one file at a time."""
+"""Convert a folder of any known format to a DPN folder for `from_pretrained`, file by file."""
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,12 +31,12 @@ from dpn.model import DPNConfig, DPNForConditionalGeneration, DPNProcessor
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a converted folder holds besides weights.
+    """Parts of a converted folder other than weights.
 
     Attributes:
-        config: of the model.
-        processor: with its tokenizer.
-        towers: folders or names of the vision towers that the weights started from.
+        config: Config of the model.
+        processor: Processor, including the tokenizer.
+        towers: Folders or names of the vision towers that the source was trained from.
     """
 
     config: DPNConfig
@@ -51,27 +51,27 @@ def convert(
     like: str | Path | None = None,
     base: str | Path | None = None,
 ) -> list[Report]:
-    """Write the weights of a source as a folder that `from_pretrained` reads.
+    """Convert weights to a folder that `from_pretrained` can read.
 
-    Every file of the source becomes one of the target, so never more than one is held. Weights keep
-    their dtype. A source that is a part of a model only, as a projector file, becomes a folder with
-    that part's weights.
+    Files are converted one by one, so only one is in memory at a time. Weights keep their dtype. A
+    source with only a part of a model, such as a projector file, gives a folder with that part's
+    weights.
 
     Args:
-        source: a file or folder of any format in `keys.FORMATS`.
-        target: folder to write; it must not exist.
-        parts: files or folders that give what the source leaves out, as a frozen CLIP; the folder
-            that the source's config names is tried by itself.
-        like: a folder of ours whose config and tokenizer belong to the source, if it has none.
-        base: what a LoRA run started from; default: the folder that its config names.
+        source: File or folder in any format of `keys.FORMATS`.
+        target: Folder to write; it must not exist.
+        parts: Files or folders with weights that the source lacks, such as a frozen CLIP; the
+            folder named in the source's config is tried automatically.
+        like: DPN folder whose config and tokenizer fit the source, if it has none.
+        base: Base model of a LoRA run; defaults to the folder that its config names.
 
     Returns:
-        What was taken from the source and from each part.
+        One report for the source and one for each part that was used.
 
     Raises:
-        FileExistsError: if there is something at the target.
-        FileNotFoundError: if a file is missing.
-        ValueError: if a file is damaged or refused, or a weight is missing or of another shape.
+        FileExistsError: If the target exists.
+        FileNotFoundError: If a file is missing.
+        ValueError: If a file is damaged or refused, or a weight is missing or has a wrong shape.
     """
     source, target = Path(source), Path(target)
     if target.exists():
@@ -129,7 +129,7 @@ def _recipe(opened: WeightSource, folder: Path, parts: Sequence[Path]) -> Recipe
 def _plans(
     opened: WeightSource, shapes: Mapping[str, Shape], recipe: Recipe, parts: Sequence[str | Path]
 ) -> list[Plan]:
-    """A plan for the source, and one for each part that has something the ones before lack."""
+    """Plan the source and each part that has weights which the previous ones lack."""
     place = clip_place(recipe.config.vision_config or {})
     opened.rename(place)
     tokens = recipe.processor.tokenizer.get_vocab()
@@ -138,21 +138,21 @@ def _plans(
         lacking = {n: shapes[n] for names in plans[-1].report.missing.values() for n in names}
         given = path not in map(Path, recipe.towers)
         if given and not lacking:
-            plans[-1].report.notes.append(f"{path} was not needed, nothing is missing")
+            plans[-1].report.notes.append(f"{path} was not needed: nothing is missing")
         elif given or (path.exists() and any(name.startswith("vision.") for name in lacking)):
             plans.append(plan(WeightSource(path, place), lacking, tokens, ()))
     if missing := plans[-1].report.missing:
         names = "; ".join(f"{part}: {shorten(names)}" for part, names in missing.items())
         towers = f" The model started from {' and '.join(recipe.towers)}." if recipe.towers else ""
         raise ValueError(
-            f"{opened.path} leaves out {names}.{towers} Give the folder or file that has them as a"
-            " part (tools/convert.py SRC DST --part PATH)."
+            f"{opened.path} lacks {names}.{towers} Give the folder or file that has them as a part"
+            " (tools/convert.py SRC DST --part PATH)."
         )
     return plans
 
 
 def _dtype(plans: Sequence[Plan]) -> torch.dtype:
-    """That of the first matrix of the language model."""
+    """Return the dtype of the first tensor of the language model."""
     made = plans[0]
     for container in made.source.containers:
         for name, tensor in made.source.read(container, made.shapes):
@@ -162,13 +162,13 @@ def _dtype(plans: Sequence[Plan]) -> torch.dtype:
 
 
 def _default(name: str, shape: Shape, dtype: torch.dtype) -> Tensor:
-    """A weight that no source has: zero, or one for a norm."""
+    """Return the default of a weight that no source has: ones for a norm, otherwise zeros."""
     assert is_optional(name), name
     return (torch.ones if name.endswith("norm.weight") else torch.zeros)(shape, dtype=dtype)
 
 
 def _write_weights(folder: Path, plans: Sequence[Plan], rest: Mapping[str, Tensor]) -> None:
-    """One safetensors file for each file read, and the index."""
+    """Write one safetensors file for each file read, and the index."""
     files = [(made, c) for made in plans for c in made.source.containers if _has(made, c)]
     names = [f"model-{i:05}-of-{len(files):05}.safetensors" for i in range(1, len(files) + 1)]
     if len(files) == 1:
@@ -193,13 +193,13 @@ def _has(made: Plan, container: Container) -> bool:
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """What safetensors writes: contiguous, and alone in its memory."""
+    """Return a tensor that safetensors can write: contiguous, in memory of its own."""
     alone = tensor.untyped_storage().nbytes() == tensor.nbytes
     return tensor.contiguous() if alone else tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _progress(files: Sequence[Any]) -> Iterator[Any]:
-    """A bar on a terminal, plain lines elsewhere."""
+    """Show a progress bar on a terminal and plain lines elsewhere."""
     if sys.stderr.isatty():
         yield from track(files, "converting", console=Console(stderr=True))
         return

@@ -1,7 +1,6 @@
-"""Folders of torch.distributed.checkpoint, as Lightning writes them for FSDP2: every process its
-shards.
+"""Reader for sharded checkpoints of torch.distributed.checkpoint, as Lightning writes for FSDP2.
 
-Their index is a pickle. It is read with the few classes that it is made of, and nothing else.
+Their index is a pickle; only the few classes that it needs are allowed.
 """
 
 import io
@@ -20,7 +19,7 @@ from torch.distributed.checkpoint import filesystem, metadata
 from dpn.checkpoints.containers import Container, Read, damaged, in_parts, read_pickle
 
 INDEX = ".metadata"
-#: Where Lightning's checkpoints keep the module.
+#: Prefix of the module's tensors in Lightning's checkpoints.
 PREFIX = "state_dict."
 _CLASSES = {
     *((metadata.__name__, name) for name in ("Metadata", "MetadataIndex", "StorageMeta")),
@@ -35,17 +34,17 @@ _CLASSES = {
 
 @dataclass(frozen=True)
 class Shards(Container):
-    """Some tensors of a distributed checkpoint.
+    """Part of the tensors of a distributed checkpoint.
 
     Attributes:
-        pieces: name -> for each piece of it, where it starts, its file, offset and length there.
+        pieces: Pieces of each tensor by name: start index, file, and offset and length in the file.
     """
 
     pieces: Mapping[str, tuple[tuple[tuple[int, ...], Path, int, int], ...]]
 
     @contextmanager
     def open(self) -> Iterator[Read]:
-        """See `Container.open`; a tensor is put together when it is asked for."""
+        """Open the files; a tensor is assembled when it is read."""
         yield self._read
 
     def _read(self, name: str) -> Tensor:
@@ -61,16 +60,16 @@ class Shards(Container):
 
 
 def is_distributed(folder: Path) -> bool:
-    """Whether a folder is a distributed checkpoint."""
+    """Return whether a folder is a distributed checkpoint."""
     return (folder / INDEX).is_file()
 
 
 def open_distributed(folder: Path) -> list[Container]:
-    """The module's tensors, in parts; the optimizer's are left where they are.
+    """Open the module's tensors in parts; the optimizer's are not read.
 
     Raises:
-        FileNotFoundError: if a file is missing.
-        ValueError: if the index is damaged, holds anything but an index, or no module.
+        FileNotFoundError: If a file is missing.
+        ValueError: If the index is damaged, is not an index, or has no module.
     """
     index = read_index(folder)
     sizes = {
@@ -80,7 +79,7 @@ def open_distributed(folder: Path) -> list[Container]:
     }
     if not sizes:
         raise ValueError(
-            f"{folder} holds no tensors below {PREFIX!r}; give a Lightning checkpoint."
+            f"{folder} holds no tensors under {PREFIX!r}; give a Lightning checkpoint."
         )
     pieces: dict[str, list[Any]] = {name: [] for name in sizes}
     for place, info in index.storage_data.items():
@@ -117,11 +116,11 @@ class _IndexReader(pickle.Unpickler):
 
 
 def read_index(folder: Path) -> Any:
-    """The `Metadata` of a folder.
+    """Read the `Metadata` of a checkpoint folder.
 
     Raises:
-        FileNotFoundError: if it has none.
-        ValueError: if it is damaged, or holds anything but an index.
+        FileNotFoundError: If the folder has none.
+        ValueError: If it is damaged or is not an index.
     """
     path = folder / INDEX
     try:
@@ -129,11 +128,11 @@ def read_index(folder: Path) -> Any:
             index = _IndexReader(file).load()
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path} asks for {error}, which no index of a checkpoint needs and which could run"
-            " foreign code, so it is refused."
+            f"{path} asks for {error}, which no checkpoint index needs; it is refused, since it"
+            " could run foreign code."
         ) from error
     except (EOFError, IndexError, KeyError, AttributeError, ValueError) as error:
         raise damaged(path, error) from error
     if not isinstance(index, metadata.Metadata):
-        raise damaged(path, "no index of a distributed checkpoint")
+        raise damaged(path, "not an index of a distributed checkpoint")
     return index

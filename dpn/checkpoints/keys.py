@@ -1,7 +1,7 @@
-"""Names of other formats and what they are called here: one table, read from top to bottom.
+"""Table that maps tensor names of other formats to DPN names, read from top to bottom.
 
-A format is known by the names of its tensors, never by what its config claims. In our names
-`{clip}` stands for the place of CLIP in the target's tower, `{predictor}` for that of a gate's last
+Formats are detected by the names of their tensors, never by their config. In DPN names, `{clip}`
+stands for the prefix of CLIP in the target's tower and `{predictor}` for that of a gate's last
 layer.
 """
 
@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 
 def part_of(name: str) -> str:
-    """The part of a model that one of our names belongs to: `language`, or of a vision tower with
-    several pieces one piece, e.g. `vision.slow`.
+    """Return the part of the model that a DPN name belongs to, such as `language`.
+
+    The pieces of a vision tower are separate parts, such as `vision.slow`.
     """
     words = name.split(".")
     return ".".join(words[: 2 if words[0] == "vision" else 1])
@@ -20,11 +21,11 @@ def part_of(name: str) -> str:
 
 @dataclass(frozen=True)
 class Rule:
-    """One row of the table.
+    """One rule for renaming tensors.
 
     Attributes:
-        pattern: regular expression of the whole name in the file.
-        name: ours, with its groups; None for what is dropped.
+        pattern: Regular expression of the whole name in the file.
+        name: DPN name, with references to groups of the pattern; None to drop the tensor.
     """
 
     pattern: str
@@ -33,13 +34,13 @@ class Rule:
 
 @dataclass(frozen=True)
 class Format:
-    """How one kind of file names its tensors.
+    """Tensor names of one file format.
 
     Attributes:
-        title: in messages.
-        marks: regular expressions; each must match the start of some name.
-        gives: the parts that such a file always holds.
-        rules: the first that matches a name counts.
+        title: Name for messages.
+        marks: Regular expressions that detect the format; each must match the start of some name.
+        gives: Parts that such a file always contains.
+        rules: Renaming rules; the first that matches counts.
     """
 
     title: str
@@ -48,7 +49,7 @@ class Format:
     rules: tuple[Rule, ...]
 
 
-# Any prefix is tolerated before the projector, as `base_model.model.` of LoRA runs.
+# Any prefix is allowed before the projector, such as `base_model.model.` of LoRA runs.
 PROJECTOR = (
     Rule(r"(?:.*\.)?mm_projector\.(weight|bias)", r"projector.layers.0.\1"),  # `linear`
     Rule(r"(?:.*\.)?mm_projector\.(\d+\..+)", r"projector.layers.\1"),
@@ -61,7 +62,7 @@ LLAMA = (
         r"model\.layers\.(\d+)\.pooling_router\.predictor\.(.+)", r"router.gates.\1.{predictor}\2"
     ),
     Rule(r"model\.layers\.(\d+)\.experts\.(\d+)\.weight", r"router.experts.\1.\2"),
-    Rule(r"model\.layers\.\d+\.experts\.expert_\d+\..+", None),  # DPN's unused class
+    Rule(r"model\.layers\.\d+\.experts\.expert_\d+\..+", None),  # a class that DPN does not use
     Rule(r"model\.((?:embed_tokens|layers|norm)\..+)", r"language.\1"),
     Rule(r"lm_head\.(.+)", r"lm_head.\1"),
 )
@@ -88,7 +89,7 @@ TIMM_CONVNEXT = (
     Rule(rf"{_BLOCK}\.conv_dw\.(.+)", r"vision.slow.encoder.stages.\1.layers.\2.dwconv.\3"),
     Rule(rf"{_BLOCK}\.norm\.(.+)", r"vision.slow.encoder.stages.\1.layers.\2.layernorm.\3"),
     Rule(rf"{_BLOCK}\.mlp\.fc([12])\.(.+)", r"vision.slow.encoder.stages.\1.layers.\2.pwconv\3.\4"),
-    # LLaVA-HR calls the layer scale `weight`, since Hugging Face once rewrote every `gamma`.
+    # LLaVA-HR calls the layer scale `weight`, because Hugging Face used to rename every `gamma`.
     Rule(
         rf"{_BLOCK}\.(?:gamma|weight)",
         r"vision.slow.encoder.stages.\1.layers.\2.layer_scale_parameter",
@@ -98,7 +99,7 @@ TIMM_CONVNEXT = (
 
 
 def _below(prefix: str, rules: Iterable[Rule]) -> tuple[Rule, ...]:
-    """The rules for names that stand behind a prefix."""
+    """Return the rules for names that follow a prefix."""
     return tuple(Rule(f"{prefix}(?:{rule.pattern})", rule.name) for rule in rules)
 
 
@@ -110,8 +111,8 @@ LLAVA = (
     *PROJECTOR,
     *LLAMA,
 )
-# On disk the left form, in memory since transformers 4.52 the one with `model.`; see also the
-# `vision_model.` of CLIP.
+# Files have names without the first `model.`, models in memory since transformers 4.52 have it; see
+# also the optional `vision_model.` of CLIP.
 HF_LLAVA = (
     Rule(r".*\.rotary_emb\.inv_freq", None),
     Rule(
@@ -128,7 +129,7 @@ _OURS = r"((?:language\.(?:embed_tokens|layers|norm)|projector|vision|router|lm_
 LANGUAGE = ("language", "lm_head")
 FORMATS = (
     Format(
-        "DPN",  # ours, also inside a Lightning checkpoint
+        "DPN",  # also inside a Lightning checkpoint
         (r"(?:model\.)?(?:language\.layers|projector\.layers|router\.gates|vision\.\w+\.)",),
         (),
         (Rule(rf"(?:model\.)?{_OURS}", r"\1"),),
@@ -162,30 +163,30 @@ FORMATS = (
 
 
 def detect(names: Iterable[str]) -> Format:
-    """The format of a file with tensors of these names.
+    """Detect the format of a file from the names of its tensors.
 
     Raises:
-        ValueError: if it is none of the table.
+        ValueError: If no format of the table matches.
     """
     names = list(names)
     for kind in FORMATS:
         if all(any(re.match(mark, name) for name in names) for mark in kind.marks):
             return kind
     raise ValueError(
-        f"No known format has tensors named {', '.join(sorted(names)[:3])} ...; known are"
+        f"No known format has tensors named {', '.join(sorted(names)[:3])} ...; known formats are"
         f" {', '.join(kind.title for kind in FORMATS)}."
     )
 
 
 @dataclass(frozen=True)
 class Renamed:
-    """What became of the names of a file.
+    """Result of renaming the tensors of a file.
 
     Attributes:
-        kind: the format.
-        ours: name in the file -> name here.
-        dropped: names that the table drops.
-        unknown: names that no row of the table matches.
+        kind: Detected format.
+        ours: DPN names by name in the file.
+        dropped: Names that the table drops.
+        unknown: Names that no rule matches.
     """
 
     kind: Format
@@ -195,19 +196,19 @@ class Renamed:
 
     @property
     def gives(self) -> set[str]:
-        """The parts that must come whole: those of the format, and any that the file begins."""
+        """Parts that must be complete: those of the format, and any with a tensor in the file."""
         return {*self.kind.gives, *map(part_of, self.ours.values())}
 
 
 def rename(names: Iterable[str], clip: str = "vision.model") -> Renamed:
-    """Find the format and our names.
+    """Detect the format and rename tensors.
 
     Args:
-        names: of all tensors of a source.
-        clip: where the target's tower keeps CLIP.
+        names: Names of all tensors of a source.
+        clip: Prefix of CLIP in the target's vision tower.
 
     Raises:
-        ValueError: if the format is unknown, or two names become one.
+        ValueError: If the format is unknown, or two tensors get the same name.
     """
     names = list(names)
     kind = detect(names)
@@ -225,7 +226,7 @@ def rename(names: Iterable[str], clip: str = "vision.model") -> Renamed:
             ours[name] = _fill(match.expand(rule.name), places)
     if len(set(ours.values())) < len(ours):
         twice = sorted(name for name in ours if list(ours.values()).count(ours[name]) > 1)
-        raise ValueError(f"The source has two tensors for one place: {', '.join(twice[:4])}.")
+        raise ValueError(f"The source has two tensors for the same weight: {', '.join(twice[:4])}.")
     return Renamed(kind, ours, tuple(dropped), tuple(unknown))
 
 

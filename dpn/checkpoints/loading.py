@@ -1,4 +1,4 @@
-"""Weights of any known format into a built model, one file and one tensor at a time."""
+"""Load weights of any known format into a model, one file and one tensor at a time."""
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,29 +15,29 @@ from dpn.checkpoints.distributed import is_distributed, open_distributed
 from dpn.checkpoints.keys import Renamed, part_of, rename
 from dpn.checkpoints.lora import base_folder, is_lora, open_lora
 from dpn.checkpoints.tokenizers import has_tokenizer, read_tokenizer
-from dpn.checkpoints.vocabulary import TABLES, Rows, match_rows
+from dpn.checkpoints.vocabulary import TABLES, EntryMap, match_entries
 from dpn.checkpoints.zero import is_zero, open_zero
 from dpn.model import DPNForConditionalGeneration
 
 log = logging.getLogger(__name__)
 POSITIONS = "embeddings.position_embedding.weight"
-#: What no forward pass reads, the last norms of CLIP and ConvNeXt, and prices, which are found
-#: by calibration: a source may lack them, or have them in vain.
+#: Weights that a source may lack or have without use: the last norms of CLIP and ConvNeXt, which
+#: no forward pass reads, and prices, which calibration sets.
 OPTIONAL = ("post_layernorm.", "vision.slow.layernorm.", "router.price", "projector.price")
 
 
 @dataclass
 class Report:
-    """What became of a source's tensors and of the model's.
+    """Summary of loading a source into a model.
 
     Attributes:
-        source: where they came from.
-        title: of its format.
-        taken: our names of what was loaded.
-        missing: by part, ours that the source does not have.
-        unexpected: by part, the source's that have no place here.
-        dropped: the source's that are known to be of no use.
-        notes: what was changed on the way, in words.
+        source: File or folder of the weights.
+        title: Name of its format.
+        taken: DPN names of the loaded tensors.
+        missing: DPN names that the source does not have, by part.
+        unexpected: Names in the source that the model does not have, by part.
+        dropped: Names in the source that are known to be unused.
+        notes: Sentences about tensors that were changed.
     """
 
     source: Path
@@ -58,19 +58,20 @@ class Report:
 
 
 class WeightSource:
-    """A file or folder of weights, opened.
+    """Opened weights of a file or folder in any known format.
 
     Args:
-        path: of it.
-        clip: where the target's tower keeps CLIP, see `keys.rename`.
-        base: what a LoRA run started from; default: the folder that its config names.
+        path: File or folder with the weights.
+        clip: Prefix of CLIP in the target's vision tower, see `keys.rename`.
+        base: Base model of a LoRA run; defaults to the folder that its config names.
 
     Attributes:
-        base: the folder of a LoRA run's start, else None.
-        shapes: by our names.
+        base: Folder of a LoRA run's base model, otherwise None.
+        shapes: Shapes by DPN name.
 
     Raises:
-        FileNotFoundError, ValueError: see `open_containers`, `open_lora` and `keys.rename`.
+        FileNotFoundError: If a file is missing.
+        ValueError: If a file is damaged or refused, or the format is unknown.
     """
 
     def __init__(self, path: Path, clip: str = "vision.model", base: Path | None = None):
@@ -88,25 +89,25 @@ class WeightSource:
         self.rename(clip)
 
     def rename(self, clip: str) -> None:
-        """Put CLIP where a tower keeps it."""
+        """Rename the tensors for a tower with CLIP under the prefix `clip`."""
         shapes = {n: shape for c in self.containers for n, shape in c.shapes.items()}
         self.names: Renamed = rename(shapes, clip)
         self.shapes = {ours: shapes[theirs] for theirs, ours in self.names.ours.items()}
 
     def only(self, parts: Iterable[str]) -> None:
-        """Forget the tensors of all other parts."""
+        """Keep only the tensors of these parts."""
         ours = {t: name for t, name in self.names.ours.items() if part_of(name) in parts}
         self.names = replace(self.names, ours=ours)
         self.shapes = {name: shape for name, shape in self.shapes.items() if part_of(name) in parts}
 
     @property
     def tokenizer(self) -> Any:
-        """The one beside the weights or a LoRA run's start; None if there is none."""
+        """Tokenizer from the folder of the weights or of a LoRA run's base model, or None."""
         places = [place for place in (self.path, self.base) if place and has_tokenizer(place)]
         return read_tokenizer(places[0]) if places else None
 
     def read(self, container: Container, wanted: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
-        """Tensors of one file by our names."""
+        """Yield the wanted tensors of one file with their DPN names."""
         with container.open() as read:
             for theirs in container.shapes:
                 if (ours := self.names.ours.get(theirs)) in wanted:
@@ -115,27 +116,27 @@ class WeightSource:
 
 @dataclass(frozen=True)
 class Plan:
-    """How the tensors of a source become those of a model.
+    """Plan for loading the tensors of a source into a model.
 
     Attributes:
-        source: of the tensors.
-        shapes: of the model's tensors that it fills.
-        rows: of the vocabulary tables, if it has them.
-        report: what will have happened.
+        source: Opened weights.
+        shapes: Shapes of the model's tensors that the source fills.
+        entries: Order of the vocabulary entries, if the source has vocabulary tables.
+        report: Summary of the plan.
     """
 
     source: WeightSource
     shapes: Mapping[str, Shape]
-    rows: Rows | None
+    entries: EntryMap | None
     report: Report
 
     def stream(self, container: Container) -> Iterator[tuple[str, Tensor]]:
-        """The tensors of one of the source's files, each with the name and shape it has here."""
+        """Yield the tensors of one file with the names and shapes of the model."""
         for name, tensor in self.source.read(container, self.shapes):
-            if name in TABLES and self.rows is not None:
-                tensor = self.rows.take(tensor)
+            if name in TABLES and self.entries is not None:
+                tensor = self.entries.take(tensor)
             elif name.endswith(POSITIONS) and tuple(tensor.shape) != self.shapes[name]:
-                # As the towers do for images of other sizes, see `dpn.vision`.
+                # Same as the towers do for other image sizes, see `dpn.vision`.
                 antialias = name.startswith("vision.fast.")
                 tensor = resize_positions(tensor, self.shapes[name][0], antialias)
             yield name, tensor
@@ -147,17 +148,17 @@ def plan(
     tokens: Mapping[str, int] | None,
     needs: Iterable[str] | None = None,
 ) -> Plan:
-    """Match a source with a model, before any tensor is read.
+    """Match a source with a model before any tensor is read.
 
     Args:
-        source: of the tensors.
-        shapes: of the model's tensors by their names.
-        tokens: the model's vocabulary, if known.
-        needs: parts that must come whole; default: those that the source's format gives.
+        source: Opened weights.
+        shapes: Shapes of the model's tensors by name.
+        tokens: Vocabulary of the model, if known.
+        needs: Parts that must be complete; defaults to those that the source's format contains.
 
     Raises:
-        ValueError: if a needed tensor is missing, a shape does not fit, or vocabulary rows can not
-            be told apart.
+        ValueError: If a required tensor is missing, a shape does not fit, or vocabulary entries
+            cannot be matched.
     """
     names = source.names
     report = Report(source.path, names.kind.title, dropped=list(names.dropped))
@@ -172,14 +173,14 @@ def plan(
         report.unexpected["no part"] = list(names.unknown)
     report.taken = list(fits)
     _check_missing(report, {*names.gives} if needs is None else {*needs}, shapes)
-    rows = None
+    entries = None
     if table := next((t for t in TABLES if t in fits), None):
         words = source.tokenizer
         known = words and words.get_vocab()
-        rows = match_rows(source.shapes[table][0], shapes[table][0], known, tokens)
-        report.notes += [note] if (note := rows.note()) else []
+        entries = match_entries(source.shapes[table][0], shapes[table][0], known, tokens)
+        report.notes += [note] if (note := entries.note()) else []
     _check_shapes(source, fits, report)
-    return Plan(source, fits, rows, report)
+    return Plan(source, fits, entries, report)
 
 
 @torch.no_grad()
@@ -190,24 +191,24 @@ def load(
     parts: Iterable[str] | None = None,
     base: str | Path | None = None,
 ) -> Report:
-    """Fill a model with what a source holds for it; the rest of the model stays as it is.
+    """Load weights into a model; weights that the source does not have stay unchanged.
 
     Args:
-        model: of the source's sizes; a weight on the meta device becomes the source's own tensor,
-            in its precision and mapped from its file where the format allows.
-        source: a file or folder of any format in `keys.FORMATS`.
-        tokenizer: the model's; needed where the source's vocabulary differs.
-        parts: which to take, e.g. ("projector",), all of them whole; default: all that the source
-            has, of which those must be whole that its format gives.
-        base: what a LoRA run started from; default: the folder that its config names.
+        model: Model with the sizes of the source. A weight on the meta device is replaced by the
+            source's tensor, in its precision and memory-mapped if the format allows.
+        source: File or folder in any format of `keys.FORMATS`.
+        tokenizer: Tokenizer of the model; required if the source's vocabulary differs.
+        parts: Parts to load, such as ("projector",), which must be complete. By default, all parts
+            of the source are loaded, and those that its format contains must be complete.
+        base: Base model of a LoRA run; defaults to the folder that its config names.
 
     Returns:
-        What was taken, what is missing or unexpected by part, and what was changed on the way.
+        Report of loaded, missing, unexpected and changed tensors.
 
     Raises:
-        FileNotFoundError: if there is no such source or a file of it is missing.
-        ValueError: if a file is damaged or refused, a needed tensor is missing or of another shape,
-            or vocabulary rows can not be told apart.
+        FileNotFoundError: If the source or one of its files is missing.
+        ValueError: If a file is damaged or refused, a required tensor is missing or has a wrong
+            shape, or vocabulary entries cannot be matched.
     """
     state = model.state_dict()
     place = clip_place(model.config.vision_config)
@@ -238,27 +239,28 @@ def _replace(model: nn.Module, name: str, tensor: Tensor) -> None:
 
 
 def clip_place(vision_config: Mapping[str, Any]) -> str:
-    """Where a tower keeps CLIP."""
+    """Return the prefix of CLIP in a vision tower."""
     return "vision.fast" if vision_config["name"] == "clip_convnext" else "vision.model"
 
 
-def resize_positions(table: Tensor, rows: int, antialias: bool = False) -> Tensor:
-    """CLIP's position embeddings `[1 + side^2, D]` for another square grid: CLS stays, the grid is
-    resized bicubically in fp32.
+def resize_positions(table: Tensor, length: int, antialias: bool = False) -> Tensor:
+    """Resize CLIP's position embeddings `[1 + side^2, D]` to another square grid.
+
+    The embedding of CLS is kept; the grid is resized bicubically in fp32.
     """
-    sides = [round((n - 1) ** 0.5) for n in (len(table), rows)]
+    sides = [round((n - 1) ** 0.5) for n in (len(table), length)]
     grid = table[1:].float().T.unflatten(1, (sides[0], sides[0]))[None]
     grid = F.interpolate(grid, (sides[1], sides[1]), mode="bicubic", antialias=antialias)
     return torch.cat([table[:1], grid[0].flatten(1).T.to(table.dtype)])
 
 
 def is_optional(name: str) -> bool:
-    """Whether a model works without this weight of a source."""
+    """Return whether a source may lack this weight."""
     return any(piece in name for piece in OPTIONAL)
 
 
 def shorten(names: Iterable[str], most: int = 6) -> str:
-    """The names, the later ones only counted."""
+    """Join the first names and count the others."""
     names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
@@ -276,14 +278,13 @@ def _check_missing(report: Report, needs: set[str], shapes: Mapping[str, Shape])
     if lacking:
         parts = "; ".join(f"{part}: {shorten(names)}" for part, names in lacking.items())
         raise ValueError(
-            f"{report.source} ({report.title}) lacks weights that it must give, {parts}. Was the"
-            " model built with other sizes, or is a file of the source missing? Parts that are new"
-            " here start anew if the others are named: init.language and init.vision instead of"
-            " init.model."
+            f"{report.source} ({report.title}) lacks required weights, {parts}. Was the model"
+            " built with other sizes, or is a file of the source missing? To initialise new parts"
+            " at random, name the others: init.language and init.vision instead of init.model."
         )
     if not report.taken:
         raise ValueError(
-            f"{report.source} ({report.title}) has nothing for this model, whose parts are"
+            f"{report.source} ({report.title}) has no weights for this model, whose parts are"
             f" {', '.join(_grouped(shapes))}."
         )
 
@@ -295,7 +296,7 @@ def _check_shapes(source: WeightSource, fits: Mapping[str, Shape], report: Repor
         if name.endswith(POSITIONS) and have != want and have[1] == want[1]:
             report.notes.append(f"{name}: {have[0]} positions resized to {want[0]} (bicubic)")
         elif have[name in TABLES :] != want[name in TABLES :]:
-            wrong.append(f"{name} is {list(have)}, here {list(want)}")
+            wrong.append(f"{name} is {list(have)}, expected {list(want)}")
     if wrong:
         raise ValueError(
             f"{source.path} does not fit the model: {shorten(wrong, 4)}. Build the model with the"

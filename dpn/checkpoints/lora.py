@@ -1,6 +1,6 @@
-"""LoRA runs: peft's adapter files merged into the folder that they were trained on.
+"""Reader for LoRA runs: merges peft's adapter files into the base model.
 
-LLaVA's LoRA runs keep what was trained in full, as the projector, in `non_lora_trainables.bin`.
+LLaVA's LoRA runs keep fully trained weights, such as the projector, in `non_lora_trainables.bin`.
 """
 
 import math
@@ -19,18 +19,18 @@ from dpn.common.files import read_json
 CONFIG = "adapter_config.json"
 ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 TRAINED = "non_lora_trainables.bin"
-#: Settings of peft that change the formula; only what peft does by default is merged here.
+#: Settings of peft that change the formula; only the default formula is supported here.
 PLAIN = ("use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "lora_bias", "arrow_config")
 
 
 @dataclass(frozen=True)
 class Merged(Container):
-    """A file of the base, with `scale * B @ A` added to some of its matrices.
+    """A file of the base model, with `scale * B @ A` added to some of its matrices.
 
     Attributes:
-        base: the file.
-        adapter: the file of the factors.
-        factors: name of a matrix -> those of its A and B.
+        base: File of the base model.
+        adapter: File of the factors.
+        factors: Names of A and B by name of the matrix.
         scale: lora_alpha / r, or lora_alpha / sqrt(r) with rslora.
     """
 
@@ -41,7 +41,7 @@ class Merged(Container):
 
     @contextmanager
     def open(self) -> Iterator[Read]:
-        """See `Container.open`; the sum is taken in fp32 and stored as the base is."""
+        """Open both files; sums are computed in fp32 and returned in the dtype of the base."""
         with self.base.open() as read, self.adapter.open() as factor:
 
             def merged(name: str) -> Tensor:
@@ -56,11 +56,11 @@ class Merged(Container):
 
 @dataclass(frozen=True)
 class Other(Container):
-    """Some tensors of a file under other names.
+    """Some tensors of a file under new names.
 
     Attributes:
-        file: the file.
-        names: the other name -> that in the file.
+        file: File of the tensors.
+        names: Names in the file by new name.
     """
 
     file: Container
@@ -68,43 +68,42 @@ class Other(Container):
 
     @classmethod
     def of(cls, file: Container, names: Mapping[str, str]) -> "Other":
-        """Take the shapes along."""
+        """Create from a file and the new names."""
         return cls(file.path, {n: file.shapes[name] for n, name in names.items()}, file, names)
 
     @contextmanager
     def open(self) -> Iterator[Read]:
-        """See `Container.open`."""
         with self.file.open() as read:
             yield lambda name: read(self.names[name])
 
 
 def is_lora(folder: Path) -> bool:
-    """Whether a folder holds an adapter."""
+    """Return whether a folder holds an adapter."""
     return (folder / CONFIG).is_file()
 
 
 def base_folder(folder: Path, base: Path | None) -> Path:
-    """The folder that an adapter was trained on: the one given, or the one its config names.
+    """Return the base model's folder: the given one, or the one that the adapter's config names.
 
     Raises:
-        FileNotFoundError: if there is no such folder.
+        FileNotFoundError: If the folder does not exist.
     """
     found = base or Path(read_json(folder / CONFIG).get("base_model_name_or_path") or "")
     if not found.name or not found.is_dir():
         raise FileNotFoundError(
-            f"{folder} is an adapter of {found}, which is no folder here; give the folder of the"
-            " base model (tools/convert.py SRC DST --base FOLDER)."
+            f"{folder} is an adapter of {found}, which is not a local folder; give the folder of"
+            " the base model (tools/convert.py SRC DST --base FOLDER)."
         )
     return found
 
 
 def open_lora(folder: Path, base: Path) -> list[Container]:
-    """The files of the base with the adapter merged in, and what was trained in full.
+    """Open the base model with the adapter merged in, and the fully trained weights.
 
     Raises:
-        FileNotFoundError: if a file is missing.
-        ValueError: if a file is damaged or refused, the adapter is of another kind than LoRA, or
-            the base lacks a matrix that it changes.
+        FileNotFoundError: If a file is missing.
+        ValueError: If a file is damaged or refused, the adapter is not LoRA, or the base model
+            lacks a matrix that it changes.
     """
     settings = read_json(folder / CONFIG)
     _check(folder, settings)
@@ -134,7 +133,7 @@ def open_lora(folder: Path, base: Path) -> list[Container]:
     if lacking := sorted(set(factors) - known):
         raise ValueError(
             f"{base} lacks {', '.join(lacking[:3])}, which the adapter {folder} changes; give the"
-            " base that it was trained on."
+            " base model that it was trained on."
         )
     scale = settings["lora_alpha"] / (
         math.sqrt(settings["r"]) if settings.get("use_rslora") else settings["r"]
@@ -147,7 +146,7 @@ def open_lora(folder: Path, base: Path) -> list[Container]:
 
 
 def _trained_names(file: Container) -> dict[str, str]:
-    """Names without `base_model.`, and without one of two `model.` where all begin so."""
+    """Map names without `base_model.`, and without one of two `model.`, to those in the file."""
     names = {name.removeprefix("base_model."): name for name in file.shapes}
     if any(name.startswith("model.model.") for name in names):
         names = {name.removeprefix("model."): old for name, old in names.items()}

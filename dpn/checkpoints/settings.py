@@ -1,7 +1,7 @@
-"""What a folder's `config.json` says, in our words.
+"""Convert the `config.json` of a LLaVA folder to sections of a `DPNConfig`.
 
-The original LLaVA and Hugging Face's LLaVA both call themselves `llava`; what they hold tells them
-apart. The file is read as plain JSON, and nothing that it names is imported.
+The original LLaVA and Hugging Face's LLaVA both have the model type `llava`, so they are told apart
+by their keys. The file is read as plain JSON, and nothing that it names is imported.
 """
 
 import re
@@ -17,16 +17,16 @@ from dpn.common.files import read_json
 
 Node = dict[str, Any]
 
-#: What an original config holds besides LLaVA's own keys: those of a Llama config.
+#: Keys of a Llama config, which an original config holds in addition to LLaVA's own.
 TEXT_KEYS = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "head_dim", "hidden_act", "max_position_embeddings", "rms_norm_eps"),
     *("rope_theta", "rope_scaling", "rope_parameters", "initializer_range", "attention_bias"),
     *("tie_word_embeddings", "vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"),
 )
-#: The defaults of `vision=clip` are this tower's.
+#: The tower whose sizes are the defaults of `vision=clip`.
 CLIP_L = "clip-vit-large-patch14-336"
-#: LLaVA-HR's slow towers: the depths, widths and eps of timm's ConvNeXt.
+#: Depths, widths and eps of LLaVA-HR's slow towers, from timm's ConvNeXt.
 SLOW_TOWERS: dict[str, Node] = {
     "convnext_large_mlp": {
         "slow_depths": [3, 3, 27, 3],
@@ -48,12 +48,12 @@ class Settings:
     """Sections of a `DPNConfig`, and the arguments of a `DPNProcessor`.
 
     Attributes:
-        text: of the language model.
-        vision: tower with its sizes.
-        projector: with its depth.
-        router: of DPN, or `none`.
-        processor: besides the tokenizer.
-        towers: names or folders of the vision towers that the weights started from.
+        text: Config of the language model.
+        vision: Vision tower and its arguments.
+        projector: Projector and its arguments.
+        router: DPN's router and its arguments, or `none`.
+        processor: Arguments of the processor, without the tokenizer.
+        towers: Names or folders of the vision towers that the weights were trained from.
     """
 
     text: Node
@@ -70,20 +70,21 @@ def read_settings(
     """Read the config of an original or a Hugging Face LLaVA folder.
 
     Args:
-        folder: with `config.json`.
-        shapes: of the weights by our names; they tell the sizes of a slow tower.
-        clip_folders: where CLIP's sizes may stand, if not in the folder that the config names.
+        folder: Folder with `config.json`.
+        shapes: Shapes of the weights by DPN name, for the sizes of a slow tower.
+        clip_folders: Folders that may have CLIP's config, searched before the one that the config
+            names.
 
     Raises:
-        FileNotFoundError: if there is no config.
-        ValueError: if it is another model's, or asks for something that does not exist here.
+        FileNotFoundError: If there is no config.
+        ValueError: If it is of another model, or uses an unsupported option.
     """
     file = folder / "config.json"
     config = read_json(file)
     if config is None:
         raise FileNotFoundError(
-            f"{folder} holds no config.json, which tells the model's sizes; put it there, or name a"
-            " folder of ours with the same sizes (tools/convert.py SRC DST --like FOLDER)."
+            f"{folder} holds no config.json, which has the model's sizes; put it there, or give a"
+            " DPN folder with the same sizes (tools/convert.py SRC DST --like FOLDER)."
         )
     try:
         if "mm_vision_tower" in config:
@@ -93,8 +94,8 @@ def read_settings(
     except KeyError as error:
         raise ValueError(f"{file} lacks {error}; take the config of the released model.") from error
     raise ValueError(
-        f"{file} is no LLaVA's: it has neither mm_vision_tower, as the original, nor text_config"
-        " and vision_config, as Hugging Face's; give a LLaVA, LLaVA-HR or DPN folder."
+        f"{file} is not a LLaVA config: it has neither mm_vision_tower (original LLaVA) nor"
+        " text_config and vision_config (Hugging Face); give a LLaVA, LLaVA-HR or DPN folder."
     )
 
 
@@ -103,7 +104,7 @@ def _original(
 ) -> Settings:
     if config.get("mm_use_im_start_end") or config.get("mm_use_im_patch_token"):
         raise ValueError(
-            f"{file} uses mm_use_im_start_end or mm_use_im_patch_token, which do not exist here;"
+            f"{file} uses mm_use_im_start_end or mm_use_im_patch_token, which are not supported;"
             " every released LLaVA-1.5, LLaVA-HR and DPN has them off."
         )
     feature = config.get("mm_vision_select_feature", "patch")
@@ -139,18 +140,20 @@ def _hugging_face(file: Path, config: Node) -> Settings:
     _only(file, "vision_config.model_type", kind, ("clip_vision_model",))
     layer = config.get("vision_feature_layer", -2)
     if not isinstance(layer, int):
-        raise ValueError(f"{file} has vision_feature_layer={layer}; only one layer can be taken.")
+        raise ValueError(
+            f"{file} has vision_feature_layer={layer}; only a single layer is supported."
+        )
     vision = {"name": "clip", **_clip_arguments(file, config["vision_config"])}
     vision["select_layer"] = layer
     text = {"model_type": "llama", **config["text_config"]}
-    # LLaVA was trained on padded images; that Hugging Face's processor crops them is its own.
+    # LLaVA was trained on padded images, although Hugging Face's processor crops them.
     return Settings(
         text, vision, {"name": "mlp"}, {"name": "none"}, _processor(vision, "pad", False)
     )
 
 
 def _clip_sizes(file: Path, folders: Sequence[Path], tower: str) -> Node:
-    """Of the first folder that has a config, else those of CLIP-L/336, which are the defaults."""
+    """Return CLIP's sizes from the first folder with a config; empty for CLIP-L/336 (defaults)."""
     for folder in folders:
         config = read_json(folder / "config.json") if folder.is_dir() else None
         if config and "clip" in config.get("model_type", ""):
@@ -199,11 +202,11 @@ def _projector(file: Path, kind: str) -> Node:
         return {"name": "mlp", "depth": 1}
     if match := re.fullmatch(r"mlp(\d+)x_gelu", kind):
         return {"name": "mlp", "depth": int(match[1])}
-    raise ValueError(f"{file} has mm_projector_type={kind!r}; known are linear and mlpNx_gelu.")
+    raise ValueError(f"{file} has mm_projector_type={kind!r}; use linear or mlpNx_gelu.")
 
 
 def _router(file: Path, pooling: Node | None) -> tuple[Node, bool]:
-    """The router, and whether `<ROUTER>` tokens are used; older files leave much out."""
+    """Return the router and whether `<ROUTER>` tokens are used; older files lack some keys."""
     if not pooling:
         return {"name": "none"}, False
     kind = pooling["pooling_type"]
@@ -214,7 +217,7 @@ def _router(file: Path, pooling: Node | None) -> tuple[Node, bool]:
         if place.get("stride", place["kernel_size"]) != place["kernel_size"]:
             raise ValueError(
                 f"{file} pools at layer {place['index']} with stride {place['stride']} and kernel"
-                f" {place['kernel_size']}; only equal ones exist here."
+                f" {place['kernel_size']}; they must be equal."
             )
     router: Node = {
         "name": ROUTERS[kind],
@@ -250,6 +253,4 @@ def _processor(vision: Node, mode: str, router_token: bool) -> Node:
 
 def _only(file: Path, key: str, value: Any, allowed: Sequence[Any]) -> None:
     if value not in allowed:
-        raise ValueError(
-            f"{file} has {key}={value!r}; known here: {', '.join(map(repr, allowed))}."
-        )
+        raise ValueError(f"{file} has {key}={value!r}; supported: {', '.join(map(repr, allowed))}.")

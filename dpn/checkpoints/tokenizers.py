@@ -1,4 +1,4 @@
-"""The tokenizer of a folder, also of the original ones that hold a sentencepiece file only."""
+"""Read the tokenizer of a folder, including original ones with only a sentencepiece file."""
 
 from pathlib import Path
 from typing import Any
@@ -11,31 +11,31 @@ FILES = ("tokenizer.json", "tokenizer.model")
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether a folder holds a tokenizer."""
+    """Return whether a folder holds a tokenizer."""
     return any((folder / name).is_file() for name in FILES)
 
 
 def read_tokenizer(folder: Path) -> Any:
-    """A fast tokenizer; only data is read, whatever class the folder's files name.
+    """Read a fast tokenizer; only data is read, whatever class the folder's files name.
 
     Args:
-        folder: with `tokenizer.json`, or Llama's sentencepiece `tokenizer.model`.
+        folder: Folder with `tokenizer.json`, or Llama's sentencepiece file `tokenizer.model`.
 
     Raises:
-        FileNotFoundError: if it holds neither.
-        ImportError: if sentencepiece is needed and not installed.
+        FileNotFoundError: If it holds neither.
+        ImportError: If sentencepiece is needed and not installed.
     """
     if (folder / "tokenizer.json").is_file():
         return PreTrainedTokenizerFast.from_pretrained(str(folder))
     if not (folder / "tokenizer.model").is_file():
         raise FileNotFoundError(f"{folder} holds no tokenizer: looked for {', '.join(FILES)}.")
     settings = read_json(folder / "tokenizer_config.json") or {}
-    # What Llama's files mean where they do not say.
+    # Defaults of Llama's files.
     usual = {"legacy": True, "add_bos_token": True}
     llama = LlamaTokenizer.from_pretrained(
         str(folder), **{name: settings.get(name, value) for name, value in usual.items()}
     )
-    # LlamaTokenizer builds itself anew, without `legacy`, from what it saved; this class does not.
+    # When loaded again, LlamaTokenizer would rebuild itself without `legacy`; this class does not.
     return PreTrainedTokenizerFast(
         tokenizer_object=llama.backend_tokenizer,
         model_max_length=llama.model_max_length,

@@ -1,7 +1,7 @@
-"""Rows of the embedding and the head: they follow their tokens, never their number.
+"""Match vocabulary entries (rows of the embedding and the head) by token, not by number.
 
-`<ROUTER>` is token 32000 in the released DPN models, `<image>` is in Hugging Face's LLaVA, whose
-tables end in rows of padding; here both come after the text model's own tokens.
+Token 32000 is `<ROUTER>` in the released DPN models and `<image>` in Hugging Face's LLaVA, whose
+tables end with padding entries; here both come after the text model's own tokens.
 """
 
 from collections.abc import Mapping
@@ -12,18 +12,18 @@ from torch import Tensor
 
 from dpn.data.conversation import IMAGE, ROUTER
 
-#: Our names of the two tables.
+#: DPN names of the two tables.
 TABLES = ("language.embed_tokens.weight", "lm_head.weight")
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Where the rows of a table come from.
+class EntryMap:
+    """Mapping from the entries of a vocabulary table to those of a source.
 
     Attributes:
-        sources: per row, its row in the source; None for a new token.
-        new: the tokens of the new rows.
-        unused: rows of the source that no token here claims.
+        sources: Number of each entry in the source; None for a new token.
+        new: Tokens of the new entries.
+        unused: Number of entries in the source whose token the model does not have.
     """
 
     sources: tuple[int | None, ...]
@@ -31,67 +31,67 @@ class Rows:
     unused: int = 0
 
     def take(self, table: Tensor) -> Tensor:
-        """The rows of `[old, D]` as `[new, D]`; a new row is the mean of those taken."""
+        """Reorder a table `[old, D]` to `[new, D]`; a new entry is the mean of those taken."""
         if self.sources == tuple(range(len(table))):
             return table
-        taken = table[[row for row in self.sources if row is not None]]
+        taken = table[[entry for entry in self.sources if entry is not None]]
         mean = taken.mean(0, dtype=torch.float32).to(table.dtype)
-        is_new = torch.tensor([row is None for row in self.sources])
+        is_new = torch.tensor([entry is None for entry in self.sources])
         full = table.new_empty(len(self.sources), table.shape[1])
         full[~is_new] = taken
         full[is_new] = mean
         return full
 
     def note(self) -> str:
-        """What happened, in words; empty if every row stays in its place."""
-        kept = [row for row in self.sources if row is not None]
-        moved = sum(row != place for place, row in enumerate(self.sources) if row is not None)
+        """Describe the mapping; empty if every entry stays in its place."""
+        kept = [entry for entry in self.sources if entry is not None]
+        moved = sum(entry != place for place, entry in enumerate(self.sources) if entry is not None)
         if len(kept) == len(self.sources) and not moved and not self.unused:
             return ""
-        new = f"; new, as the mean of these: {', '.join(self.new)}" if self.new else ""
+        new = f"; new, set to the mean of these: {', '.join(self.new)}" if self.new else ""
         return (
-            f"vocabulary: {len(kept)} rows follow their tokens, {moved} of them to another"
-            f" place{new}; {self.unused} rows of the source have no token here"
+            f"vocabulary: {len(kept)} entries matched by token, {moved} of them moved{new};"
+            f" {self.unused} entries of the source are not used"
         )
 
 
-def match_rows(
+def match_entries(
     old: int,
     new: int,
     old_tokens: Mapping[str, int] | None,
     new_tokens: Mapping[str, int] | None,
-) -> Rows:
-    """Find the source of each row.
+) -> EntryMap:
+    """Match the entries of a model's vocabulary table with those of a source.
 
     Args:
-        old: rows of the source's table.
-        new: rows of the table here.
-        old_tokens: the source's vocabulary, if it brings one.
-        new_tokens: the vocabulary here, if it is known.
+        old: Number of entries in the source's table.
+        new: Number of entries in the model's table.
+        old_tokens: Vocabulary of the source, if it has one.
+        new_tokens: Vocabulary of the model, if it is known.
 
     Raises:
-        ValueError: if the tokens of rows that differ in number are unknown, or the vocabularies
-            share no token.
+        ValueError: If the numbers differ and the tokens are unknown, or the vocabularies share no
+            token.
     """
     if new_tokens is None or old_tokens is None:
         own = [new_tokens[t] for t in (IMAGE, ROUTER) if t in new_tokens] if new_tokens else []
         if old == new:
-            return Rows(tuple(range(new)))
+            return EntryMap(tuple(range(new)))
         if not own or old > min(own):
             raise ValueError(
-                f"The source has {old} vocabulary rows and the model {new}, and without both"
-                " tokenizers nobody knows which is which; put the source's tokenizer files beside"
-                " its weights."
+                f"The source has {old} vocabulary entries and the model {new}, and without both"
+                " tokenizers they cannot be matched; put the source's tokenizer files beside its"
+                " weights."
             )
         old_tokens = {t: i for t, i in (new_tokens or {}).items() if i < old}
     names = {i: token for token, i in (new_tokens or {}).items()}
-    rows = [old_tokens.get(names[i]) if i in names else None for i in range(new)]
-    sources = tuple(row if row is not None and row < old else None for row in rows)
-    taken = {row for row in sources if row is not None}
+    entries = [old_tokens.get(names[i]) if i in names else None for i in range(new)]
+    sources = tuple(entry if entry is not None and entry < old else None for entry in entries)
+    taken = {entry for entry in sources if entry is not None}
     if not taken:
         raise ValueError(
-            "The source's tokenizer and the model's have no token in common; take the tokenizer of"
+            "The source's tokenizer and the model's have no token in common; use the tokenizer of"
             " the source."
         )
-    missing = [i for i, row in enumerate(sources) if row is None]
-    return Rows(sources, tuple(names.get(i, f"row {i}") for i in missing), old - len(taken))
+    missing = [i for i, entry in enumerate(sources) if entry is None]
+    return EntryMap(sources, tuple(names.get(i, f"entry {i}") for i in missing), old - len(taken))

@@ -1,7 +1,8 @@
-"""Folders of DeepSpeed's ZeRO, as Lightning writes them: every process its share of the weights.
+"""Reader for checkpoints of DeepSpeed's ZeRO, as Lightning writes them.
 
-What was trained is read in fp32, from the optimizer's copy, what was frozen as it is. DeepSpeed
-need not be installed: the files name four of its classes, and others stand in for these.
+Every process has written its part of the weights. Trained weights are read in fp32 from the
+optimizer's copy, frozen ones as they are. DeepSpeed need not be installed: substitutes are used for
+the four of its classes that the files name.
 """
 
 import math
@@ -20,17 +21,17 @@ from dpn.checkpoints.containers import Container, Read, Shape, damaged, in_parts
 State = dict[str, Any]
 Pieces = tuple[Tensor, ...]
 
-#: Below the folder that a trainer names, Lightning has DeepSpeed write here.
+#: Subfolder of the checkpoint folder in which DeepSpeed writes its files.
 FOLDER = "checkpoint"
-#: Of all processes together, up to stage 2.
+#: File of all processes, up to stage 2.
 MODEL = "mp_rank_00_model_states.pt"
 PARTITION = "single_partition_of_fp32_groups"
-#: Of one process; the optimizer's names start with `bf16_` where the model computes in bf16.
+#: File of one process; names of optimizer files start with `bf16_` if the model computes in bf16.
 _RANK = re.compile(r"(?:bf16_)?zero_pp_rank_(\d+)_mp_rank_00_(model|optim)_states\.pt")
 
 
 class _Unread:
-    """Takes the place of an object that is not looked at."""
+    """Substitute for an object that is not needed."""
 
 
 _CLASSES: dict[str, type] = {
@@ -43,18 +44,18 @@ _CLASSES: dict[str, type] = {
 
 @dataclass(frozen=True)
 class Partitions(Container):
-    """Some tensors of a ZeRO checkpoint.
+    """Part of the tensors of a ZeRO checkpoint.
 
     Attributes:
-        pieces: name -> what follows each other in it, mapped from the files of the processes; the
-            last one may be padded.
+        pieces: Consecutive pieces of each tensor by name, memory-mapped from the files of the
+            processes; the last one may be padded.
     """
 
     pieces: Mapping[str, Pieces]
 
     @contextmanager
     def open(self) -> Iterator[Read]:
-        """See `Container.open`; a tensor is put together when it is asked for."""
+        """Open the files; a tensor is assembled when it is read."""
         yield self._read
 
     def _read(self, name: str) -> Tensor:
@@ -64,29 +65,29 @@ class Partitions(Container):
 
 
 def is_zero(folder: Path) -> bool:
-    """Whether a folder is a checkpoint of ZeRO."""
+    """Return whether a folder is a ZeRO checkpoint."""
     return _place(folder) is not None
 
 
 def open_zero(folder: Path) -> list[Container]:
-    """The module's tensors, in parts; the optimizer's are left where they are.
+    """Open the module's tensors in parts; the optimizer's state is not read.
 
     Args:
-        folder: that a trainer wrote, or the one in it with the files of the processes.
+        folder: Folder that a trainer wrote, or its subfolder with the files of the processes.
 
     Raises:
-        FileNotFoundError: if a file is missing.
-        ValueError: if a file is damaged or refused, or the files are of different runs.
+        FileNotFoundError: If a file is missing.
+        ValueError: If a file is damaged or refused, or the files are of different runs.
     """
     place = _place(folder)
     assert place is not None, folder
     try:
         shapes, pieces = _tensors(place)
     except (KeyError, TypeError, AttributeError) as error:
-        raise damaged(place, f"not as ZeRO writes it, {error!r}") from error
+        raise damaged(place, f"not in ZeRO's format, {error!r}") from error
     for name, shape in shapes.items():
         if sum(piece.numel() for piece in pieces[name]) < math.prod(shape):
-            raise _mixed(place, f"they hold too little of {name}")
+            raise _mixed(place, f"they hold only a part of {name}")
     sizes = {n: math.prod(shape) * pieces[n][0].itemsize for n, shape in shapes.items()}
     return [
         Partitions(place, {n: shapes[n] for n in part}, {n: pieces[n] for n in part})
@@ -95,7 +96,7 @@ def open_zero(folder: Path) -> list[Container]:
 
 
 def _place(folder: Path) -> Path | None:
-    """Where the files of the processes are."""
+    """Return the folder with the files of the processes, or None."""
     for place in (folder, folder / FOLDER):
         if any(place.glob("*_optim_states.pt")) or any(place.glob("*_model_states.pt")):
             return place
@@ -103,7 +104,7 @@ def _place(folder: Path) -> Path | None:
 
 
 def _tensors(place: Path) -> tuple[dict[str, Shape], dict[str, Pieces]]:
-    """Shapes and pieces of all parameters and buffers."""
+    """Return the shapes and pieces of all parameters and buffers."""
     optimizers = [state["optimizer_state_dict"] for state in _read_ranks(place, "optim")]
     stage3 = optimizers[0]["zero_stage"] == 3
     models = _read_ranks(place, "model") if stage3 else [_read(place, MODEL)]
@@ -113,8 +114,8 @@ def _tensors(place: Path) -> tuple[dict[str, Shape], dict[str, Pieces]]:
     key, cut = ("fp32_flat_groups", _cut_each) if stage3 else (PARTITION, _cut_whole)
     if any(map(any, optimizers[0].get("param_alignment_paddings", ()))):
         raise ValueError(
-            f"{place} was written with zero_optimization.parameter_alignment, whose gaps are not"
-            " read here; put it together with the zero_to_fp32.py that DeepSpeed left beside it."
+            f"{place} was written with zero_optimization.parameter_alignment, which is not"
+            " supported; merge it with the zero_to_fp32.py that DeepSpeed wrote beside it."
         )
     flat = [state[key] for state in optimizers]
     if len({len(groups) for groups in (model["param_shapes"], *flat)}) > 1:
@@ -125,14 +126,14 @@ def _tensors(place: Path) -> tuple[dict[str, Shape], dict[str, Pieces]]:
         found = cut(parts, own)
         left = sum(map(len, parts)) - sum(len(piece) for each in found.values() for piece in each)
         if left > 2 * len(parts):  # more than padding
-            raise _mixed(place, f"the group of {next(iter(own))} holds {left} numbers too many")
+            raise _mixed(place, f"the group of {next(iter(own))} has {left} numbers too many")
         shapes |= own
         pieces |= found
     for name, shape in (model["frozen_param_shapes"] or {}).items():
         shapes[name] = shape
         pieces[name] = tuple(state["frozen_param_fragments"][name] for state in models)
     for name in model["buffer_names"]:
-        if name in model["module"]:  # others are not kept
+        if name in model["module"]:  # other buffers are not saved
             shapes[name], pieces[name] = model["module"][name].shape, (model["module"][name],)
     for alias, name in model["shared_params"].items():
         shapes[alias], pieces[alias] = shapes[name], pieces[name]
@@ -140,7 +141,7 @@ def _tensors(place: Path) -> tuple[dict[str, Shape], dict[str, Pieces]]:
 
 
 def _cut_whole(flat: Sequence[Tensor], shapes: Mapping[str, Shape]) -> dict[str, Pieces]:
-    """Up to stage 2 the parameters of a group follow each other, and the whole is shared out."""
+    """Split the groups of stage 1 and 2, in which processes hold parts of the whole group."""
     pieces = {}
     start = 0
     for name, shape in shapes.items():
@@ -155,7 +156,7 @@ def _cut_whole(flat: Sequence[Tensor], shapes: Mapping[str, Shape]) -> dict[str,
 
 
 def _cut_each(flat: Sequence[Tensor], shapes: Mapping[str, Shape]) -> dict[str, Pieces]:
-    """In stage 3 every parameter is shared out by itself."""
+    """Split the groups of stage 3, in which processes hold parts of each parameter."""
     pieces = {}
     start = 0
     for name, shape in shapes.items():
@@ -166,7 +167,7 @@ def _cut_each(flat: Sequence[Tensor], shapes: Mapping[str, Shape]) -> dict[str, 
 
 
 def _read_ranks(place: Path, kind: str) -> list[State]:
-    """What each process wrote, in their order."""
+    """Read the file of each process, ordered by rank."""
     matches = [m for path in place.iterdir() if (m := _RANK.fullmatch(path.name)) and m[2] == kind]
     if not matches:
         raise FileNotFoundError(
@@ -183,12 +184,12 @@ def _read_ranks(place: Path, kind: str) -> list[State]:
         raise _mixed(place, f"{world} processes wrote {len(matches)} {kind} states")
     if missing := [rank for rank in range(world) if rank not in states]:
         names = ", ".join(re.sub(r"rank_\d+_mp", f"rank_{n}_mp", matches[0][0]) for n in missing)
-        raise FileNotFoundError(f"{place} lacks {names}; copy what all {world} processes wrote.")
+        raise FileNotFoundError(f"{place} lacks {names}; copy the files of all {world} processes.")
     return [states[rank] for rank in range(world)]
 
 
 def _world(state: State) -> int:
-    """How many processes trained; an optimizer says it once or for each group."""
+    """Return the number of training processes, which may be stored once or for each group."""
     if "dp_world_size" in state:
         return int(state["dp_world_size"])
     count = state["optimizer_state_dict"]["partition_count"]
@@ -200,9 +201,9 @@ def _read(place: Path, name: str) -> State:
         raise FileNotFoundError(f"{place} lacks {name}; copy it there.")
     state = read_pickle(place / name, allowed=_CLASSES)
     if not isinstance(state, dict):
-        raise damaged(place / name, "no checkpoint of ZeRO")
+        raise damaged(place / name, "not a ZeRO checkpoint")
     return state
 
 
 def _mixed(place: Path, why: str) -> ValueError:
-    return ValueError(f"The files in {place} are of different runs: {why}; copy one run's alone.")
+    return ValueError(f"The files in {place} are of different runs: {why}; copy those of one run.")

@@ -1,4 +1,4 @@
-"""Command lines of the doors: running them, readable errors, and the diagnosis of mistakes.
+"""Command lines of `python -m dpn.X`: run them, diagnose mistakes and print readable errors.
 
-Imports `config` and everything below.
+May import `config` and everything below it.
 """

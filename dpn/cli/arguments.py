@@ -1,4 +1,4 @@
-"""key=value arguments of doors without a config."""
+"""Parse key=value arguments of commands without a Hydra config."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -11,10 +11,10 @@ from dpn.runs.request import ConfigError
 
 
 def read_arguments(function: Callable[..., Any], arguments: Sequence[str]) -> dict[str, Any]:
-    """key=value arguments for an annotated function, for front doors without config.
+    """Parse key=value arguments for an annotated function.
 
     Raises:
-        ConfigError: with everything that does not fit the function's signature.
+        ConfigError: If arguments do not fit the function's signature; lists every problem.
     """
     pairs = [argument.partition("=") for argument in arguments]
     problems = [f"`{key}` is not of the form key=value." for key, sign, _ in pairs if not sign]

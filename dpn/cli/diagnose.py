@@ -1,4 +1,4 @@
-"""Every mistake of a command line that Hydra refused, one sentence each."""
+"""Explain the mistakes in a command line that Hydra refused."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from dpn.runs.request import ConfigError, Request
 def diagnose(
     config_name: str, arguments: Sequence[str], check: Callable[[Request], None]
 ) -> list[str]:
-    """Every problem of a command line that Hydra refused, one sentence each."""
+    """Return one sentence for every problem of a command line that Hydra refused."""
     overrides = [a for a in arguments if not a.startswith("-")]
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
@@ -26,7 +26,7 @@ def diagnose(
             f"`{error.override}` cannot be read as key=value; put quotes around a value with"
             f" special characters: '{_quoted(error.override)}'."
         ]
-    # A swept value is looked at by itself: `router=static,dpee` has one bad choice.
+    # Swept values are checked one by one: `router=static,dpee` has one bad choice.
     singles = [
         [f"{p.get_key_element()}={v}" for v in p.sweep_string_iterator()]
         if p.is_discrete_sweep()
@@ -69,7 +69,7 @@ def _diagnose_job(
     for override in unknown:
         key = re.split(r"[=@]", override.lstrip("+~"))[0]
         if key in KEYS:
-            problems.append(f"`{key}` is now called `{KEYS[key]}`; give that.")
+            problems.append(f"`{key}` is now called `{KEYS[key]}`; use that.")
         else:
             problems.append(f"`{key}` is not a setting; {nearest(key, _keys(request.config))}")
     try:
@@ -80,7 +80,7 @@ def _diagnose_job(
 
 
 def _not_installed(error: HydraException) -> str | None:
-    """A sentence about a plugin of Hydra that one of our configs names."""
+    """Return a sentence if a plugin of Hydra that a config names is not installed."""
     place, _, choice = str(getattr(error, "missing_cfg_file", None)).rpartition("/")
     extra = {"submitit_slurm": "slurm", "optuna": "optuna", "ray": "ray"}.get(choice)
     if not place.startswith("hydra/") or extra is None:
@@ -89,7 +89,7 @@ def _not_installed(error: HydraException) -> str | None:
 
 
 def _culprit(error: HydraException, overrides: Sequence[str]) -> str | None:
-    """The override that an error of Hydra is about."""
+    """Return the override that caused an error of Hydra, if it can be found."""
     if isinstance(error, MissingConfigException):
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         wanted = [o for o in overrides if o.lstrip("+") == f"{group}={choice}"]
@@ -103,7 +103,7 @@ def _culprit(error: HydraException, overrides: Sequence[str]) -> str | None:
 
 
 def _keys(config: DictConfig) -> list[str]:
-    """All dotted keys of a config, and its groups."""
+    """Return all dotted keys of a config, and its groups."""
 
     def walk(node: Any, prefix: str) -> list[str]:
         if not isinstance(node, dict):

@@ -1,6 +1,6 @@
-"""Hydra's command line with readable errors: composes a config for a front door.
+"""Run a function as a Hydra command line with readable errors.
 
-A mistake in an override costs one sentence with the nearest valid name, all mistakes at once.
+All mistakes in overrides are reported together, one sentence each, with the nearest valid name.
 """
 
 import functools
@@ -29,7 +29,7 @@ from dpn.runs.request import ConfigError, Request
 from dpn.runs.signals import Interrupted
 from dpn.runs.sweep import Place, Sweep, run_job
 
-# Warnings of Lightning about what is so on purpose.
+# Lightning's warnings about things that are intended.
 _NO_NEWS = (
     "The number of training batches",
     "The '.*dataloader' does not have many workers",
@@ -41,13 +41,13 @@ _NO_NEWS = (
 def front_door(
     config_name: str, check: Callable[[Request], None], place: Place | None = None
 ) -> Callable[[Callable[[Request], Any]], Callable[[], None]]:
-    """Make a `main()` without arguments out of a function that takes a request.
+    """Decorate a function of a request to make it a `main()` without arguments.
 
     Args:
-        config_name: of the config to compose.
-        check: pre-flight, to find further problems of a command line that Hydra refused.
-        place: where the results of a request are, if every one has a folder of its own: then a
-            multirun is a `dpn.runs.sweep.Sweep`.
+        config_name: Name of the config to compose.
+        check: Check that finds further problems of a command line that Hydra refused.
+        place: Function that returns the result folder of a request, if each request has its own. A
+            multirun is then a `dpn.runs.sweep.Sweep`.
     """
 
     def decorate(run: Callable[[Request], Any]) -> Callable[[], None]:
@@ -63,15 +63,15 @@ def front_door(
                 return run(request)
             except Exception as error:
                 if request.launched:
-                    raise  # its launcher has to know
-                # Kept from Hydra, which would print its own text; the other jobs of a sweep go on.
+                    raise  # the launcher needs the error
+                # Hidden from Hydra, which would print its own text; other jobs continue.
                 failures.append((request, error))
 
         def main() -> None:
             failures.clear()
             set_up_logging()
             follow()
-            os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here, not to its printer
+            os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # raise errors instead of printing them
             door = hydra.main(str(CONFIG_DIR), config_name, version_base="1.3")
             with readable_errors():
                 try:
@@ -92,7 +92,7 @@ def front_door(
 
 
 def _sweep(config_name: str, place: Place | None) -> AbstractContextManager[Any]:
-    """What surrounds Hydra where the command line asks for a multirun."""
+    """Return the context to run Hydra in: a `Sweep` if the command line is a multirun."""
     arguments = get_args_parser().parse_args()
     looking = arguments.cfg or arguments.info or arguments.help or arguments.hydra_help
     sweeping = arguments.multirun or MULTIRUN in arguments.overrides
@@ -103,7 +103,7 @@ def _sweep(config_name: str, place: Place | None) -> AbstractContextManager[Any]
 
 @contextmanager
 def readable_errors() -> Iterator[None]:
-    """Errors whose sentence says it all end the program with that sentence, others as ever."""
+    """Print expected errors as one sentence and exit; other errors are raised as usual."""
     try:
         yield
     except ConfigError as error:
@@ -111,15 +111,15 @@ def readable_errors() -> Iterator[None]:
     except (RunError, DataError, OSError) as error:
         _fail(str(error), 1)
     except Interrupted as error:
-        message = f"Stopped by {error}; the same command goes on from the last checkpoint."
-        _fail(message, 130 if str(error) == "SIGINT" else os.EX_TEMPFAIL)  # 75: worth a requeue
+        message = f"Stopped by {error}; the same command continues from the last checkpoint."
+        _fail(message, 130 if str(error) == "SIGINT" else os.EX_TEMPFAIL)  # 75 asks for a requeue
 
 
 def set_up_logging(job: int | None = None) -> None:
-    """Plain lines on the terminal; a progress bar there replaces lines of progress.
+    """Log plain lines to the terminal; progress lines are hidden if there is a progress bar.
 
     Args:
-        job: number that lines of a job beside others begin with.
+        job: Number of the job, which starts each line if jobs run in parallel.
     """
     console = _Console()
     beside = f"job {job}: " if job is not None and hangs() else ""
@@ -134,7 +134,7 @@ def set_up_logging(job: int | None = None) -> None:
 
 
 class _Console(logging.StreamHandler):
-    """Writes to what `sys.stderr` is at the time, so that lines go above a progress bar."""
+    """Handler that writes to the current `sys.stderr`, so that lines go above a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr

@@ -1,4 +1,4 @@
-"""Sample and Batch: what data hands to a model, in plain tensors."""
+"""`Sample` and `Batch`, the plain tensors that the data pipeline gives to a model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -12,8 +12,7 @@ PaddingSide = Literal["left", "right"]
 
 
 class DataError(ValueError):
-    """Something is wrong with the data itself, said in one sentence; `on_error` decides what
-    follows."""
+    """An error in the data itself, described in one sentence; `on_error` decides how to react."""
 
 
 @dataclass(frozen=True)
@@ -21,11 +20,11 @@ class Sample:
     """One conversation with its images.
 
     Attributes:
-        input_ids: starts with BOS; one `<image>` id per image.
-        labels: one per id, -100 where nothing is to be learned.
-        images: `[3, H, W]` each, normalised; sizes may differ.
-        sample_id: row number in the file; keys the sampling of routes.
-        meta: id, family, difficulty and what else metrics group by.
+        input_ids: Token ids, starting with BOS, with one `<image>` id per image.
+        labels: One label per id, -100 where the id is not supervised.
+        images: Normalised images, `[3, H, W]` each; sizes may differ.
+        sample_id: Row number in the file; seeds the sampling of routes.
+        meta: Metadata that metrics group by, such as id, family and difficulty.
     """
 
     input_ids: list[int]
@@ -35,22 +34,22 @@ class Sample:
     meta: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass  # not frozen: DeepSpeed's precision would refuse it
+@dataclass  # not frozen: Lightning's DeepSpeed precision refuses frozen ones
 class Batch:
     """B padded samples and their I images.
 
     Attributes:
         input_ids: `[B, T]`.
-        attention_mask: `[B, T]` 1 for ids, 0 for padding.
-        labels: `[B, T]`, -100 = not supervised.
+        attention_mask: `[B, T]`, 1 for ids, 0 for padding.
+        labels: `[B, T]`, -100 where not supervised.
         sample_ids: `[B]`.
         pixel_values: `[I, 3, Hmax, Wmax]`, zeros below and right of smaller images; None without
             images.
         image_sizes: `[I, 2]` height and width in pixels.
-        image_sample: `[I]` whose image it is, ascending.
-        meta: of each sample.
-        num_supervised: labels that the shifted loss sees, `labels[:, 1:] != -100`.
-        window_tokens: the same over the whole accumulation window of this rank.
+        image_sample: `[I]`, index of the sample that each image belongs to, ascending.
+        meta: Metadata of each sample.
+        num_supervised: Number of labels in the shifted loss, `labels[:, 1:] != -100`.
+        window_tokens: Sum of `num_supervised` over this rank's accumulation window.
     """
 
     input_ids: Tensor
@@ -71,15 +70,14 @@ class Batch:
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
     def model_inputs(self) -> dict[str, Tensor]:
-        """The tensors that a model's forward takes, those that are None left out."""
+        """Return the tensors for a model's forward, without those that are None."""
         return self._tensors()
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
-        """A copy on another device.
+        """Copy the batch to another device.
 
-        Image sizes, image owners and sample ids stay on the host: they are read as plain numbers
-            (grids, spans, route
-        keys), and reading them back from a GPU would synchronise.
+        `image_sizes`, `image_sample` and `sample_ids` stay on the CPU: they are read as plain
+        numbers (grids, spans, route seeds), and reading them back from a GPU would synchronise.
         """
         host = ("image_sizes", "image_sample", "sample_ids")
         moved = {
@@ -90,7 +88,7 @@ class Batch:
         return replace(self, **moved)  # type: ignore[arg-type]
 
     def pin_memory(self) -> "Batch":
-        """A copy in page-locked memory; the DataLoader calls this."""
+        """Copy the batch to page-locked memory; the DataLoader calls this."""
         pinned = {name: tensor.pin_memory() for name, tensor in self._tensors().items()}
         return replace(self, **pinned)  # type: ignore[arg-type]
 
@@ -98,7 +96,7 @@ class Batch:
 def pad_ids(
     rows: Sequence[Sequence[int]], fill: int, padding_side: PaddingSide = "right"
 ) -> tuple[Tensor, Tensor]:
-    """Lists of ids to `[B, T]` and their mask `[B, T]`."""
+    """Pad lists of ids to `[B, T]` and return them with their mask `[B, T]`."""
     width = max(map(len, rows))
     ids = torch.full((len(rows), width), fill, dtype=torch.long)
     mask = torch.zeros_like(ids)
@@ -110,7 +108,7 @@ def pad_ids(
 
 
 def stack_images(images: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
-    """Each sample's images to the flat image tensors of a Batch; empty without images."""
+    """Stack each sample's images into the flat image tensors of a `Batch`; empty without images."""
     flat = [image for own in images for image in own]
     if not flat:
         return {}
@@ -126,7 +124,7 @@ def stack_images(images: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
 def collate(
     samples: Sequence[Sample], pad_token_id: int, padding_side: PaddingSide = "right"
 ) -> Batch:
-    """Pad samples to the longest one and lay their images out flat."""
+    """Pad samples to the longest one and stack their images."""
     input_ids, attention_mask = pad_ids([s.input_ids for s in samples], pad_token_id, padding_side)
     labels, _ = pad_ids([s.labels for s in samples], IGNORE, padding_side)
     supervised = int((labels[:, 1:] != IGNORE).sum())

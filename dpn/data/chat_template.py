@@ -1,4 +1,4 @@
-"""A conversation template as Hugging Face's programs read it: what `render` does, in Jinja."""
+"""Conversation templates as Jinja chat templates for Hugging Face; equivalent to `render`."""
 
 import json
 from dataclasses import asdict
@@ -53,13 +53,13 @@ _BODY = """
 
 
 def chat_template(style: Template, router: bool) -> str:
-    """Jinja that turns messages into the text that `dpn.data.conversation.render` makes of them.
+    """Return a Jinja chat template that gives the same text as `dpn.data.conversation.render`.
 
-    BOS is no part of it: the processor opens every prompt with it.
+    The template does not write BOS, because the processor adds it to every prompt.
 
     Args:
-        style: the template.
-        router: whether `<ROUTER>` ends every human turn of a sample with images.
+        style: Conversation template to translate.
+        router: Whether `<ROUTER>` ends every human turn of a sample with images.
     """
     values = {
         "style": asdict(style),

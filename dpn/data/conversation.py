@@ -1,6 +1,6 @@
-"""Turns of a conversation, and templates that render them.
+"""Turns of a conversation, and the templates that render them.
 
-A template renders the whole conversation as text pieces that know whether they are supervised.
+A template renders a whole conversation as text pieces, each marked as supervised or not.
 """
 
 import itertools
@@ -15,7 +15,7 @@ from dpn.data.batch import DataError
 IMAGE = "<image>"
 ROUTER = "<ROUTER>"
 
-_HALF_LETTER = re.compile("[\ud800-\udfff]")
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 Role = Literal["human", "assistant"]
 ROLES: dict[str, Role] = {
@@ -28,14 +28,14 @@ ROLES: dict[str, Role] = {
 
 @dataclass(frozen=True)
 class Turn:
-    """What one side said; the text may hold `<image>` marks."""
+    """One message of a conversation; the text may hold `<image>` marks."""
 
     role: Role
     text: str
 
 
 class Piece(NamedTuple):
-    """Rendered text; supervised pieces are what the model has to say."""
+    """A rendered text; the model learns to generate the supervised pieces."""
 
     text: str
     supervised: bool = False
@@ -43,16 +43,16 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Template:
-    """How turns become one text.
+    """Texts that join the turns of a conversation into one text.
 
     Attributes:
-        system: opens the text.
-        human: opens a human turn.
-        mark: stands for an image at the start of the turn that holds it.
-        instruction: whether the human turn's own words are kept.
-        cue: asks for an answer; a prompt for generation ends here.
-        answer: opens an answer, supervised with it.
-        end: closes an answer, supervised too; `{eos}` is the tokenizer's end token.
+        system: Text at the start of the conversation.
+        human: Text at the start of a human turn.
+        mark: Text that stands for an image, at the start of its turn.
+        instruction: Whether the words of the human turns are kept.
+        cue: Text before an answer; a prompt for generation ends with it.
+        answer: Text at the start of an answer, supervised.
+        end: Text at the end of an answer, supervised; `{eos}` is the tokenizer's end token.
     """
 
     system: str
@@ -65,9 +65,9 @@ class Template:
 
 
 TEMPLATES = {
-    # LLaVA's pretraining: the image, then its caption; no roles and no end token.
+    # LLaVA's pretraining: the image, then its caption, without roles or an end token.
     "plain": Template("", "", IMAGE, False, "", "", "\n"),
-    # LLaVA-1.5's finetuning and every evaluation.
+    # LLaVA-1.5's finetuning and all evaluations.
     "v1": Template(
         "A chat between a curious user and an artificial intelligence assistant. "
         "The assistant gives helpful, detailed, and polite answers to the user's questions. ",
@@ -79,28 +79,28 @@ TEMPLATES = {
         "{eos}",
     ),
 }
-# The same without the system text, for small models: there its columns are a third of the work.
+# v1 without the system text, which would be a third of the work of small models.
 TEMPLATES["short"] = replace(TEMPLATES["v1"], system="")
 
 
 def template(name: str) -> Template:
-    """The template of a name.
+    """Return the template of a name.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: If there is no such template.
     """
     if name not in TEMPLATES:
-        raise ValueError(f"there is no template {name!r}; there is {', '.join(TEMPLATES)}.")
+        raise ValueError(f"unknown template {name!r}; choose {', '.join(TEMPLATES)}.")
     return TEMPLATES[name]
 
 
 def read_turns(messages: Any) -> list[Turn]:
-    """Turns from LLaVA's `{"from", "value"}` or Hugging Face's `{"role", "content"}` messages.
+    """Read turns from LLaVA's `{"from", "value"}` or Hugging Face's `{"role", "content"}` messages.
 
-    A conversation that opens with an assistant's turn loses it, as in LLaVA.
+    An assistant turn at the start of a conversation is dropped, as in LLaVA.
 
     Raises:
-        DataError: if there is no conversation, a role is unknown, roles do not alternate or a turn
+        DataError: If there is no conversation, a role is unknown, roles do not alternate or a turn
             is empty.
     """
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
@@ -124,10 +124,10 @@ def read_turns(messages: Any) -> list[Turn]:
 
 
 def read_turn(number: int, message: Any) -> Turn:
-    """One turn from a message; `number` is what a complaint calls it.
+    """Read one turn from a message; `number` identifies it in error messages.
 
     Raises:
-        DataError: if it has no known role or no text.
+        DataError: If it has no known role or no text.
     """
     if not isinstance(message, Mapping):
         raise DataError(
@@ -135,21 +135,19 @@ def read_turn(number: int, message: Any) -> Turn:
         )
     role = message.get("from", message.get("role"))
     if not isinstance(role, str) or role not in ROLES:
-        raise DataError(
-            f"turn {number} has the unknown role {role!r}; known are {', '.join(ROLES)}."
-        )
+        raise DataError(f"turn {number} has the unknown role {role!r}; use {', '.join(ROLES)}.")
     text = message.get("value", message.get("content"))
     if isinstance(text, list):
         text = _join_parts(text)
     if not isinstance(text, str):
         raise DataError(f"turn {number} has no text (`value` is {text!r}); it must be a string.")
-    if _HALF_LETTER.search(text):  # JSON can hold one, a tokenizer can not
-        raise DataError(f"turn {number} holds half a letter (a lone surrogate); remove it.")
+    if _LONE_SURROGATE.search(text):  # valid in JSON, but tokenizers fail on it
+        raise DataError(f"turn {number} holds a lone surrogate (half a character); remove it.")
     return Turn(ROLES[role], text)
 
 
 def _join_parts(parts: list[Any]) -> str | None:
-    """The text of Hugging Face's list of typed parts, or None if it is none."""
+    """Join the text of Hugging Face's list of typed parts; None if it is not such a list."""
     try:
         return "".join(IMAGE if part["type"] == "image" else part["text"] for part in parts)
     except (KeyError, TypeError):
@@ -157,7 +155,7 @@ def _join_parts(parts: list[Any]) -> str | None:
 
 
 def image_names(row: Any) -> list[Any]:
-    """The images of a row: none, one path, or a list of paths."""
+    """Return a row's images as a list; the row holds none, one path, or a list of paths."""
     image = row.get("image") if isinstance(row, Mapping) else None
     if image is None or image == "":
         return []
@@ -165,9 +163,9 @@ def image_names(row: Any) -> list[Any]:
 
 
 def count_words(row: Any) -> int:
-    """Words of all turns of a row, cut at blanks, as LLaVA measures a sample's length.
+    """Count the words of all turns of a row, split at whitespace, as LLaVA measures length.
 
-    A turn that can not be read counts nothing: it is reported when the row is loaded.
+    Unreadable turns count as zero words; they are reported when the row is loaded.
     """
     messages = row.get("conversations") if isinstance(row, Mapping) else None
     words = 0
@@ -178,10 +176,10 @@ def count_words(row: Any) -> int:
 
 
 def check_words(turns: Sequence[Turn], eos: str) -> None:
-    """Refuse tokens inside of texts that would change how a conversation is cut or routed.
+    """Check that no text holds a token that changes how a conversation is split or routed.
 
     Raises:
-        DataError: naming turn and token.
+        DataError: If one does; names the turn and the token.
     """
     for number, turn in enumerate(turns, 1):
         for token in (eos, ROUTER, *([IMAGE] if turn.role == "assistant" else [])):
@@ -193,12 +191,12 @@ def check_words(turns: Sequence[Turn], eos: str) -> None:
 
 
 def check_cues(pieces: Sequence[Piece], style: Template) -> None:
-    """Refuse rounds in which the words that open an answer stand elsewhere, too.
+    """Check that the words before an answer appear nowhere else in a round.
 
-    LLaVA would learn nothing of such a sample, or the wrong words.
+    From such a sample LLaVA would learn nothing, or the wrong words.
 
     Raises:
-        DataError: naming the round.
+        DataError: If they do; names the round.
     """
     opening = style.cue + style.answer
     for number, (question, answer) in enumerate(
@@ -208,16 +206,16 @@ def check_cues(pieces: Sequence[Piece], style: Template) -> None:
         text = question.text + answer.text
         if text.find(opening) != place or opening in text[place + len(opening) :]:
             raise DataError(
-                f"round {number} holds {opening!r} within a text, where no answer begins;"
+                f"round {number} holds {opening!r} inside a text, where no answer begins;"
                 " write it differently or drop the row."
             )
 
 
 def place_images(turns: Sequence[Turn], images: int) -> list[tuple[int, str]]:
-    """Number of images and bare words of each turn.
+    """Return the number of images and the text without marks of each turn.
 
     Raises:
-        DataError: if the `<image>` marks and the images do not match.
+        DataError: If the `<image>` marks and the images do not match.
     """
     marks = [turn.text.count(IMAGE) if turn.role == "human" else 0 for turn in turns]
     if sum(marks) != images:
@@ -234,17 +232,17 @@ def place_images(turns: Sequence[Turn], images: int) -> list[tuple[int, str]]:
 def render(
     turns: Sequence[Turn], images: int, style: Template, eos: str, router: bool
 ) -> list[Piece]:
-    """A conversation as text pieces; a last human turn is left open for the answer.
+    """Render a conversation as text pieces; a final human turn is left open for the answer.
 
     Args:
-        turns: alternate, starting with the human.
-        images: how many images the sample has.
-        style: the template.
-        eos: text of the tokenizer's end token.
-        router: whether `<ROUTER>` ends every human turn of a sample with images.
+        turns: Alternating turns, starting with the human.
+        images: Number of images in the sample.
+        style: Conversation template.
+        eos: Text of the tokenizer's end token.
+        router: Whether `<ROUTER>` ends every human turn of a sample with images.
 
     Raises:
-        DataError: if marks and images do not match.
+        DataError: If marks and images do not match.
     """
     pieces = [Piece(style.system)]
     for turn, (marks, words) in zip(turns, place_images(turns, images), strict=True):
@@ -256,7 +254,7 @@ def render(
 
 
 def render_follow_up(words: str, style: Template, eos: str, router: bool) -> Piece:
-    """What follows the words of an answer: its end, and a human turn without images."""
+    """Render what follows the words of an answer: its end, and a human turn without images."""
     question = _question(0, words, style, router)
     return Piece(style.end.format(eos=eos) + question.text)
 
@@ -270,11 +268,11 @@ def _question(marks: int, words: str, style: Template, router: bool) -> Piece:
 def checked_pieces(
     turns: Sequence[Turn], images: int, style: Template, eos: str, router: bool = False
 ) -> list[Piece]:
-    """`render`, and all that can be wrong with a conversation that is to be learned.
+    """Render a conversation for training, after checking that it can be learned.
 
     Raises:
-        DataError: if marks and images do not match, or a text holds a reserved token or the words
-            that open an answer.
+        DataError: If marks and images do not match, or a text holds a reserved token or the words
+            that precede an answer.
     """
     check_words(turns, eos)
     pieces = render(turns, images, style, eos, router)

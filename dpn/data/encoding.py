@@ -1,8 +1,8 @@
-"""Rendered conversations to token ids and labels.
+"""Encode rendered conversations as token ids and labels.
 
-Pieces are tokenised together, chunk by chunk between `<image>` marks as LLaVA does, and the
-tokenizer's character offsets tell which ids are supervised: no length is guessed, and any Hugging
-Face fast tokenizer works.
+As in LLaVA, the text between two `<image>` marks is tokenised as one chunk. The tokenizer's
+character offsets tell which ids are supervised, so no length is guessed and any Hugging Face fast
+tokenizer works.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,10 +13,10 @@ from dpn.data.conversation import IMAGE, Piece, Template, Turn, checked_pieces, 
 
 
 def tokenize(pieces: Iterable[Piece], tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Ids, opened by BOS, and labels of rendered pieces.
+    """Return the ids, starting with BOS, and the labels of rendered pieces.
 
-    An id is supervised if its first character is. Everything between two images is tokenised in one
-    go.
+    An id is supervised if its first character is. Text between two images is tokenised as one
+    chunk.
     """
     image_id = tokenizer.convert_tokens_to_ids(IMAGE)
     ids, labels = [tokenizer.bos_token_id], [IGNORE]
@@ -43,18 +43,19 @@ def encode(
     router: bool,
     max_length: int | None = None,
 ) -> tuple[list[int], list[int]]:
-    """Ids and labels of a conversation.
+    """Encode a conversation as ids and labels.
 
     Args:
-        turns: alternate, starting with the human; a last human turn is left open for the answer.
-        images: how many images the sample has.
-        tokenizer: a Hugging Face fast tokenizer with `<image>`.
-        style: the template.
-        router: whether `<ROUTER>` ends every human turn of a sample with images.
-        max_length: most ids that are allowed, each image counted as one.
+        turns: Alternating turns, starting with the human; a final human turn is left open for the
+            answer.
+        images: Number of images in the sample.
+        tokenizer: Hugging Face fast tokenizer with an `<image>` token.
+        style: Conversation template.
+        router: Whether `<ROUTER>` ends every human turn of a sample with images.
+        max_length: Maximum number of ids, each image counted as one.
 
     Raises:
-        DataError: if the conversation can not be learned, see `checked_pieces`, or is too long.
+        DataError: If the conversation is too long or cannot be learned (see `checked_pieces`).
     """
     pieces = checked_pieces(turns, images, style, tokenizer.eos_token, router)
     ids, labels = tokenize(pieces, tokenizer)
@@ -69,10 +70,10 @@ def encode(
 def cut(
     ids: list[int], labels: list[int], max_length: int, image_id: int
 ) -> tuple[list[int], list[int]]:
-    """The first ids and labels of a sample.
+    """Truncate a sample to its first `max_length` ids and labels.
 
     Raises:
-        DataError: if an image or all answers would be lost.
+        DataError: If an image or all answers would be lost.
     """
     kept, supervised = ids[:max_length], labels[:max_length]
     if image_id in ids[max_length:]:
@@ -85,13 +86,13 @@ def cut(
 
 
 def corpus_text(turns: Sequence[Turn], images: int, style: Template) -> list[str]:
-    """The rendered text between images, without special tokens: what a tokenizer is trained on."""
+    """Return the rendered text between images, without special tokens, to train a tokenizer on."""
     pieces = render(turns, images, style, eos="", router=False)
     return ["".join(piece.text for piece in chunk) for chunk in _chunks(pieces)]
 
 
 def _chunks(pieces: Iterable[Piece]) -> list[list[Piece]]:
-    """Pieces cut at the `<image>` marks, which separate the chunks."""
+    """Split pieces into chunks at the `<image>` marks."""
     chunks: list[list[Piece]] = [[]]
     for text, supervised in pieces:
         first, *others = text.split(IMAGE)

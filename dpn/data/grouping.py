@@ -1,5 +1,7 @@
-"""LLaVA's `group_by_modality_length`: an epoch's order in which the samples of a step are of one
-kind, with images or without, and its batches about equally long in total."""
+"""LLaVA's `group_by_modality_length`: batches of one kind of sample and about equal total length.
+
+All samples of an optimizer step are of one kind, either with images or without.
+"""
 
 import heapq
 from collections.abc import Sequence
@@ -18,21 +20,21 @@ def grouped_order(
     accumulate: int,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """The samples of an epoch; each run of `batch_size * world` is one batch of all ranks.
+    """Return the samples of an epoch; every `batch_size * world` of them are one global batch.
 
-    A megabatch, whose samples are spread evenly over its batches, is one optimizer step of all
-    ranks; in LLaVA-HR it is one batch of all ranks. The last megabatch of either kind, full or not,
-    is left over: LLaVA puts both at the end, in the order of the file; LLaVA-HR puts what makes up
-    a megabatch at the start and the rest at the end; DPN leaves both out, so that no batch is
-    mixed. Where all samples are of one kind, nothing is left out.
+    Samples are first shuffled into megabatches, then spread evenly over the batches of each. A
+    megabatch is one optimizer step of all ranks; in LLaVA-HR it is one batch of all ranks. The last
+    megabatch of each kind, full or not, is treated apart: LLaVA puts both at the end, in the order
+    of the file; LLaVA-HR puts one full megabatch of them at the start and the rest at the end; DPN
+    leaves both out, so that no batch is mixed. If all samples are of one kind, nothing is left out.
 
     Args:
-        lengths: `[R]` words of each sample, never 0; negative without image.
-        group: whose variant; not `none`.
-        batch_size: of one rank.
-        world: number of ranks.
-        accumulate: batches per optimizer step.
-        rng: decides about everything that is shuffled.
+        lengths: `[R]`, number of words of each sample, never 0; negative without image.
+        group: Variant to follow; not `none`.
+        batch_size: Batch size per rank.
+        world: Number of ranks.
+        accumulate: Batches per optimizer step.
+        rng: Generator for all shuffling.
     """
     chunks = world if group == "llava_hr" else world * accumulate
     size = chunks * batch_size
@@ -55,7 +57,7 @@ def grouped_order(
 
 
 def by_length(lengths: np.ndarray, chunks: int, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Shuffled rows, each megabatch of `size` sorted by length and dealt out into chunks."""
+    """Shuffle samples, sort each megabatch of `size` by length and distribute it over chunks."""
     rows = rng.permutation(len(lengths))
     order: list[int] = []
     for start in range(0, len(rows), size):
@@ -66,10 +68,13 @@ def by_length(lengths: np.ndarray, chunks: int, size: int, rng: np.random.Genera
 
 
 def deal(rows: Sequence[int], lengths: Sequence[int], chunks: int) -> list[int]:
-    """Rows in chunks of equal number and about equal total length, one chunk after the other.
+    """Distribute samples over chunks of equal size and about equal total length.
 
-    Each row goes to the lightest chunk that is not full. If the chunks can not be equal, they take
-    rows in turn.
+    Each sample goes to the shortest chunk that is not full. If the samples do not divide evenly,
+    the chunks take them in turn.
+
+    Returns:
+        The samples, one chunk after the other.
     """
     if len(rows) % chunks:
         return [row for first in range(chunks) for row in rows[first::chunks]]

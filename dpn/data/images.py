@@ -1,5 +1,4 @@
-"""Files and PIL images to normalised pixels, as LLaVA's recipes prepare them (without
-torchvision)."""
+"""Convert image files and PIL images to normalised pixels as LLaVA does, without torchvision."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,48 +17,44 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 ImageMode = Literal["pad", "square", "none"]
 
 
-# Tried where a file is missing: OCR-VQA's rows all say .jpg, but some of its files are .gif.
+# Tried when a file is missing: OCR-VQA's rows all say .jpg, but some of its files are .gif.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp")
 
 
 class OutsideImageError(DataError):
-    """An image's path leaves the image folder."""
+    """An image's path points outside the image folder."""
 
 
 class MissingImageError(DataError):
-    """There is no such image file."""
+    """An image file does not exist."""
 
 
 class CorruptImageError(DataError):
-    """An image file can not be decoded."""
+    """An image file cannot be decoded."""
 
 
 def open_image(root: Path | str, name: str) -> Image.Image:
-    """Read an image that lies inside a folder, whatever its extension says about its format.
+    """Read an image inside a folder as RGB; the format is detected from the content.
 
     Args:
-        root: the image folder; data may not reach outside.
-        name: path of the image relative to it. If there is no such file, one with another extension
-            is taken.
-
-    Returns:
-        The decoded RGB image.
+        root: Image folder; paths outside it are refused.
+        name: Path relative to `root`. If the file does not exist, other extensions are tried.
 
     Raises:
-        DataError: if the path leaves the folder (absolute, `..`, a link), or the file is missing,
-            empty or broken.
+        DataError: If the path leads outside the folder (absolute, `..`, a link), or the file is
+            missing, empty or broken.
     """
     return read_image(_find(Path(root), name))
 
 
 def read_image(path: Path) -> Image.Image:
-    """The decoded RGB image of a file.
+    """Read an image file as RGB.
 
     Raises:
-        DataError: if it is empty or broken.
+        DataError: If the file is empty or broken.
     """
     if path.stat().st_size == 0:
-        raise CorruptImageError(f"image {path} is corrupt, an empty file; download it again.")
+        raise CorruptImageError(f"image {path} is corrupt: the file is empty; download it again.")
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
@@ -78,11 +73,11 @@ def _find(root: Path, name: Any) -> Path:
     for place in (path, *(path.with_suffix(suffix) for suffix in SUFFIXES)):
         try:
             inside, there = place.resolve().is_relative_to(root.resolve()), place.is_file()
-        except (OSError, UnicodeEncodeError) as error:  # too long, not allowed, half a letter
-            raise MissingImageError(f"image {name!r} can not be looked up ({error}).") from error
+        except (OSError, UnicodeEncodeError) as error:  # too long, not permitted, lone surrogate
+            raise MissingImageError(f"image {name!r} cannot be looked up ({error}).") from error
         if Path(name).is_absolute() or not inside:
             raise OutsideImageError(
-                f"image {name!r} lies outside of the image folder {root}; move it inside."
+                f"image {name!r} lies outside the image folder {root}; move it inside."
             )
         if there:
             return place
@@ -93,15 +88,16 @@ def _find(root: Path, name: Any) -> Path:
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """A PIL image to normalised pixels.
+    """Convert a PIL image to normalised pixels.
 
     Args:
-        mode: `pad` pastes on a square canvas of the mean colour, then resizes; `square` resizes the
-            shortest edge and crops the centre; `none` keeps the image's own size.
-        size: height and width of the result in pixels, except for `none`.
-        mean: of each channel, in [0, 1].
-        std: of each channel.
-        multiple: the vision tower's patch size; `none` takes only images of whole patches.
+        mode: How to fit the image to `size`. `pad` pastes it on a square canvas of the mean colour,
+            then resizes; `square` resizes the shortest edge and crops the centre; `none` keeps the
+            image's size.
+        size: Height and width of the result in pixels; unused with `none`.
+        mean: Mean of each channel, in [0, 1].
+        std: Standard deviation of each channel.
+        multiple: Patch size of the vision tower; with `none`, image sides must be multiples of it.
     """
 
     mode: ImageMode = "pad"
@@ -115,14 +111,14 @@ class ImageTransform:
             raise ValueError(f"image mode {self.mode!r} is unknown; choose pad, square or none.")
         if self.mode != "none" and (self.size < 1 or self.size % self.multiple):
             raise ValueError(
-                f"image size {self.size} is no multiple of the patch size {self.multiple}."
+                f"image size {self.size} is not a multiple of the patch size {self.multiple}."
             )
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """Normalised pixels `[3, H, W]`.
+        """Return normalised pixels `[3, H, W]`.
 
         Raises:
-            DataError: in mode `none`, if the image's size is no multiple of the patch size.
+            DataError: In mode `none`, if a side of the image is not a multiple of the patch size.
         """
         image = image.convert("RGB")
         match self.mode:
@@ -157,6 +153,6 @@ class ImageTransform:
     def _check_patches(self, image: Image.Image) -> None:
         if image.width % self.multiple or image.height % self.multiple:
             raise DataError(
-                f"an image of {image.height} x {image.width} pixels can not be cut into patches of"
+                f"an image of {image.height} x {image.width} pixels cannot be cut into patches of"
                 f" {self.multiple}; use image mode pad or square, or resize the file."
             )

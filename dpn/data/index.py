@@ -1,8 +1,7 @@
-"""Where each row of a JSON array lies in its file, so that rows are read one by one.
+"""Index of the rows of a JSON array in a file, so that rows can be read one by one.
 
-The rows stay where they are. The index of a large file, an Arrow file of four small columns, is
-made once by reading the file in pieces, and memory-mapped from then on: no process ever holds the
-table.
+The index of a large file is an Arrow file with four small columns. It is made once, reading the
+data file in pieces, and memory-mapped afterwards, so no process holds the rows in memory.
 """
 
 import hashlib
@@ -26,23 +25,23 @@ from dpn.data.conversation import count_words, image_names
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # raise it when the same file gives another index
+FORMAT = 1  # increase it when the index of the same file changes
 SMALL = 32 * 2**20
-"""Bytes; a smaller file is indexed at every start, in less than a second, and leaves no index."""
-PIECE = 4 * 2**20  # characters that are read at a time
+"""Bytes; smaller files are indexed at every start, in less than a second, and nothing is saved."""
+PIECE = 4 * 2**20  # characters to read at a time
 
 _BLANKS = re.compile(r"[ \t\n\r]*")
 _DECODER = json.JSONDecoder()
 
 
 class Index(NamedTuple):
-    """One entry per row.
+    """Position and size of the R rows of a file.
 
     Attributes:
-        start: `[R]` int64, first byte in the file.
-        size: `[R]` int32, bytes.
-        words: `[R]` int32, of all turns together, see `count_words`; 0 for rows without turns.
-        image: `[R]` uint8, 1 for rows that name an image.
+        start: `[R]` int64, position of the first byte in the file.
+        size: `[R]` int32, number of bytes.
+        words: `[R]` int32, number of words, see `count_words`; 0 for rows without turns.
+        image: `[R]` uint8, 1 for rows with an image.
     """
 
     start: np.ndarray
@@ -52,13 +51,13 @@ class Index(NamedTuple):
 
 
 def open_index(file: Path) -> Index:
-    """The index of a data file, made where there is none for its present size and time.
+    """Open the index of a data file; make it if there is none for the file's size and time.
 
-    It lies beside the file or, where that folder can not be written, in the user's cache folder. Of
-    several processes that start together one makes it while the others wait.
+    The index is stored beside the file or, if that folder is not writable, in the user's cache
+    folder. When several processes start together, one makes it while the others wait.
 
     Raises:
-        DataError: if the file is missing or holds no JSON array of at least one row.
+        DataError: If the file is missing or is not a JSON array of at least one row.
     """
     if not file.is_file():
         raise DataError(f"The data file {file} does not exist; check the path in `data`.")
@@ -83,10 +82,10 @@ def open_index(file: Path) -> Index:
 
 
 def make_index(file: Path) -> Index:
-    """Read a whole file, in pieces.
+    """Make the index of a data file, reading it in pieces.
 
     Raises:
-        DataError: see `open_index`.
+        DataError: If the file is not a JSON array of at least one row.
     """
     start, size, words, image = array("q"), array("i"), array("i"), array("B")
     for begin, length, row in scan(file):
@@ -98,10 +97,10 @@ def make_index(file: Path) -> Index:
 
 
 def scan(file: Path) -> Iterator[tuple[int, int, Any]]:
-    """First byte, bytes and content of each row; the content is what `json.loads` gives.
+    """Yield first byte, number of bytes and content (as from `json.loads`) of each row.
 
     Raises:
-        DataError: if the file holds no JSON array of at least one row.
+        DataError: If the file is not a JSON array of at least one row.
     """
     hidden = not has_terminal() or file.stat().st_size < SMALL
     with file.open(encoding="utf-8", newline="") as stream, Progress(disable=hidden) as bar:
@@ -129,15 +128,15 @@ def scan(file: Path) -> Iterator[tuple[int, int, Any]]:
                 raise
             reason = error.msg if isinstance(error, json.JSONDecodeError) else error
             raise DataError(
-                f"The data file {file} is no valid JSON: {reason}, after {number} rows."
+                f"The data file {file} is not valid JSON: {reason}, after {number} rows."
             ) from error
 
 
 class _Reader:
-    """JSON values from a stream that is held in memory piece by piece.
+    """Reader of JSON values from a stream that holds one piece in memory at a time.
 
     Attributes:
-        place: bytes of the stream that lie behind.
+        place: Number of bytes read so far.
     """
 
     def __init__(self, stream: TextIO):
@@ -145,7 +144,7 @@ class _Reader:
         self.text, self.at = "", 0
 
     def peek(self) -> str:
-        """The next character that is no blank, which stays next; empty at the end."""
+        """Return the next non-blank character without reading past it; empty at the end."""
         while True:
             self._pass(_BLANKS.match(self.text, self.at).end())  # type: ignore[union-attr]
             if self.at < len(self.text):
@@ -154,27 +153,27 @@ class _Reader:
                 return ""
 
     def next(self) -> str:
-        """The next character that is no blank; empty at the end."""
+        """Read the next non-blank character; empty at the end."""
         found = self.peek()
         self._pass(self.at + len(found))
         return found
 
     def value(self) -> Any:
-        """The value that starts here.
+        """Read the JSON value that starts here.
 
         Raises:
-            JSONDecodeError: if there is none.
+            JSONDecodeError: If there is none.
         """
         while True:
             try:
                 value, end = _DECODER.raw_decode(self.text, self.at)
             except json.JSONDecodeError as error:
-                # Only a value that is cut off is wrong at the end of what was read.
+                # An error near the end of what was read can mean a value that continues.
                 cut = len(self.text) - error.pos < 16 or error.msg.startswith("Unterminated")
                 if not (cut and self._more()):
                     raise
             else:
-                # A number that ends with the text may go on in the next piece.
+                # A number at the end of the text may continue in the next piece.
                 if end < len(self.text) or not self._more():
                     self._pass(end)
                     return value
@@ -184,7 +183,7 @@ class _Reader:
         self.at = end
 
     def _more(self) -> bool:
-        """Read on, the more the longer a value is already, so that long ones cost linear time."""
+        """Read more text; the piece grows with the value, so long values take linear time."""
         rest = self.text[self.at :]
         new = self.stream.read(max(PIECE, len(rest)))
         self.text, self.at = rest + new, 0
@@ -192,7 +191,7 @@ class _Reader:
 
 
 def _places(file: Path) -> tuple[Path, Path]:
-    """Beside the file, and in the user's cache folder under a name of its whole path."""
+    """Return the paths of the index beside the file and in the cache, named by the full path."""
     path = file.resolve()
     name = f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}.arrow"
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -200,7 +199,7 @@ def _places(file: Path) -> tuple[Path, Path]:
 
 
 def _load(place: Path, key: dict[str, int]) -> Index | None:
-    """The memory-mapped index, if there is a readable one of this key."""
+    """Return the memory-mapped index, or None if there is no readable one with this key."""
     import pyarrow as pa
 
     try:

@@ -1,4 +1,4 @@
-"""Loaders over a source's splits for Lightning."""
+"""Lightning data module over the splits of a source."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -16,26 +16,25 @@ from dpn.data.batch import Batch, DataError, collate
 from dpn.data.conversation import image_names, read_turns, template
 from dpn.data.encoding import corpus_text
 from dpn.data.row_budget import RowBudgetSampler, expected_rows
-from dpn.data.rows import Conversations, Rows
+from dpn.data.rows import Conversations, FileRows
 from dpn.data.sampler import BatchSampler
 
 log = logging.getLogger(__name__)
 
 
 class DataModule(LightningDataModule):
-    """Batches of a source; build the trainer with `use_distributed_sampler=False`.
+    """Training and validation batches; build the trainer with `use_distributed_sampler=False`.
 
-    Rank, processes, accumulation and the optimizer step are the trainer's; without a trainer there
-    is one process.
+    Rank, number of processes, accumulation and optimizer step come from the trainer; without a
+    trainer there is one process.
 
     Args:
-        source: which rows, and how they are loaded.
-        processor: a `DPNProcessor`; may be set later, before the first loader.
+        source: Data source to load.
+        processor: A `DPNProcessor`; may be set later, before the first loader.
 
     Attributes:
-        image_rows: rows that an image is expected to have in a decoder layer, for
-            `rows_per_batch`.
-        skipped: sentence for each bad row that was skipped so far, by file and row.
+        image_rows: Expected packed rows of an image in a decoder layer, for `rows_per_batch`.
+        skipped: Error message of each row skipped so far, by file and row number.
     """
 
     def __init__(self, source: Source, processor: Any = None):
@@ -45,14 +44,14 @@ class DataModule(LightningDataModule):
         self.skipped: dict[tuple[str, int], str] = {}
 
     def prepare_data(self) -> None:
-        """Write the source's files where they are missing."""
+        """Write the source's files if they are missing."""
         self.source.prepare()
 
     def corpus(self) -> Iterator[str]:
-        """All training text as the model will see it, to train a tokenizer on."""
+        """Yield all training text as the model will see it, to train a tokenizer on."""
         for split in self.source.corpus():
             style = template(split.template or "v1")
-            for row in Rows(split):
+            for row in FileRows(split):
                 try:
                     turns = read_turns(row.get("conversations"))
                     yield from corpus_text(turns, len(image_names(row)), style)
@@ -60,7 +59,7 @@ class DataModule(LightningDataModule):
                     continue  # bad rows are reported when they are loaded
 
     def train_dataloader(self) -> "Loader":
-        """Shuffled conversations, from the trainer's optimizer step on."""
+        """Return shuffled conversations, starting at the trainer's optimizer step."""
         source, trainer = self.source, self.trainer
         dataset = self._conversations(self._split("train"))
         accumulate = trainer.accumulate_grad_batches if trainer else 1
@@ -91,7 +90,7 @@ class DataModule(LightningDataModule):
         return self._loader(dataset, sampler, step, accumulate)
 
     def val_dataloader(self) -> "Loader | list[Any]":
-        """Held-out conversations in the order of the file, with labels."""
+        """Return held-out conversations in the order of the file, with labels."""
         split = self.source.split("val")
         if split is None:
             return []
@@ -101,8 +100,10 @@ class DataModule(LightningDataModule):
         return self._loader(dataset, sampler)
 
     def val_share(self) -> "DataLoader | list[Any]":
-        """Held-out conversations that fall to this process, so that all together see each once;
-        `val_dataloader` gives all processes equally many batches instead.
+        """Return this process's part of the held-out conversations.
+
+        All processes together see each conversation once, while `val_dataloader` repeats some so
+        that every process gets the same number of batches.
         """
         split = self.source.split("val")
         if split is None:
@@ -166,14 +167,15 @@ class DataModule(LightningDataModule):
 
 
 class Loader:
-    """A DataLoader that starts at the optimizer step and knows the accumulation windows.
+    """DataLoader wrapper that starts at the optimizer step and counts tokens per window.
 
     Args:
-        batches: the DataLoader.
-        sampler: its batch sampler.
-        note: called with every batch.
-        step: optimizer steps done, asked when the first batch of an epoch is.
-        accumulate: batches per window; each batch gets the supervised tokens of its whole window.
+        batches: DataLoader to wrap.
+        sampler: Batch sampler of `batches`.
+        note: Callback for every batch.
+        step: Returns the number of optimizer steps done; called before an epoch's first batch.
+        accumulate: Batches per accumulation window; `window_tokens` of each batch is set to the
+            supervised tokens of its whole window.
     """
 
     def __init__(
@@ -184,13 +186,13 @@ class Loader:
         step: Callable[[], int],
         accumulate: int = 1,
     ):
-        # Not `self.sampler`: with overfit_batches Lightning would want to exchange that.
+        # Not `self.sampler`: Lightning replaces an attribute of that name with overfit_batches.
         self.batches, self.order, self.note = batches, sampler, note
         self.step, self.accumulate = step, accumulate
 
     @property
     def dataset(self) -> Conversations:
-        """The samples."""
+        """Dataset of the wrapped loader."""
         return self.batches.dataset  # type: ignore[return-value]
 
     def __len__(self) -> int:
@@ -207,10 +209,10 @@ class Loader:
                 self.note(batch)
                 yield replace(batch, window_tokens=tokens)
 
-    # Lightning warns about loaders without these; the optimizer step is all the state there is.
+    # Lightning warns about loaders without these; the optimizer step is the only state.
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: the position follows from the optimizer step."""
+        """Return an empty state: the position follows from the optimizer step."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to load."""
+        """Do nothing, as there is no state."""

@@ -118,7 +118,7 @@ class Mosaic(Source):
             ]
         ):
             (folder / name).mkdir()
-            rows: dict[str, list[Row]] = {"questions": [], "captions": []}
+            rows: dict[str, list[FileRow]] = {"questions": [], "captions": []}
             for number, family in enumerate(islice(endless(mix), count)):
                 rng = np.random.default_rng([self.data_seed, split, number])
                 counts = None if FAMILIES[family].full else self.counts
@@ -150,7 +150,7 @@ class Mosaic(Source):
         return Split(file, self.folder, "plain" if stage == "captions" else None)
 
 
-Row = dict[str, Any]
+FileRow = dict[str, Any]
 
 
 def endless(mix: Mapping[str, int]) -> Iterator[str]:
@@ -158,7 +158,7 @@ def endless(mix: Mapping[str, int]) -> Iterator[str]:
     return cycle([family for family, times in mix.items() for _ in range(times)])
 
 
-def row(name: str, image: str, turns: Sequence[Exchange]) -> Row:
+def row(name: str, image: str, turns: Sequence[Exchange]) -> FileRow:
     """A row in LLaVA's format."""
     messages = []
     for number, turn in enumerate(turns):

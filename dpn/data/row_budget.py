@@ -1,5 +1,6 @@
-"""Batches of about equally many rows, not samples: what is left of long and short samples after
-compression fills every device to the same degree.
+"""Batch sampler for batches with about the same number of packed rows instead of samples.
+
+After compression, long and short samples together then fill every device to the same degree.
 """
 
 import heapq
@@ -10,25 +11,27 @@ from torch.utils.data import Sampler
 
 from dpn.data.rows import Conversations
 
-#: Samples whose ids are counted to learn how many a word has, and what it is if they do not tell.
+#: Samples whose ids are counted to estimate the ids per word, and the value if that fails.
 SEEN, IDS_PER_WORD = 64, 1.4
-#: Orders of an epoch that are tried until no batch holds more rows than it may.
+#: Maximum number of orders to try until no batch of an epoch exceeds the budget.
 TRIES = 32
 
 
 def expected_rows(dataset: Conversations, image_rows: float | None) -> np.ndarray:
-    """Rows that each sample will have, `[S]`, without loading it: text ids from its words, by the
-    rate of some samples, and one image where it has any.
+    """Estimate the packed rows of each sample, `[S]`, without loading it.
+
+    The number of text ids is estimated from the number of words, with a line fitted to a few
+    samples. Samples with images are counted as if they had one.
 
     Args:
-        dataset: training samples.
-        image_rows: of an image, after compression, mean over the decoder's layers.
+        dataset: Training samples.
+        image_rows: Rows of an image after compression, averaged over the decoder's layers.
 
     Raises:
-        ValueError: if `image_rows` is not known.
+        ValueError: If `image_rows` is None.
     """
     if image_rows is None:
-        raise ValueError("Set `image_rows` of the data module for batches of equally many rows.")
+        raise ValueError("Set `image_rows` of the data module to use `rows_per_batch`.")
     words = np.abs(dataset.rows.lengths)
     some = np.linspace(0, len(dataset) - 1, min(SEEN, len(dataset))).astype(int)
     known = [(words[place], dataset.count_ids(place)) for place in some.tolist()]
@@ -41,27 +44,29 @@ def expected_rows(dataset: Conversations, image_rows: float | None) -> np.ndarra
 
 
 class RowBudgetSampler(Sampler[list[int]]):
-    """Batches of one rank, from any optimizer step on, as `BatchSampler`; every sample comes once
-    an epoch.
+    """Sample batches of one rank within a budget of packed rows.
 
-    A step takes the samples next in the epoch's order, as many rows as in every other step, and
-    deals them out over the batches of all ranks, each to the batch that is the least full. The
-    number of steps is the smallest with which no batch of the first epoch overflows.
+    Like `BatchSampler`, it can start at any optimizer step. Every sample appears once per epoch.
+    Each optimizer step takes the next samples in the epoch's order, with about the same total
+    number of rows in every step, and assigns each sample to the least full of the step's batches
+    over all ranks. The number of steps is the smallest for which no batch of the first epoch
+    exceeds the budget.
 
     Args:
-        rows: `[S]` that each sample is expected to have.
-        budget: most rows of a batch.
-        shuffle: a new order each epoch; otherwise the order of the file.
-        seed: of the order.
-        accumulate: batches per optimizer step.
-        rank: of this process.
-        world: number of processes.
+        rows: `[S]`, expected packed rows of each sample.
+        budget: Maximum number of rows in a batch.
+        shuffle: Whether each epoch has a new order; otherwise the order of the file.
+        seed: Seed of the order.
+        accumulate: Batches per optimizer step.
+        rank: Rank of this process.
+        world: Number of processes.
 
     Attributes:
-        batches: of an epoch.
+        batches: Number of batches in an epoch.
 
     Raises:
-        ValueError: if a sample alone has more rows, or there are too few samples for a step.
+        ValueError: If a single sample exceeds the budget, or there are too few samples for one
+            step.
     """
 
     def __init__(
@@ -93,20 +98,20 @@ class RowBudgetSampler(Sampler[list[int]]):
         self._epoch: tuple[int, list[list[list[int]]]] = (-1, [])
 
     def __len__(self) -> int:
-        """Batches of an epoch."""
+        """Return the number of batches in an epoch."""
         return self.batches
 
     def set_position(self, step: int) -> None:
-        """Go on after so many optimizer steps since the start of training."""
+        """Continue after `step` optimizer steps, counted from the start of training."""
         self.position = step * self.accumulate
 
     def __iter__(self) -> Iterator[list[int]]:
-        """As many batches as an epoch has, from the position on."""
+        """Yield the batches of one epoch, starting at the position."""
         for number in range(self.position, self.position + self.batches):
             yield self.batch(number)
 
     def batch(self, number: int) -> list[int]:
-        """The samples of this rank in a batch, counted since the start of training."""
+        """Return this rank's samples of a batch, counted from the start of training."""
         epoch, place = divmod(number, self.batches)
         step, part = divmod(place, self.accumulate)
         if self._epoch[0] != epoch:
@@ -114,15 +119,17 @@ class RowBudgetSampler(Sampler[list[int]]):
         return self._epoch[1][step][part * self.world + self.rank]
 
     def _fewest_steps(self) -> int:
-        """With which the first epoch's first order overflows nowhere."""
+        """Return the smallest number of steps with which the first order keeps to the budget."""
         steps = max(1, int(self.rows.sum() / (self.budget * self.parts)))
         while steps * self.parts < len(self.rows) and not self._piles(0, 0, steps, self.budget):
             steps += max(1, steps // 100)
         return min(steps, len(self.rows) // self.parts)
 
     def _epoch_piles(self, epoch: int) -> list[list[list[int]]]:
-        """The samples of an epoch by step and batch, in the first order that overflows nowhere; if
-        there is none among those tried, in the first one.
+        """Return the samples of an epoch by step and batch.
+
+        Takes the first order in which no batch exceeds the budget, or the very first one if none
+        of those tried does so.
         """
         for attempt in range(TRIES if self.shuffle else 1):
             if piles := self._piles(epoch, attempt, self.steps, self.budget):
@@ -132,7 +139,7 @@ class RowBudgetSampler(Sampler[list[int]]):
     def _piles(
         self, epoch: int, attempt: int, steps: int, budget: int | None = None
     ) -> list[list[list[int]]]:
-        """The samples of an order by step and batch; none as soon as a batch is over the budget."""
+        """Return the samples of an order by step and batch; empty if a batch exceeds the budget."""
         rng = np.random.default_rng([self.seed, epoch, attempt])
         order = rng.permutation(len(self.rows)) if self.shuffle else np.arange(len(self.rows))
         piles = []
@@ -143,7 +150,7 @@ class RowBudgetSampler(Sampler[list[int]]):
         return piles
 
     def _cut(self, order: np.ndarray, steps: int) -> list[np.ndarray]:
-        """Runs of an order with about equally many rows, none with fewer samples than batches."""
+        """Split an order into steps of about equal rows, with at least one sample per batch."""
         done = self.rows[order].cumsum()
         ends = np.searchsorted(done, done[-1] * np.arange(1, steps) / steps)
         least = self.parts * np.arange(1, steps)
@@ -151,7 +158,7 @@ class RowBudgetSampler(Sampler[list[int]]):
         return np.split(order, np.clip(np.maximum.accumulate(ends), least, most))
 
     def _deal(self, samples: np.ndarray) -> list[list[int]]:
-        """Samples of a step to its batches, the longest first, each to the least full one."""
+        """Assign the samples of a step, longest first, each to the least full batch."""
         piles: list[list[int]] = [[] for _ in range(self.parts)]
         heap = [(0, number) for number in range(self.parts)]
         for sample in samples[np.argsort(-self.rows[samples], kind="stable")].tolist():

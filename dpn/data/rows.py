@@ -1,5 +1,7 @@
-"""Rows in LLaVA's format to Samples: whole conversations for training, single questions for
-generation."""
+"""Datasets over rows in LLaVA's format.
+
+`Conversations` gives whole conversations for training, `Questions` single questions for generation.
+"""
 
 import json
 import os
@@ -19,17 +21,14 @@ from dpn.data.images import open_image
 from dpn.data.index import open_index
 
 
-class Rows:
-    """The rows of a split, each read from its file when it is asked for.
-
-    Args:
-        split: which rows.
+class FileRows:
+    """Sequence of a split's rows, each read from the JSON file when accessed.
 
     Attributes:
-        numbers: of each row in the file, from 0.
+        numbers: Number of each row in the file, starting at 0.
 
     Raises:
-        DataError: if the file is missing or holds no JSON array of at least one row.
+        DataError: If the file is missing or is not a JSON array of at least one row.
     """
 
     def __init__(self, split: Split):
@@ -44,37 +43,37 @@ class Rows:
     def __getitem__(self, place: int) -> Any:
         number = self.numbers[place]
         size, start = int(self.index.size[number]), int(self.index.start[number])
-        # Unlike a mapping of the file, what is read so is never counted to a worker's own memory.
+        # Unlike a memory-mapped file, this does not count towards a worker's own memory.
         content = os.pread(self._file, size, start)
         try:
             return json.loads(content.decode())
         except ValueError as error:
-            raise DataError("the file was changed since it was opened; start again.") from error
+            raise DataError("the file has changed since it was opened; start again.") from error
 
     def __iter__(self) -> Iterator[Any]:
         return (self[place] for place in range(len(self)))
 
     def __reduce__(self) -> Any:
-        return Rows, (self.split,)  # a started, not forked, worker opens the file by itself
+        return FileRows, (self.split,)  # a spawned worker opens the file itself
 
     @property
     def lengths(self) -> np.ndarray:
-        """`[R]` words of each row, at least 1; negative for rows without image, as in LLaVA."""
+        """`[R]`, words of each row, at least 1; negative for rows without image, as in LLaVA."""
         numbers = np.asarray(self.numbers)
         words = np.maximum(self.index.words[numbers], 1)
         return np.where(self.index.image[numbers], words, -words)
 
 
 class Conversations(Dataset[Sample]):
-    """Every row as one training sample.
+    """Dataset with one training sample per row.
 
     Args:
-        split: which rows.
-        processor: turns text and images into ids and pixels.
-        max_length: most ids a sample may have.
-        too_long: what becomes of longer ones, `refuse` or `cut`.
-        on_error: `raise`, or `skip`: a bad row's place is taken by the next good one, whatever
-            process loads it; the sample's `meta["skipped"]` says which rows were bad and why.
+        split: Rows to load.
+        processor: A `DPNProcessor`, which encodes text and images.
+        max_length: Maximum number of ids in a sample.
+        too_long: How to treat longer samples: `refuse` reports them as bad rows, `cut` truncates.
+        on_error: `raise`, or `skip` to use the next good row instead of a bad one, on every
+            process alike; the sample's `meta["skipped"]` lists the bad rows with the reason.
     """
 
     def __init__(
@@ -87,16 +86,16 @@ class Conversations(Dataset[Sample]):
     ):
         self.split, self.processor = split, processor
         self.max_length, self.on_error, self.too_long = max_length, on_error, too_long
-        self.rows = Rows(split)
+        self.rows = FileRows(split)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Sample:
-        """The sample at a place, or with `on_error=skip` the next good one.
+        """Return the sample at an index, or with `on_error=skip` the next good one.
 
         Raises:
-            DataError: naming file and row.
+            DataError: If the row is bad; names file and row.
         """
         skipped: dict[tuple[str, int], str] = {}
         for step in range(len(self)):
@@ -115,20 +114,20 @@ class Conversations(Dataset[Sample]):
         raise DataError(f"Every row of {self.split.file} is bad; the last one: {message}")
 
     def number_of(self, index: int) -> int:
-        """Number, from 0, of the file's row that a place comes from."""
+        """Return the number, starting at 0, of the file's row behind an index."""
         return int(self.rows.numbers[index])
 
     def where(self, index: int) -> str:
-        """The place in words, for a message."""
+        """Return the row and file of an index, for error messages."""
         return f"Row {self.number_of(index)} of {self.split.file}"
 
     def make(self, index: int) -> Sample:
-        """The sample of one place, or a DataError."""
+        """Build the sample of an index; raises DataError if its row is bad."""
         row = self.rows[index]
         return self.sample(index, row, answered_turns(row), image_names(row))
 
     def count_ids(self, index: int) -> int | None:
-        """Ids of the sample of a place, each image counted as one; None if the row is bad."""
+        """Count the ids of a sample, each image as one; None if the row is bad."""
         try:
             row = self.rows[index]
             turns, images = answered_turns(row), image_names(row)
@@ -139,7 +138,7 @@ class Conversations(Dataset[Sample]):
     def sample(
         self, index: int, row: Any, turns: Sequence[Turn], images: Sequence[str], **meta: Any
     ) -> Sample:
-        """Ids, labels and pixels of turns and images of a row."""
+        """Build a sample from the given turns and images of a row."""
         most = self.max_length if self.too_long == "refuse" else None
         ids, labels = self.processor.encode(turns, len(images), self.split.template, most)
         if len(ids) > self.max_length:
@@ -160,13 +159,13 @@ class Conversations(Dataset[Sample]):
 
 
 def answered_turns(row: Any) -> list[Turn]:
-    """The conversation of a row, every question answered.
+    """Read the conversation of a row, in which every question has an answer.
 
     Raises:
-        DataError: if it is none; see `read_turns`.
+        DataError: If an answer is missing or the conversation cannot be read; see `read_turns`.
     """
     if not isinstance(row, Mapping):
-        raise DataError("it is no mapping with `image` and `conversations`.")
+        raise DataError("it is not a mapping with `image` and `conversations`.")
     turns = read_turns(row.get("conversations"))
     if turns[-1].role != "assistant":
         raise DataError("the last turn has no answer; add it or drop the turn.")
@@ -174,10 +173,10 @@ def answered_turns(row: Any) -> list[Turn]:
 
 
 class Questions(Conversations):
-    """Every human turn as one prompt for generation; earlier turns hold their true answers.
+    """Dataset with one prompt per human turn, for generation.
 
-    `meta` adds row and turn (from 0), prompt and reference. The images of later turns are not part
-    of the prompt.
+    Earlier turns are shown with their reference answers; the images of later turns are left out.
+    `meta` also holds row and turn (starting at 0), prompt and reference.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -190,26 +189,24 @@ class Questions(Conversations):
         try:
             return len(answered_turns(row)) // 2
         except DataError:
-            return 1  # one place at which `on_error` applies
+            return 1  # one index at which `on_error` applies
 
     def __len__(self) -> int:
         return len(self.places)
 
     @property
     def lengths(self) -> np.ndarray:
-        """Words of the conversation that each question is part of."""
+        """Number of words in the conversation of each question."""
         return np.abs(self.rows.lengths)[self.places]
 
     def number_of(self, index: int) -> int:
-        """See `Conversations.number_of`."""
         return super().number_of(self.places[index])
 
     def place_of(self, number: int, turn: int) -> int:
-        """The place of the question that `meta` names by row and turn."""
+        """Return the index of the question with this `row` and `turn` in `meta`."""
         return int(self.first[list(self.rows.numbers).index(number)]) + turn
 
     def make(self, index: int) -> Sample:
-        """See `Conversations.make`."""
         place = self.places[index]
         turn, row = index - int(self.first[place]), self.rows[place]
         turns, images = answered_turns(row), image_names(row)

@@ -1,4 +1,4 @@
-"""Which samples make up which batch: a pure function of seed, epoch and rank."""
+"""Batch sampler whose batches are a pure function of seed, epoch and rank."""
 
 import itertools
 from collections.abc import Iterator
@@ -11,27 +11,27 @@ from dpn.data.grouping import Group, grouped_order
 
 
 class BatchSampler(Sampler[list[int]]):
-    """Batches of one rank, from any optimizer step on.
+    """Sample batches of one rank, starting at any optimizer step.
 
-    Nothing about the past is stored: `set_position` finds the place from the optimizer step, so a
-    resumed run sees the batches that an uninterrupted one would have seen. Together the ranks take
-    what a single process with `world` times the batch size would take, in the same order; so does
-    accumulation.
+    The sampler is stateless: `set_position` derives the position from the optimizer step, so a
+    resumed run sees the same batches as an uninterrupted one. All ranks together take the samples
+    that a single process with `world` times the batch size would take, in the same order; the same
+    holds for accumulation.
 
     Args:
-        size: number of samples.
-        batch_size: of this rank.
-        shuffle: a new order each epoch; otherwise the order of the file.
-        seed: of the order.
-        accumulate: batches per optimizer step.
-        rank: of this process.
-        world: number of processes.
-        last: what becomes of the samples that do not fill an optimizer step at the end of an epoch.
-            `fill`: the step is completed from the epoch's start. `drop`: they are left out. `keep`
-            (validation): a smaller last batch, shared by the ranks; a rank that would get nothing
-            repeats the last sample, so that all have equally many batches.
-        group: how shuffled samples are put together, see `grouped_order`; `none`: at random.
-        lengths: `[size]` for `group`, see there.
+        size: Number of samples.
+        batch_size: Batch size of this rank.
+        shuffle: Whether each epoch has a new order; otherwise the order of the file.
+        seed: Seed of the order.
+        accumulate: Batches per optimizer step.
+        rank: Rank of this process.
+        world: Number of processes.
+        last: How to treat the samples that do not fill an optimizer step at the end of an epoch.
+            `fill` completes the step from the epoch's start; `drop` leaves them out; `keep` (for
+            validation) makes a smaller last batch, split over the ranks. A rank that would get
+            no sample repeats the last one, so that all ranks have the same number of batches.
+        group: How to group shuffled samples, see `grouped_order`; `none` for random batches.
+        lengths: `[size]`, sample lengths for `group`, see `grouped_order`.
     """
 
     def __init__(
@@ -65,30 +65,30 @@ class BatchSampler(Sampler[list[int]]):
             raise ValueError(
                 f"{size} samples do not fill one optimizer step of {everywhere * accumulate};"
                 " use a smaller `data.batch_size`, or `data.last_batch=fill`."
-                + " `data.group=dpn` leaves out the rest of either kind."
+                + " `data.group=dpn` leaves out the last samples of each kind."
                 * (group == "dpn")
             )
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, int))
 
     def __len__(self) -> int:
-        """Batches of an epoch."""
+        """Return the number of batches in an epoch."""
         return self.batches
 
     def set_position(self, step: int) -> None:
-        """Go on after so many optimizer steps since the start of training."""
+        """Continue after `step` optimizer steps, counted from the start of training."""
         self.position = step * self.accumulate
 
     def __iter__(self) -> Iterator[list[int]]:
-        """As many batches as an epoch has, from the position on, running into the next epoch's
-        order.
+        """Yield as many batches as an epoch has, starting at the position.
 
-        After a resume inside an epoch, Lightning takes only those that the epoch lacks.
+        From the middle of an epoch, this continues into the next epoch; after a resume, Lightning
+        takes only the batches that are left in the current one.
         """
         for number in itertools.islice(itertools.count(self.position), self.batches):
             yield self.batch(number)
 
     def batch(self, number: int) -> list[int]:
-        """The samples of this rank in a batch, counted since the start of training."""
+        """Return this rank's samples of a batch, counted from the start of training."""
         epoch, place = divmod(number, self.batches)
         order = self.order(epoch)
         everywhere = self.batch_size * self.world
@@ -97,7 +97,7 @@ class BatchSampler(Sampler[list[int]]):
         return (own if len(own) else whole[-1:]).tolist()
 
     def order(self, epoch: int) -> np.ndarray:
-        """All samples of an epoch in order, as far as they make up batches."""
+        """Return the samples of all batches of an epoch, in order."""
         if self._order[0] != epoch:
             order = self._samples(epoch)
             if self.last != "keep":
@@ -106,7 +106,7 @@ class BatchSampler(Sampler[list[int]]):
         return self._order[1]
 
     def _samples(self, epoch: int) -> np.ndarray:
-        """The samples that take part in an epoch, in order; equally many in each."""
+        """Return the samples of an epoch in order; their number is the same in every epoch."""
         if not self.shuffle:
             return np.arange(self.size)
         rng = np.random.default_rng([self.seed, epoch])

@@ -1,5 +1,4 @@
-"""A real small tokenizer, trained on the training text: what `model=tiny` uses instead of a
-download."""
+"""Train a small tokenizer on the training text, so that `model=tiny` needs no download."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -12,13 +11,12 @@ PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> Any:
     """Train a byte-level BPE tokenizer; the same texts give the same tokenizer.
 
-    Every digit is a token of its own, so numbers are read digit by digit. All 256 bytes are in the
-        vocabulary: any
-    text can be encoded.
+    Every digit is a token of its own, so numbers are read digit by digit. The vocabulary contains
+    all 256 bytes, so any text can be encoded.
 
     Args:
-        texts: what the tokenizer is to be good at.
-        vocab_size: upper limit; small corpora stay below it.
+        texts: Training texts.
+        vocab_size: Maximum size of the vocabulary; small corpora stay below it.
 
     Returns:
         A Hugging Face fast tokenizer with BOS, EOS, padding, `<image>` and `<ROUTER>`.

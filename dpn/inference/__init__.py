@@ -1,6 +1,6 @@
-"""A trained model answers: one batch, many questions, whole evaluations, pictures of what was kept.
+"""Answers of a trained model: single batches, many questions, evaluations and overlay figures.
 
-Imports `model` and all that it is made of, `benchmarks`, `metrics` and `reports`.
+May import `model` and everything below it, `benchmarks`, `metrics` and `reports`.
 """
 
 from dpn.inference.answering import (

@@ -1,4 +1,4 @@
-"""A trained model and its answers: the one path of train, eval, generate, chat and route."""
+"""Load a trained model and generate answers; used by train, eval, generate, chat and route."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,13 +25,13 @@ from dpn.tokens import Trace
 if TYPE_CHECKING:
     from dpn.data.module import DataModule
 
-disable_progress_bar()  # of reading and writing weights
+disable_progress_bar()  # for reading and writing weights
 Answer = dict[str, Any]
 
 
 @dataclass
 class Decoding:
-    """How answers are chosen, see `answer`."""
+    """Options of decoding; greedy by default."""
 
     num_beams: int = 1
     temperature: float = 0.0
@@ -40,7 +40,7 @@ class Decoding:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Arguments of `answer`."""
+        """Keyword arguments for `answer`."""
         options: dict[str, Any] = {"num_beams": self.num_beams, "stop": list(self.stop)}
         if self.temperature:
             options |= {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p}
@@ -48,11 +48,11 @@ class Decoding:
 
 
 def load(folder: Path, device: str = "auto") -> tuple[DPNForConditionalGeneration, DPNProcessor]:
-    """Model and processor of a run folder or a Hugging Face folder, ready to answer.
+    """Load model (in eval mode) and processor from a run folder or a Hugging Face folder.
 
     Raises:
-        FileNotFoundError: if neither is there.
-        OSError: if there is no such device.
+        FileNotFoundError: If the folder holds no model.
+        OSError: If the device is not available.
     """
     place = model_folder(folder)
     if not (place / "config.json").is_file():
@@ -63,18 +63,18 @@ def load(folder: Path, device: str = "auto") -> tuple[DPNForConditionalGeneratio
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
-        raise OSError("device=cuda, but there is no GPU that torch can use; give device=cpu.")
+        raise OSError("device=cuda, but torch finds no GPU; give device=cpu.")
     model = DPNForConditionalGeneration.from_pretrained(place).to(device).eval()
     return model, DPNProcessor.from_pretrained(place)
 
 
 def model_folder(folder: Path) -> Path:
-    """The Hugging Face folder of a run folder; any other folder is one itself."""
+    """Return the Hugging Face folder of a run folder; any other folder is returned unchanged."""
     return folder / "model" if (folder / "model").is_dir() else folder
 
 
 def save(model: DPNForConditionalGeneration, processor: DPNProcessor, folder: Path) -> None:
-    """Write a Hugging Face folder; a folder of that name is replaced once the new one is whole."""
+    """Write a Hugging Face folder; an existing one is replaced once the new one is complete."""
     with atomic_folder(folder) as fresh:
         model.save_pretrained(fresh)
         processor.save_pretrained(fresh)
@@ -92,18 +92,18 @@ def answer(
     """Answer left-padded prompts.
 
     Args:
-        model: in eval mode.
-        processor: of the model.
-        inputs: tensors of `forward`, without labels.
-        max_new_tokens: upper limit.
-        stop: strings that end an answer, and are no part of it.
-        options: of Hugging Face's `generate`; default: greedy.
+        model: Model in eval mode.
+        processor: Processor of the model.
+        inputs: Tensors for `forward`, without labels.
+        max_new_tokens: Maximum number of tokens in an answer.
+        stop: Strings that end an answer; they are removed from it.
+        options: Options for Hugging Face's `generate`; greedy by default.
 
     Returns:
-        For each prompt its answer, route (what was chosen at each layer that chooses), rows (visual
-        rows that enter each layer), base_rows (the tower's uncompressed tokens), visual_macs_ratio,
-        prefill_flops, new_tokens, and ms and prefill_ms: its share of the batch's time, and of that
-        until the first token.
+        One dictionary per prompt with answer, route (choice at each layer with a choice), rows
+        (visual rows that enter each layer), base_rows (the tower's uncompressed tokens),
+        visual_macs_ratio, prefill_flops, new_tokens, ms and prefill_ms. The times are the batch's
+        time, in total and until the first token, divided by the number of prompts.
     """
     made = generate(model, processor, inputs, max_new_tokens, stop, **options)
     mask, marks = inputs["attention_mask"], inputs["input_ids"] == processor.image_token_id
@@ -114,15 +114,15 @@ def answer(
 
 @dataclass(frozen=True)
 class Generated:
-    """What a model made of prompts.
+    """Generated ids with trace and times.
 
     Attributes:
-        ids: `[B, T]` prompts and answers.
-        new: `[B, T']` the answers of these.
-        trace: of the prefill; with beams each prompt as often as it has beams.
-        beams: how often.
-        ms: from prompts to answers.
-        prefill_ms: from prompts to their first tokens.
+        ids: `[B, T]`, prompts and answers.
+        new: `[B, T']`, answers only.
+        trace: Trace of the prefill, with each prompt repeated `beams` times.
+        beams: Number of beams.
+        ms: Time for the whole batch.
+        prefill_ms: Time until the first tokens.
     """
 
     ids: Tensor
@@ -142,7 +142,7 @@ def generate(
     stop: Sequence[str] = (),
     **options: Any,
 ) -> Generated:
-    """Let Hugging Face's `generate` answer, see `answer`."""
+    """Generate answers with Hugging Face's `generate`; see `answer` for the arguments."""
     watch = _Stopwatch()
     criteria = StoppingCriteriaList([watch])
     if stop:
@@ -175,7 +175,7 @@ def describe(
     flops: Sequence[int],
     stop: Sequence[str] = (),
 ) -> list[Answer]:
-    """Answers as `answer` returns them, given the prefill FLOPs of each."""
+    """Return answers in the form of `answer`, given the prefill FLOPs of each."""
     trace = made.trace
     ratios = visual_macs_ratio(trace, model.config.text_config)
     texts = [_before(text, stop) for text in processor.batch_decode(made.new)]
@@ -199,11 +199,11 @@ def describe(
 
 
 class _Stopwatch(StoppingCriteria):
-    """Stops nothing.
+    """Stopping criterion that never stops, but measures the time until the first token.
 
     Attributes:
-        start: seconds on the clock when it was made.
-        first: seconds from then until the first token of all prompts was there.
+        start: Creation time in seconds.
+        first: Seconds from `start` until all prompts had their first token.
     """
 
     def __init__(self) -> None:
@@ -215,18 +215,18 @@ class _Stopwatch(StoppingCriteria):
 
 
 def _before(text: str, stop: Sequence[str]) -> str:
-    """What stands before the first of the strings."""
+    """Return the text before the first stop string."""
     return text[: min((text.find(s) for s in stop if s in text), default=None)].strip()
 
 
 def _lengths(ids: Tensor, pad: int) -> list[int]:
-    """Ids of each row of `[B, T]` without the padding at its end; at least 1."""
+    """Count the ids of each row of `[B, T]` without the padding at its end; at least 1."""
     places = torch.arange(1, ids.shape[1] + 1, device=ids.device)
     return ((ids != pad) * places).amax(1).clamp(min=1).tolist()
 
 
 def prompts(batch: Batch) -> dict[str, Tensor]:
-    """Inputs of `generate`: as in training, the instruction ends where the first answer begins."""
+    """Return inputs for `generate`; as in training, the instruction ends at the first answer."""
     inputs = batch.model_inputs()
     supervised = inputs.pop("labels") != IGNORE
     first = supervised.int().argmax(1)
@@ -237,7 +237,7 @@ def prompts(batch: Batch) -> dict[str, Tensor]:
 def training_prompts(
     source: "DataModule", device: torch.device, count: int = 256
 ) -> list[dict[str, Tensor]]:
-    """Questions drawn from the training data, asked as in an evaluation; to calibrate a router."""
+    """Draw questions from the training data, prepared as in an evaluation, for calibration."""
     settings, processor = source.source, source.processor
     split = settings.split("train")
     assert split is not None
@@ -258,7 +258,7 @@ def ask(
     max_new_tokens: int,
     **options: Any,
 ) -> Answer:
-    """Answer one question about some images; marks are added where the prompt has none."""
+    """Answer one question about some images; missing `<image>` marks are added to the prompt."""
     inputs = inputs_of(processor, prompt, images)
     return answer(model, processor, inputs, max_new_tokens, **options)[0]
 
@@ -266,23 +266,23 @@ def ask(
 def inputs_of(
     processor: DPNProcessor, prompt: str, images: Sequence[Image.Image]
 ) -> dict[str, Tensor]:
-    """Inputs of `answer` for one question about some images."""
+    """Return inputs for `answer` for one question about some images."""
     messages, pictures = [question(prompt, images)], list(images) or None
     return dict(processor(messages=messages, images=pictures))
 
 
 def question(prompt: str, images: Sequence[Image.Image]) -> dict[str, str]:
-    """The message that asks about some images; marks are added where the prompt has none."""
+    """Return a message about some images; missing `<image>` marks are added to the prompt."""
     missing = len(images) - prompt.count(IMAGE)
     return {"role": "user", "content": f"{IMAGE}\n" * max(0, missing) + prompt}
 
 
 def read_images(names: str | None) -> list[Image.Image]:
-    """The images of files, with commas between their names.
+    """Read images from comma-separated file names.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        DataError: if it is broken.
+        FileNotFoundError: If a file does not exist.
+        DataError: If a file is broken.
     """
     files = [Path(name) for name in names.split(",")] if names else []
     for file in files:
@@ -292,5 +292,5 @@ def read_images(names: str | None) -> list[Image.Image]:
 
 
 def route_of(found: Answer) -> str:
-    """What was chosen at each layer that chooses."""
+    """Describe the route of an answer: the choice at each layer."""
     return ", ".join(f"layer {layer}: {expert}" for layer, expert in found["route"].items())

@@ -1,4 +1,4 @@
-"""What a trained model is worth: on held-out questions, and on benchmarks."""
+"""Evaluate a trained model on held-out questions and on benchmarks."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -15,8 +15,9 @@ from dpn.data.batch import IGNORE, Batch, DataError, Sample
 from dpn.data.conversation import IMAGE, Turn
 from dpn.data.rows import Questions
 from dpn.inference.overlays import draw_overlays
-from dpn.inference.questions import Journal, Row, answer_all, fingerprint
+from dpn.inference.questions import Journal, answer_all, fingerprint
 from dpn.metrics import accuracies, cost_metrics, score
+from dpn.metrics.answers import Row
 from dpn.metrics.speed import answer_speed
 from dpn.model import DPNForConditionalGeneration, DPNProcessor
 from dpn.runs.request import HELD_OUT
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from dpn.data.module import DataModule
 
 log = logging.getLogger(__name__)
-#: Where pictures go in a folder of results.
+#: Subfolder of figures in a result folder.
 OVERLAYS = Path("figures", "overlays")
 
 
@@ -42,39 +43,40 @@ def evaluate_held_out(
     overlays: int = 0,
     **options: Any,
 ) -> tuple[dict[str, float], list[Row]]:
-    """Answer every held-out question of a data source, earlier turns answered as they should be.
+    """Answer every held-out question of a data source and score the answers.
 
-    In a distributed run each process answers its share and all return the same result.
+    Earlier turns of a conversation contain the reference answers. In a distributed run, each
+    process answers a part of the questions and all return the same result.
 
     Args:
-        model: is put into eval mode.
-        processor: of the model.
-        source: the data; with `on_error=skip` bad rows are left out.
-        max_new_tokens: upper limit of an answer.
-        folder: of the results.
-        model_files: folder of the model; a journal is kept in the folder of the results, and
-            another model starts another one. None: there is none.
-        batch_size: questions at a time; None: as the source says.
-        workers: processes that load images; None: as the source says.
-        limit: only so many questions, the first ones.
-        overlays: how many pictures of what was kept are drawn, below `figures` in the folder.
-        options: see `dpn.inference.answer`.
+        model: Model; it is put into eval mode.
+        processor: Processor of the model.
+        source: Data module; with `on_error=skip` bad rows are left out.
+        max_new_tokens: Maximum number of tokens in an answer.
+        folder: Result folder.
+        model_files: Folder of the model. If given, a journal of answers for exactly this model is
+            kept in the result folder, from which an interrupted evaluation continues.
+        batch_size: Batch size per process; None for the one of the source.
+        workers: Processes that load images; None for the number of the source.
+        limit: Number of questions to ask, from the first one; None for all.
+        overlays: Number of overlay figures to draw, in `figures` of the result folder.
+        options: Decoding options, see `dpn.inference.answer`.
 
     Returns:
-        Metrics of metrics.json, and one row per question.
+        The metrics for metrics.json, and one row per question.
 
     Raises:
-        DataError: naming the bad rows, with `on_error=raise`.
+        DataError: If rows are bad and `on_error=raise`; names the rows.
     """
     model.eval()
     settings, split = source.source, source.source.split("val")
     rows: list[Row] = []
     if split is not None:
-        exam = Questions(split, processor, settings.max_length)
+        questions = Questions(split, processor, settings.max_length)
         found, refused = answer_all(
             model,
             processor,
-            exam,
+            questions,
             "answering",
             batch_size=batch_size or settings.eval_batch_size,
             max_new_tokens=max_new_tokens,
@@ -89,19 +91,20 @@ def evaluate_held_out(
             log.warning("Skipped. %s", sentence)
         rows = [{**row, "score": score(row["answer"], row["reference"])} for row in found.values()]
         if overlays and folder and is_first_process():
-            draw_overlays(model, processor, exam, found, overlays, folder / OVERLAYS / HELD_OUT)
+            place = folder / OVERLAYS / HELD_OUT
+            draw_overlays(model, processor, questions, found, overlays, place)
     loss = language_loss(model, progress(source.val_share(), "validating"))
     metrics = {"val/loss": loss, **accuracies(rows), **cost_metrics(rows), **answer_speed(rows)}
     return metrics, rows
 
 
-class BenchmarkExam:
-    """Questions of a benchmark as prompts, images first.
+class BenchmarkQuestions:
+    """Question set of a benchmark; images come first in the prompts.
 
     Args:
-        name: of the benchmark.
-        questions: some of its questions.
-        processor: turns words and images into ids and pixels.
+        name: Name of the benchmark.
+        questions: Questions of the benchmark, all or some.
+        processor: Processor of the model, which encodes text and images.
     """
 
     def __init__(self, name: str, questions: Sequence[Question], processor: DPNProcessor):
@@ -112,15 +115,13 @@ class BenchmarkExam:
 
     @property
     def lengths(self) -> list[int]:
-        """Letters of each question; what has images counts as longer than what has none."""
+        """Number of characters of each question, plus 10,000 for each image."""
         return [len(q.prompt) + 10_000 * len(q.images) for q in self.questions]
 
     def where(self, index: int) -> str:
-        """See `Exam.where`."""
         return f"{self.name}, question {self.questions[index].id}"
 
     def make(self, index: int) -> Sample:
-        """See `Exam.make`."""
         question = self.questions[index]
         turn = Turn("human", IMAGE * len(question.images) + question.prompt)
         ids, _ = self.processor.encode([turn], len(question.images))
@@ -154,37 +155,37 @@ def evaluate_benchmark(
     overlays: int = 0,
     **options: Any,
 ) -> tuple[dict[str, float], list[Row]]:
-    """Ask a benchmark's questions, write its official files and score.
+    """Answer a benchmark's questions, write its official files and score the answers.
 
     Args:
-        model: in eval mode.
-        processor: of the model.
-        benchmark: what is asked.
-        folder: of all results; the files go into one with the benchmark's name.
-        model_files: folder of the model, whose name stands in the answer file; another model starts
-            another journal.
-        batch_size: questions at a time and process.
-        max_new_tokens: upper limit of an answer; None: the benchmark's own.
-        limit: only so many questions, the first ones.
-        workers: processes that load images.
-        overlays: how many pictures of what was kept are drawn, below `figures` in the folder.
-        options: see `dpn.inference.answer`.
+        model: Model in eval mode.
+        processor: Processor of the model.
+        benchmark: Benchmark to run.
+        folder: Result folder; files are written to a subfolder with the benchmark's name.
+        model_files: Folder of the model, whose name is written to the answer file. Answers are kept
+            in a journal for exactly this model, from which an interrupted evaluation continues.
+        batch_size: Batch size per process.
+        max_new_tokens: Maximum number of tokens in an answer; None for the benchmark's own.
+        limit: Number of questions to ask, from the first one; None for all.
+        workers: Processes that load images.
+        overlays: Number of overlay figures to draw, in `figures` of the result folder.
+        options: Decoding options, see `dpn.inference.answer`.
 
     Returns:
-        Its metrics, `<benchmark>/<metric>`, and one row per question.
+        Metrics named `<benchmark>/<metric>`, and one row per question.
 
     Raises:
-        DataError: naming what is wrong with a file, or each question that could not be asked; what
-            was answered stands in the journal.
+        DataError: If a file is invalid or a question cannot be asked; names the file or question.
+            Answers to other questions are kept in the journal.
     """
     questions = benchmark.questions()[:limit]
     most = max_new_tokens or benchmark.max_new_tokens
     words = [(question.id, question.prompt) for question in questions]
-    exam = BenchmarkExam(benchmark.name, questions, processor)
+    question_set = BenchmarkQuestions(benchmark.name, questions, processor)
     found, refused = answer_all(
         model,
         processor,
-        exam,
+        question_set,
         benchmark.name,
         batch_size=batch_size,
         max_new_tokens=most,
@@ -194,7 +195,7 @@ def evaluate_benchmark(
     )
     if refused:
         raise DataError(
-            f"{len(refused)} of {len(questions)} questions of {benchmark.name} could not be asked,"
+            f"{len(refused)} of {len(questions)} questions of {benchmark.name} could not be asked;"
             f" the answers to the others are kept: {' '.join(refused)}"
         )
     answers = [row["answer"] for row in found.values()]
@@ -203,7 +204,7 @@ def evaluate_benchmark(
         benchmark.write(questions, answers, own, model_files.resolve().name)
         if overlays:
             place = folder / OVERLAYS / benchmark.name
-            draw_overlays(model, processor, exam, found, overlays, place)
+            draw_overlays(model, processor, question_set, found, overlays, place)
     scores = benchmark.score(questions, answers, own)
     rows = [
         {**row, "score": value} for row, value in zip(found.values(), scores.samples, strict=True)
@@ -212,11 +213,11 @@ def evaluate_benchmark(
     return {f"{benchmark.name}/{name}": value for name, value in metrics.items()}, rows
 
 
-def _journal(folder: Path | None, exam: str, model_files: Path | None, *of: Any) -> Journal | None:
-    """Where answers to an exam are written down that depend on all these things."""
+def _journal(folder: Path | None, name: str, model_files: Path | None, *of: Any) -> Journal | None:
+    """Return the journal of a question set, whose answers depend on model files and `of`."""
     if folder is None or model_files is None:
         return None
-    return Journal(folder / "journal", f"{exam}-{fingerprint(model_files, *of)}")
+    return Journal(folder / "journal", f"{name}-{fingerprint(model_files, *of)}")
 
 
 def _share(rows: Sequence[Row]) -> dict[str, float]:
@@ -227,10 +228,10 @@ def _share(rows: Sequence[Row]) -> dict[str, float]:
 
 @torch.inference_mode()
 def language_loss(model: DPNForConditionalGeneration, batches: Iterable[Batch]) -> float:
-    """Mean cross entropy per supervised token, over all processes; of no token NaN."""
+    """Compute the mean cross entropy per supervised token, over all processes; NaN without any."""
     loss, tokens = (SumMetric().set_dtype(torch.float64).to(model.device) for _ in range(2))
     for metric in (loss, tokens):
-        metric.update(0.0)  # of a process without any
+        metric.update(0.0)  # for a process without batches
     for batch in batches:
         if batch.num_supervised:
             mean = model(**batch.to(model.device).model_inputs(), return_logits=False).loss

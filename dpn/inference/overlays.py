@@ -1,4 +1,4 @@
-"""Pictures of what was kept of some images while a model answered."""
+"""Draw overlay figures: which parts of an image were kept while a model answered."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,8 +9,9 @@ import numpy as np
 from dpn import inference
 from dpn.data.batch import Sample, collate
 from dpn.data.conversation import IMAGE
-from dpn.inference.questions import Exam, Row
+from dpn.inference.questions import QuestionSet
 from dpn.inference.survivors import survivors
+from dpn.metrics.answers import Row
 from dpn.model import DPNForConditionalGeneration, DPNProcessor
 from dpn.reports.overlays import draw_overlay, has_places, to_pixels
 
@@ -20,29 +21,29 @@ T = TypeVar("T")
 def draw_overlays(
     model: DPNForConditionalGeneration,
     processor: DPNProcessor,
-    exam: Exam,
+    questions: QuestionSet,
     rows: Mapping[int, Row],
     count: int,
     prefix: Path,
 ) -> None:
-    """Draw questions from the one that took the least visual work to the one that took the most.
+    """Draw overlays of questions with images, spread from the least to the most visual work.
 
     Args:
-        model: in eval mode.
-        processor: of the model.
-        exam: the questions.
-        rows: their answers by place.
-        count: how many questions, of those with images.
-        prefix: of the files: `-00.png` is added, and so on.
+        model: Model in eval mode.
+        processor: Processor of the model.
+        questions: Question set.
+        rows: Answered questions by index in the set.
+        count: Number of questions to draw.
+        prefix: Path without ending; the files get `-00.png`, `-01.png` and so on.
     """
     for number, index in enumerate(by_work(rows, count)):
-        row, sample = rows[index], exam.make(index)
+        row, sample = rows[index], questions.make(index)
         pixels, owners = seen(model, processor, sample)
         if not has_places(owners[0]):
             return
         route = ", ".join(f"layer {layer}: {name}" for layer, name in row["route"].items())
         text = (
-            f"{exam.where(index)}: {row['prompt'].replace(IMAGE, '').strip()}",
+            f"{questions.where(index)}: {row['prompt'].replace(IMAGE, '').strip()}",
             f"answer: {row['answer']} (right: {row['reference']})",
             f"{row['visual_macs_ratio']:.2f} of the visual MACs; {route or 'no route'}",
         )
@@ -50,7 +51,7 @@ def draw_overlays(
 
 
 def by_work(rows: Mapping[T, Row], count: int) -> list[T]:
-    """Keys of so many rows with images, from the least visual work to the most."""
+    """Choose the keys of `count` rows with images, from the least to the most visual work."""
     seeing = [key for key, row in rows.items() if row["base_rows"]]
     order = sorted(seeing, key=lambda key: rows[key]["visual_macs_ratio"])
     count = min(count, len(order))
@@ -60,10 +61,11 @@ def by_work(rows: Mapping[T, Row], count: int) -> list[T]:
 def seen(
     model: DPNForConditionalGeneration, processor: DPNProcessor, sample: Sample
 ) -> tuple[np.ndarray, Sequence[np.ndarray]]:
-    """The first image of a question as the model sees it, and at each layer who owns its cells.
+    """Return the first image of a question as the model sees it, and its cells at each layer.
 
     Returns:
-        `[H, W, 3]` in 0..255, and per layer `[h, w]`, see `dpn.inference.survivors`.
+        The image, `[H, W, 3]` in 0..255, and for each layer the row that holds each cell, `[h, w]`,
+        see `dpn.inference.survivors`.
     """
     batch = collate([sample], processor.pad_token_id, "left").to(model.device)
     layers = survivors(model, inference.prompts(batch))

@@ -1,5 +1,6 @@
-"""Many questions to a trained model: in batches of like length, shared out to all processes, with a
-journal that an interrupted evaluation goes on from.
+"""Answer many questions in batches of similar length, distributed over all processes.
+
+Answers are saved in a journal, from which an interrupted evaluation continues.
 """
 
 import hashlib
@@ -18,36 +19,34 @@ from dpn import inference
 from dpn.common.distributed import several_processes, share
 from dpn.common.progress import progress
 from dpn.data.batch import Batch, DataError, Sample, collate
+from dpn.metrics.answers import Row
 from dpn.model import DPNForConditionalGeneration, DPNProcessor
 
-#: Of an answer, see `dpn.inference.answer`, and of the sample's `meta`.
-Row = dict[str, Any]
 
-
-class Exam(Protocol):
-    """Questions that can be asked one by one."""
+class QuestionSet(Protocol):
+    """Questions that can be prepared one by one."""
 
     @property
     def lengths(self) -> Any:
-        """Of each question; those of like length are asked together."""
+        """Length of each question; questions of similar length are batched together."""
 
     def __len__(self) -> int: ...
 
     def make(self, index: int) -> Sample:
-        """A prompt with its images, or a DataError; `meta` becomes part of the row."""
+        """Prepare a prompt with its images, or raise DataError; `meta` becomes part of the row."""
         ...
 
     def where(self, index: int) -> str:
-        """The question in words, for a message."""
+        """Return the name of a question, for messages."""
         ...
 
 
 class Journal:
-    """Answers as they come, one file for each process.
+    """Answers saved as soon as they are generated, in one file per process.
 
     Args:
-        folder: of the files.
-        name: names the exam and all that answers depend on; another name is another journal.
+        folder: Folder of the files.
+        name: Name that identifies the question set and everything that the answers depend on.
     """
 
     def __init__(self, folder: Path, name: str):
@@ -56,7 +55,7 @@ class Journal:
         self.path = folder / f"{name}.{rank}.jsonl"
 
     def read(self) -> dict[int, Row]:
-        """The rows of all processes by the question's place; a line that was cut off is none."""
+        """Read the rows of all processes by index of the question; incomplete lines are skipped."""
         rows: dict[int, Row] = {}
         for path in sorted(self.folder.glob(f"{self.name}.*.jsonl")):
             for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -66,7 +65,7 @@ class Journal:
         return rows
 
     def add(self, rows: Mapping[int, Row]) -> None:
-        """Write answers down, below a line of their own: the last one may have been cut off."""
+        """Append answers on new lines, since the last line of the file may be incomplete."""
         self.folder.mkdir(parents=True, exist_ok=True)
         lines = (json.dumps(item, ensure_ascii=False) for item in rows.items())
         with self.path.open("a", encoding="utf-8") as file:
@@ -76,7 +75,7 @@ class Journal:
 def answer_all(
     model: DPNForConditionalGeneration,
     processor: DPNProcessor,
-    exam: Exam,
+    questions: QuestionSet,
     title: str,
     batch_size: int,
     max_new_tokens: int,
@@ -85,35 +84,35 @@ def answer_all(
     workers: int = 0,
     **options: Any,
 ) -> tuple[dict[int, Row], list[str]]:
-    """Answer every question of an exam; each process a contiguous share of those still open.
+    """Answer every question of a set; each process takes a contiguous part of the open ones.
 
     Args:
-        model: in eval mode.
-        processor: of the model.
-        exam: the questions.
-        title: of the progress bar.
-        batch_size: questions at a time and process.
-        max_new_tokens: upper limit of an answer.
-        journal: what was answered before, and where answers are written down.
-        limit: only so many questions, the first ones.
-        workers: processes that load images.
-        options: see `dpn.inference.answer`.
+        model: Model in eval mode.
+        processor: Processor of the model.
+        questions: Question set.
+        title: Title of the progress bar.
+        batch_size: Batch size per process.
+        max_new_tokens: Maximum number of tokens in an answer.
+        journal: Journal with earlier answers, to which new ones are added.
+        limit: Number of questions to ask, from the first one; None for all.
+        workers: Processes that load images.
+        options: Decoding options, see `dpn.inference.answer`.
 
     Returns:
-        On all processes alike, the rows by their place in the exam, in its order, and a sentence
-        for each question that could not be asked.
+        The rows by index in the question set, in its order, and an error message for each question
+        that could not be asked; the same on all processes.
 
     Raises:
-        AnswerError: naming the questions of the batch, if the model fails.
+        AnswerError: If the model fails; names the questions of the batch.
     """
     done = journal.read() if journal else {}
     if several_processes():
-        dist.barrier()  # before anyone adds to what others read
-    wanted = range(len(exam))[:limit]
+        dist.barrier()  # before a process adds to files that others still read
+    wanted = range(len(questions))[:limit]
     todo = share([index for index in wanted if index not in done])
     loader: DataLoader[Any] = DataLoader(
-        _Asked(exam),
-        batch_sampler=alike(todo, exam.lengths, batch_size),
+        QuestionDataset(questions),
+        batch_sampler=batches_by_length(todo, questions.lengths, batch_size),
         num_workers=workers,
         collate_fn=partial(_collate, pad_token_id=processor.pad_token_id),
     )
@@ -126,7 +125,7 @@ def answer_all(
             inputs = inference.prompts(asked.batch)
             found = inference.answer(model, processor, inputs, max_new_tokens, **options)
         except Exception as error:
-            names = "; ".join(exam.where(index) for index in asked.answered)
+            names = "; ".join(questions.where(index) for index in asked.answered)
             raise AnswerError(f"The model failed at {names}: {error}") from error
         rows = {
             index: {**meta, **answer}
@@ -139,9 +138,9 @@ def answer_all(
 
 
 def fingerprint(*things: Any) -> str:
-    """12 hex digits that change with values, and with the content of files and folders.
+    """Return 12 hex digits that depend on values and on the content of files and folders.
 
-    Of large files 16 pieces are read; enough to tell two trained models apart.
+    Only 16 pieces of large files are read, which is enough to distinguish two trained models.
     """
     digest = hashlib.sha256()
     for thing in things:
@@ -161,31 +160,31 @@ def fingerprint(*things: Any) -> str:
 
 
 class AnswerError(RuntimeError):
-    """The model gave no answer."""
+    """The model failed to answer."""
 
 
-class _Asked(Dataset[Any]):
-    """Samples of an exam by their place, or why there is none."""
+class QuestionDataset(Dataset[Any]):
+    """Dataset of a question set: index with the sample, or with an error message if it is bad."""
 
-    def __init__(self, exam: Exam):
-        self.exam = exam
+    def __init__(self, questions: QuestionSet):
+        self.questions = questions
 
     def __getitem__(self, index: int) -> tuple[int, Sample | str]:
         try:
-            return index, self.exam.make(index)
+            return index, self.questions.make(index)
         except DataError as error:
-            return index, f"{self.exam.where(index)}: {error}"
+            return index, f"{self.questions.where(index)}: {error}"
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """Some questions.
+    """A batch of questions.
 
     Attributes:
-        indices: their places.
-        answered: those of them that can be asked.
-        batch: of these; None if there are none.
-        refused: a sentence for each of the others.
+        indices: Indices of all questions.
+        answered: Indices of the questions that can be asked.
+        batch: Batch of these; None if there are none.
+        refused: Error message for each of the others.
     """
 
     indices: list[int]
@@ -205,14 +204,14 @@ def _collate(items: Sequence[tuple[int, Sample | str]], pad_token_id: int) -> _B
     )
 
 
-def alike(indices: Sequence[int], lengths: Any, size: int) -> list[list[int]]:
-    """Batches of like length, the longest first: what is too long for the memory fails at once."""
+def batches_by_length(indices: Sequence[int], lengths: Any, size: int) -> list[list[int]]:
+    """Batch questions of similar length, longest first, so that lack of memory shows at once."""
     order = sorted(indices, key=lambda index: -int(lengths[index]))
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 def _gather(rows: dict[int, Row], refused: list[str]) -> tuple[dict[int, Row], list[str]]:
-    """Those of all processes."""
+    """Gather rows and error messages of all processes."""
     shares: list[Any] = [(rows, refused)]
     if several_processes():
         shares = [None] * dist.get_world_size()

@@ -1,4 +1,4 @@
-"""Which cells of an image have a row at each decoder layer, and what was decided on the way."""
+"""Record which image cells have a row at each decoder layer, and the router's decisions."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,18 +11,19 @@ import torch
 from dpn.routers.base import Router, RoutingContext, Where
 from dpn.tokens import PackedTokens, Span, Trace
 
-#: Per layer and image, `[h, w]` which row holds each cell that the projector saw, -1 if none does.
+#: For each layer and image, `[h, w]`: index of the row that holds each cell of the projector's
+#: input, -1 if none does.
 Owners = list[list[np.ndarray]]
 
 
 @dataclass(frozen=True)
 class Passage:
-    """The way of one prompt through the decoder.
+    """Record of one prompt's forward pass through the decoder.
 
     Attributes:
-        owners: see `Owners`.
-        decided: per layer, how many of the trace's decisions came before it.
-        trace: of the pass.
+        owners: Row of each image cell, by layer and image, see `Owners`.
+        decided: Number of decisions in the trace before each layer.
+        trace: Trace of the pass.
     """
 
     owners: Owners
@@ -31,17 +32,17 @@ class Passage:
 
 
 def survivors(model: Any, inputs: Mapping[str, Any]) -> Owners:
-    """What enters each layer, see `watch`."""
+    """Run a prompt and return the row of each image cell at the input of each layer."""
     return watch(model, inputs).owners
 
 
 @torch.inference_mode()
 def watch(model: Any, inputs: Mapping[str, Any]) -> Passage:
-    """Run a prompt and note what enters each layer.
+    """Run a prompt and record the input of each layer.
 
     Args:
-        model: a `DPNForConditionalGeneration` in eval mode.
-        inputs: of its `forward`, without labels; one sample.
+        model: A `DPNForConditionalGeneration` in eval mode.
+        inputs: Inputs for its `forward`, without labels; one sample.
     """
     with _watched(model.router) as entered:
         trace = model(**inputs, logits_to_keep=1).trace
@@ -51,7 +52,7 @@ def watch(model: Any, inputs: Mapping[str, Any]) -> Passage:
 
 
 def _owner(spans: tuple[Span, ...], image: int, grid: tuple[int, int]) -> np.ndarray:
-    """`[h, w]` of one image; -1 everywhere once it has no rows."""
+    """Return the row of each cell of an image, `[h, w]`; -1 everywhere once it has no rows."""
     for span in spans:
         if span.image == image and span.rows:
             return span.owner.reshape(grid)
@@ -60,7 +61,7 @@ def _owner(spans: tuple[Span, ...], image: int, grid: tuple[int, int]) -> np.nda
 
 @contextmanager
 def _watched(router: Router) -> Iterator[list[tuple[tuple[Span, ...], int]]]:
-    """The spans that enter each layer, and the decisions before it, while the block runs."""
+    """Record the spans that enter each layer and the number of decisions before it."""
     entered: list[tuple[tuple[Span, ...], int]] = []
     own = router.at
 

@@ -1,10 +1,10 @@
-"""Adapters to other frameworks; each is imported by its framework alone."""
+"""Adapters for other frameworks; each is only imported by its framework."""
 
 from typing import Any
 
 
 def lmms_eval_models() -> Any:
-    """What lmms-eval finds by its entry point: `--model dpn`."""
+    """Return the manifest of `--model dpn`, which lmms-eval finds by entry point."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
     return ModelManifest("dpn", simple_class_path="dpn.integrations.lmms_eval.DPN")

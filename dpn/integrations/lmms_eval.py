@@ -1,8 +1,8 @@
-"""Any task of lmms-eval, asked of a trained model.
+"""Run tasks of lmms-eval on a trained model.
 
     python -m lmms_eval --model dpn --model_args run=FOLDER --tasks pope --batch_size 16
 
-Its prompts and scores are lmms-eval's own; LLaVA's are those of `dpn.eval`.
+Prompts and scores are those of lmms-eval; use `dpn.eval` for those of LLaVA.
 """
 
 import json
@@ -26,24 +26,24 @@ from dpn.data.batch import IGNORE, DataError, Sample, collate
 from dpn.data.conversation import IMAGE, Piece, Turn, check_words
 from dpn.data.encoding import tokenize
 from dpn.inference import Decoding
-from dpn.inference.questions import AnswerError, alike
+from dpn.inference.questions import AnswerError, batches_by_length
 
 log = logging.getLogger(__name__)
-#: What a task may set in its `generation_kwargs`.
+#: Keys that are supported in the `generation_kwargs` of a task.
 TAKEN = frozenset(vars(GenerationConfig())) | {"until", "max_gen_toks"}
 
 
 class DPN(lmms):
-    """A trained model; tasks are text, with any number of images.
+    """Model of lmms-eval for tasks with text and any number of images.
 
     Every process of `accelerate launch` holds the whole model and answers the documents that
-    lmms-eval gives it.
+    lmms-eval assigns to it.
 
     Args:
-        run: run folder or Hugging Face model folder.
-        batch_size: requests at a time and process.
-        device: `auto`, `cpu` or `cuda`; each of several processes takes its own.
-        max_new_tokens: upper limit of an answer where the task has none.
+        run: Run folder or Hugging Face model folder.
+        batch_size: Batch size per process.
+        device: `auto`, `cpu` or `cuda`; ignored with several processes, each of which has its own.
+        max_new_tokens: Maximum number of tokens in an answer, if the task sets none.
     """
 
     def __init__(
@@ -55,7 +55,9 @@ class DPN(lmms):
     ):
         super().__init__()
         if not str(batch_size).isdecimal() or not int(batch_size):
-            raise ValueError(f"batch_size={batch_size} is no number of requests; give 1 or more.")
+            raise ValueError(
+                f"batch_size={batch_size} is not a number of requests; give 1 or more."
+            )
         self.batch_size, self.max_new_tokens = int(batch_size), max_new_tokens
         self.accelerator = Accelerator()
         self._rank = self.accelerator.process_index
@@ -63,39 +65,39 @@ class DPN(lmms):
         if self._world_size > 1:
             device = str(self.accelerator.device)
         self.model, self.processor = inference.load(Path(str(run)), device)
-        self.device = self.model.device  # asked for when the model is gone
+        self.device = self.model.device  # lmms-eval reads it after deleting the model
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """Answers, in the order of the requests, and their cost for lmms-eval's results.
+        """Answer requests, and log the cost for lmms-eval's results.
 
-        The cost is `throughput` there; its `avg_visual_macs_ratio` is the mean over the answers of
-        the first process.
+        The cost appears there under `throughput`; `avg_visual_macs_ratio` is the mean over the
+        answers of the first process.
 
         Raises:
-            AnswerError: naming task and document, if one can not be asked or the model fails.
+            AnswerError: If a request cannot be asked or the model fails; names task and document.
         """
         if unknown := sorted({name for request in requests for name in request.args[1]} - TAKEN):
-            log.warning("This model has no setting for generation_kwargs %s.", ", ".join(unknown))
+            log.warning("This model ignores generation_kwargs %s.", ", ".join(unknown))
         rows = self._in_batches(requests, self._answer, lambda r: json.dumps(r.args[1]))
         if rows:
             _log_cost(rows)
         return [row["answer"] for row in rows]
 
     def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
-        """How probable given answers are, and whether greedy decoding would begin with them.
+        """Compute how probable given answers are, and whether greedy decoding starts with them.
 
-        A continuation is what the assistant says: it follows the prompt as the template opens an
-        answer, whatever blanks it comes with, and is tokenised together with it. Summed are the
-        log-probabilities of the tokens that begin within it; the end token is not among them.
+        A continuation is treated as an answer of the assistant: it follows the prompt as in the
+        template, regardless of leading or trailing spaces, and both are tokenised together. The
+        log-probabilities of the tokens that start inside it are summed, without the end token.
 
         Returns:
-            For each request a pair in `text`, since lmms-eval turns a bare pair into a string (its
-            `--use_cache` can not keep either). Its number is the log-probability where the task's
-            target is asked for, and minus that for an option of a multiple choice: lmms-eval takes
-            the option with the smallest number.
+            A pair (number, is greedy) for each request, as `text` of a result, since lmms-eval
+            turns a bare pair into a string (its `--use_cache` stores neither). The number is the
+            log-probability if the request is for the task's target, and its negative for an option
+            of a multiple-choice question, since lmms-eval picks the smallest number.
 
         Raises:
-            AnswerError: naming task and document, if one can not be asked or the model fails.
+            AnswerError: If a request cannot be asked or the model fails; names task and document.
         """
         pairs = self._in_batches(requests, self._score)
         return [
@@ -104,7 +106,7 @@ class DPN(lmms):
         ]
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
-        """Not offered."""
+        """Raise an error: dialogues of several rounds are not supported."""
         raise NotImplementedError(
             "The dpn model answers one round; choose tasks without generate_until_multi_round."
         )
@@ -115,12 +117,16 @@ class DPN(lmms):
         ask: Callable[[Sequence[Instance], Sequence[Sample]], Sequence[Any]],
         kind: Callable[[Instance], Any] = lambda request: None,
     ) -> list[Any]:
-        """What `ask` finds for each request, asked in batches of one kind and of like length."""
+        """Call `ask` on all requests, in batches of one kind and similar length."""
         kinds: dict[Any, list[int]] = {}
         for place, request in enumerate(requests):
             kinds.setdefault(kind(request), []).append(place)
         lengths = [len(request.args[0]) for request in requests]
-        batches = [b for places in kinds.values() for b in alike(places, lengths, self.batch_size)]
+        batches = [
+            batch
+            for places in kinds.values()
+            for batch in batches_by_length(places, lengths, self.batch_size)
+        ]
         shown = progress(batches, "asking", len(requests), len, "requests")
         found: dict[int, Any] = {}
         for places in shown if self.rank == 0 else batches:
@@ -131,15 +137,15 @@ class DPN(lmms):
         return [found[place] for place in range(len(requests))]
 
     def _sample(self, request: Instance) -> Sample:
-        """The prompt with its images, and the continuation, if there is one, as its labels."""
+        """Encode the prompt with its images; the continuation, if any, becomes the labels."""
         context, wanted, doc_to_visual, doc_id, task, split = request.args
         with _naming([request]):
             document = self.task_dict[task][split][doc_id]
             images = _images(doc_to_visual(document))
-            if images:  # they come first, as the template would place them
+            if images:  # images come first, as in the template
                 context = IMAGE * len(images) + context.replace(IMAGE, "")
             elif IMAGE in context:
-                raise DataError(f"the context holds an {IMAGE} mark, but there is no image.")
+                raise DataError(f"the context holds an {IMAGE} mark, but there are no images.")
             pieces = [Piece(self.processor.prompt([{"role": "user", "content": context}]))]
             if not isinstance(wanted, Mapping):
                 text = wanted(document) if callable(wanted) else wanted
@@ -157,34 +163,38 @@ class DPN(lmms):
     def _answer(
         self, requests: Sequence[Instance], samples: Sequence[Sample]
     ) -> list[inference.Answer]:
-        """Answers to requests of the same settings."""
+        """Answer requests with the same settings."""
         most, options = decoding(requests[0].args[1], self.max_new_tokens)
         inputs = inference.prompts(collate(samples, self.processor.pad_token_id, "left"))
         return inference.answer(self.model, self.processor, inputs, most, **options)
 
     @torch.inference_mode()
     def _score(self, _: Sequence[Instance], samples: Sequence[Sample]) -> list[tuple[float, bool]]:
-        """Log-probability of each sample's labels, and whether each is the most probable id."""
+        """Return the log-probability of each sample's labels and whether all are most probable."""
         batch = collate(samples, self.processor.pad_token_id, "left").to(self.model.device)
         counts = (batch.labels != IGNORE).sum(1).tolist()
-        # [B, K, V], of the ids that are scored and those before them
+        # [B, K, V]: logits of the scored ids and of the ids before them
         logits = self.model(**inference.prompts(batch), logits_to_keep=max(counts) + 1).logits
         pairs = []
         for row, ids, count in zip(logits.float(), batch.input_ids, counts, strict=True):
             row, ids = row[-count - 1 : -1], ids[-count:]
             total = row.log_softmax(-1).gather(1, ids[:, None]).sum()
-            row[:, self.processor.image_token_id] = -torch.inf  # an answer never holds one
+            row[:, self.processor.image_token_id] = -torch.inf  # answers never contain this id
             pairs.append((float(total), bool((row.argmax(-1) == ids).all())))
         return pairs
 
 
 def decoding(asked: Mapping[str, Any], max_new_tokens: int) -> tuple[int, dict[str, Any]]:
-    """Most new tokens and options of `dpn.inference.answer` from a task's `generation_kwargs`.
+    """Convert a task's `generation_kwargs` to arguments of `dpn.inference.answer`.
 
     Args:
-        asked: strings `until` end an answer; it is sampled with a `temperature` above 0, unless
-            `do_sample` is false; whatever else Hugging Face's `generate` knows is handed on.
-        max_new_tokens: where the task has no limit.
+        asked: Settings of the task. `until` has strings that end an answer; answers are sampled if
+            `temperature` is above 0, unless `do_sample` is false; other options of Hugging Face's
+            `generate` are passed on.
+        max_new_tokens: Limit to use if the task has none.
+
+    Returns:
+        Maximum number of new tokens, and the other options.
     """
     given = {name: value for name, value in asked.items() if name in TAKEN and value is not None}
     until = given.pop("until", [])
@@ -204,13 +214,15 @@ def _images(visuals: Any) -> list[Image.Image]:
     images = list(visuals or [])
     for image in images:
         if not isinstance(image, Image.Image):
-            raise DataError(f"its {type(image).__name__} is no image; this model sees only images.")
+            raise DataError(
+                f"its {type(image).__name__} is not an image; only images are supported."
+            )
     return images
 
 
 @contextmanager
 def _naming(requests: Sequence[Instance]) -> Iterator[None]:
-    """An error of the block names the documents."""
+    """Add the names of the documents to errors of the block."""
     try:
         yield
     except Exception as error:

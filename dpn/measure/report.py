@@ -5,16 +5,15 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from textwrap import fill
-from typing import Any
 
 from rich.console import Console
 
 from dpn.common.files import atomic_path, read_json, write_json, write_text
 from dpn.common.table import Table
 from dpn.measure.profiling import PARTS
+from dpn.metrics.answers import Row
 from dpn.metrics.speed import Ratio
 
-Row = dict[str, Any]
 #: What a row is measured again as.
 SAME = (
     *("model", "route", "batch_size", "text_columns", "new_tokens", "device", "dtype"),

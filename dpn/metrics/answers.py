@@ -1,13 +1,14 @@
 """Accuracy of answers, overall and by group."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import zip_longest
 from statistics import fmean
 from typing import Any
 
-#: One line of `rows.jsonl`: an answer with its question, score and cost.
-Row = Mapping[str, Any]
+#: One line of `rows.jsonl` (an answer with its question, score and cost), or one measurement of
+#: `dpn.bench`.
+Row = dict[str, Any]
 
 
 def score(answer: str, reference: str) -> float:

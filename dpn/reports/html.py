@@ -34,7 +34,7 @@ OVERLAYS = "figures/overlays/*.png"
 
 
 @dataclass(frozen=True)
-class Sample:
+class HeldOutImage:
     """What was kept of a held-out image.
 
     Attributes:
@@ -110,10 +110,10 @@ def _routes(points: Sequence[Point]) -> Iterator[Routes]:
             yield Routes(point, list(route_shares(seeing)), experts, told)
 
 
-def _samples(points: Sequence[Point]) -> list[Sample]:
+def _samples(points: Sequence[Point]) -> list[HeldOutImage]:
     """Pictures of the first run of each point that has some; the first of all before the second."""
     files = [_pictures(point) for point in points]
-    found: list[tuple[int, Sample]] = []
+    found: list[tuple[int, HeldOutImage]] = []
     left = BYTES
     for turn, (number, point) in itertools.product(range(SAMPLES), enumerate(points)):
         if turn < len(files[number]):
@@ -131,12 +131,12 @@ def _pictures(point: Point) -> list[Path]:
     return next(filter(None, every), [])
 
 
-def _sample(point: Point, file: Path) -> Sample:
+def _sample(point: Point, file: Path) -> HeldOutImage:
     try:
         panels, words = read_overlay(file)
     except (OSError, SyntaxError, ValueError) as problem:  # what Pillow raises
-        return Sample(point, [f"{file} can not be read: {problem}"], {})
-    return Sample(point, words, {title: _embedded(panel) for title, panel in panels.items()})
+        return HeldOutImage(point, [f"{file} can not be read: {problem}"], {})
+    return HeldOutImage(point, words, {title: _embedded(panel) for title, panel in panels.items()})
 
 
 def _embedded(picture: Image.Image) -> str:

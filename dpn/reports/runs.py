@@ -155,8 +155,8 @@ def _settings(text: str) -> dict[str, Any]:
     raise ValueError("these are no settings of a run.")
 
 
-def _lines(text: str) -> list[Mapping[str, Any]]:
-    rows: list[Mapping[str, Any]] = []
+def _lines(text: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
     for number, line in enumerate(io.StringIO(text), 1):
         try:
             rows.append(_mapping(line))

@@ -24,7 +24,7 @@ from dpn.routers.base import Router, RoutingContext, check_keep
 from dpn.tokens import Decision, Grid, PackedTokens, Positions
 
 
-class Choice(NamedTuple):
+class GateChoice(NamedTuple):
     """What `choose` picks at a gate.
 
     Attributes:
@@ -69,7 +69,7 @@ class PoolingRouter(Router):
         samples: Sequence[int],
         allowed: Tensor,
         context: RoutingContext,
-    ) -> Choice:
+    ) -> GateChoice:
         """Pick an expert for each sample.
 
         Args:
@@ -150,7 +150,7 @@ class PoolingRouter(Router):
         """Every sample takes the kernel that leaves most or fewest rows, of those it may get."""
         sign = 1 if most else -1
 
-        def pick(gate: int, samples: Sequence[int], allowed: Tensor, choice: Choice) -> Tensor:
+        def pick(gate: int, samples: Sequence[int], allowed: Tensor, choice: GateChoice) -> Tensor:
             if choice.read is None:  # chances that no data change
                 allowed = allowed & (choice.probs > 0)
             sizes = torch.tensor([sign * float(h * w) for h, w in self.plan.kernels[gate]])
@@ -179,16 +179,18 @@ class PoolingRouter(Router):
                 )
             takes.append([kernels.index(kernel) for kernel in in_turn])
 
-        def pick(gate: int, samples: Sequence[int], allowed: Tensor, choice: Choice) -> Tensor:
+        def pick(gate: int, samples: Sequence[int], allowed: Tensor, choice: GateChoice) -> Tensor:
             return torch.tensor([takes[gate][b % len(takes[gate])] for b in samples])
 
         return self._picking(pick)
 
-    def _picking(self, pick: Callable[[int, Sequence[int], Tensor, Choice], Tensor]) -> Router:
+    def _picking(self, pick: Callable[[int, Sequence[int], Tensor, GateChoice], Tensor]) -> Router:
         """This router with other experts than its own choice, which is still computed."""
         router, choose = copy.copy(self), self.choose
 
-        def chosen(gate: int, tokens: Any, samples: Any, allowed: Tensor, context: Any) -> Choice:
+        def chosen(
+            gate: int, tokens: Any, samples: Any, allowed: Tensor, context: Any
+        ) -> GateChoice:
             choice = choose(gate, tokens, samples, allowed, context)
             experts = pick(gate, samples, allowed, choice)
             return choice._replace(experts=experts.to(choice.probs.device))

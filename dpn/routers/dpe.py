@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dpn.cost import TextShape
 from dpn.routers._gates import Gate, LinearGate, MLPGate, mean_rows
-from dpn.routers._pooling import Choice, PoolingRouter
+from dpn.routers._pooling import GateChoice, PoolingRouter
 from dpn.routers._pooling_plan import PAPER_KERNELS
 from dpn.routers.base import RoutingContext
 from dpn.routers.random import draw
@@ -136,7 +136,7 @@ class DPERouter(PoolingRouter):
         samples: Sequence[int],
         allowed: Tensor,
         context: RoutingContext,
-    ) -> Choice:
+    ) -> GateChoice:
         """Sample from the gate's softmax in training, take the most probable in evaluation."""
         layer = self.plan.layers[gate]
         read = self.read_rows(tokens, samples, context)
@@ -147,11 +147,11 @@ class DPERouter(PoolingRouter):
         allowed = allowed.to(probs.device, non_blocking=True)
         if context.training:
             uniform = context.uniform(layer, samples).to(probs.device, non_blocking=True)
-            return Choice(draw(probs.detach(), allowed, uniform), probs, read.detach())
+            return GateChoice(draw(probs.detach(), allowed, uniform), probs, read.detach())
         if self.as_reference:  # the reference checks rows in training only
             allowed = torch.ones_like(allowed)
         best = logits.masked_fill(~allowed, -torch.inf).argmax(-1)
-        return Choice(best, probs, read.detach())
+        return GateChoice(best, probs, read.detach())
 
     def kept_shares(self, gate: int) -> Tensor:
         """`[E]` share of the rows that each expert keeps, on the host."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dpn.cost import TextShape
-from dpn.routers._pooling import Choice, PoolingRouter
+from dpn.routers._pooling import GateChoice, PoolingRouter
 from dpn.routers._pooling_plan import PAPER_KERNELS, count_rows
 from dpn.routers.base import RoutingContext
 from dpn.tokens import Grid, PackedTokens, Positions
@@ -54,10 +54,12 @@ class RandomRouter(PoolingRouter):
         samples: Sequence[int],
         allowed: Tensor,
         context: RoutingContext,
-    ) -> Choice:
+    ) -> GateChoice:
         """Draw among the allowed kernels."""
         probs = torch.tensor(self.chances[gate]).expand(len(samples), -1)
-        return Choice(draw(probs, allowed, context.uniform(self.plan.layers[gate], samples)), probs)
+        return GateChoice(
+            draw(probs, allowed, context.uniform(self.plan.layers[gate], samples)), probs
+        )
 
     def _tilted(self, tilt: float) -> list[list[float]]:
         """Probabilities proportional to exp(tilt / kernel area): equal at 0, for small kernels

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dpn.cost import TextShape
-from dpn.routers._pooling import Choice, PoolingRouter
+from dpn.routers._pooling import GateChoice, PoolingRouter
 from dpn.routers._pooling_plan import PAPER_KERNELS, PoolingPlan, count_rows, quarter_layers
 from dpn.routers.base import RoutingContext
 from dpn.tokens import Grid, Kernel, PackedTokens, Positions
@@ -58,10 +58,10 @@ class StaticRouter(PoolingRouter):
         samples: Sequence[int],
         allowed: Tensor,
         context: RoutingContext,
-    ) -> Choice:
+    ) -> GateChoice:
         """The layer's kernel where it is allowed."""
         experts = (~allowed[:, 0]).long()
-        return Choice(experts, torch.nn.functional.one_hot(experts, 2).float())
+        return GateChoice(experts, torch.nn.functional.one_hot(experts, 2).float())
 
     def reach(self) -> tuple[float, float]:
         """From 2 x 2 pooling at every layer to none."""

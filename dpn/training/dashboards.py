@@ -16,8 +16,8 @@ from dpn.data.batch import Batch
 from dpn.data.conversation import IMAGE
 from dpn.data.rows import Questions
 from dpn.inference.overlays import by_work, seen
-from dpn.inference.questions import Row
 from dpn.metrics import group_by, route_shares
+from dpn.metrics.answers import Row
 from dpn.model import DPNForConditionalGeneration, DPNProcessor
 from dpn.reports.overlays import SIDE, has_places, panel
 from dpn.runs.request import Request
@@ -158,10 +158,12 @@ def _examples(
     split = source.source.split("val")
     if split is None:
         return []
-    exam = Questions(split, processor, source.source.max_length)
+    questions = Questions(split, processor, source.source.max_length)
     named = {(row["row"], row["turn"]): row for row in rows}
     shown = by_work(named, EXAMPLES)
-    pictures = [_picture(*seen(model, processor, exam.make(exam.place_of(*k)))) for k in shown]
+    pictures = [
+        _picture(*seen(model, processor, questions.make(questions.place_of(*k)))) for k in shown
+    ]
     widest = max((picture.shape[1] for picture in pictures), default=0)
     return [
         Example(_widened(picture, widest), _fields(named[key]))

@@ -1,9 +1,9 @@
-"""What a table of the size of LLaVA's 665K mix costs: indexing, opening again, each worker.
+"""Measure time and memory of a data file of the size of LLaVA's 665K mix.
 
     python experiments/data/index.py [FOLDER]     # writes experiments/data/results.json
 
-The file is generated in the real format and in its real proportions; each figure is taken in a
-process of its own.
+Measures indexing, opening the index again, and each worker, each in a process of its own. The file
+is generated with the real format and proportions.
 """
 
 import json
@@ -19,7 +19,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 ROWS = 665_298
-# Rows by first path part; what is left has no image.
+# Number of rows by image folder; the remaining rows have no image.
 SOURCES = {
     "coco/train2017": 364_100,
     "vg/VG_100K": 86_417,
@@ -27,12 +27,12 @@ SOURCES = {
     "gqa/images": 72_140,
     "textvqa/train_images": 21_953,
 }
-IMAGES = 8  # files for each source; rows share them
+IMAGES = 8  # files per source, shared by the rows
 SYLLABLES = ["ka", "lo", "mi", "ten", "ru", "sa", "vi", "no", "ber", "ta", "gel", "is", "for"]
 
 
 def generate(folder: Path, rows: int = ROWS) -> Path:
-    """Write the images and the JSON file, row by row; returns the file."""
+    """Write the images and the JSON file, row by row, and return the file."""
     from PIL import Image
 
     rng = random.Random(0)
@@ -46,7 +46,7 @@ def generate(folder: Path, rows: int = ROWS) -> Path:
     with file.open("w") as stream:
         stream.write("[\n")
         for number in range(rows):
-            place = number * ROWS // rows  # in the real file, whose tail has no images
+            place = number * ROWS // rows  # in the real file, which ends without images
             row: dict[str, Any] = {"id": f"{number:09d}"}
             for source, count in SOURCES.items():
                 if place < count:
@@ -67,7 +67,7 @@ def generate(folder: Path, rows: int = ROWS) -> Path:
 
 
 def measure(task: str, file: Path) -> dict[str, Any]:
-    """Figures of a task in a fresh process: `make` or `open` the index, or let workers `work`."""
+    """Run a task in a new process and return its figures; tasks are `make`, `open` and `work`."""
     command = [sys.executable, __file__, task, str(file)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
@@ -78,12 +78,12 @@ def peak_mb() -> float:
 
 
 def open_rows(file: Path) -> dict[str, Any]:
-    """Open the rows, which makes the index if there is none; added memory is peak above before."""
+    """Open the rows, which makes the index if there is none; measure time and peak memory."""
     from dpn.data.base import Split
-    from dpn.data.rows import Rows
+    from dpn.data.rows import FileRows
 
     before, started = peak_mb(), time.perf_counter()
-    rows = Rows(Split(file, file.parent))
+    rows = FileRows(Split(file, file.parent))
     seconds = time.perf_counter() - started
     return {
         "rows": len(rows),
@@ -94,13 +94,13 @@ def open_rows(file: Path) -> dict[str, Any]:
 
 
 def work(file: Path, workers: int = 4, batches: int = 200) -> dict[str, Any]:
-    """Memory that belongs to each worker alone, after it loaded shuffled batches for a while."""
+    """Measure the unique memory of each worker after loading shuffled batches."""
     import dpn.data
     from dpn.data.tokenizer import train_tokenizer
     from dpn.model import DPNProcessor
 
     tokenizer = train_tokenizer([f"{a}{b} " for a in SYLLABLES for b in SYLLABLES] * 2)
-    processor = DPNProcessor(tokenizer, image_size=28)  # small, so that batches weigh nothing
+    processor = DPNProcessor(tokenizer, image_size=28)  # small, so that batches need little memory
     data = dpn.data.build(
         "llava_json",
         processor=processor,
@@ -118,7 +118,7 @@ def work(file: Path, workers: int = 4, batches: int = 200) -> dict[str, Any]:
 
 
 def unique_mb(process: int) -> int:
-    """USS: memory of a process that no other process shares (Linux)."""
+    """Return the USS in MB: memory of a process that no other process shares (Linux)."""
     lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) // 1024
 

@@ -1,8 +1,8 @@
-"""How many times more held-out questions a second a batch of 16 answers than one at a time.
+"""Compare the speed of answering held-out questions in batches of 16 and one at a time.
 
-    python experiments/evaluation/batching.py run=RUN    # appends to results.jsonl beside it
+    python experiments/evaluation/batching.py run=RUN    # appends to results.jsonl
 
-Both answer the same questions in turn in one process, greedily, image transforms included.
+Both answer the same questions in turn in one process, greedily, including image transforms.
 """
 
 import json
@@ -25,56 +25,53 @@ HERE = Path(__file__).parent
 
 
 def batching(run: str, questions: int = 96, batch: int = 16, pairs: int = 20) -> dict[str, object]:
-    """Time both.
+    """Measure both.
 
     Args:
-        run: folder of a finished run.
-        questions: how many of its held-out questions, evenly spread over the families.
-        batch: the larger batch.
-        pairs: measured pairs.
+        run: Folder of a finished run.
+        questions: Number of held-out questions, evenly spread over the families.
+        batch: Size of the larger batch.
+        pairs: Number of measured pairs.
     """
     model, processor = inference.load(Path(run))
     source = build.data_module(OmegaConf.load(Path(run) / "config.yaml").data)
     source.prepare_data()
-    exam = Spread(Questions(source.source.split("val"), processor), questions)
+    chosen = Spread(Questions(source.source.split("val"), processor), questions)
 
     def ask(size: int) -> None:
-        answer_all(model, processor, exam, f"batch of {size}", size, max_new_tokens=64)
+        answer_all(model, processor, chosen, f"batch of {size}", size, max_new_tokens=64)
 
     ratio = compare(lambda: ask(batch), lambda: ask(1), pairs)
     return {
         "command": " ".join(["python", *sys.argv]),
         "commit": commit(),
         "batch": batch,
-        "questions": len(exam),
+        "questions": len(chosen),
         "threads": torch.get_num_threads(),
         "times_faster": 1 / ratio.ratio,
         "interval": [1 / ratio.high, 1 / ratio.low],
-        "samples_per_s": [1e3 * len(exam) / ms for ms in (ratio.candidate_ms, ratio.baseline_ms)],
+        "samples_per_s": [1e3 * len(chosen) / ms for ms in (ratio.candidate_ms, ratio.baseline_ms)],
     }
 
 
 class Spread:
-    """Some questions of an exam, evenly spread."""
+    """Evenly spread questions of a question set."""
 
-    def __init__(self, exam: Questions, count: int):
-        self.exam, self.places = exam, range(0, len(exam), max(1, len(exam) // count))[:count]
+    def __init__(self, whole: Questions, count: int):
+        self.whole, self.places = whole, range(0, len(whole), max(1, len(whole) // count))[:count]
 
     def __len__(self) -> int:
         return len(self.places)
 
     @property
     def lengths(self) -> list[int]:
-        """See `dpn.inference.questions.Exam`."""
-        return [self.exam.lengths[place] for place in self.places]
+        return [self.whole.lengths[place] for place in self.places]
 
     def make(self, index: int):
-        """See `dpn.inference.questions.Exam`."""
-        return self.exam.make(self.places[index])
+        return self.whole.make(self.places[index])
 
     def where(self, index: int) -> str:
-        """See `dpn.inference.questions.Exam`."""
-        return self.exam.where(self.places[index])
+        return self.whole.where(self.places[index])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the study compares: each method, what it is asked for and the runs that answer."""
+"""Methods of the study, their targets and their runs."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,11 +8,11 @@ from dpn.config.compose import compose
 from dpn.runs.path import run_path
 
 KEEPS = (0.5, 0.25, 0.75)
-#: What `head_pruning` can still spend.
+#: A ratio that `head_pruning` can reach.
 MORE = 0.8
-#: Of a share: three at 0.5, one elsewhere.
+#: Seeds by target: three at 0.5, otherwise one.
 SEEDS = {0.5: (0, 1, 2)}
-#: 60 steps after the 400 of the base, at half of its learning rates.
+#: 60 steps after the 400 of the base run, at half of its learning rates.
 TUNED = ("stage=finetune", "trainer.max_steps=60", "optim.lr=0.01", "optim.other_lr=5e-4")
 
 
@@ -22,12 +22,12 @@ class Method:
 
     Attributes:
         part: `router` or `projector`.
-        acts: where.
-        free: whether it works on a model that was trained without it.
-        trained: overrides with which it is trained; None: it never is.
-        start: what training begins with; a projector of a new kind takes the other parts.
-        own: further overrides; `{base}` is the run it starts from.
-        keeps: shares to ask for; None where it has none.
+        acts: Where it acts.
+        free: Whether it works on a model that was trained without it.
+        trained: Overrides for training; None if it is never trained.
+        start: Initial weights for training; a new kind of projector only takes the other parts.
+        own: Further overrides; `{base}` is the run it starts from.
+        keeps: Targets of the visual MACs ratio; None for methods without one.
     """
 
     part: str
@@ -39,13 +39,13 @@ class Method:
     keeps: tuple[float | None, ...] = KEEPS
 
 
-#: Only the gates learn.
+#: Only the gates are trained.
 _GATES = ("stage=gates", "trainer.max_steps=60", "router.hidden=96")
-#: What `tools/head_scores.py` makes of the base.
+#: Output of `tools/head_scores.py` for the base run.
 _SCORES = ("router.scores={base}/head_scores.json",)
-#: What `tools/find_layers.py` makes of it.
+#: Output of `tools/find_layers.py` for the base run.
 _RANKING = ("router.ranking={base}/layer_ranking.json",)
-#: The projector is a new one.
+#: All parts but the projector.
 _NEW = ("init.language={base}", "init.vision={base}")
 _BETWEEN, _BEFORE, _WITHIN = "between layers", "before the decoder", "within layers"
 METHODS = {
@@ -88,7 +88,7 @@ METHODS = {
 
 @dataclass(frozen=True)
 class Job:
-    """One run: a method, `applied` or `trained`, at a share, with a seed."""
+    """One run of a method, `applied` or `trained`, with a target and a seed."""
 
     method: str
     how: str
@@ -97,7 +97,7 @@ class Job:
 
     @property
     def choice(self) -> list[str]:
-        """What chooses the method and its share."""
+        """Overrides for the method and its target."""
         method = METHODS[self.method]
         chosen = [f"{method.part}={self.method.split()[0]}"]
         chosen += self._based(method.own)
@@ -109,7 +109,7 @@ class Job:
 
     @property
     def overrides(self) -> list[str]:
-        """The whole command."""
+        """All overrides of the run."""
         if self.how == "applied":
             return [*self.choice, "stage=apply", f"seed={self.seed}"]
         method = METHODS[self.method]
@@ -121,12 +121,12 @@ class Job:
 
 
 def base(seed: int) -> Path:
-    """The run that all of a seed start from."""
+    """Return the folder of the run that all runs of a seed start from."""
     return run_path(compose("train", ["router=none", f"seed={seed}"]))
 
 
 def jobs(names: Sequence[str], keeps: Sequence[float]) -> Iterator[Job]:
-    """All runs, the first seeds of all methods first."""
+    """Yield all runs, seed by seed."""
     for seed in (0, 1, 2):
         for how in ("applied", "trained"):
             for keep in (None, *keeps):

@@ -1,4 +1,4 @@
-"""The rows of the study, its table and its figure."""
+"""Read and write the rows of the study; make its table and its figure."""
 
 import itertools
 import json
@@ -17,7 +17,7 @@ FAMILIES = ("coarse", "medium", "fine")
 
 
 def table() -> str:
-    """A line for each method, way and share."""
+    """Make the table, with a line for each method, `applied` or `trained`, and target."""
     groups, speed = _groups(), {(row["method"], row["keep"]): row for row in read(SPEED)}
     head = ["method", "acts", "", "asked", "seeds", *FAMILIES, "share reached", "prefill FLOPs"]
     lines = [[*head, "timed at: FLOPs", "time"]]
@@ -35,7 +35,7 @@ def table() -> str:
 
 
 def draw() -> None:
-    """Accuracy against the share reached: inside the decoder and before it, applied and trained."""
+    """Plot accuracy against the ratio reached, by part (rows) and applied or trained (columns)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -66,7 +66,7 @@ Key = tuple[str, str, float | None]
 
 
 def _groups() -> dict[Key, list[dict[str, Any]]]:
-    """The rows of all seeds by method, way and share, in the order of `METHODS`."""
+    """Group the rows of all seeds by method, `applied` or `trained`, and target."""
     found: dict[Key, list[dict[str, Any]]] = {}
     for row in read(RESULTS):
         found.setdefault((row["method"], row["how"], row["keep"]), []).append(row)
@@ -75,7 +75,7 @@ def _groups() -> dict[Key, list[dict[str, Any]]]:
 
 
 def _points(name: str, how: str) -> tuple[list[float], list[float]]:
-    """Shares and accuracies of a method, means over seeds."""
+    """Return the ratios and accuracies of a method, averaged over seeds."""
     points = []
     for (method, way, _), rows in _groups().items():
         if (method, way) == (name, how) and rows[0]["status"] == "finished":

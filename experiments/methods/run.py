@@ -1,12 +1,12 @@
-"""Every method at equal budgets: on the trained model as it is, and trained with it.
+"""Compare all methods at equal budgets, applied to a trained model and trained with it.
 
-    python experiments/methods/run.py                       # all that is missing, hours on 2 cores
-    python experiments/methods/run.py fastv vtw --keeps 0.5 # some of it
+    python experiments/methods/run.py                       # all missing runs, hours on 2 cores
+    python experiments/methods/run.py fastv vtw --keeps 0.5 # some of them
     python experiments/methods/run.py --speed               # prefill times, on an idle machine
     python experiments/methods/run.py --table               # only write table.md and the figure
 
-Every run starts from the run of `router=none` with its seed, which is made first. Each finished run
-is appended to results.jsonl at once, with its command and commit, and is not repeated.
+Every run starts from the run of `router=none` with its seed, which is trained first. Each finished
+run is appended to results.jsonl with its command and commit, and is not repeated.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from dpn.runs.commit import commit
 from dpn.runs.request import ConfigError
 from dpn.train import train
 
-#: A decoder large enough for its matrices to cost more than the calls.
+#: A decoder so large that its matrix products cost more than the calls.
 BENCH = (
     "model.text.hidden_size=512",
     "model.text.intermediate_size=1376",
@@ -39,7 +39,7 @@ BENCH = (
 
 
 def prepare(seed: int) -> None:
-    """Make the base, the scores of its heads and the ranking of its layers."""
+    """Train the base run and compute the scores of its heads and the ranking of its layers."""
     train(compose("train", ["router=none", f"seed={seed}"]))
     tools = HERE.parents[1] / "tools"
     for file, tool, *arguments in (
@@ -52,7 +52,7 @@ def prepare(seed: int) -> None:
 
 
 def run(job: Job) -> None:
-    """Do it and append a row."""
+    """Run a job and append its row."""
     print("python -m dpn.train", *job.overrides, flush=True)
     folder = train(replace(compose("train", job.overrides), in_sweep=True))
     status = read_json(folder / "status.json") or {}
@@ -73,8 +73,9 @@ def run(job: Job) -> None:
 
 
 def time_prefill(name: str) -> None:
-    """Prefill of random weights against no compression, at half of the visual work, or at the first
-    of the other shares that the method can spend.
+    """Measure the prefill time against no compression, with random weights.
+
+    The target is 0.5, or the first of the others that the method can reach.
     """
     for keep in METHODS[name].keeps:
         overrides = [*Job(name, "timed", keep, 0).choice, *BENCH]

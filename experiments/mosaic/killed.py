@@ -1,12 +1,10 @@
-"""The sweep of the README, killed twice and begun again, beside one that nobody disturbs.
+"""Compare a sweep that is killed twice and repeated with an undisturbed one.
 
     python -m experiments.mosaic.killed [key=value ...]    # writes killed.json
 
-The runs of both go to outputs/killed and outputs/whole; further settings are those of every job.
-
-Once the sweep itself is killed and once a job, both with SIGKILL, four jobs side by side. Once
-outputs/killed/attempts.json has what became of them, repeating the script goes on with the
-undisturbed sweep.
+Runs are written to outputs/killed and outputs/whole; overrides apply to every job. Four jobs run in
+parallel. SIGKILL is sent once to the sweep itself and once to a job. When
+outputs/killed/attempts.json exists, repeating the script continues with the undisturbed sweep.
 """
 
 import json
@@ -29,13 +27,13 @@ OUTPUTS = Path("outputs")
 
 
 def sweep(name: str) -> Watch:
-    """The sweep with its outputs in a folder of that name."""
+    """Return the sweep with its outputs in a folder of this name."""
     outputs = OUTPUTS / name
     return Watch([sys.executable, *SWEEP, f"paths.output_root={outputs}"], outputs)
 
 
 def killed() -> list[dict[str, Any]]:
-    """Kill the sweep, kill a job, let it finish; what became of the jobs each time."""
+    """Kill the sweep, then a job, then let it finish; return the outcomes of the jobs each time."""
     watch = sweep("killed")
     watch.start()
     watch.some_run_has_a_checkpoint()
@@ -45,8 +43,8 @@ def killed() -> list[dict[str, Any]]:
     watch.start()
     os.kill(watch.some_run_has_a_checkpoint(), signal.SIGKILL)
     status = watch.end()
-    told = outcomes(watch.outputs)
-    attempts.append({"killed": "a job", "exit": status, "jobs": told})
+    found = outcomes(watch.outputs)
+    attempts.append({"killed": "a job", "exit": status, "jobs": found})
 
     watch.start()
     status = watch.end()
@@ -60,7 +58,7 @@ def _states(watch: Watch) -> dict[str, str]:
 
 
 def equal() -> dict[str, bool]:
-    """Whether each run of the killed sweep has the metrics, answers and curves of the other's."""
+    """Return whether each run of both sweeps has the same metrics, answers and curves."""
     names = sorted(folder.name for folder in (OUTPUTS / "whole" / "main").iterdir())
     runs = (OUTPUTS / name / "main" for name in ("whole", "killed"))
     whole, other = ([_timeless_results(folder / name) for name in names] for folder in runs)

@@ -1,11 +1,11 @@
-"""The table of the README: every method on the embedded data, three seeds each.
+"""Train and compare the routers on the embedded data, with three seeds each.
 
-    python experiments/mosaic/run.py                   # all runs, some minutes each on 2 cores
+    python experiments/mosaic/run.py                   # all runs, a few minutes each on 2 cores
     python experiments/mosaic/run.py none dpe-hinge    # some of them
     python experiments/mosaic/run.py --table           # only write the table from results.jsonl
 
-Each finished run is appended to results.jsonl at once, with its command and commit. A run that
-stands there is not repeated; an interrupted one resumes.
+Each finished run is appended to results.jsonl with its command and commit, and is not repeated;
+interrupted runs resume.
 """
 
 import argparse
@@ -37,28 +37,28 @@ RUNS = {
     "pooled-2x2": ["router=none", "projector=pooled"],
     "pooled-same": ["router=none", "projector=pooled", "projector.keep={share}"],
     "random-same": ["router=random", "router.keep={share}"],
-    "budget-0.45": ["loss=budget", "router.keep=0.45"],  # the default, spelt out
+    "budget-0.45": ["loss=budget", "router.keep=0.45"],  # same as the default
     "budget-0.6": ["loss=budget", "router.keep=0.6"],
     "budget-0.8": ["loss=budget", "router.keep=0.8"],
     "policy-0.45": ["loss=policy", "router.keep=0.45"],
 }
 #: The runs whose routes depend on the sample.
 GATED = ("dpe-hinge", "paper", "budget-0.45", "budget-0.6", "budget-0.8", "policy-0.45")
-#: The run whose figures stand in figures/.
+#: The run whose figures are copied to figures/.
 SHOWN = "budget-0.45"
-#: The run whose share of visual MACs `{share}` stands for.
+#: The run whose visual MACs ratio replaces `{share}`.
 REFERENCE = "dpe-hinge"
 
 
 def finished() -> list[dict[str, Any]]:
-    """All rows of results.jsonl."""
+    """Read all rows of results.jsonl."""
     return (
         [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
     )
 
 
 def overrides(name: str, seed: int) -> list[str] | None:
-    """A run's overrides; None while the run whose share it takes is not there."""
+    """Return a run's overrides; None if the run whose ratio it needs is missing."""
     reference = [r for r in finished() if (r["run"], r["seed"]) == (REFERENCE, seed)]
     if any("{share}" in o for o in RUNS[name]) and not reference:
         return None
@@ -107,7 +107,7 @@ def run(name: str, seed: int) -> None:
 
 
 def table() -> str:
-    """Mean and spread over seeds, a line for each run."""
+    """Make the table of mean and spread over seeds, with a line for each run."""
     groups = defaultdict(list)
     for row in finished():
         groups[row["run"]].append(row)
@@ -125,7 +125,7 @@ def table() -> str:
 
 
 def levels() -> str:
-    """Share of visual MACs by family and difficulty (digits to look at), for routers with gates."""
+    """Make the table of visual MACs ratios by family and difficulty, for routers with gates."""
     groups = defaultdict(lambda: defaultdict(list))
     for row in finished():
         for family, shares in row["share_by_level"].items():

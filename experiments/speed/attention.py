@@ -1,12 +1,12 @@
-"""Which attention is fastest on a CPU, for samples of few or many rows.
+"""Compare attention backends on a CPU for samples of few or many rows.
 
     python experiments/speed/attention.py
 
-Each case is the attention of 8 samples in one layer, whose lengths are spread over half to one and
-a half times their mean: as many lengths as samples, or three in any order. The backends, and a
-third way that brings samples of one length together, run in turn in one process; a line of
-attention.jsonl holds their times over that of `segments` (24 rounds, median and its 95 % interval),
-and which backend `auto` picks.
+Each case is the attention of 8 samples in one layer, with lengths from half to one and a half times
+their mean: either all different, or three lengths in random order. The backends, and a third way
+that groups samples of equal length, run in turn in one process. Each line of attention.jsonl has
+their times relative to `segments` (24 rounds, median and its 95 % interval), and the choice of
+`auto`.
 """
 
 import json
@@ -34,19 +34,19 @@ Way = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def lengths(mean: int, distinct: int) -> tuple[int, ...]:
-    """Rows of each sample."""
+    """Return the number of rows of each sample."""
     spread = np.linspace(mean / 2, 1.5 * mean, distinct).astype(int)
     every = np.resize(spread, SAMPLES)
     return tuple(np.random.default_rng(0).permutation(every).tolist())
 
 
 def pack(lengths: tuple[int, ...], hidden: int) -> PackedTokens:
-    """Text of some lengths."""
+    """Create packed text rows of some lengths."""
     return PackedTokens(torch.empty(sum(lengths), hidden), lengths, (0,) * SAMPLES, ())
 
 
 def ways(tokens: PackedTokens) -> dict[str, Way]:
-    """What is timed; places are known beforehand, as they are from the second layer on."""
+    """Return the contenders; indices are computed beforehand, as from the second layer on."""
     plan = PrefillAttention(tokens, "auto")
     order = np.argsort(tokens.lengths, kind="stable")
     offsets = tokens.offsets
@@ -67,7 +67,7 @@ def ways(tokens: PackedTokens) -> dict[str, Way]:
 
 
 def call(way: Way, rows: list[Tensor], backward: bool) -> None:
-    """Short ones are repeated, so that the clock can tell them."""
+    """Run attention; short calls are repeated to be long enough to measure."""
     for _ in range(max(1, 2**12 // len(rows[0]))):
         with torch.set_grad_enabled(backward):
             out = way(*rows)
@@ -76,7 +76,7 @@ def call(way: Way, rows: list[Tensor], backward: bool) -> None:
 
 
 def measure() -> Iterator[dict[str, Any]]:
-    """A line for each case."""
+    """Measure all cases, one line each."""
     for hidden, heads in HEADS.items():
         for mean, distinct in ((mean, d) for mean in MEANS for d in (3, SAMPLES)):
             tokens = pack(lengths(mean, distinct), hidden)
@@ -100,8 +100,8 @@ def measure() -> Iterator[dict[str, Any]]:
 
 def main() -> None:
     for line in measure():
-        told = {k: f"{v['ratio']:.2f}" if isinstance(v, dict) else v for k, v in line.items()}
-        print(*(f"{key} {value}" for key, value in told.items()), sep=", ", flush=True)
+        shown = {k: f"{v['ratio']:.2f}" if isinstance(v, dict) else v for k, v in line.items()}
+        print(*(f"{key} {value}" for key, value in shown.items()), sep=", ", flush=True)
         with (HERE / "attention.jsonl").open("a") as file:
             file.write(json.dumps(line | origin("attention.py")) + "\n")
 

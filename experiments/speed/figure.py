@@ -1,4 +1,4 @@
-"""A measured ratio, what it is held against, and the line that keeps it."""
+"""A measured ratio with its target, and its line in the results."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -18,13 +18,13 @@ class Figure:
     """A measured ratio.
 
     Attributes:
-        figure: what against what.
-        ratio: median.
-        low: lower end of its interval.
-        high: upper end.
-        target: bound, if there is one.
-        more: whether the ratio has to be larger than the target, not smaller.
-        pairs: measured ones; 0 if it is computed.
+        figure: Name of the comparison.
+        ratio: Median.
+        low: Lower end of its interval.
+        high: Upper end of its interval.
+        target: Bound, if there is one.
+        more: Whether the ratio has to be larger than the target instead of smaller.
+        pairs: Number of measured pairs; 0 if the ratio is computed.
     """
 
     figure: str
@@ -51,7 +51,7 @@ class Figure:
         over: float = 1.0,
         faster: bool = False,
     ) -> "Figure":
-        """A ratio of times over what it should be; or, with `faster`, the other way round."""
+        """Create a figure from a ratio of times, divided by `over`; inverted with `faster`."""
         ends = [end / over for end in (ratio.ratio, ratio.low, ratio.high)]
         if faster:
             ends = [1 / ends[0], 1 / ends[2], 1 / ends[1]]
@@ -59,14 +59,14 @@ class Figure:
 
 
 def append(name: str, figure: Figure) -> None:
-    """A line of results.jsonl."""
+    """Append a line to results.jsonl."""
     line = asdict(figure) | {"met": figure.met} | origin(f"run.py {name}")
     with (HERE / "results.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")
 
 
 def origin(script: str) -> dict[str, Any]:
-    """Where a figure comes from: a command line in this folder, and the code that it ran."""
+    """Return the command and the commit that a figure comes from."""
     return {
         "command": f"python experiments/speed/{script}",
         "commit": commit("experiments/speed/*.py"),

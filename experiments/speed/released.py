@@ -1,9 +1,9 @@
-"""A training step as the released DPN takes it, restated naively from its description.
+"""A training step like that of the released DPN, written naively from its description.
 
-Each sample of a batch is routed in a loop of its own: gate, pooling, its factor, and its labels cut
-anew. Then it is padded with zeros to the length that it had, so that all samples keep one length
-and every layer computes all of it; the head and the loss see every row, too. In the original's
-favour, no attention mask is made for the padding: rows at the end are never seen by those before.
+Each sample of a batch is routed in a loop: gate, pooling, scaling by the probability, and cutting
+of its labels. Then it is padded with zeros to its previous length, so all samples keep the same
+length and every layer computes all rows, as do the head and the loss. There is no attention mask
+for the padding, which favours the original: rows at the end are never seen by those before.
 """
 
 import torch
@@ -17,11 +17,11 @@ IGNORE = -100
 
 
 class Released:
-    """The weights and gates of a model with `router=dpe`.
+    """The released method with the weights and gates of a model with `router=dpe`.
 
     Args:
-        model: whose weights they are.
-        kernels: what each gate picks for every sample.
+        model: Model whose weights are used.
+        kernels: Kernel of each gate, for all samples.
     """
 
     def __init__(self, model: DPNForConditionalGeneration, kernels: list[tuple[int, int]]):
@@ -30,7 +30,7 @@ class Released:
         self.kernel_after = dict(zip(model.router.plan.layers, kernels, strict=True))
 
     def loss(self, batch: Batch) -> Tensor:
-        """Mean over supervised tokens, for images in column 1 of samples without padding."""
+        """Return the mean loss per supervised token; images are in column 1, samples not padded."""
         hidden = self.stock.rows(batch)  # [B, length, D]
         length = hidden.shape[1]
         text = batch["input_ids"].shape[1] - 1
@@ -56,13 +56,13 @@ class Released:
         return F.cross_entropy(logits[:, :-1].flatten(0, 1), targets, ignore_index=IGNORE)
 
     def _spread(self, labels: Tensor, rows: int) -> Tensor:
-        """Labels of a sample with one per row of its image."""
+        """Expand the labels of a sample to one label per image row."""
         return torch.cat([labels[:1], labels.new_full((rows,), IGNORE), labels[2:]])
 
     def _route(
         self, layer: int, rows: Tensor, labels: Tensor, grid: tuple[int, int], column: int
     ) -> tuple[Tensor, Tensor, tuple[int, int]]:
-        """One sample after one gate, padded to the length it had."""
+        """Apply one gate to one sample and pad it to its previous length."""
         height, width = grid
         count, kernel = height * width, self.kernel_after[layer]
         read = rows[column + count - 1]  # the <ROUTER> token's row

@@ -1,12 +1,12 @@
-"""The speed targets, each as a ratio of two things that run in turn in one process.
+"""Measure the speed targets, each as a ratio of two things that run in turn in one process.
 
-    python experiments/speed/run.py                     # all that this machine can measure
-    python experiments/speed/run.py released decode     # some of it
-    python experiments/speed/run.py mixed --pairs 4     # a trial, which is not written down
+    python experiments/speed/run.py                     # all rows that this machine can measure
+    python experiments/speed/run.py released decode     # some rows
+    python experiments/speed/run.py mixed --pairs 4     # a trial that is not saved
 
-Figures are appended to results.jsonl beside it. A target is met if the interval of the median
-reaches it. On a CPU a decoder of width 512 and 8 layers stands for a large one: its matrices cost
-more than the calls.
+Figures are appended to results.jsonl. A target is met if the interval of the median reaches it. On
+a CPU, a decoder of width 512 and 8 layers stands in for a large one: its matrix products cost more
+than the calls.
 """
 
 import argparse
@@ -49,14 +49,14 @@ LARGE = {
     "vocab_size": 32000,
 }
 HEADS = {96: 4, 512: 8, 4096: 32}
-#: 24 x 24 tokens, as LLaVA-1.5 has.
+#: 24 x 24 tokens, as in LLaVA-1.5.
 TOWER = {"name": "vit", "image_size": 192, "patch_size": 8, "width": 96, "depth": 2, "heads": 4}
 STATIC = {"name": "static", "kernels": [2, 2]}  # after the first, second and third quarter
 MIXED = {"name": "random", "layers": [2, 5], "min_rows": 1}
 
 
 def config(text: dict[str, int], router: dict[str, Any], tower: Any = TOWER) -> DPNConfig:
-    """A Llama of some size around a tower."""
+    """Return the config of a Llama of a given size with a tower."""
     text = {"model_type": "llama", "vocab_size": 1024, **text}
     text["num_attention_heads"] = HEADS[text["hidden_size"]]
     size = text["vocab_size"]
@@ -70,15 +70,15 @@ def config(text: dict[str, int], router: dict[str, Any], tower: Any = TOWER) -> 
 
 
 def case(router: dict[str, Any], pairs: int, **load: Any) -> Case:
-    """8 samples of 576 visual and 64 text rows, or as `load` says, on the wide decoder."""
+    """Create a case of 8 samples (or as in `load`) of 576 visual and 64 text rows, wide decoder."""
     chosen = Load(pairs=pairs, **load)
     runners = contenders(config(WIDE, router), chosen, "cpu")
     del runners["hf"]
     return Case(runners, make_batch(runners["none"].model, chosen.batch_size, 64), chosen)
 
 
-def alike() -> Iterator[tuple[str, Ours, HuggingFace, Batch]]:
-    """Both without compression: tiny with 64 visual rows, wide with 576, each with 64 of text."""
+def uncompressed() -> Iterator[tuple[str, Ours, HuggingFace, Batch]]:
+    """Yield both models without compression: tiny (64 visual rows) and wide (576); 64 text rows."""
     for name, text, pixels, samples in (("tiny", TINY, 64, 8), ("wide", WIDE, 192, 2)):
         tower = TOWER | {"image_size": pixels}
         runners = contenders(config(text, {"name": "none"}, tower), Load(), "cpu")
@@ -88,7 +88,7 @@ def alike() -> Iterator[tuple[str, Ours, HuggingFace, Batch]]:
 
 @torch.inference_mode()
 def forward(runner: Ours | HuggingFace, batch: Batch) -> None:
-    """All rows, without a cache."""
+    """Run a forward pass on all rows, without a cache."""
     if isinstance(runner, Ours):
         runner.model(**batch, logits_to_keep=1, use_cache=False)
     else:
@@ -96,8 +96,8 @@ def forward(runner: Ours | HuggingFace, batch: Batch) -> None:
 
 
 def none_forward(pairs: int) -> Iterator[Figure]:
-    """router=none against Hugging Face's forward pass of all rows, logits of the last column."""
-    for name, ours, hf, batch in alike():
+    """Forward pass of all rows, logits of the last column: router=none against Hugging Face."""
+    for name, ours, hf, batch in uncompressed():
         for runner in (ours, hf):
             set_training(runner, False)
         del batch["labels"]
@@ -106,8 +106,8 @@ def none_forward(pairs: int) -> Iterator[Figure]:
 
 
 def none_step(pairs: int) -> Iterator[Figure]:
-    """The same with backward pass; Hugging Face is asked for logits of supervised rows only."""
-    for name, ours, hf, batch in alike():
+    """Training step: router=none against Hugging Face, which computes logits of supervised rows."""
+    for name, ours, hf, batch in uncompressed():
         for runner in (ours, hf):
             set_training(runner, True)
         step = partial(train_step, batch=batch)
@@ -116,7 +116,7 @@ def none_step(pairs: int) -> Iterator[Figure]:
 
 
 def static_prefill(pairs: int) -> Iterator[Figure]:
-    """Share of time over share of FLOPs, a fixed 2x2 pyramid."""
+    """Time ratio over FLOPs ratio of the prefill with a fixed 2x2 pyramid."""
     row = case(STATIC, pairs).answers(1)
     over = row["cost/prefill_flops_ratio"]
     name = f"static 2x2 pyramid, prefill: time over FLOPs ({over:.3f})"
@@ -124,7 +124,7 @@ def static_prefill(pairs: int) -> Iterator[Figure]:
 
 
 def static_step(pairs: int) -> Iterator[Figure]:
-    """The same of a training step."""
+    """Time ratio over FLOPs ratio of a training step with a fixed 2x2 pyramid."""
     row = case(STATIC, pairs).training()
     over = row["cost/train_step_flops_ratio"]
     name = f"static 2x2 pyramid, training step: time over FLOPs ({over:.3f})"
@@ -132,7 +132,7 @@ def static_step(pairs: int) -> Iterator[Figure]:
 
 
 def mixed(pairs: int) -> Iterator[Figure]:
-    """Share of time over share of FLOPs where every sample goes its own way."""
+    """Time ratio over FLOPs ratio of the prefill with a different route per sample."""
     for attention in ("auto", "segments", "padded"):
         row = case(MIXED, pairs, attention=attention).answers(1)
         over = row["cost/prefill_flops_ratio"]
@@ -141,7 +141,7 @@ def mixed(pairs: int) -> Iterator[Figure]:
 
 
 def compiled(pairs: int) -> Iterator[Figure]:
-    """Layers that torch.compile made faster against the same without, routes differ."""
+    """Layers with torch.compile against layers without; routes differ."""
     plain, fast = (
         contenders(config(WIDE, MIXED), Load(compile_layers=value), "cpu")["ours"]
         for value in (False, True)
@@ -157,7 +157,7 @@ def compiled(pairs: int) -> Iterator[Figure]:
 
 
 def chunks(pairs: int) -> Iterator[Figure]:
-    """Loss of 512 tokens of Qwen2's vocabulary in bf16, in chunks against in one piece."""
+    """Loss of 512 tokens with Qwen2's vocabulary in bf16, in chunks against in one piece."""
     logits = torch.randn(512, 151_936, dtype=torch.bfloat16, requires_grad=True)
     targets = torch.randint(151_936, (512,))
 
@@ -177,7 +177,7 @@ def chunks(pairs: int) -> Iterator[Figure]:
 
 
 def released(pairs: int) -> Iterator[Figure]:
-    """Training step against the released DPN's way, same weights and routes, batch 16."""
+    """Training step against the released DPN's, with the same weights and routes, batch 16."""
     kernels = [(1, 2)] * 3
     load = Load(batch_size=16, route=[list(kernel) for kernel in kernels])
     model = config(WIDE, {"name": "dpe", "min_rows": 1})
@@ -196,7 +196,7 @@ def released(pairs: int) -> Iterator[Figure]:
 
 
 def generation(pairs: int) -> Iterator[Figure]:
-    """Answers per second, 8 prompts at once against one at a time; 64 visual and 64 text rows."""
+    """Answers per second, batch 8 against batch 1, with 64 visual and 64 text rows."""
     tower = TOWER | {"image_size": 64}
     model = contenders(config(TINY, STATIC, tower), Load(), "cpu")["ours"].model.eval()
     batch = make_batch(model, 8, 64)
@@ -215,17 +215,17 @@ def generation(pairs: int) -> Iterator[Figure]:
 
 
 def decode(pairs: int) -> Iterator[Figure]:
-    """A new token with a compressed cache."""
+    """Time per new token with a compressed cache."""
     row = case(STATIC, pairs).answers(33)
     name = f"static 2x2 pyramid, ms per new token (cache {row['cost/kv_bytes_ratio']:.3f})"
     yield Figure.of(name, row["time/decode"], 1.0)
 
 
 def router_flops(pairs: int) -> Iterator[Figure]:
-    """Gates and pooling in the FLOPs of a 7B's prefill: computed, not timed.
+    """Share of gates and pooling in the FLOPs of a 7B's prefill; computed, not timed.
 
-    Products of the gates are counted while a pass runs on fake tensors; pooling reads every visual
-    row once and multiplies those it leaves, one operation per number each.
+    Products of the gates are counted during a pass on fake tensors; pooling reads every visual row
+    once and multiplies the rows that remain, with one operation per number each.
     """
     model = config(LARGE, {"name": "dpe"}, {"name": "clip"})
     with ResourceMeter() as meter:
@@ -238,7 +238,7 @@ def router_flops(pairs: int) -> Iterator[Figure]:
 
 
 def gpu_prefill(pairs: int) -> Iterator[Figure]:
-    """Speed-up of a 7B's prefill over what its FLOPs promise; and what gates alone cost."""
+    """Speed-up of a 7B's prefill over the ideal from its FLOPs, and the cost of the gates alone."""
     load = Load(pairs=pairs, dtype="bfloat16", device="cuda")
     model = config(LARGE, {"name": "dpe"}, {"name": "clip"})
     for route, name in (([[2, 2], [1, 1], [1, 1]], "2x2 after layer 7"), ("most", "gates alone")):

@@ -297,4 +297,4 @@ def test_names_of_earlier_releases_are_accepted_in_files(caplog):
     }
     assert "`model.batch_size` is now called `recipe.batch_size`" in caplog.text
     (sentence,) = diagnose("train", ["model.batch_size=3"], preflight.check)
-    assert sentence == "`model.batch_size` is now called `recipe.batch_size`; give that."
+    assert sentence == "`model.batch_size` is now called `recipe.batch_size`; use that."

@@ -109,8 +109,8 @@ def test_check_counts_sources_and_problems(data_root, processor):
         "image outside of the folder": 1,
     }
     assert report.shown["corrupt image"] == [
-        f"row 6, id empty file: image {data_root / 'vg/VG_100K_2/2.jpg'} is corrupt, an empty file;"
-        " download it again."
+        f"row 6, id empty file: image {data_root / 'vg/VG_100K_2/2.jpg'} is corrupt: the file is"
+        " empty; download it again."
     ]
     assert "the answer in turn 2 is empty" in report.shown["bad conversation"][0]
     assert len(report.shown["bad conversation"]) == 2  # the number of examples

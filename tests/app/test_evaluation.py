@@ -1,4 +1,4 @@
-"""Benchmarks asked of a trained model, from the front door to the files."""
+"""End-to-end tests of `dpn.eval` on benchmarks."""
 
 import json
 import os
@@ -31,14 +31,14 @@ def finished(squares, tmp_path_factory):
 
 @pytest.fixture
 def world(tmp_path):
-    """Root of the benchmarks' files: POPE alone."""
+    """Root folder of the benchmarks; it only holds POPE."""
     test_pope.make(tmp_path / "files")
     return tmp_path / "files"
 
 
 @pytest.fixture
 def ask(finished, world, tmp_path):
-    """The evaluation of the run's model as a model folder, with further overrides."""
+    """Function that evaluates the run's model folder with further overrides."""
 
     def run(*overrides, names="pope"):
         paths = [f"data_root={world}", f"paths.output_root={tmp_path / 'out'}"]
@@ -50,7 +50,7 @@ def ask(finished, world, tmp_path):
 
 @pytest.fixture
 def broken(monkeypatch):
-    """Lets the model fail, or be stopped, when it is asked for the n-th batch."""
+    """Make the model fail or be interrupted at the n-th batch."""
     answer = inference.answer
 
     def install(number, error):
@@ -104,10 +104,10 @@ def test_batches_and_limits_change_no_answer(ask):
     assert [row["answer"] for row in some] == answers[5][:3]
 
 
-def test_what_is_missing_is_told_and_asked_later(ask, world, figures, caplog):
+def test_missing_benchmarks_are_reported_and_asked_later(ask, world, figures, caplog):
     folder = ask(names="gqa,pope")
     assert {row["benchmark"] for row in read_rows(folder / "rows.jsonl")} == {"pope"}
-    assert "gqa was left out, files are missing:" in caplog.text
+    assert "gqa was skipped because files are missing:" in caplog.text
     assert f"{world / 'gqa' / 'llava_gqa_testdev_balanced.jsonl'}: eval.zip" in caplog.text
     assert list(read_json(folder / "status.json")["missing"]) == ["gqa"]
     test_gqa.make(world)
@@ -117,12 +117,12 @@ def test_what_is_missing_is_told_and_asked_later(ask, world, figures, caplog):
     assert "gqa/accuracy" in read_json(folder / "metrics.json")
 
 
-def test_nothing_but_missing_files_is_an_error(ask):
+def test_only_missing_files_is_an_error(ask):
     with pytest.raises(RunError, match="the files of all benchmarks are missing"):
         ask(names="gqa")
 
 
-def test_an_interrupted_evaluation_goes_on(ask, broken, monkeypatch):
+def test_an_interrupted_evaluation_continues(ask, broken, monkeypatch):
     whole = without_times(read_rows(ask("batch_size=2", "seed=1") / "rows.jsonl"))
     broken(2, Interrupted("SIGTERM"))
     with pytest.raises(Interrupted):
@@ -147,7 +147,7 @@ def test_a_broken_image_is_named_and_the_others_are_kept(ask, world, broken):
     assert len(read_rows(folder / "rows.jsonl")) == 5
 
 
-def test_a_failing_model_is_no_empty_answer(ask, broken):
+def test_a_failing_model_is_not_an_empty_answer(ask, broken):
     broken(1, RuntimeError("out of memory"))
     with pytest.raises(AnswerError, match=r"failed at pope, question .*; pope, .*out of memory"):
         ask("batch_size=2")
@@ -198,7 +198,7 @@ def test_against_another_model(ask, finished, squares, tmp_path):
         ("against=nowhere", "`against=nowhere` contains no rows.jsonl"),
     ],
 )
-def test_mistakes_are_told(ask, override, sentence):
+def test_mistakes_are_reported(ask, override, sentence):
     with pytest.raises(ConfigError, match=sentence):
         ask(override)
 
@@ -223,15 +223,15 @@ def test_beams_stops_and_sampling(finished, squares):
     assert cut["new_tokens"] < tokens == 12
 
 
-def test_a_line_that_was_cut_off_is_asked_again(tmp_path):
-    journal = Journal(tmp_path, "exam")
+def test_an_incomplete_line_is_asked_again(tmp_path):
+    journal = Journal(tmp_path, "questions")
     journal.add({0: {"answer": "a"}})
     journal.add({1: {"answer": "b"}, 2: {"answer": "c"}})
     path = journal.path
     path.write_text(path.read_text()[:-4])
-    assert sorted(Journal(tmp_path, "exam").read()) == [0, 1]
-    Journal(tmp_path, "exam").add({2: {"answer": "d"}})
-    assert Journal(tmp_path, "exam").read()[2] == {"answer": "d"}
+    assert sorted(Journal(tmp_path, "questions").read()) == [0, 1]
+    Journal(tmp_path, "questions").add({2: {"answer": "d"}})
+    assert Journal(tmp_path, "questions").read()[2] == {"answer": "d"}
     assert Journal(tmp_path, "other").read() == {}
 
 

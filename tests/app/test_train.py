@@ -112,7 +112,7 @@ def test_the_same_command_again_says_finished(finished, capsys):
     overrides, folder = finished
     before = (folder / "metrics.json").stat().st_mtime_ns
     assert run(overrides) == folder
-    assert "Finished before" in capsys.readouterr().out
+    assert "Already finished" in capsys.readouterr().out
     assert (folder / "metrics.json").stat().st_mtime_ns == before
 
 

@@ -1,4 +1,4 @@
-"""The benchmark that a test file is about, on the tiny official files that the test file writes."""
+"""Fixtures for the benchmark of a test file, on the tiny official files that it writes."""
 
 import pytest
 
@@ -7,14 +7,14 @@ from dpn.benchmarks import build
 
 @pytest.fixture
 def benchmark(request, tmp_path):
-    """Of what `make` writes."""
+    """Benchmark on the files that `make` writes."""
     request.module.make(tmp_path)
     return build(name_of(request.module), root=tmp_path)
 
 
 @pytest.fixture
 def val(request, tmp_path):
-    """Its `split=val`, of what `make_val` writes."""
+    """Benchmark with `split=val` on the files that `make_val` writes."""
     request.module.make_val(tmp_path)
     return build(name_of(request.module), root=tmp_path, split="val")
 

@@ -56,6 +56,6 @@ def change(path: Path, edit) -> None:
 
 
 def people(**counts) -> list[dict]:
-    """VQA's answers of ten people: how many gave which one."""
+    """Ten answers in VQA's format, from how many people gave each."""
     texts = [text for text, count in counts.items() for _ in range(count)]
     return [{"answer": text, "answer_id": n} for n, text in enumerate(texts, 1)]

@@ -61,8 +61,8 @@ def test_punctuation(text, left):
     assert punctuation(text) == left
 
 
-def test_nothing_is_left_to_do_after_evalai():
-    """So VizWiz's evaluator, which applies the other rule to uploads, can be left out."""
+def test_the_other_rule_changes_nothing_after_evalai():
+    """VizWiz's evaluator, which applies the other rule to uploads, need not be repeated."""
     for answer in ("The Cat's hat.", "a-b -c", "dont", "ten men's", "1,000", "a.n", "..5"):
         assert vqa_eval(evalai(answer)) == evalai(answer)
 

@@ -1,6 +1,8 @@
-"""What every benchmark keeps to. `make(root)` of its test file writes its tiny official files,
-`DAMAGED` says, by file, what its last row or an edit of its value must be answered with;
-`make_val` and `DAMAGED_VAL` are the same of `split=val`.
+"""Contract tests of all benchmarks.
+
+Each benchmark's test file defines `make(root)`, which writes tiny official files, and `DAMAGED`,
+which lists by file a change of its last row or an edit of its value, with the error it must give;
+`make_val` and `DAMAGED_VAL` are the same for `split=val`.
 """
 
 import json
@@ -11,7 +13,7 @@ import pytest
 from dpn import benchmarks
 from dpn.data.batch import DataError
 from dpn.data.tokenizer import train_tokenizer
-from dpn.inference.evaluation import BenchmarkExam
+from dpn.inference.evaluation import BenchmarkQuestions
 from dpn.model import DPNProcessor
 from tests.benchmarks.files import change, damage
 
@@ -19,9 +21,9 @@ SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
-#: Their questions are in tables, which their own tests damage.
+#: Benchmarks with tables, whose own test files test damaged ones.
 TABLES = ("mmbench", "mmbench_cn")
-#: Their answers to the usual split are scored by a server, and to `split=val` here.
+#: Benchmarks whose default split is scored by a server, and `split=val` locally.
 FOR_A_SERVER = ("vizwiz", "vqav2")
 
 
@@ -30,7 +32,7 @@ def module_of(name):
 
 
 def damages():
-    """Benchmark, its split, the damaged file, how it is damaged, and the sentence about that."""
+    """Yield benchmark, split, damaged file, kind of damage and expected error message."""
     usual = [(name, {}, "DAMAGED") for name in benchmarks.names() if name not in TABLES]
     for name, split, table in usual + [(n, {"split": "val"}, "DAMAGED_VAL") for n in FOR_A_SERVER]:
         for file, cases in getattr(module_of(name), table).items():
@@ -78,17 +80,17 @@ def processor():
 
 
 def test_a_model_sees_the_words_of_llavas_conversation(name, benchmark, processor):
-    """`vicuna_v1`, images first, and `<ROUTER>` where there is something to route."""
+    """`vicuna_v1` with images first, and `<ROUTER>` in samples with images."""
     questions = benchmark.questions()
-    exam = BenchmarkExam(name, questions, processor)
+    question_set = BenchmarkQuestions(name, questions, processor)
     for index, question in enumerate(questions):
-        sample = exam.make(index)
+        sample = question_set.make(index)
         count = len(question.images)
         asked = "<image>\n" * count + question.prompt + ("<ROUTER>" if count else "")
         seen = processor.tokenizer.decode(sample.input_ids)
         assert seen == f"<s>{SYSTEM} USER: {asked} ASSISTANT:"
         assert [image.shape for image in sample.images] == [(3, 56, 56)] * count
-        assert name in exam.where(index)
+        assert name in question_set.where(index)
 
 
 def test_answers_are_written_in_llavas_format(benchmark, tmp_path):
@@ -105,7 +107,7 @@ def test_answers_are_written_in_llavas_format(benchmark, tmp_path):
     assert all(row["metadata"] == {} for row in rows)
 
 
-def test_nothing_answered_is_worth_nothing(benchmark, tmp_path):
+def test_missing_answers_score_zero(benchmark, tmp_path):
     questions = benchmark.questions()
     scores = benchmark.score(questions, [None] * len(questions), tmp_path)
     assert set(scores.samples) <= {0.0, None}
@@ -114,7 +116,7 @@ def test_nothing_answered_is_worth_nothing(benchmark, tmp_path):
 
 
 def test_scores_are_the_same_for_some_of_the_questions(benchmark, tmp_path):
-    """What one answer is worth does not depend on which others there are; some are right."""
+    """The score of an answer does not depend on the other answers; some are correct."""
     questions = benchmark.questions()
     references = [
         q.reference if isinstance(q.reference, list) else [q.reference] for q in questions
@@ -141,7 +143,7 @@ def test_a_damaged_file_is_named(name, split, file, how, sentence, tests, tmp_pa
 
 
 @pytest.mark.parametrize("name", FOR_A_SERVER)
-def test_what_a_server_scores_is_worth_nothing_here(benchmark, tmp_path):
+def test_splits_scored_by_a_server_have_no_local_scores(benchmark, tmp_path):
     scores = benchmark.score(benchmark.questions(), ["cup", None, "yes"], tmp_path)
     assert scores.metrics == {}
     assert scores.samples == [None] * 3
@@ -149,5 +151,5 @@ def test_what_a_server_scores_is_worth_nothing_here(benchmark, tmp_path):
 
 @pytest.mark.parametrize(("name", "usual"), [("vizwiz", "test"), ("vqav2", "test-dev")])
 def test_unknown_splits_are_refused(name, usual, tmp_path):
-    with pytest.raises(ValueError, match=f"no split 'train'; there is {usual}, val"):
+    with pytest.raises(ValueError, match=f"no split 'train'; choose {usual}, val"):
         benchmarks.build(name, root=tmp_path, split="train")

@@ -31,7 +31,7 @@ DAMAGED = {
     "gqa/data/testdev_balanced_questions.json": [
         (
             lambda rows: rows.pop("202225914"),
-            "balanced_questions.json has no question 202225914; get it and gqa/llava_gqa",
+            "balanced_questions.json has no question 202225914; download it and gqa/llava_gqa",
         ),
         (
             lambda rows: rows["202225914"].pop("answer"),
@@ -73,7 +73,7 @@ def test_predictions_are_what_gqas_evaluator_reads(benchmark, tmp_path):
     ]
 
 
-def test_nothing_is_known_without_the_answers(benchmark, tmp_path):
+def test_without_the_file_of_answers_there_are_no_references(benchmark, tmp_path):
     (benchmark.root / "gqa" / "data" / "testdev_balanced_questions.json").unlink()
     scores = benchmark.score(benchmark.questions(), ["no", "woman", "red"], tmp_path)
     assert scores.metrics == {}
@@ -82,5 +82,5 @@ def test_nothing_is_known_without_the_answers(benchmark, tmp_path):
 
 def test_answers_are_an_object(benchmark):
     write_json(benchmark.root / "gqa" / "data" / "testdev_balanced_questions.json", [])
-    with pytest.raises(DataError, match=r"questions.json must hold an object; get the file"):
+    with pytest.raises(DataError, match=r"questions.json must hold an object; download the file"):
         benchmark.questions()

@@ -35,13 +35,13 @@ DAMAGED = {
     f"{FOLDER}/questions.jsonl": [
         ({"text": None}, r"questions.jsonl, line 3: field 'text' \(str\) is mi"),
         ({"category": "fun"}, "question 2 has the category 'fun'; rule.json has"),
-        ({"image": "b.jpg"}, "context.jsonl do not belong together, 'b.jpg' is"),
+        ({"image": "b.jpg"}, "context.jsonl do not belong together: 'b.jpg' is"),
     ],
     f"{FOLDER}/context.jsonl": [
         ({"caption": 3}, "context.jsonl, line 2: field 'caption' is 3"),
     ],
     f"{FOLDER}/answers_gpt4.jsonl": [
-        ({"question_id": 9}, "answers_gpt4.jsonl do not belong together, 2"),
+        ({"question_id": 9}, "answers_gpt4.jsonl do not belong together: 2"),
     ],
     f"{FOLDER}/rule.json": [
         (
@@ -118,5 +118,5 @@ def test_damaged_reviews_are_named(benchmark, tmp_path):
     with pytest.raises(DataError, match=r"reviews.jsonl, line 2: field 'content' \(str\) is miss"):
         benchmark.score(benchmark.questions(), ["a", "b", "c"], tmp_path)
     write(path, '{"question_id": 0, "content": "8 9"}\n')
-    with pytest.raises(DataError, match=r"reviews.jsonl has no row for question 1; judge it"):
+    with pytest.raises(DataError, match=r"reviews.jsonl has no line for question 1; judge it"):
         benchmark.score(benchmark.questions(), ["a", "b", "c"], tmp_path)

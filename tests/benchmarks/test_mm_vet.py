@@ -30,7 +30,7 @@ def make(root):
 DAMAGED = {
     "mm-vet/llava-mm-vet.jsonl": [
         ({"text": None}, r"llava-mm-vet.jsonl, line 3: field 'text' \(str\) is missing"),
-        ({"question_id": 5}, "do not belong together, 'v1_2' is in one of them alone"),
+        ({"question_id": 5}, "do not belong together: 'v1_2' is in only one of them"),
     ],
     "mm-vet/mm-vet.json": [
         (
@@ -83,5 +83,5 @@ def test_a_question_without_grade_is_named(benchmark, tmp_path):
 
 def test_entries_are_an_object(benchmark):
     write_json(benchmark.root / "mm-vet" / "mm-vet.json", [])
-    with pytest.raises(DataError, match=r"mm-vet.json must hold an object; get the file again"):
+    with pytest.raises(DataError, match=r"mm-vet.json must hold an object; download the file"):
         benchmark.questions()

@@ -148,7 +148,7 @@ def test_without_answers_there_are_no_scores(tmp_path):
     ("change", "sentence"),
     [
         ({"index": "x"}, f"{SPLIT}.tsv, row 2: field 'index' is 'x'; it must be a number"),
-        ({"answer": "D"}, "row 2: field 'answer' is 'D'; there is A, B, C"),
+        ({"answer": "D"}, "row 2: field 'answer' is 'D'; it must be one of A, B, C"),
     ],
 )
 def test_a_damaged_row_is_named(tmp_path, change, sentence):
@@ -165,7 +165,7 @@ def test_a_missing_column_is_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("cell", "sentence"),
-    [("abc", "row 1: field 'image' is no base64"), ("AAAA", "row 1: the image is corrupt")],
+    [("abc", "row 1: field 'image' is not valid base64"), ("AAAA", "row 1: the image is corrupt")],
 )
 def test_a_damaged_picture_is_named(tmp_path, cell, sentence):
     question = with_rows(tmp_path, {"image": cell}).questions()[0]

@@ -37,8 +37,8 @@ def make(root):
 DAMAGED = {
     "MME/llava_mme.jsonl": [
         ({"image": None}, r"llava_mme.jsonl, line 8: field 'image' \(str\) is missing"),
-        ({"question_id": "poems/1.jpg"}, "question poems/1.jpg is of no subtask of MME but of"),
-        ({"question_id": "OCR/9.jpg"}, r"OCR/9.txt does not exist; get the MME release"),
+        ({"question_id": "poems/1.jpg"}, "question poems/1.jpg has the subtask"),
+        ({"question_id": "OCR/9.jpg"}, r"OCR/9.txt does not exist; download the MME release"),
         ({"text": "Is it?"}, r"0001.txt has no question 'Is it\? Please answer yes or no.'"),
     ],
 }
@@ -72,7 +72,7 @@ def test_a_question_that_has_the_demand_already(benchmark):
         ("", "other"),
     ],
 )
-def test_words_that_count(answer, word):
+def test_yes_or_no_of_an_answer(answer, word):
     assert said(answer) == word
 
 

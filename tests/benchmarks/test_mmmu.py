@@ -86,7 +86,7 @@ DAMAGED = {
 
 @pytest.fixture
 def _own_cache(tmp_path, monkeypatch):
-    """What datasets makes of parquet files, it keeps for all users."""
+    """The cache that datasets makes of parquet files is shared by all users."""
     monkeypatch.setattr(config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
 
@@ -202,7 +202,7 @@ def test_options_that_are_pictures_are_guessed(benchmark, tmp_path):
         ({"options": "'ab'"}, "field 'options' is .*; it must be the text of a list"),
         ({"options": "__import__('os')"}, "field 'options' is .*; it must be the text of a list"),
         ({"question": None}, r"MMMU, row 4: field 'question' \(str\) is missing"),
-        ({"id": "validation_Math_2"}, "together, 'validation_Math_1' is in one of them alone"),
+        ({"id": "validation_Math_2"}, "together: 'validation_Math_1' is in only one of them"),
     ],
 )
 def test_a_damaged_question_is_named(benchmark, changes, sentence):
@@ -225,5 +225,5 @@ def test_a_folder_without_data_is_named(tmp_path):
     with pytest.raises(DataError, match=r"MMMU holds no <subject>/validation-\*.parquet"):
         benchmark.questions()
     write(tmp_path / "MMMU" / "Art" / "validation-0.parquet", "version https://git-lfs")
-    with pytest.raises(DataError, match="MMMU can not be read"):
+    with pytest.raises(DataError, match="MMMU cannot be read"):
         benchmark.questions()

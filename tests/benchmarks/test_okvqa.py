@@ -30,7 +30,7 @@ def make(root):
 DAMAGED = {
     "okvqa/okvqa_val.jsonl": [
         ({"image": None}, r"okvqa_val.jsonl, line 3: field 'image' \(str\) is missing"),
-        ({"question_id": 2}, r"annotations.json do not belong together, 1 is in one of them alone"),
+        ({"question_id": 2}, r"annotations.json do not belong together: 1 is in only one of them"),
     ],
     "okvqa/mscoco_val2014_annotations.json": [
         (

@@ -3,7 +3,7 @@ import pytest
 from dpn.benchmarks.pope import yes_or_no
 from tests.benchmarks.files import picture, write_jsonl
 
-#: Category, object and label; the questions of a category do not stand together.
+#: Category, object and label; the questions of a category are not adjacent.
 QUESTIONS = [
     ("adversarial", "dog", "no"),
     ("random", "cat", "yes"),
@@ -31,11 +31,14 @@ DAMAGED = {
     "pope/llava_pope_test.jsonl": [
         ({"text": None}, r"llava_pope_test.jsonl, line 5: field 'text' \(str\) is missing"),
         ({"text": 3}, r"line 5: field 'text' is 3; it must be str"),
-        ({"category": "rare"}, "question 4 has the category 'rare'; there is random, popular"),
+        (
+            {"category": "rare"},
+            "question 4 has the category 'rare'; it must be one of random",
+        ),
         ({"category": "random"}, "coco_pope_random.json has fewer lines than"),
     ],
     "pope/coco/coco_pope_adversarial.json": [
-        ({"label": "maybe"}, "row 3: label 'maybe' must be yes or no"),
+        ({"label": "maybe"}, "entry 3: label 'maybe' must be yes or no"),
     ],
 }
 

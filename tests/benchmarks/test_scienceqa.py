@@ -29,8 +29,8 @@ def make(root):
 DAMAGED = {
     "scienceqa/llava_test_CQM-A.json": [
         (lambda rows: rows[1].update(id=5), "entry 2: field 'id' is 5; it must be str"),
-        (lambda rows: rows[1].update(id="6"), "do not belong together, '5' is in one of them"),
-        (lambda rows: rows[1].update(conversations=[]), "entry 2: it holds no object but None"),
+        (lambda rows: rows[1].update(id="6"), "do not belong together: '5' is in only one"),
+        (lambda rows: rows[1].update(conversations=[]), "entry 2: it must be an object, not None"),
         (
             lambda rows: rows[2]["conversations"][0].pop("value"),
             r"CQM-A.json, entry 3: field 'value' \(str\) is missing",

@@ -37,7 +37,7 @@ DAMAGED = {
     "seed_bench/llava-seed-bench.jsonl": [
         ({"image": None}, r"llava-seed-bench.jsonl, line 3: field 'image' \(str\) is missing"),
         ({"text": 1}, "line 3: field 'text' is 1; it must be str"),
-        ({"question_id": 31}, "do not belong together, '30' is in one of them alone"),
+        ({"question_id": 31}, "do not belong together: '30' is in only one of them"),
     ],
     "seed_bench/SEED-Bench.json": [
         (
@@ -46,7 +46,7 @@ DAMAGED = {
         ),
         (
             lambda file: file["questions"][0].update(question_type_id=7),
-            "question 30 is of the kind 7, which",
+            "question 30 is of kind 7, which",
         ),
         (lambda file: file.update(questions={}), "must hold an array under 'questions'"),
         (

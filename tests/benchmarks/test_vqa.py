@@ -4,7 +4,7 @@ from dpn.benchmarks._vqa import official_accuracy, soft_accuracy
 
 
 def by_the_formula(answer, references):
-    """Each reference is left out once, as the paper has it."""
+    """Each reference is left out once, as in the paper."""
     shares = []
     for out in range(len(references)):
         others = references[:out] + references[out + 1 :]

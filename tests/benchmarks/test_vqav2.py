@@ -66,7 +66,7 @@ DAMAGED_VAL = {
         ),
         (
             lambda value: value["annotations"].pop(),
-            "annotations.json.* do not belong together, 2 is in one of them alone; get both",
+            "annotations.json.* do not belong together: 2 is in only one of them; download both",
         ),
     ],
     "vqav2/v2_OpenEnded_mscoco_val2014_questions.json": [

@@ -1,4 +1,4 @@
-"""Tiny checkpoints of the real formats, named by hand as in the specification."""
+"""Tiny checkpoints in the real formats, with names written by hand as in the specification."""
 
 import io
 import json
@@ -18,7 +18,7 @@ CORPUS = [
 
 
 def text_config(rows=VOCABULARY):
-    """Of the tiny language model."""
+    """Config of the tiny language model."""
     return LlamaConfig(
         vocab_size=rows,
         hidden_size=WIDTH,
@@ -35,7 +35,7 @@ def text_config(rows=VOCABULARY):
 
 
 def clip_config():
-    """Of the tiny tower."""
+    """Config of the tiny tower."""
     return CLIPVisionConfig(
         hidden_size=TOWER["width"],
         intermediate_size=TOWER["ffn_size"],

@@ -1,4 +1,4 @@
-"""Whole folders of the released formats, tiny."""
+"""Tiny folders in the released formats."""
 
 import json
 
@@ -23,7 +23,7 @@ CLIP_KEYS = "model.vision_tower.vision_tower.vision_model."
 
 
 def write_shards(folder, state, suffix=".bin", count=2):
-    """A state dict in shards with their index."""
+    """Write a state dict in shards with their index."""
     names = list(state)
     save = torch.save if suffix == ".bin" else save_file
     stem = "pytorch_model" if suffix == ".bin" else "model"
@@ -38,7 +38,7 @@ def write_shards(folder, state, suffix=".bin", count=2):
 
 
 def write_config(folder, **changes):
-    """An original config.json."""
+    """Return an original config.json."""
     text = text_config().to_dict()
     config = {k: v for k, v in text.items() if k not in ("model_type", "rope_parameters")}
     config |= {
@@ -86,7 +86,7 @@ def write_llava(folder, tower=True, added=(), **changes):
 
 
 def write_hf_llava(folder):
-    """Hugging Face's folder: `<image>`, `<pad>` and rows of padding."""
+    """Write a Hugging Face folder with `<image>`, `<pad>` and padding entries."""
     write_tokenizer(folder, ["<image>", "<pad>"])
     model = hf_llava(VOCABULARY + 24, VOCABULARY)
     (folder / "config.json").write_text(json.dumps(model.config.to_dict()))
@@ -95,7 +95,7 @@ def write_hf_llava(folder):
 
 
 def hr_tower():
-    """LLaVA-HR's tower with weights that all matter."""
+    """Return LLaVA-HR's tower with weights that all have an effect."""
     torch.manual_seed(3)
     sizes = {k: v for k, v in TOWER.items() if k not in ("image_size", "patch_size")}
     fast = {"fast_image_size": TOWER["image_size"], "fast_patch_size": TOWER["patch_size"]}
@@ -107,7 +107,7 @@ def hr_tower():
 
 
 def hr_names(tower):
-    """The tower's weights by LLaVA-HR's names, written out by hand."""
+    """Return the tower's weights under LLaVA-HR's names, written by hand."""
     slow = {
         "embeddings.patch_embeddings": "stem.0",
         "embeddings.layernorm": "stem.1",

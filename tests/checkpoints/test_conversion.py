@@ -42,7 +42,7 @@ def reload(folder):
 
 @torch.no_grad()
 def logits(model, processor, size=28):
-    """Of two samples, one with an image."""
+    """Logits of two samples, one with an image."""
     ids = [processor.tokenizer(t).input_ids for t in ("USER: hello world", "What is this? a cat")]
     width = max(map(len, ids)) + 1
     ids[0].insert(1, processor.image_token_id)
@@ -53,7 +53,7 @@ def logits(model, processor, size=28):
 
 
 def by_hand(model, state):
-    """The same model with weights put in one by one."""
+    """Build the same model with weights set one by one."""
     torch.manual_seed(9)
     fresh = DPNForConditionalGeneration(model.config).eval()
     own = fresh.state_dict()
@@ -85,7 +85,7 @@ def test_original_llava_with_and_without_its_tower(tower, tmp_path):
     state = write_llava(tmp_path / "llava", tower)
     reports = convert(tmp_path / "llava", tmp_path / "ours")
     assert [r.title for r in reports] == ["LLaVA", *([] if tower else ["CLIP"])]
-    assert "new, as the mean of these: <image>" in reports[0].notes[0]
+    assert "new, set to the mean of these: <image>" in reports[0].notes[0]
     assert reports[0].dropped == ["model.layers.0.self_attn.rotary_emb.inv_freq"]
     model, processor = reload(tmp_path / "ours")
     assert (processor.image_token_id, processor.router_token_id) == (VOCABULARY, None)
@@ -95,7 +95,7 @@ def test_original_llava_with_and_without_its_tower(tower, tmp_path):
     assert torch.equal(logits(model, processor), logits(want, processor))
 
 
-def test_dpn_keeps_its_router_and_the_row_of_its_token(tmp_path):
+def test_dpn_keeps_its_router_and_the_entry_of_its_token(tmp_path):
     state = write_llava(tmp_path / "dpn", added=["<ROUTER>"], pooling=POOLING)
     write_shards(tmp_path / "dpn", as_original(state) | gates(), count=3)
     convert(tmp_path / "dpn", tmp_path / "ours")
@@ -121,9 +121,7 @@ def test_dpn_keeps_its_router_and_the_row_of_its_token(tmp_path):
 
 def test_a_router_that_the_config_names_must_be_there(tmp_path):
     write_llava(tmp_path / "dpn", added=["<ROUTER>"], pooling=POOLING)
-    with pytest.raises(
-        ValueError, match=r"leaves out router: router\.gates\.0\.0\.weight, .* more"
-    ):
+    with pytest.raises(ValueError, match=r"lacks router: router\.gates\.0\.0\.weight, .* more"):
         convert(tmp_path / "dpn", tmp_path / "ours")
     assert {p.name for p in tmp_path.iterdir()} == {"dpn"}
 
@@ -148,7 +146,7 @@ def test_llava_hr(tmp_path):
     assert torch.equal(got.tokens, want.tokens)
 
 
-def test_a_tower_that_nobody_gives(tmp_path):
+def test_a_missing_tower_is_an_error(tmp_path):
     write_llava(tmp_path / "llava", tower=False)
     file = tmp_path / "llava" / "clip" / "model.safetensors"
     weights = load_file(file)
@@ -167,11 +165,11 @@ def test_a_tower_that_nobody_gives(tmp_path):
         convert(tmp_path / "llava", tmp_path / "other")
     few = {k: v for k, v in weights.items() if "encoder.layers.3" not in k}
     save_file(few, tmp_path / "moved" / "model.safetensors")
-    with pytest.raises(ValueError, match=r"leaves out vision\.model: vision\.model\.encoder.*3\."):
+    with pytest.raises(ValueError, match=r"lacks vision\.model: vision\.model\.encoder.*3\."):
         convert(tmp_path / "llava", tmp_path / "other", parts=[tmp_path / "moved"])
 
 
-def test_nothing_half_written_is_left(tmp_path, monkeypatch):
+def test_no_incomplete_folder_is_left(tmp_path, monkeypatch):
     write_hf_llava(tmp_path / "hf")
     calls = []
 

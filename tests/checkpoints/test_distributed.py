@@ -1,4 +1,4 @@
-"""A checkpoint of two processes that share a model by FSDP2, written by Lightning."""
+"""Tests with an FSDP2 checkpoint of two processes, written by Lightning."""
 
 import os
 import pickle

@@ -1,4 +1,4 @@
-"""The table of names against names written by hand, and against the modules they are for."""
+"""Tests of the table of names against names written by hand and against the modules."""
 
 import pytest
 from transformers import CLIPVisionModel, ConvNextConfig, ConvNextModel
@@ -12,7 +12,7 @@ TOWER = {"width": 8, "depth": 4, "heads": 2, "ffn_size": 12, "slow_dims": (2, 3,
 
 
 def timm_names(scale):
-    """Of a ConvNeXt as timm builds it, with its head."""
+    """Names of a ConvNeXt as timm builds it, with its head."""
     names = [f"stem.{i}" for i in (0, 1)]
     names += [f"stages.{s}.downsample.{i}" for s in (1, 2, 3) for i in (0, 1)]
     blocks = [f"stages.{s}.blocks.{b}" for s, depth in enumerate(DEPTHS) for b in range(depth)]
@@ -150,11 +150,11 @@ def test_a_vicuna_and_a_lightning_checkpoint():
     assert list(found.ours.values()) == own
 
 
-def test_unknown_names_and_doubles():
-    with pytest.raises(ValueError, match=r"named a, b \.\.\.; known are DPN, .*timm ConvNeXt"):
+def test_unknown_and_duplicate_names_are_refused():
+    with pytest.raises(ValueError, match=r"named a, b \.\.\.; known formats are DPN, .*ConvNeXt"):
         detect(["b", "a"])
     twice = ["model.layers.0.norm.weight", "mm_projector.0.weight", "x.mm_projector.0.weight"]
-    with pytest.raises(ValueError, match=r"two tensors for one place: mm_projector.*, x\.mm"):
+    with pytest.raises(ValueError, match=r"two tensors for the same weight: mm_projector.*, x\.mm"):
         rename(twice)
     names = [*as_original(hf_llava().state_dict()), "model.extra"]
     assert rename(names).unknown == ("model.extra",)

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from dpn import DPNConfig, DPNForConditionalGeneration, DPNProcessor
 from dpn.checkpoints.loading import load, resize_positions
 from dpn.checkpoints.tokenizers import read_tokenizer
-from dpn.checkpoints.vocabulary import match_rows
+from dpn.checkpoints.vocabulary import match_entries
 from tests.checkpoints.conftest import (
     LAYERS,
     TOWER,
@@ -93,11 +93,11 @@ def test_a_dpn_checkpoint_brings_its_router(tmp_path):
             assert torch.equal(mine, named[f"experts.{expert}.weight"])
     del routers["model.layers.2.pooling_router.predictor.weight"]
     torch.save(as_original(hf_llava().state_dict()) | routers, tmp_path / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"must give, router: router\.gates\.2\.3\.weight"):
+    with pytest.raises(ValueError, match=r"required weights, router: router\.gates\.2\.3\.weight"):
         load(model, tmp_path)
 
 
-def test_a_start_without_router_or_tower_says_so(tmp_path):
+def test_a_missing_router_or_tower_is_reported(tmp_path):
     state = as_original(hf_llava().state_dict())
     state = {k: v for k, v in state.items() if "vision_tower" not in k}
     torch.save(state | {"model.extra": torch.ones(1)}, tmp_path / "pytorch_model.bin")
@@ -113,7 +113,7 @@ def test_a_start_without_router_or_tower_says_so(tmp_path):
     assert "(LLaVA): " in text
     assert "missing in router: router.gates.0.0.weight, " in text
     with pytest.raises(
-        ValueError, match=r"must give, router: router\.gates\.0\.0\.weight, .* more"
+        ValueError, match=r"required weights, router: router\.gates\.0\.0\.weight, .* more"
     ):
         load(model, tmp_path, parts=("router",))
 
@@ -141,7 +141,7 @@ def test_a_projector_file_fills_the_projector_alone(tmp_path):
             kept = as_ours(hf_llava().state_dict())[name].half().float()
         assert torch.equal(tensor, kept)
     torch.save({"model.mm_projector.0.weight": torch.zeros(32, 24)}, file)
-    with pytest.raises(ValueError, match=r"lacks weights .* projector: projector\.layers\.0\.bias"):
+    with pytest.raises(ValueError, match=r"lacks required weights, projector: projector\.layers"):
         load(model, file)
 
 
@@ -169,7 +169,7 @@ def test_other_sizes_are_refused_before_anything_changes(tmp_path):
     save_file(hf_llava().state_dict(), tmp_path / "model.safetensors")
     model = our_model(width=28)
     before = model.language.norm.weight.clone()
-    with pytest.raises(ValueError, match=r"class_embedding is \[24\], here \[28\]"):
+    with pytest.raises(ValueError, match=r"class_embedding is \[24\], expected \[28\]"):
         load(model, tmp_path)
     assert torch.equal(model.language.norm.weight, before)
 
@@ -189,7 +189,7 @@ def test_positions_of_another_image_size_are_resized(tmp_path):
 
 
 def rows_of(folder, tokenizer, state, rows):
-    """Both tables after loading; each original row is made to hold its own number."""
+    """Return both tables after loading; each original entry is filled with its own number."""
     number = torch.arange(float(rows))[:, None].expand(-1, 32).contiguous()
     state |= {"model.embed_tokens.weight": number, "lm_head.weight": number + 1000}
     torch.save(state, folder / "pytorch_model.bin")
@@ -201,7 +201,7 @@ def rows_of(folder, tokenizer, state, rows):
     return tables[0].tolist(), report
 
 
-def test_rows_follow_their_tokens_not_their_numbers(tmp_path):
+def test_vocabulary_entries_are_matched_by_token(tmp_path):
     write_tokenizer(tmp_path / "vicuna")
     words = DPNProcessor(read_tokenizer(tmp_path / "vicuna")).tokenizer
     image, router = (words.convert_tokens_to_ids(t) for t in ("<image>", "<ROUTER>"))
@@ -213,34 +213,34 @@ def test_rows_follow_their_tokens_not_their_numbers(tmp_path):
     got, report = rows_of(tmp_path / "vicuna", words, dict(state), VOCABULARY)
     assert got == pytest.approx([*base, mean, mean])
     assert "the mean of these: <image>, <ROUTER>" in report.notes[0]
-    # DPN: <ROUTER> is trained and stands where <image> is here.
+    # DPN: <ROUTER> is trained and has the number of <image> here.
     write_tokenizer(tmp_path / "dpn", ["<ROUTER>"])
     got, report = rows_of(tmp_path / "dpn", words, dict(state), VOCABULARY + 1)
     mean = (sum(base) + VOCABULARY) / (VOCABULARY + 1)
     assert got == pytest.approx([*base, mean, VOCABULARY])
-    # Hugging Face: <image>, <pad> and rows of padding.
+    # Hugging Face: <image>, <pad> and padding entries.
     write_tokenizer(tmp_path / "hf", ["<image>", "<pad>"])
     got, report = rows_of(tmp_path / "hf", words, dict(state), VOCABULARY + 24)
     mean = (sum(base) + VOCABULARY) / (VOCABULARY + 1)
     assert got == pytest.approx([*base, VOCABULARY, mean])
-    assert "23 rows of the source have no token here" in report.notes[0]
+    assert "23 entries of the source are not used" in report.notes[0]
 
 
-def test_rows_that_nobody_can_name_are_refused():
+def test_vocabularies_that_cannot_be_matched_are_refused():
     ours = {"a": 0, "b": 1, "<image>": 2, "<ROUTER>": 3}
-    assert match_rows(4, 4, None, ours).note() == ""
-    assert match_rows(2, 4, None, ours).sources == (0, 1, None, None)
+    assert match_entries(4, 4, None, ours).note() == ""
+    assert match_entries(2, 4, None, ours).sources == (0, 1, None, None)
     for old, tokens in ((3, ours), (5, ours), (3, None)):
-        with pytest.raises(ValueError, match=f"has {old} vocabulary rows and the model 4"):
-            match_rows(old, 4, None, tokens)
+        with pytest.raises(ValueError, match=f"has {old} vocabulary entries and the model 4"):
+            match_entries(old, 4, None, tokens)
     with pytest.raises(ValueError, match="no token in common"):
-        match_rows(2, 4, {"x": 0, "y": 1}, ours)
+        match_entries(2, 4, {"x": 0, "y": 1}, ours)
 
 
 def test_a_source_for_another_part_of_the_model(tmp_path):
     file = tmp_path / "model.safetensors"
     save_file({"stem.0.weight": torch.ones(2, 3, 4, 4)}, file)
-    with pytest.raises(ValueError, match=r"\(timm ConvNeXt\) has nothing for this model"):
+    with pytest.raises(ValueError, match=r"\(timm ConvNeXt\) has no weights for this model"):
         load(our_model(), file)
     tower = {k.removeprefix("model.vision_tower."): v for k, v in hf_llava().state_dict().items()}
     tower = {k: v for k, v in tower.items() if not k.startswith(("model.", "lm_head"))}

@@ -87,7 +87,7 @@ def test_an_adapter_of_our_own_model(tmp_path):
         torch.testing.assert_close(tensor, want[name], msg=name)
 
 
-def test_what_can_not_be_merged_is_refused(tmp_path):
+def test_adapters_that_cannot_be_merged_are_refused(tmp_path):
     lora, base = tmp_path / "lora", tmp_path / "vicuna"
     saved_lora(lora, base)
     file = lora / "adapter_config.json"
@@ -102,7 +102,7 @@ def test_what_can_not_be_merged_is_refused(tmp_path):
             open_lora(lora, base)
     file.write_text(json.dumps(settings))
     shutil.move(base, tmp_path / "moved")
-    with pytest.raises(FileNotFoundError, match="vicuna, which is no folder here; give"):
+    with pytest.raises(FileNotFoundError, match="vicuna, which is not a local folder; give"):
         load(our_model(), lora)
     weights = load_file(lora / "adapter_model.safetensors")
     save_file(

@@ -193,18 +193,18 @@ def test_hugging_face(tmp_path):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"mm_use_im_start_end": True}, "mm_use_im_start_end or mm_use_im_patch_token, which do"),
-        ({"mm_vision_select_feature": "cls_patch"}, "='cls_patch'; known here: 'patch'"),
-        ({"mm_projector_type": "resampler"}, "mm_projector_type='resampler'; known are linear"),
-        ({"image_aspect_ratio": "anyres"}, "image_aspect_ratio='anyres'; known here: 'pad'"),
-        ({"vision_tower_slow": "resnet50"}, "vision_tower_slow='resnet50'; known here: 'convnext"),
+        ({"mm_use_im_start_end": True}, "mm_use_im_start_end or mm_use_im_patch_token, which are"),
+        ({"mm_vision_select_feature": "cls_patch"}, "='cls_patch'; supported: 'patch'"),
+        ({"mm_projector_type": "resampler"}, "mm_projector_type='resampler'; use linear"),
+        ({"image_aspect_ratio": "anyres"}, "image_aspect_ratio='anyres'; supported: 'pad'"),
+        ({"vision_tower_slow": "resnet50"}, "vision_tower_slow='resnet50'; supported: 'convnext"),
         ({"pooling": POOLING | {"prepooling": True}}, "pooling.prepooling=True"),
-        ({"pooling": POOLING | {"pooling_type": "x"}}, "='x'; known here: 'static', 'adaptive'"),
-        ({"pooling": POOLING | {"router_version": "v3"}}, "='v3'; known here: 'v1', 'v2'"),
+        ({"pooling": POOLING | {"pooling_type": "x"}}, "='x'; supported: 'static', 'adaptive'"),
+        ({"pooling": POOLING | {"router_version": "v3"}}, "='v3'; supported: 'v1', 'v2'"),
         ({"pooling": {"pooling_type": "adaptive"}}, "config.json lacks 'pooling_layers'"),
         (
             {"pooling": POOLING | {"pooling_type": "static", "pooling_function": "conv"}},
-            "pooling.pooling_function='conv'; known here: 'max', 'avg'",
+            "pooling.pooling_function='conv'; supported: 'max', 'avg'",
         ),
         (
             {
@@ -217,7 +217,7 @@ def test_hugging_face(tmp_path):
         ),
     ],
 )
-def test_what_does_not_exist_here_is_refused(change, sentence, tmp_path):
+def test_unsupported_settings_are_refused(change, sentence, tmp_path):
     with pytest.raises(ValueError, match=sentence):
         settings(tmp_path, HR | change)
 
@@ -238,5 +238,5 @@ def test_other_folders(tmp_path):
         with pytest.raises(ValueError, match=key):
             settings(tmp_path, wrong | {key: value})
     other = clip_config().to_dict() | {"hidden_act": "gelu"}
-    with pytest.raises(ValueError, match=r"vision_config\.hidden_act='gelu'; known here: 'quick_g"):
+    with pytest.raises(ValueError, match=r"vision_config\.hidden_act='gelu'; supported: 'quick_g"):
         settings(tmp_path, wrong | {"vision_config": other})

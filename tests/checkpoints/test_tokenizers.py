@@ -10,7 +10,7 @@ from tests.checkpoints.conftest import CORPUS, VOCABULARY, write_tokenizer
 @pytest.mark.parametrize("legacy", [None, True, False])
 def test_a_sentencepiece_file_reads_as_sentencepiece_does(legacy, tmp_path):
     pieces = write_tokenizer(tmp_path, ["<ROUTER>"], legacy)
-    # What an original folder claims to be must not matter.
+    # The class that an original folder names must not matter.
     claims = {"model_type": "llava", "architectures": ["LlavaLlamaForCausalLM"]}
     (tmp_path / "config.json").write_text(json.dumps(claims))
     tokenizer = read_tokenizer(tmp_path)
@@ -19,7 +19,7 @@ def test_a_sentencepiece_file_reads_as_sentencepiece_does(legacy, tmp_path):
     assert tokenizer.convert_tokens_to_ids("<ROUTER>") == VOCABULARY
     assert (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 1, 2)
     assert (tokenizer.padding_side, tokenizer.model_max_length) == ("right", 2048)
-    # Text after a special token starts with a blank only in the old way.
+    # Text after a special token starts with a space only in legacy mode.
     tokens = tokenizer.tokenize("fox</s>USER: What")
     after = tokens[tokens.index("</s>") + 1]
     assert after.startswith("▁") == (legacy is not False)

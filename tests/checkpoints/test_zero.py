@@ -1,4 +1,4 @@
-"""Checkpoints of processes that share a model by ZeRO: laid out by hand, and written by runs."""
+"""Tests with ZeRO checkpoints of several processes, laid out by hand and written by runs."""
 
 import os
 import shutil
@@ -26,7 +26,7 @@ SCALER = "deepspeed.runtime.fp16.loss_scaler.LossScaler"
 
 
 def model(seed=5):
-    """With a tower that is frozen, tied tables and a buffer."""
+    """Build a model with a frozen tower, tied tables and a buffer."""
     built = our_model(VOCABULARY + 1, router=ROUTER, seed=seed)
     built.lm_head.weight = built.language.embed_tokens.weight
     built.router.price.fill_(float(seed))
@@ -35,13 +35,13 @@ def model(seed=5):
 
 
 def parted(tensor, multiple, world):
-    """A tensor, flat and padded, in equal parts."""
+    """Split a flattened, padded tensor into equal parts."""
     flat = torch.nn.functional.pad(tensor.flatten(), (0, -tensor.numel() % multiple), value=9.0)
     return flat.chunk(world)
 
 
 def write_zero(folder, stage, world=WORLD, scaler=None):
-    """The weights of `model()` in a folder as DeepSpeed's, with two groups of parameters."""
+    """Write the weights of `model()` as a DeepSpeed folder with two groups of parameters."""
     built = model()
     weights = {f"model.{n}": p.detach() for n, p in built.named_parameters()}
     frozen = {n: p for n, p in weights.items() if "vision" in n}
@@ -87,7 +87,7 @@ def write_zero(folder, stage, world=WORLD, scaler=None):
 
 @pytest.fixture
 def foreign(monkeypatch):
-    """From a dotted name to a class of that name, in modules that exist nowhere."""
+    """Create classes by dotted name, in modules that do not exist."""
 
     def make(path, **body):
         module, _, name = path.rpartition(".")
@@ -114,7 +114,7 @@ def test_the_layout_of_each_stage(stage, world, tmp_path, monkeypatch):
             assert torch.equal(tensor, expected[name]), name
 
 
-def test_deepspeed_is_not_needed(foreign, tmp_path, monkeypatch):
+def test_deepspeed_need_not_be_installed(foreign, tmp_path, monkeypatch):
     scaler = foreign(SCALER)()
     scaler.cur_scale = 1.0
     expected = write_zero(tmp_path, 2, scaler=scaler)
@@ -142,7 +142,7 @@ def test_code_is_refused_and_not_run(foreign, tmp_path, monkeypatch):
 def test_missing_files_are_named(stage, tmp_path):
     write_zero(tmp_path, stage)
     (tmp_path / OPTIMIZER.format(1)).rename(tmp_path / "kept")
-    lacks = r"lacks zero_pp_rank_1_mp_rank_00_optim_states\.pt; copy what all 3 processes wrote"
+    lacks = r"lacks zero_pp_rank_1_mp_rank_00_optim_states\.pt; copy the files of all 3"
     with pytest.raises(FileNotFoundError, match=lacks):
         load(model(), tmp_path)
     (tmp_path / "kept").rename(tmp_path / OPTIMIZER.format(1))
@@ -183,14 +183,14 @@ def test_files_of_different_worlds_are_refused(stage, world, copied, to, why, tm
     write_zero(tmp_path, stage)
     write_zero(tmp_path / "other", stage, world)
     shutil.copy(tmp_path / "other" / copied, tmp_path / to)
-    with pytest.raises(ValueError, match=rf"checkpoint are of different runs: {why}; copy one"):
+    with pytest.raises(ValueError, match=rf"checkpoint are of different runs: {why}; copy those"):
         load(model(), tmp_path)
 
 
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        (lambda flat: [part[:-4] for part in flat], "they hold too little of model"),
+        (lambda flat: [part[:-4] for part in flat], "they hold only a part of model"),
         (lambda flat: [part.repeat(2) for part in flat], "the group of model.* too many"),
         (lambda flat: flat[:1], "they have different groups of parameters"),
     ],

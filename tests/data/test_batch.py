@@ -34,7 +34,7 @@ def test_left_padding_moves_ids_mask_and_labels_together():
     assert batch.num_supervised == 3
 
 
-def test_a_label_on_the_first_column_is_no_supervised_token():
+def test_a_label_on_the_first_column_is_not_a_supervised_token():
     assert collate([Sample([5, 6], [5, 6])], 0).num_supervised == 1
 
 
@@ -44,7 +44,7 @@ def test_batches_without_images_leave_image_tensors_out():
     assert batch.to("cpu").pixel_values is None
 
 
-def test_to_moves_what_is_computed_with_and_keeps_the_rest():
+def test_to_moves_inputs_and_keeps_host_values():
     moved = collate(SAMPLES, 0).to("meta")
     on_device = {name for name, tensor in moved.model_inputs().items() if tensor.is_meta}
     assert on_device == {"input_ids", "attention_mask", "labels", "pixel_values"}

@@ -29,14 +29,14 @@ def processor(request):
 
 
 def asked(messages):
-    """Plain strings, up to the last question."""
+    """Return plain messages up to the last question."""
     roles = {"human": "user", "gpt": "assistant"}
     messages = [{"role": roles[m["from"]], "content": m["value"]} for m in messages]
     return messages[:-1] if messages[-1]["role"] == "assistant" else messages
 
 
 def typed(messages, images):
-    """The same in typed parts, each with its image."""
+    """Convert messages to typed parts, each image part with its image."""
     images = iter(images)
     turns = []
     for message in messages:
@@ -85,7 +85,7 @@ def test_conversations_of_a_batch(processor):
     assert all(torch.equal(got[key], want[key]) for key in want)
 
 
-def test_whatever_is_refused_or_asked_is_so_in_both(processor):
+def test_both_accept_and_refuse_the_same_conversations(processor):
     rng = random.Random(0)
     outcomes = Counter()
     for _ in range(60):
@@ -118,7 +118,7 @@ VIDEO = {"role": "user", "content": [{"type": "video"}]}
         ([USER, {"role": "assistant", "content": IMAGE}, USER], "reserved token"),
     ],
 )
-def test_what_can_not_be_asked(messages, sentence):
+def test_invalid_messages_are_refused(messages, sentence):
     processor = DPNProcessor(TOKENIZERS["bytes"])
     with pytest.raises(DataError):
         processor.prompt(messages)
@@ -126,7 +126,7 @@ def test_what_can_not_be_asked(messages, sentence):
         processor.apply_chat_template(messages, add_generation_prompt=True)
 
 
-def test_other_ends_of_a_text():
+def test_text_without_a_generation_prompt_or_with_an_answer_at_the_end():
     processor = DPNProcessor(TOKENIZERS["bytes"], "short")
     assert processor.apply_chat_template([USER]) == "USER: Hi"
     assert processor.apply_chat_template([USER, OTHER]) == "USER: Hi ASSISTANT: Hi</s>"
@@ -134,7 +134,7 @@ def test_other_ends_of_a_text():
     assert open_end == "USER: Hi ASSISTANT: Hi"
 
 
-def test_other_programs_find_the_template_in_the_folder(tmp_path):
+def test_other_libraries_find_the_template_in_the_folder(tmp_path):
     messages = asked(CONVERSATIONS["several turns"][0])
     DPNProcessor(TOKENIZERS["bytes"], "short").save_pretrained(tmp_path)
     plain = AutoTokenizer.from_pretrained(tmp_path)

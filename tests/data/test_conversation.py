@@ -155,7 +155,7 @@ ODD = ["</s>", " ASSISTANT: ", " ASSISTANT:", "ASSISTANT: ", "</s>USER: ", "<s>"
 
 
 def odd_conversation(rng):
-    """Turns of random words; about every second conversation has something odd in it."""
+    """Turns of random words; about half of the conversations have something unusual."""
     odd = rng.random() < 0.5
 
     def text(least):
@@ -174,12 +174,12 @@ def odd_conversation(rng):
     return messages
 
 
-# Refused although LLaVA would train: blank answers, and texts that it would take for other turns.
-STRICTER = r"turn \d+ is empty|holds the reserved token|within a text, where no answer"
+# Refused although LLaVA trains on them: blank answers, and texts that it mistakes for other turns.
+STRICTER = r"turn \d+ is empty|holds the reserved token|inside a text, where no answer"
 
 
 def test_v1_equals_the_procedure_of_llava_or_refuses_what_it_masks(tokenizer):
-    """Where LLaVA would mask the whole sample, the row is refused and says which turn is wrong."""
+    """A row that LLaVA would mask completely is refused with the number of the bad turn."""
 
     def try_to_encode(messages):
         images = sum(IMAGE in m["value"] for m in messages if m["from"] == "human")
@@ -256,14 +256,14 @@ def test_ids_before_the_first_answer_do_not_change_when_answers_do(tokenizer):
         ("hello", 0, "there is no conversation"),
         ([gpt("Hello!")], 0, "no human turn"),
         (["hello"], 0, "turn 1 is 'hello'; it must be a mapping"),
-        ([{"from": "robot", "value": "hi"}], 0, "turn 1 has the unknown role 'robot'; known are"),
+        ([{"from": "robot", "value": "hi"}], 0, "turn 1 has the unknown role 'robot'; use"),
         ([human("hi"), {"from": "gpt"}], 0, "turn 2 has no text"),
         ([human("hi"), {"from": "gpt", "value": [{"type": "audio"}]}], 0, "turn 2 has no text"),
         ([{"from": ["human"], "value": "hi"}], 0, r"the unknown role \['human'\]"),
-        ([human("\ud83d"), gpt("ho")], 0, "turn 1 holds half a letter"),
+        ([human("\ud83d"), gpt("ho")], 0, "turn 1 holds a lone surrogate"),
         ([human(""), gpt("ho")], 0, "the question in turn 1 is empty"),
-        ([human("the ASSISTANT: a"), gpt("ho")], 0, "round 1 holds ' ASSISTANT: ' within a text"),
-        ([*BIRDS, human("hi"), gpt("a ASSISTANT: b")], 0, "round 2 holds ' ASSISTANT: ' within"),
+        ([human("the ASSISTANT: a"), gpt("ho")], 0, "round 1 holds ' ASSISTANT: ' inside a text"),
+        ([*BIRDS, human("hi"), gpt("a ASSISTANT: b")], 0, "round 2 holds ' ASSISTANT: ' inside"),
         ([human("hi"), gpt(" \n")], 0, "the answer in turn 2 is empty"),
         ([human("hi"), human("ho")], 0, "two turns of the human follow each other"),
         ([human("hi"), gpt("ho")], 1, "hold 0 <image> marks but the row has 1 images"),

@@ -45,7 +45,7 @@ def test_none_keeps_size_and_pixels_and_wants_whole_patches():
     mean, std = torch.tensor(CLIP_MEAN)[:, None, None], torch.tensor(CLIP_STD)[:, None, None]
     back = ((got * std + mean) * 255).round().permute(1, 2, 0).byte().numpy()
     np.testing.assert_array_equal(back, np.asarray(image))
-    with pytest.raises(DataError, match="14 x 27 pixels can not be cut into patches of 14"):
+    with pytest.raises(DataError, match="14 x 27 pixels cannot be cut into patches of 14"):
         ImageTransform("none", multiple=14)(picture(27, 14))
 
 
@@ -53,7 +53,7 @@ def test_none_keeps_size_and_pixels_and_wants_whole_patches():
     ("arguments", "sentence"),
     [
         ({"mode": "crop"}, "mode 'crop' is unknown; choose pad, square or none"),
-        ({"size": 100, "multiple": 14}, "size 100 is no multiple of the patch size 14"),
+        ({"size": 100, "multiple": 14}, "size 100 is not a multiple of the patch size 14"),
     ],
 )
 def test_impossible_recipes_are_refused(arguments, sentence):
@@ -68,7 +68,7 @@ def test_every_colour_mode_is_read_as_rgb(tmp_path, mode):
     assert open_image(tmp_path, name).mode == "RGB"
 
 
-def test_only_images_inside_of_the_folder_are_opened(tmp_path):
+def test_only_images_inside_the_folder_are_opened(tmp_path):
     root = tmp_path / "root"
     (root / "sub").mkdir(parents=True)
     picture(8, 8).save(root / "sub" / "in.png")
@@ -80,7 +80,7 @@ def test_only_images_inside_of_the_folder_are_opened(tmp_path):
         assert open_image(root, name).size == (8, 8)
     outside = ("../out.png", "sub/../../out.png", "link.png", "folder/out.png")
     for name in (*outside, str(tmp_path / "out.png"), str(root / "sub" / "in.png")):
-        with pytest.raises(DataError, match=r"lies outside of the image folder .*; move it inside"):
+        with pytest.raises(DataError, match=r"lies outside the image folder .*; move it inside"):
             open_image(root, name)
 
 
@@ -97,7 +97,7 @@ def test_broken_images_are_named(tmp_path):
     (tmp_path / "flipped.png").write_bytes(flipped)
     problems = {
         "missing.png": "does not exist",
-        "empty.png": "corrupt, an empty file",
+        "empty.png": "corrupt: the file is empty",
         **dict.fromkeys(["text.png", "cut.png", "cut.jpg", "flipped.png"], "corrupt or truncated"),
     }
     for name, problem in problems.items():
@@ -127,5 +127,5 @@ def test_a_missing_file_is_looked_up_under_other_extensions_inside_the_folder(tm
     with pytest.raises(DataError, match=r"gone\.jpg does not exist"):
         open_image(root, "gone.jpg")
     for name in ("x" * 300, "\ud83d.jpg"):
-        with pytest.raises(DataError, match="can not be looked up"):
+        with pytest.raises(DataError, match="cannot be looked up"):
             open_image(root, name)

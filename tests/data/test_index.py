@@ -10,7 +10,7 @@ import dpn.data.index
 from dpn.data.base import Split
 from dpn.data.batch import DataError
 from dpn.data.index import open_index
-from dpn.data.rows import Rows
+from dpn.data.rows import FileRows
 from tests.data.conftest import gpt, human, row
 
 ODD = r"""
@@ -22,7 +22,7 @@ ODD = r"""
 
 
 def rows_of(file):
-    return Rows(Split(Path(file), Path(file).parent))
+    return FileRows(Split(Path(file), Path(file).parent))
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
@@ -52,13 +52,13 @@ def test_words_and_images_are_counted_without_loading_a_row(tmp_path):
         ("[ ] ", "must hold a JSON array of at least one row"),
         ('{"a": 1}', "must hold a JSON array of at least one row"),
         ("\ufeff[1]", "must hold a JSON array of at least one row"),
-        ("[1, 2", "is no valid JSON: ',' or ']' is missing, after 2 rows"),
-        ("[1 2]", "is no valid JSON: ',' or ']' is missing, after 1 rows"),
-        ("[1,]", "is no valid JSON: Expecting value, after 1 rows"),
-        ('[1, {"a": }, 3]', "is no valid JSON: Expecting value, after 1 rows"),
-        ('[1, "abc', "is no valid JSON: Unterminated string starting at, after 1 rows"),
-        ("[1] 2", "is no valid JSON: something follows the array, after 1 rows"),
-        (b'["\xff"]', "is no valid JSON: .* can't decode byte"),
+        ("[1, 2", "is not valid JSON: ',' or ']' is missing, after 2 rows"),
+        ("[1 2]", "is not valid JSON: ',' or ']' is missing, after 1 rows"),
+        ("[1,]", "is not valid JSON: Expecting value, after 1 rows"),
+        ('[1, {"a": }, 3]', "is not valid JSON: Expecting value, after 1 rows"),
+        ('[1, "abc', "is not valid JSON: Unterminated string starting at, after 1 rows"),
+        ("[1] 2", "is not valid JSON: something follows the array, after 1 rows"),
+        (b'["\xff"]', "is not valid JSON: .* can't decode byte"),
     ],
 )
 @pytest.mark.parametrize("piece", [1, 4096])
@@ -70,17 +70,17 @@ def test_files_that_json_refuses_too(content, reason, piece, tmp_path, monkeypat
         open_index(file)
 
 
-def test_a_mistake_is_found_without_reading_on(tmp_path, monkeypatch):
+def test_an_error_is_found_before_the_rest_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(dpn.data.index, "PIECE", 64)
     file = tmp_path / "bad.json"
-    file.write_bytes(b'[{"a": x' + b" " * 100_000 + b"\xff")  # the last byte can not be decoded
+    file.write_bytes(b'[{"a": x' + b" " * 100_000 + b"\xff")  # the last byte cannot be decoded
     with pytest.raises(DataError, match="Expecting value, after 0 rows"):
         open_index(file)
 
 
 @pytest.fixture
 def kept(monkeypatch, tmp_path):
-    """Every file counts as large; a list of the files that were indexed."""
+    """Treat every file as large; return the list of indexed files."""
     made, make = [], dpn.data.index.make_index
     monkeypatch.setattr(dpn.data.index, "SMALL", 0)
     monkeypatch.setattr(dpn.data.index, "make_index", lambda file: made.append(file) or make(file))
@@ -106,9 +106,7 @@ def test_an_index_is_made_once_and_again_for_a_changed_file(kept, write):
     assert len(kept) == 4
 
 
-def test_a_folder_that_can_not_be_written_leaves_the_index_in_the_cache(
-    kept, write, monkeypatch, tmp_path
-):
+def test_a_read_only_folder_leaves_the_index_in_the_cache(kept, write, monkeypatch, tmp_path):
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     file = write([row(0)])
     assert len(rows_of(file)) == len(rows_of(file)) == 1
@@ -134,12 +132,12 @@ def test_processes_that_start_together_make_one_index(kept, write, tmp_path):
     assert sorted(told) == ["0 50", "0 50", "0 50", "1 50"]
 
 
-def test_rows_travel_to_a_started_worker_and_notice_a_changed_file(write):
+def test_rows_are_pickled_to_a_spawned_worker_and_notice_a_changed_file(write):
     file = write([row(0, human("hi"), gpt("ho")), row(1)])
     rows = rows_of(file)
     assert list(pickle.loads(pickle.dumps(rows))) == list(rows)
     file.write_text("x" * file.stat().st_size)
-    with pytest.raises(DataError, match="the file was changed since it was opened"):
+    with pytest.raises(DataError, match="the file has changed since it was opened"):
         rows[0]
 
 

@@ -27,7 +27,7 @@ def data_of(file, processor, **options):
 
 
 class Recorder(LightningModule):
-    """Learns nothing, writes down what it is shown."""
+    """Learns nothing and records the batches."""
 
     def __init__(self, stop_at=None):
         super().__init__()
@@ -160,7 +160,7 @@ def test_sources_are_found_by_file_name_with_a_schema():
         dpn.data.resolve("mosiac")
 
 
-def test_missing_files_are_told_all_at_once(write, processor):
+def test_missing_files_are_reported_together(write, processor):
     good = data_of(write(answers_of(2)), processor).source
     assert good.check() == []
     bad = dpn.data.resolve("llava_json")(

@@ -12,7 +12,7 @@ import dpn.data
 from dpn.data.base import Source
 from dpn.data.index import open_index
 from dpn.data.mosaic import Mosaic, is_complete
-from dpn.data.rows import Conversations, Rows
+from dpn.data.rows import Conversations, FileRows
 from dpn.data.tokenizer import train_tokenizer
 from dpn.model import DPNProcessor
 
@@ -40,7 +40,7 @@ def known_digits():
 
 
 def look(path, known_digits):
-    """What a PNG shows: colour of each place, and number and label of each cell's digit image."""
+    """Read a PNG: colour of each quadrant, and number and label of each cell's digit image."""
     pixels = np.asarray(Image.open(path)).astype(float)
     half, side = len(pixels) // 2, len(pixels) // 8
     colours, numbers, labels = {}, np.full((2, side, side), -1), None
@@ -232,7 +232,7 @@ def test_rows_take_the_path_of_any_llava_file(mosaic):
     sample = captions[0]
     supervised = data.processor.decode([i for i in sample.labels if i >= 0])
     assert supervised == rows_of(mosaic, "val", "captions")[0]["conversations"][1]["value"]
-    assert list(Rows(data.source.split("val"))) == rows_of(mosaic, "val", "questions")
+    assert list(FileRows(data.source.split("val"))) == rows_of(mosaic, "val", "questions")
     words = data.processor.tokenizer.tokenize(
         " How many digits are in the top left quadrant? 1234567"
     )
@@ -260,7 +260,7 @@ def test_rows_take_the_path_of_any_llava_file(mosaic):
         ({"batch_size": 0}, "`data.batch_size=0` is not possible; it can be at least 1."),
     ],
 )
-def test_impossible_settings_are_told_before_anything_is_written(arguments, sentence, tmp_path):
+def test_impossible_settings_are_refused_before_anything_is_written(arguments, sentence, tmp_path):
     impossible = Mosaic(root=str(tmp_path), **arguments)
     assert impossible.check() == [sentence]
     with pytest.raises(ValueError, match=re.escape(sentence)):
@@ -269,6 +269,6 @@ def test_impossible_settings_are_told_before_anything_is_written(arguments, sent
     assert Mosaic(root=str(tmp_path)).check() == []
 
 
-def test_a_source_has_to_say_where_its_rows_are():
+def test_a_source_must_define_split():
     with pytest.raises(TypeError, match="does not say where its rows are"):
         Source().split("train")

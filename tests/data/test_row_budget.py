@@ -1,4 +1,4 @@
-"""Batches of equally many rows: what holds for any number of ranks, and how rows are foreseen."""
+"""Batches within a row budget for any number of ranks, and the estimate of rows."""
 
 import itertools
 
@@ -63,7 +63,7 @@ def test_epochs_and_seeds_differ_unless_the_order_is_that_of_the_file():
     assert max(still.batch(0)) < min(still.batch(2))
 
 
-def test_what_can_not_be_is_told():
+def test_impossible_budgets_are_refused():
     with pytest.raises(ValueError, match="rows_per_batch=100 is too small: sample"):
         RowBudgetSampler(ROWS, 100)
     with pytest.raises(ValueError, match="2 samples do not fill one optimizer step of 4"):

@@ -5,7 +5,7 @@ import pytest
 
 from dpn.data.base import Split
 from dpn.data.batch import DataError
-from dpn.data.rows import Conversations, Questions, Rows
+from dpn.data.rows import Conversations, FileRows, Questions
 from tests.data.conftest import gpt, human, row
 
 SEEN = human("<image>\nWhat colour is the cat?")
@@ -42,7 +42,7 @@ def test_rows_become_samples(write, processor):
 
 BAD = {
     "no conversation": ({"id": "x"}, "there is no conversation"),
-    "no mapping": ([1, 2], "it is no mapping"),
+    "no mapping": ([1, 2], "it is not a mapping"),
     "unknown role": (row(0, {"from": "me", "value": "hi"}), "unknown role 'me'"),
     "empty answer": (row(0, human("hi"), gpt("")), "answer in turn 2 is empty"),
     "no last answer": (row(0, human("hi"), gpt("ho"), human("hm")), "last turn has no answer"),
@@ -52,14 +52,14 @@ BAD = {
         "hold 0 <image> marks but the row has 1",
     ),
     "missing image": (row(0, SEEN, gpt("red"), image="gone.png"), "gone.png does not exist"),
-    "outside": (row(0, SEEN, gpt("red"), image="../train.json"), "lies outside of the image"),
+    "outside": (row(0, SEEN, gpt("red"), image="../train.json"), "lies outside the image"),
     "corrupt image": (row(0, SEEN, gpt("red"), image="bad.png"), "bad.png is corrupt"),
     "too long": (row(0, human("hi " * 200), gpt("ho")), "ids, the maximum is 150"),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_rows_raise_naming_file_and_row_or_are_skipped_and_told(name, write, processor):
+def test_bad_rows_raise_naming_file_and_row_or_are_skipped_and_reported(name, write, processor):
     bad, sentence = BAD[name]
     file = write([row(0), bad, bad, row(3)])
     (file.parent / "images" / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n")
@@ -116,15 +116,17 @@ def test_bad_rows_of_questions_obey_on_error(write, processor):
     assert [skipping[i].sample_id for i in range(len(skipping))] == [0, 0, 0]
 
 
-def test_files_that_are_no_rows(tmp_path, write):
+def test_files_without_rows_are_refused(tmp_path, write):
     with pytest.raises(DataError, match="does not exist"):
-        Rows(split_of(tmp_path / "none.json"))
+        FileRows(split_of(tmp_path / "none.json"))
     for content in ("{", "{}", "[]", json.dumps("rows")):
         file = tmp_path / "bad.json"
         file.write_text(content)
-        with pytest.raises(DataError, match=r"bad\.json (is no valid JSON|must hold a JSON array)"):
-            Rows(split_of(file))
-    assert len(Rows(split_of(write([row(0), row(1)]), rows=1))) == 1
+        with pytest.raises(
+            DataError, match=r"bad\.json (is not valid JSON|must hold a JSON array)"
+        ):
+            FileRows(split_of(file))
+    assert len(FileRows(split_of(write([row(0), row(1)]), rows=1))) == 1
 
 
 def test_long_rows_are_cut_to_what_llava_trains_on(write, processor):

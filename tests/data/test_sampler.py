@@ -53,7 +53,7 @@ def test_resumed_equals_uninterrupted(accumulate, shuffle):
 
 
 @pytest.mark.parametrize(("world", "accumulate"), [(2, 1), (3, 2), (1, 6)])
-def test_ranks_and_accumulation_share_out_what_one_process_takes(world, accumulate):
+def test_ranks_and_accumulation_together_take_what_one_process_takes(world, accumulate):
     """An optimizer step sees the same samples however they are spread."""
     alone = list(BatchSampler(50, 12))
     ranks = [
@@ -70,7 +70,7 @@ def test_ranks_and_accumulation_share_out_what_one_process_takes(world, accumula
 
 
 @pytest.mark.parametrize("size", [1, 5, 6, 7, 11, 12, 13])
-def test_keep_gives_every_rank_equally_many_batches_and_loses_nothing(size):
+def test_keep_gives_every_rank_the_same_number_of_batches_and_loses_nothing(size):
     ranks = [
         list(BatchSampler(size, 2, shuffle=False, rank=r, world=3, last="keep")) for r in range(3)
     ]

@@ -1,4 +1,4 @@
-"""A tiny saved model that speaks in whole words, and documents of each kind for it."""
+"""Fixtures: a tiny saved model that answers in whole words, and documents of each kind for it."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -12,13 +12,13 @@ from tests.talkers import make_talker, picture
 
 
 class Document(NamedTuple):
-    """What a task asks."""
+    """One document of a task."""
 
     question: str
     images: list[Image.Image]
 
 
-#: With no image, one or two, with and without marks; not in the order of their lengths.
+#: Documents without image, with one or two, with and without marks; not sorted by length.
 DOCUMENTS = [
     Document("What colour is the cat on the sofa, black or white?", [picture(0, 16, 16)]),
     Document("How many birds?", []),
@@ -62,12 +62,12 @@ def words(document: Document) -> str:
 
 
 def answer(loaded, document: Document, most: int = 6, **options) -> str:
-    """What dpn itself answers, asked nothing else at the same time."""
+    """Return the answer of `dpn.inference`, asked in a batch of its own."""
     return inference.ask(*loaded, words(document), document.images, most, **options)["answer"]
 
 
 def naive_logprob(loaded, document: Document, continuation: str) -> tuple[float, bool]:
-    """Log-probability of a continuation, alone, without padding, from the logits of all columns."""
+    """Compute the log-probability of a continuation without padding, from all logits."""
     model, processor = loaded
     prompt = processor.prompt([{"role": "user", "content": words(document)}])
     start = processor(prompt, document.images).input_ids.shape[1]

@@ -1,4 +1,4 @@
-"""The real lmms-eval, in the environment of `make lmms-eval`, asks a tiny model local tasks."""
+"""Tests of the real lmms-eval, in the environment of `make lmms-eval`, with local tasks."""
 
 import os
 import subprocess
@@ -71,20 +71,20 @@ OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 @pytest.fixture(scope="module")
 def answers(loaded):
-    """What dpn answers to each document."""
+    """Answers of `dpn.inference` to each document."""
     return [answer(loaded, document, stop=["colour"]) for document in DOCUMENTS]
 
 
 @pytest.fixture(scope="module")
 def logprobs(loaded, answers):
-    """Of each document, of the first words of each answer."""
+    """Log-probabilities of the first words of each answer, for each document."""
     choices = [" ".join(text.split()[:2]) for text in answers]
     return [{c: naive_logprob(loaded, document, c) for c in choices} for document in DOCUMENTS]
 
 
 @pytest.fixture(scope="module")
 def rows(answers, logprobs):
-    """The data set; two of the five answers and one of the choices are called wrong."""
+    """The data set, in which two of five answers and one of the choices are marked as wrong."""
     found = []
     for number, (document, options) in enumerate(zip(DOCUMENTS, logprobs, strict=True)):
         choices = list(options)
@@ -119,7 +119,7 @@ def scores(out: Path) -> dict[str, float]:
 
 
 def responses(out: Path, task: str) -> list:
-    """What the model gave for each document."""
+    """Outputs of the model for each document."""
     (path,) = out.glob(f"*_samples_{task}.jsonl")
     samples = sorted(read_rows(path), key=lambda sample: sample["doc_id"])
     assert [sample["doc_id"] for sample in samples] == list(range(len(DOCUMENTS)))
@@ -127,7 +127,7 @@ def responses(out: Path, task: str) -> list:
 
 
 def evaluate(processes: int, run: Path, tasks: Path, folder: Path) -> Path:
-    """What lmms-eval's command line wrote."""
+    """Files that lmms-eval's command line wrote."""
     several = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
     command = [PYTHON, "-m", *(several if processes == 2 else []), "lmms_eval"]
     command += ["--model", "dpn", "--model_args", f"run={run},device=cpu", "--batch_size", "2"]

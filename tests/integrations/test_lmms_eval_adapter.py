@@ -1,4 +1,4 @@
-"""What the real lmms-eval can not be asked cheaply, with a stand-in for its base class."""
+"""Tests that would be slow with the real lmms-eval, on a stand-in for its base class."""
 
 import copy
 import logging
@@ -16,7 +16,7 @@ ADAPTER = "dpn.integrations.lmms_eval"
 
 
 class Base:
-    """The parts of `lmms_eval.api.model.lmms` that an adapter touches."""
+    """Stand-in for the parts of `lmms_eval.api.model.lmms` that an adapter uses."""
 
     def __init__(self):
         self._rank, self._world_size, self.task_dict = 0, 1, {}
@@ -33,13 +33,13 @@ class Result:
 
 @pytest.fixture(scope="module")
 def costs():
-    """What was logged of cost."""
+    """Logged costs."""
     return []
 
 
 @pytest.fixture(scope="module")
 def adapter(costs):
-    """The module, on stand-ins for lmms-eval's."""
+    """The adapter's module with stand-ins for lmms-eval's modules."""
     modules = {
         "lmms_eval.api.model": {"lmms": Base},
         "lmms_eval.api.instance": {"GenerationResult": Result, "Instance": SimpleNamespace},
@@ -58,7 +58,7 @@ def adapter(costs):
 
 @pytest.fixture
 def model(adapter, run):
-    """Makes the model of a batch size; its task is `pope`."""
+    """Function that creates the model for a batch size; its task is `pope`."""
 
     def make(batch_size=2, **arguments):
         made = adapter.DPN(run=str(run), batch_size=batch_size, device="cpu", **arguments)
@@ -123,7 +123,7 @@ def test_probabilities_are_those_of_one_sample_alone(batch_size, model, loaded):
 
 
 def test_what_would_be_generated_is_greedy(model):
-    """Also where `<image>` is more probable still, which no answer holds."""
+    """Even if `<image>`, which answers never contain, is more probable."""
     made = model()
     first = made.generate_until([request(0, {"max_new_tokens": 6})])[0].split()[0]
     (word,) = made.processor.tokenizer(f" {first}").input_ids
@@ -141,9 +141,9 @@ def broken(document):
 @pytest.mark.parametrize(
     ("bad", "sentence"),
     [
-        (request(1, {}, "Is <image> red?"), "holds an <image> mark, but there is no image"),
+        (request(1, {}, "Is <image> red?"), "holds an <image> mark, but there are no images"),
         (request(1, {}, "Hi</s>"), "reserved token </s>"),
-        (request(1, {}, visuals=lambda document: ["film.mp4"]), "its str is no image"),
+        (request(1, {}, visuals=lambda document: ["film.mp4"]), "its str is not an image"),
         (request(1, {}, visuals=broken), "truncated file"),
         (request(1, " "), "the continuation is ' '"),
         (request(1, lambda document: 3), "the continuation is 3"),
@@ -151,7 +151,7 @@ def broken(document):
         (request(1, {"max_new_tokens": 0}), "max_new_tokens"),
     ],
 )
-def test_what_can_not_be_asked_is_named(bad, sentence, adapter, model):
+def test_requests_that_cannot_be_asked_are_named(bad, sentence, adapter, model):
     generates = isinstance(bad.args[1], dict)
     good = request(0, {"max_new_tokens": 1} if generates else "yes")
     method = "generate_until" if generates else "loglikelihood"
@@ -191,17 +191,17 @@ def test_decoding(asked, most, options, adapter):
     assert chosen == standard | options
 
 
-def test_settings_without_meaning_are_told(model, caplog):
+def test_ignored_settings_are_logged(model, caplog):
     requests = [request(1, {"max_new_tokens": 1, "image_aspect_ratio": "pad", "until": "x"})]
     with caplog.at_level(logging.WARNING):
         model().generate_until(requests)
-    assert "no setting for generation_kwargs image_aspect_ratio." in caplog.text
+    assert "ignores generation_kwargs image_aspect_ratio." in caplog.text
 
 
-def test_refusals(model):
-    with pytest.raises(ValueError, match="batch_size=auto is no number"):
+def test_unsupported_requests_are_refused(model):
+    with pytest.raises(ValueError, match="batch_size=auto is not a number"):
         model("auto")
-    with pytest.raises(ValueError, match="batch_size=0 is no number"):
+    with pytest.raises(ValueError, match="batch_size=0 is not a number"):
         model(0)
     with pytest.raises(NotImplementedError, match="answers one round"):
         model().generate_until_multi_round([])
