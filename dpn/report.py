@@ -13,9 +13,10 @@ from rich.console import Console
 
 from dpn.cli.arguments import read_arguments
 from dpn.cli.door import readable_errors
-from dpn.reports.comparison import compare, write_comparison
+from dpn.reports.comparison import compare
 from dpn.reports.comparison_tables import left_out, methods
 from dpn.reports.page import print_tables, write_report
+from dpn.reports.publish import write_comparison
 from dpn.runs.request import ConfigError
 
 

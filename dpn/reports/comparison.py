@@ -1,29 +1,21 @@
-"""Many runs in one report: a page that needs nothing else, report.md with figures, and runs.csv."""
+"""Runs that were found in some folders, grouped for comparison."""
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpn.common.files import atomic_path, write_text
-from dpn.common.table import Table, plain
-from dpn.reports import comparison_tables as tables
-from dpn.reports.charts import Chart, charts
-from dpn.reports.drawing import save
-from dpn.reports.html import write_page
 from dpn.reports.points import Point, points_of
 from dpn.reports.runs import Run, find_runs, read_run
-from dpn.reports.tables import routes
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was found in some folders.
+    """The runs in some folders.
 
     Attributes:
-        runs: all of them.
-        points: the finished ones by their settings.
-        left_out: the others, and those that repeat a seed.
+        runs: all runs.
+        points: finished runs, grouped by their settings.
+        left_out: runs that did not finish, and runs that repeat the seed of another one.
     """
 
     runs: Sequence[Run]
@@ -47,60 +39,3 @@ def compare(folders: Sequence[Path]) -> Comparison:
     return Comparison(
         runs, points, [*(run for run in runs if run.outcome != "finished"), *repeated]
     )
-
-
-def write_comparison(found: Comparison, folder: Path) -> Path:
-    """Write report.html, report.md with its figures, and runs.csv; returns the page."""
-    shown = charts(found.points)
-    figures = [save(chart, found.methods, folder / "figures") for chart in shown]
-    parts = [
-        "# Comparison of runs",
-        _counts(found),
-        *(table.markdown().strip() for table in all_tables(found)),
-        *(_picture(*pair, folder) for pair in zip(shown, figures, strict=True)),
-    ]
-    write_text(folder / "report.md", "\n\n".join(parts) + "\n")
-    _write_csv(found, folder / "runs.csv")
-    return write_page(found, shown, folder / "report.html")
-
-
-def all_tables(found: Comparison) -> list[Table]:
-    """All tables that have lines."""
-    points = found.points
-    first = (tables.methods, tables.budgets, tables.costs, tables.families, tables.layers)
-    shown = [make(points) for make in first]
-    shown += [*map(_routes, points), tables.settings(points)]
-    return [table for table in (*shown, tables.left_out(found.left_out)) if table.body]
-
-
-def _routes(point: Point) -> Table:
-    seeing = [row for row in point.rows if row["base_rows"] and row["route"]]
-    title = f"Routes of {point.name}"
-    if not seeing:
-        return Table(title, (), ())
-    table = routes(seeing)
-    return Table(title, table.head, table.body, table.note)
-
-
-def _counts(found: Comparison) -> str:
-    counts = tables.summary(found.runs, found.points)
-    return ", ".join(f"{name}: {count}" for name, count in counts.items()) + "."
-
-
-def _picture(chart: Chart, path: Path, folder: Path) -> str:
-    words = plain(chart.told).replace("[", "(").replace("]", ")")
-    return f"![{words}]({path.relative_to(folder)})"
-
-
-def _write_csv(found: Comparison, path: Path) -> None:
-    """A line for each run, with all of its metrics."""
-    names = dict.fromkeys(name for run in found.runs for name in run.metrics)
-    placed = {id(run): point for point in found.points for run in point.runs}
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        lines = csv.writer(file)
-        lines.writerow(["folder", "outcome", "problem", "method", "keep", "seed", *names])
-        for run in found.runs:
-            point = placed.get(id(run))
-            told = (point.method, point.keep) if point else ("", "")
-            values = (run.metrics.get(name) for name in names)
-            lines.writerow([run.folder, run.outcome, run.problem, *told, run.seed, *values])

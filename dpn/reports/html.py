@@ -10,7 +10,6 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from PIL import Image
 
@@ -18,13 +17,11 @@ from dpn.common.files import write_text
 from dpn.metrics import route_shares
 from dpn.reports import comparison_tables as tables
 from dpn.reports.charts import Chart
+from dpn.reports.comparison import Comparison
 from dpn.reports.drawing import COLOURS, MARKS, figure
 from dpn.reports.overlays import read_overlay
 from dpn.reports.points import Point
 from dpn.reports.tables import by_difficulty
-
-if TYPE_CHECKING:
-    from dpn.reports.comparison import Comparison
 
 log = logging.getLogger(__name__)
 _PARTS = Path(__file__).with_name("template")
@@ -48,7 +45,7 @@ class HeldOutImage:
     panels: Mapping[str, str]
 
 
-def write_page(found: "Comparison", charts: Sequence[Chart], path: Path) -> Path:
+def write_page(found: Comparison, charts: Sequence[Chart], path: Path) -> Path:
     """Write the page and return its path."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from plotly.offline import get_plotlyjs

@@ -77,9 +77,13 @@ def test_files_of_a_folder_import_each_other_without_a_circle():
 
 
 def top_level_imports(path: Path) -> set[str]:
-    """Return the full names of the modules of dpn that a file imports at its top level."""
+    """Return the full names of the modules of dpn that a file imports outside of functions, also
+    for type checking only.
+    """
     found = set()
-    for node in ast.parse(path.read_text()).body:
+    body = ast.parse(path.read_text()).body
+    guarded = [node for block in body if isinstance(block, ast.If) for node in block.body]
+    for node in [*body, *guarded]:
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("dpn."):
             found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return found

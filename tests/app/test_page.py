@@ -5,7 +5,8 @@ import shutil
 
 import pytest
 
-from dpn.reports.comparison import compare, write_comparison
+from dpn.reports.comparison import compare
+from dpn.reports.publish import write_comparison
 from tests.app.run_folders import set_status, write_run, write_sweep
 
 pytestmark = pytest.mark.slow

@@ -16,8 +16,9 @@ from matplotlib.image import imread
 from dpn import report
 from dpn.common.files import add_row, read_json
 from dpn.config.compose import compose
-from dpn.reports.comparison import compare, write_comparison
+from dpn.reports.comparison import compare
 from dpn.reports.drawing import COLOURS
+from dpn.reports.publish import write_comparison
 from dpn.train import train
 from tests.app.conftest import tiny_run
 from tests.app.run_folders import set_status, write_run, write_sweep
