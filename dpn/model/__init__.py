@@ -4,8 +4,21 @@ Imports what a model is made of: `common`, `tokens`, `cost`, `vision`, `projecto
 `decoder`, and for the processor `data`.
 """
 
+from typing import TYPE_CHECKING
+
 from dpn.model.configuration import DPNConfig
 from dpn.model.modeling import DPNForConditionalGeneration, meta_model
-from dpn.model.processing import DPNProcessor
+
+if TYPE_CHECKING:
+    from dpn.model.processing import DPNProcessor
 
 __all__ = ["DPNConfig", "DPNForConditionalGeneration", "DPNProcessor", "meta_model"]
+
+
+def __getattr__(name: str):
+    """The processor, imported when it is used: it needs Pillow, which the model does not."""
+    if name != "DPNProcessor":
+        raise AttributeError(f"module 'dpn.model' has no attribute {name!r}.")
+    from dpn.model.processing import DPNProcessor
+
+    return DPNProcessor
