@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dpn.common.marks import marked
 from dpn.decoder.projections import Units, inputs, outputs, rotated, units_of
 from dpn.decoder.rows import Neighbourhood, PlannedRows, Queries
 from dpn.tokens import LayerPlan, probed_rows
@@ -48,6 +49,7 @@ def run(
     return (hidden + out)[None]
 
 
+@marked("attention")
 def _attention(
     attention: Any,
     normed: Tensor,
@@ -138,6 +140,7 @@ def _values_of(attention: Any, normed: Tensor, kv: Tensor, rows: PlannedRows) ->
     return rows.together(values, none.index_copy(1, kv, some))
 
 
+@marked("FFN")
 def _ffn(mlp: Any, normed: Tensor, plan: LayerPlan, rows: PlannedRows) -> Tensor:
     """Compute the gated FFN, with `plan.ffn` hidden units for visual rows."""
     if plan.ffn is None:

@@ -10,23 +10,21 @@ down.
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import wraps
 from typing import Any
 
 import torch
+from torch import nn
 from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
-from torch.profiler import ProfilerActivity, record_function
+from torch.profiler import ProfilerActivity
 
-from dpn.decoder import within
+from dpn.common import marks
 from dpn.metrics.speed import now
-from dpn.tokens import PackedTokens
 
 PARTS = (
     *("vision", "projector", "router", "pooling", "attention", "FFN", "norms", "head", "other"),
     "host",
 )
-_MARK = "dpn part "
 #: Of the text model's modules, by the end of their names.
 _MODULES = {"self_attn": "attention", "mlp": "FFN", "norm": "norms", "layernorm": "norms"}
 
@@ -41,8 +39,9 @@ def profile(contender: Any, call: Callable[[Any], object], rounds: int = 3) -> d
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else it announces itself
     with ExitStack() as stack:
-        for owner, name, part in _places(contender):
-            stack.enter_context(_marked(owner, name, part))
+        stack.enter_context(marks.recording())
+        for module, method, part in _calls(contender):
+            stack.enter_context(_marked(module, method, part))
         call(contender)
         found = [_once(contender, call) for _ in range(rounds)]
     return min(found, key=lambda seconds: sum(seconds.values()))
@@ -66,8 +65,11 @@ def _once(contender: Any, call: Callable[[Any], object]) -> dict[str, float]:
     return seconds
 
 
-def _places(contender: Any) -> Iterator[tuple[Any, str, str]]:
-    """Owner, name of its method, and part of the model."""
+def _calls(contender: Any) -> Iterator[tuple[nn.Module, str, str]]:
+    """Modules whose calls are marked while a profile is taken: module, method, part of the model.
+
+    Everything else is marked where it is defined, see `dpn.common.marks`.
+    """
     for part in ("vision", "projector", "head"):
         yield contender.parts[part], "forward", part
     for name, module in contender.parts["text"].named_modules():
@@ -75,34 +77,22 @@ def _places(contender: Any) -> Iterator[tuple[Any, str, str]]:
             if name.endswith(end):
                 yield module, "forward", part
                 break
-    for name, part in (("_attention", "attention"), ("_ffn", "FFN")):
-        yield within, name, part
-    for name in ("pool", "keep", "merge", "put"):
-        yield PackedTokens, name, "pooling"
     if "router" in contender.parts:
         yield contender.parts["router"], "at", "router"
-        for name in ("_loss", "_logits"):
-            yield contender.parts["whole"], name, "head"
 
 
 @contextmanager
-def _marked(owner: Any, name: str, part: str) -> Iterator[None]:
-    """Let calls of a method carry the name of their part."""
-    call, own = getattr(owner, name), vars(owner).get(name)
-
-    @wraps(call)
-    def marked(*args: Any, **kwargs: Any) -> Any:
-        with record_function(_MARK + part):
-            return call(*args, **kwargs)
-
-    setattr(owner, name, marked)
+def _marked(module: nn.Module, method: str, part: str) -> Iterator[None]:
+    """Let calls of one module's method carry the name of their part."""
+    own = vars(module).get(method)
+    setattr(module, method, marks.marked(part)(getattr(module, method)))
     try:
         yield
     finally:
         if own is None:
-            delattr(owner, name)
+            delattr(module, method)
         else:
-            setattr(owner, name, own)
+            setattr(module, method, own)
 
 
 def by_part(events: Iterable[FunctionEvent]) -> Iterator[tuple[FunctionEvent, str]]:
@@ -113,12 +103,12 @@ def by_part(events: Iterable[FunctionEvent]) -> Iterator[tuple[FunctionEvent, st
     made_in: dict[tuple[int, int], str] = {}
     for event in sorted(events, key=lambda e: (e.time_range.start, -e.time_range.end)):
         part = parts[event.cpu_parent.id] if event.cpu_parent else "other"
-        if event.name.startswith(_MARK):
-            part = event.name.removeprefix(_MARK)
+        if event.name.startswith(marks.PREFIX):
+            part = event.name.removeprefix(marks.PREFIX)
         elif event.name.startswith("autograd::engine::evaluate_function"):
             part = made_in.get((event.fwd_thread or 0, event.sequence_nr), part)
         elif event.sequence_nr >= 0:
             made_in[event.thread, event.sequence_nr] = part
         parts[event.id] = part
-        if not event.name.startswith(_MARK):
+        if not event.name.startswith(marks.PREFIX):
             yield event, part

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from dpn.common.distributed import connect, several_processes
+from dpn.common.marks import marked
 from dpn.common.seeded import mix
 from dpn.decoder.attention import BackendName
 from dpn.decoder.cache import RaggedCache
@@ -280,6 +281,7 @@ class DPNForConditionalGeneration(RaggedGenerationMixin, PreTrainedModel):
         """Compute the logits of rows `[n, D]` after the last layer."""
         return self.lm_head(self.language.norm(hidden))
 
+    @marked("head")
     def _loss(
         self, tokens: PackedTokens, host: HostBatch, num_items: Tensor | int | None, trace: Trace
     ) -> Tensor:
@@ -304,6 +306,7 @@ class DPNForConditionalGeneration(RaggedGenerationMixin, PreTrainedModel):
             num_items = max(num_items, 1)  # without supervised tokens the loss is zero, not NaN
         return losses.sum() / num_items
 
+    @marked("head")
     def _logits(self, tokens: PackedTokens, host: HostBatch, keep: int | Tensor) -> Tensor:
         """Return the logits of the requested columns, `[B, K, vocabulary]`."""
         columns, valid = host.wanted_columns(keep)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dpn.common.marks import marked
 from dpn.tokens.grids import (
     Grid,
     Kernel,
@@ -184,6 +185,7 @@ class PackedTokens:
         vars(new).update(vars(self), hidden=hidden)
         return new
 
+    @marked("pooling")
     def pool(
         self,
         kernels: Sequence[Kernel],
@@ -224,6 +226,7 @@ class PackedTokens:
                 spans[i] = spans[i].regroup(pooled_grid(grid, kernel), window_of_row(grid, kernel))
         return self._with_visual(pieces, visual, spans)
 
+    @marked("pooling")
     def merge(self, targets: Sequence[np.ndarray]) -> "PackedTokens":
         """Average groups of visual rows: row i of a span becomes part of the span's new row
         `targets[span][i]`; -1 drops it.
@@ -252,6 +255,7 @@ class PackedTokens:
             spans.append(span.regroup((1, count), target))
         return self._with_visual(pieces, visual, spans)
 
+    @marked("pooling")
     def keep(self, rows: Sequence[np.ndarray]) -> "PackedTokens":
         """Keep some visual rows and drop the others.
 
@@ -268,6 +272,7 @@ class PackedTokens:
         hidden = self.hidden.index_select(0, self._index_of(rows))
         return replace(self, hidden=hidden, spans=tuple(spans))
 
+    @marked("pooling")
     def put(self, rows: Sequence[np.ndarray], hidden: Tensor) -> "PackedTokens":
         """Replace the hidden states of the rows that `keep(rows)` would keep; leave the others
         unchanged.
