@@ -1,5 +1,7 @@
 """Random numbers that depend on what they are for, never on place, batch or process."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 
@@ -10,10 +12,19 @@ def uniform(keys: np.ndarray, *words: int) -> np.ndarray:
         keys: uint64, any shape.
         words: whole numbers that name the draw, e.g. seed and step.
     """
+    return (_folded(keys, words) >> np.uint64(11)).astype(np.float64) / 2**53
+
+
+def seed(*words: int) -> int:
+    """A seed in [0, 2**63) for torch's generators, named by whole numbers, e.g. seed and step."""
+    return int(_folded(np.zeros(1, dtype=np.uint64), words)[0] >> np.uint64(1))
+
+
+def _folded(keys: np.ndarray, words: Sequence[int]) -> np.ndarray:
     state = keys.astype(np.uint64)
     for word in words:
         state = mix(state ^ mix(np.full(1, word % 2**64, dtype=np.uint64)))
-    return (state >> np.uint64(11)).astype(np.float64) / 2**53
+    return state
 
 
 def mix(state: np.ndarray) -> np.ndarray:

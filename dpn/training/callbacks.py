@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from dpn.common import seeded
 from dpn.common.files import add_row, write_rows
 from dpn.common.progress import has_terminal
 from dpn.runs.folder import RunError
@@ -217,7 +218,7 @@ class StepSeed(Callback):
         """Seed the step."""
         place = batch_idx % trainer.accumulate_grad_batches
         words = (self.seed, trainer.global_rank, trainer.global_step, place)
-        torch.manual_seed(hash(words) % 2**63)  # hashes of integer tuples do not vary by process
+        torch.manual_seed(seeded.seed(*words))
 
 
 class StopAfterStep(Callback):
