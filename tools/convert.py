@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from dpn.checkpoints import convert
+from dpn.cli.door import set_up_logging
 
 
 def main() -> None:
@@ -34,6 +35,7 @@ def main() -> None:
     )
     parser.add_argument("--base", type=Path, metavar="FOLDER", help="what a LoRA run started from")
     arguments = parser.parse_args()
+    set_up_logging()
     try:
         reports = convert(
             arguments.source, arguments.target, arguments.part, arguments.like, arguments.base

@@ -1,14 +1,10 @@
 """Convert a folder of any known format to a DPN folder for `from_pretrained`, file by file."""
 
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -26,6 +22,7 @@ from dpn.checkpoints.loading import (
 from dpn.checkpoints.settings import read_settings
 from dpn.checkpoints.tokenizers import read_tokenizer
 from dpn.common.files import atomic_folder, read_json, write_json
+from dpn.common.progress import progress
 from dpn.model import DPNConfig, DPNForConditionalGeneration, DPNProcessor
 
 
@@ -175,7 +172,8 @@ def _write_weights(folder: Path, plans: Sequence[Plan], rest: Mapping[str, Tenso
         names = ["model.safetensors"]
     places: dict[str, str] = {}
     size = 0
-    for name, (made, container) in zip(names, _progress(files), strict=True):
+    shown = progress(files, "converting", unit="files")
+    for name, (made, container) in zip(names, shown, strict=True):
         tensors = {n: _plain(tensor) for n, tensor in made.stream(container)}
         if name == names[-1]:
             tensors |= rest
@@ -196,13 +194,3 @@ def _plain(tensor: Tensor) -> Tensor:
     """Return a tensor that safetensors can write: contiguous, in memory of its own."""
     alone = tensor.untyped_storage().nbytes() == tensor.nbytes
     return tensor.contiguous() if alone else tensor.clone(memory_format=torch.contiguous_format)
-
-
-def _progress(files: Sequence[Any]) -> Iterator[Any]:
-    """Show a progress bar on a terminal and plain lines elsewhere."""
-    if sys.stderr.isatty():
-        yield from track(files, "converting", console=Console(stderr=True))
-        return
-    for number, file in enumerate(files, 1):
-        print(f"converting file {number}/{len(files)}", file=sys.stderr, flush=True)
-        yield file

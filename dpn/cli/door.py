@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 
 from dpn.cli.diagnose import diagnose
 from dpn.common.distributed import is_first_process
-from dpn.common.lifeline import follow, hangs
+from dpn.common.lifeline import die_with_launcher, has_launcher
 from dpn.common.progress import has_terminal
 from dpn.config.compose import CONFIG_DIR, MULTIRUN, compose_jobs, request_of
 from dpn.data.batch import DataError
@@ -70,7 +70,7 @@ def front_door(
         def main() -> None:
             failures.clear()
             set_up_logging()
-            follow()
+            die_with_launcher()
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # raise errors instead of printing them
             door = hydra.main(str(CONFIG_DIR), config_name, version_base="1.3")
             with readable_errors():
@@ -122,7 +122,7 @@ def set_up_logging(job: int | None = None) -> None:
         job: Number of the job, which starts each line if jobs run in parallel.
     """
     console = _Console()
-    beside = f"job {job}: " if job is not None and hangs() else ""
+    beside = f"job {job}: " if job is not None and has_launcher() else ""
     console.setFormatter(logging.Formatter(f"{beside}%(message)s"))
     console.addFilter(lambda r: not (r.name == "dpn.common.progress" and has_terminal()))
     level = logging.INFO if is_first_process() else logging.WARNING

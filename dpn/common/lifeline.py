@@ -1,5 +1,7 @@
-"""The process that this one's life hangs on: the one that launched a sweep, or a job of several
-processes.
+"""End this process when its launcher dies.
+
+The launcher is the process that started a sweep, or a job of several processes; it names itself in
+the environment of what it starts.
 """
 
 import functools
@@ -12,46 +14,46 @@ from contextlib import suppress
 import psutil
 
 CHECK_S = 0.5
-"""Seconds between two looks."""
-_PARENT = "DPN_PARENT"
+"""Seconds between two checks."""
+_LAUNCHER = "DPN_PARENT"
 
 
-def named() -> dict[str, str]:
-    """The environment in which this process starts others whose life is to hang on its own."""
-    return {_PARENT: f"{os.getpid()}@{socket.gethostname()}"}
+def child_env() -> dict[str, str]:
+    """Environment variables for processes that shall end when this one does."""
+    return {_LAUNCHER: f"{os.getpid()}@{socket.gethostname()}"}
 
 
 def is_launcher() -> bool:
-    """Whether others hang on this process."""
-    return os.environ.get(_PARENT) == named()[_PARENT]
+    """Whether this process is the launcher that its environment names."""
+    return os.environ.get(_LAUNCHER) == child_env()[_LAUNCHER]
 
 
-def hangs() -> bool:
-    """Whether this process hangs on another one: not on one that is out of reach, as jobs that a
-    scheduler runs would.
+def has_launcher() -> bool:
+    """Whether another process on this machine launched this one; jobs that a scheduler runs have
+    no launcher.
     """
-    host = os.environ.get(_PARENT, "").partition("@")[2]
+    host = os.environ.get(_LAUNCHER, "").partition("@")[2]
     scheduled = os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
     return host == socket.gethostname() and not scheduled and not is_launcher()
 
 
-def follow() -> bool:
-    """End this process as soon as the one has that it hangs on, however that was killed; and what
-    waits for a job or loads data, which does not look.
+def die_with_launcher() -> bool:
+    """End this process as soon as its launcher has ended, however that happened, and with it the
+    processes that do not check by themselves: those that load data or wait for a job.
 
     Returns:
-        Whether it hangs on one.
+        Whether this process has a launcher.
     """
-    if not hangs():
+    if not has_launcher():
         return False
     if os.getpgrp() != os.getpid():
-        os.setpgrp()  # Ctrl-C reaches the launching process alone, so that it does not count twice
-    _end_with(int(os.environ[_PARENT].partition("@")[0]))
+        os.setpgrp()  # Ctrl-C reaches the launcher alone, so that it does not count twice
+    _end_with(int(os.environ[_LAUNCHER].partition("@")[0]))
     return True
 
 
 def alive(pid: int) -> bool:
-    """Whether there is such a process on this machine, and it has not ended."""
+    """Whether a process with this number runs on this machine."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -68,7 +70,7 @@ def _watch(pid: int) -> None:
         time.sleep(CHECK_S)
     for other in psutil.process_iter():
         with suppress(psutil.Error, OSError):
-            hangs = other.environ().get(_PARENT) == os.environ[_PARENT]
-            if hangs and os.getpgid(other.pid) != other.pid:  # else it looks for itself
+            same = other.environ().get(_LAUNCHER) == os.environ[_LAUNCHER]
+            if same and os.getpgid(other.pid) != other.pid:  # else it checks by itself
                 other.kill()
     os._exit(os.EX_TEMPFAIL)  # files are never half written, see dpn.common.files

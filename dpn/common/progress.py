@@ -1,14 +1,16 @@
-"""How far long work is: a bar on a terminal, ten plain lines in a log and beside other jobs."""
+"""Progress of long work: a bar on a terminal, ten plain lines in a log or beside other jobs."""
 
 import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from typing import Any, TypeVar
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dpn.common.lifeline import hangs
+from dpn.common.lifeline import has_launcher
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -16,7 +18,43 @@ T = TypeVar("T")
 
 def has_terminal() -> bool:
     """Whether a bar can be drawn: there is a terminal, and no other process draws there too."""
-    return sys.stderr.isatty() and not hangs()
+    return sys.stderr.isatty() and not has_launcher()
+
+
+class Bar:
+    """A progress bar, drawn until it is closed; where there is no terminal, nothing is drawn.
+
+    Args:
+        title: what is done.
+        total: steps in all.
+        done: steps done before.
+        drawn: False: draw nothing on a terminal either.
+    """
+
+    def __init__(self, title: str, total: int, done: int = 0, drawn: bool = True) -> None:
+        self.drawn = drawn and has_terminal()
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            redirect_stdout=sys.stdout.isatty(),
+            transient=True,
+            disable=not self.drawn,
+        )
+        self._task = self._bar.add_task(title, total=total, completed=done, note="")
+        self._bar.start()
+
+    def move(self, done: int, note: str | None = None) -> None:
+        """Show the number of steps done and, if given, a new note beside the bar."""
+        fields: dict[str, Any] = {} if note is None else {"note": note}
+        self._bar.update(self._task, completed=done, **fields)
+
+    def close(self) -> None:
+        """Remove the bar."""
+        self._bar.stop()
 
 
 def progress(
@@ -26,48 +64,23 @@ def progress(
     size: Callable[[T], int] = lambda item: 1,
     unit: str = "steps",
 ) -> Iterator[T]:
-    """The items, and on the way how many are done, how many a second, and the time left.
+    """Yield the items and show how many are done, how many a second, and the time left.
 
     Args:
         items: e.g. batches.
         title: what is done.
         total: sum of all sizes; default: the number of items.
-        size: of an item, e.g. its samples; asked after the caller is done with it.
-        unit: of the sizes.
+        size: size of an item, e.g. its samples; asked after the caller is done with it.
+        unit: unit of the sizes.
     """
     whole: int = len(items) if total is None else total  # type: ignore[arg-type]
-    shown = _bar if has_terminal() else _lines
-    yield from shown(items, title, whole, size, unit)
-
-
-def _bar(
-    items: Iterable[Any], title: str, total: int, size: Callable[[Any], int], unit: str
-) -> Iterator[Any]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
     start, done = time.perf_counter(), 0
-    with Progress(*columns, transient=True) as bar:
-        task = bar.add_task(title, total=total, rate="")
+    with closing(Bar(title, whole)) as bar:
         for item in items:
             yield item
-            done += size(item)
+            before, done = done, done + size(item)
             rate = done / (time.perf_counter() - start)
-            bar.update(task, completed=done, rate=f"{rate:.1f} {unit}/s")
-
-
-def _lines(
-    items: Iterable[Any], title: str, total: int, size: Callable[[Any], int], unit: str
-) -> Iterator[Any]:
-    start, done = time.perf_counter(), 0
-    for item in items:
-        yield item
-        before, done = done, done + size(item)
-        if done * 10 // total > before * 10 // total:
-            rate = done / (time.perf_counter() - start)
-            left = (total - done) / rate
-            log.info("%s %d/%d  %.1f %s/s  %.0f s left", title, done, total, rate, unit, left)
+            bar.move(done, f"{rate:.1f} {unit}/s")
+            if not bar.drawn and done * 10 // whole > before * 10 // whole:
+                left = (whole - done) / rate
+                log.info("%s %d/%d  %.1f %s/s  %.0f s left", title, done, whole, rate, unit, left)

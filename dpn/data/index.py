@@ -11,15 +11,15 @@ import os
 import re
 from array import array
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 from filelock import FileLock
-from rich.progress import Progress
 
 from dpn.common.files import atomic_path
-from dpn.common.progress import has_terminal
+from dpn.common.progress import Bar
 from dpn.data.batch import DataError
 from dpn.data.conversation import count_words, image_names
 
@@ -102,9 +102,9 @@ def scan(file: Path) -> Iterator[tuple[int, int, Any]]:
     Raises:
         DataError: If the file is not a JSON array of at least one row.
     """
-    hidden = not has_terminal() or file.stat().st_size < SMALL
-    with file.open(encoding="utf-8", newline="") as stream, Progress(disable=hidden) as bar:
-        task = bar.add_task("indexing", total=file.stat().st_size)
+    size = file.stat().st_size
+    bar = Bar("indexing, MiB", size // 2**20, drawn=size >= SMALL)
+    with file.open(encoding="utf-8", newline="") as stream, closing(bar):
         reader, number = _Reader(stream), 0
         try:
             if reader.next() != "[" or reader.peek() == "]":
@@ -117,7 +117,7 @@ def scan(file: Path) -> Iterator[tuple[int, int, Any]]:
                 yield begin, reader.place - begin, row
                 number += 1
                 if number % 1000 == 0:
-                    bar.update(task, completed=reader.place)
+                    bar.move(reader.place // 2**20)
                 after = reader.next()
             if after != "]":
                 raise ValueError("',' or ']' is missing")

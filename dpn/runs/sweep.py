@@ -24,7 +24,7 @@ from hydra.errors import HydraException
 
 from dpn.common.distributed import is_first_process
 from dpn.common.files import read_json, write_json, write_text
-from dpn.common.lifeline import CHECK_S, follow, is_launcher, named
+from dpn.common.lifeline import CHECK_S, child_env, die_with_launcher, is_launcher
 from dpn.data.batch import DataError
 from dpn.runs.folder import RunError, RunIsLive
 from dpn.runs.lock import FolderLock
@@ -57,7 +57,7 @@ class Sweep:
         self.folder = sweep_path(command.config, name)
         self._lock = FolderLock(self.folder)
         self._stop = _SweepStop(self.folder / STOP)
-        self._environment = named() | {SWEEP: name}
+        self._environment = child_env() | {SWEEP: name}
         self._started = 0.0
 
     def __enter__(self) -> Self:
@@ -150,7 +150,7 @@ def _following(folder: Path) -> Iterator[None]:
     Raises:
         Interrupted: if the sweep was stopped before.
     """
-    follows = follow()
+    follows = die_with_launcher()
     if (follows or is_launcher()) and (folder / STOP).exists():
         raise Interrupted((folder / STOP).read_text())
     if not follows:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from dpn.common.distributed import processes
-from dpn.common.lifeline import CHECK_S, named
+from dpn.common.lifeline import CHECK_S, child_env
 from dpn.runs.folder import RunError, RunFolder
 from dpn.runs.request import Request
 from dpn.runs.signals import Interrupted, StopRequest
@@ -33,7 +33,7 @@ def run(request: Request, folder: RunFolder) -> None:
     """
     count = processes(request.config.trainer)
     threads = max(1, torch.get_num_threads() // count)
-    given = named() | {"OMP_NUM_THREADS": str(threads)}
+    given = child_env() | {"OMP_NUM_THREADS": str(threads)}
     start = ("torch.distributed.run", "--standalone", "--nproc-per-node", str(count))
     module, *overrides = request.command[2:]
     command = [sys.executable, "-m", *start, "-m", module, *overrides]

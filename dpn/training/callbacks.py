@@ -12,12 +12,10 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 
 from dpn.common import seeded
 from dpn.common.files import add_row, write_rows
-from dpn.common.progress import has_terminal
+from dpn.common.progress import Bar
 from dpn.runs.folder import RunError
 from dpn.runs.signals import Interrupted, StopRequest
 from dpn.training.resume import Checkpoints, step_ends
@@ -52,11 +50,7 @@ class Progress(ProgressBar):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the bar, where there is a terminal."""
         self._started = (trainer.global_step, time.perf_counter())
-        if self._enabled and has_terminal():
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-            self._bar = Bar(*columns, TimeRemainingColumn(), transient=True)
-            self._bar.add_task("training", total=trainer.max_steps, completed=trainer.global_step)
-            self._bar.start()
+        self._bar = Bar("training", trainer.max_steps, trainer.global_step, drawn=self._enabled)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -66,13 +60,11 @@ class Progress(ProgressBar):
         due = step % self.every_n_steps == 0 or step == trainer.max_steps
         if not self._enabled or (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=step)
-        if due:
-            line = self._line(trainer)
+        line = self._line(trainer) if due else None
+        if line is not None:
             progress_log.info("step %d/%d  %s", step, trainer.max_steps, line)
-            if self._bar is not None:
-                self._bar.update(self._bar.task_ids[0], description=line)
+        if self._bar is not None:
+            self._bar.move(step, line)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add a line with the validation loss."""
@@ -92,7 +84,7 @@ class Progress(ProgressBar):
 
     def _close(self) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            self._bar.close()
             self._bar = None
 
     def _line(self, trainer: Trainer) -> str:

@@ -223,7 +223,7 @@ def test_the_command_line(tmp_path, monkeypatch, capsys):
     done = run(tmp_path / "llava", tmp_path / "ours")
     assert "(LLaVA): " in done.out
     assert f"written to {tmp_path / 'ours'}" in done.out
-    assert "converting file 2/2" in done.err
+    assert "converting 2/2" in done.err
     assert json.loads((tmp_path / "ours" / "config.json").read_text())["model_type"] == "dpn_llava"
     with pytest.raises(SystemExit, match=r"^convert\.py: .*ours exists; give another target"):
         run(tmp_path / "llava", tmp_path / "ours")
