@@ -25,7 +25,8 @@ from dpn.config.engine import engine_of
 from dpn.config.sections import Machine
 from dpn.data.rows import FileRows
 from dpn.measure.fitting import verdict
-from dpn.measure.footprint import GIB, Memory, Rehearsal, Setup
+from dpn.measure.footprint import Memory, Rehearsal, Setup
+from dpn.metrics.memory import GIB
 from dpn.runs.request import ConfigError, Request
 
 #: Published number of rows in the files of LLaVA's recipes, and the assumed (not counted) mean

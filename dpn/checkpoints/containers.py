@@ -18,6 +18,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.serialization import safe_globals
 
+from dpn.metrics.memory import GIB
+
 Shape = tuple[int, ...]
 Read = Callable[[str], Tensor]
 
@@ -27,7 +29,7 @@ SINGLES = ("model.safetensors", "pytorch_model.bin", "mm_projector.bin")
 #: Keys under which checkpoints keep a state dict: Lightning and timm, DeepSpeed.
 STATE_KEYS = ("state_dict", "module")
 #: Bytes per part when reading checkpoints that several processes wrote; a part acts as one file.
-PART_BYTES = 4 * 2**30
+PART_BYTES = 4 * GIB
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
+from dpn.common.text import one_line
 from dpn.config.compose import CONFIG_DIR, compose
 from dpn.config.renamed import KEYS
 from dpn.config.schema import nearest
@@ -64,7 +65,7 @@ def _diagnose_job(
             elif str(error).startswith("Could not override"):
                 unknown.append(bad)
             else:
-                reason = " ".join(str(error.__cause__ or error).split())
+                reason = one_line(str(error.__cause__ or error))
                 problems.append(f"`{bad}` does not fit: {reason}")
     for override in unknown:
         key = re.split(r"[=@]", override.lstrip("+~"))[0]

@@ -56,7 +56,7 @@ def alive(pid: int) -> bool:
     """Whether a process with this number runs on this machine."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
+    except (psutil.NoSuchProcess, ValueError):  # or no number of a process at all
         return False
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from dpn.common.text import one_line
+
 
 @dataclass(frozen=True)
 class Table:
@@ -47,4 +49,4 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
 
 def plain(text: str) -> str:
     """Text of one line in which Markdown finds no cell and no HTML."""
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+    return one_line(text).replace("|", "\\|").replace("<", "&lt;")

@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
+from dpn.common.text import shorten
+
 _EMPTY = inspect.Parameter.empty
 
 
@@ -172,4 +174,4 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
 
 def _show(value: Any) -> str:
     text = "null" if value is None else str(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return shorten(text, 60)

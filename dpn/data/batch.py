@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 IGNORE = -100
+"""Label of a token that is not supervised, as PyTorch and Hugging Face have it."""
 PaddingSide = Literal["left", "right"]
 
 

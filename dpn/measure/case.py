@@ -25,12 +25,11 @@ from dpn.measure.contenders import (
 from dpn.measure.dry_run import Route, cost_of, supervised_columns, training_step
 from dpn.measure.load import Load
 from dpn.measure.profiling import profile
-from dpn.metrics.answers import Row
-from dpn.metrics.memory import peak_bytes
+from dpn.metrics.memory import GIB, peak_bytes
 from dpn.metrics.speed import race, ratio
 from dpn.model import DPNConfig, DPNForConditionalGeneration, meta_model
 
-GIB = 2**30
+Row = dict[str, Any]
 
 
 class Case:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from dpn.data.batch import IGNORE
 from dpn.decoder.layer import compile_layers
 from dpn.measure.dry_run import fixed
 from dpn.measure.load import Load
@@ -109,7 +110,7 @@ class HuggingFace:
 
     def loss(self, batch: Batch) -> Tensor:
         """See `Contender`; logits are asked for where there are labels, which is fair to it."""
-        supervised = int((batch["labels"][0] != -100).sum()) + 1
+        supervised = int((batch["labels"][0] != IGNORE).sum()) + 1
         return self.text(
             inputs_embeds=self.rows(batch),
             labels=batch["labels"][:, -supervised:],

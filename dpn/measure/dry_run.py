@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.utils.hooks import RemovableHandle
 
 from dpn.cost import Cost, costs, visual_macs_ratio
+from dpn.data.batch import IGNORE
 from dpn.metrics.memory import ResourceMeter
 from dpn.model import DPNConfig, DPNForConditionalGeneration, meta_model
 from dpn.routers.base import Router
@@ -143,7 +144,7 @@ def make_batch(
     if config.router_token_id is not None:
         ids[:, width // 2] = config.router_token_id
     labels = ids.clone()
-    labels[:, : width - supervised_columns(text_columns)] = -100
+    labels[:, : width - supervised_columns(text_columns)] = IGNORE
     size = model.vision.image_size
     pixels = torch.randn(images, 3, size, size, generator=generator)
     return {"input_ids": ids, "labels": labels, "pixel_values": pixels}

@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from dpn.measure.footprint import GIB, Rehearsal, Setup
+from dpn.measure.footprint import Rehearsal, Setup
+from dpn.metrics.memory import GIB
 
 #: Trainers that share out most, to offer where a run does not fit.
 SHARING: dict[str, str] = {"fsdp2": "trainer=fsdp2", "zero3": "trainer=deepspeed_zero3"}

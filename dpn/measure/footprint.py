@@ -20,8 +20,6 @@ from dpn.metrics.memory import ResourceMeter
 if TYPE_CHECKING:
     from dpn.training.module import DPNModule
 
-GIB = 2**30
-
 
 @dataclass(frozen=True)
 class Setup:

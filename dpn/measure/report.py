@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from textwrap import fill
+from typing import Any
 
 from rich.console import Console
 
-from dpn.common.files import atomic_path, read_json, write_json, write_text
+from dpn.common.figure import drawn_to
+from dpn.common.files import read_json, write_json, write_text
 from dpn.common.table import Table
 from dpn.measure.profiling import PARTS
 from dpn.metrics.answers import Row
@@ -96,13 +98,13 @@ def profile_table(shares: dict[str, dict[str, float]], title: str) -> Table:
 
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Time against FLOPs, both as shares of no compression."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     rows = [row for row in rows if row["pairs"]]
     names = list(dict.fromkeys(_name(row) for row in rows))
-    figure = Figure(figsize=(7, 4 + 0.2 * len(names)), layout="constrained")
-    FigureCanvasAgg(figure)
+    with drawn_to(path, (7, 4 + 0.2 * len(names))) as figure:
+        _plot(figure, rows, names)
+
+
+def _plot(figure: Any, rows: Sequence[Row], names: Sequence[str]) -> None:
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="0.7", zorder=0)
     for row in rows:
@@ -122,8 +124,6 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     axes.legend(marks, map(_words, TIMED), loc="upper left")
     axes.set(xlabel="share of FLOPs", ylabel="share of time", xlim=(0, None), ylim=(0, None))
     figure.legend(loc="outside lower left", fontsize="small")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
 
 
 def _name(row: Row) -> str:

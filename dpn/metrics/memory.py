@@ -12,6 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+GIB = 2**30
+"""Bytes of a GiB."""
 aten = torch.ops.aten
 #: Name under which `ResourceMeter` counts cast copies of weights.
 COPIES = "weights in another precision"

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from dpn.metrics.answers import Row
+from dpn.metrics.memory import GIB
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,6 @@ def answer_speed(rows: Sequence[Row]) -> dict[str, float]:
 def peak_memory_gib() -> float:
     """Return the peak memory so far: of the GPU if there is one, else of the process."""
     if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
+        return torch.cuda.max_memory_allocated() / GIB
     unit = 1 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB

@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dpn.data.batch import IGNORE
 from dpn.tokens import Grid
-
-IGNORE = -100
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from transformers.utils import ModelOutput
 from dpn.common.distributed import connect, several_processes
 from dpn.common.marks import marked
 from dpn.common.seeded import mix
+from dpn.data.batch import IGNORE
 from dpn.decoder.attention import BackendName
 from dpn.decoder.cache import RaggedCache
 from dpn.decoder.layer import build_language
@@ -24,7 +25,7 @@ from dpn.model.assemble import build_router, build_vision
 from dpn.model.configuration import DPNConfig
 from dpn.model.cross_entropy import cross_entropy
 from dpn.model.generation import RaggedGenerationMixin
-from dpn.model.inputs import IGNORE, HostBatch, by_sample
+from dpn.model.inputs import HostBatch, by_sample
 from dpn.routers.base import Router, RoutingContext
 from dpn.tokens import CellMap, Grid, PackedTokens, Trace, pack
 from dpn.vision import ImageContext, VisualFeatures

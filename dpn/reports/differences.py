@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 
 from dpn.common.table import Table
+from dpn.common.text import shorten
 from dpn.data.conversation import IMAGE
 from dpn.metrics.answers import Row, question
 
@@ -39,7 +40,7 @@ def _changed(pairs: Sequence[tuple[Row, Row]]) -> list[Table]:
     body = tuple(
         (
             str(row["id"]),
-            _short(row["prompt"].replace(IMAGE, ""), 60),
+            shorten(row["prompt"].replace(IMAGE, ""), 60),
             *_where_they_part(row["reference"], row["answer"], same["answer"]),
             ", ".join(f"{layer}: {name}" for layer, name in row["route"].items()) or "-",
         )
@@ -67,9 +68,4 @@ def _where_they_part(*values: object, letters: int = 24) -> list[str]:
     columns = zip(*texts, strict=False)
     same = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
     start = max(0, same - 6)
-    return [_short(("…" if start else "") + text[start:], letters) for text in texts]
-
-
-def _short(value: object, letters: int) -> str:
-    words = " ".join(str(value).replace("|", "/").split())
-    return words if len(words) <= letters else words[: letters - 1] + "…"
+    return [shorten(("…" if start else "") + text[start:], letters) for text in texts]

@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpn.common.files import atomic_path
+from dpn.common.figure import drawn_to
 from dpn.reports.charts import Chart
 
 if TYPE_CHECKING:
@@ -65,12 +65,14 @@ def figure(chart: Chart, methods: Sequence[str]) -> "go.Figure":
 
 def save(chart: Chart, methods: Sequence[str], folder: Path) -> Path:
     """Write a chart as a PNG; returns its file."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    path = folder / f"{chart.name}.png"
+    with drawn_to(path, (9, 4.5)) as figure:
+        _plot(figure, chart, methods)
+    return path
 
-    drawn = Figure(figsize=(9, 4.5), layout="constrained")
-    FigureCanvasAgg(drawn)
-    axes = drawn.subplots()
+
+def _plot(figure: Any, chart: Chart, methods: Sequence[str]) -> None:
+    axes = figure.subplots()
     labelled: set[str] = set()
     for series in chart.series:
         colour, mark = look(series.method, methods, _MATPLOTLIB_MARKS)
@@ -90,11 +92,7 @@ def save(chart: Chart, methods: Sequence[str], folder: Path) -> Path:
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0 if chart.mode == "steps" else None)
     axes.grid(alpha=0.3)
-    drawn.legend(loc="outside right upper", fontsize="small")
-    path = folder / f"{chart.name}.png"
-    with atomic_path(path) as temporary:
-        drawn.savefig(temporary, dpi=120, format="png")
-    return path
+    figure.legend(loc="outside right upper", fontsize="small")
 
 
 def look(method: str | None, methods: Sequence[str], marks: Sequence[str]) -> tuple[str, str]:

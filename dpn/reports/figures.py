@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-from dpn.common.files import atomic_path
+from dpn.common.figure import drawn_to
 from dpn.metrics import by_level, group_by, route_shares
 from dpn.metrics.answers import Row
 from dpn.reports.tables import by_benchmark
@@ -35,14 +35,8 @@ def _draw(rows: Sequence[Row], folder: Path) -> list[Path]:
 
 
 def _save(path: Path, plot, rows: Sequence[Row]) -> Path:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 3.2), layout="constrained")
-    FigureCanvasAgg(figure)  # without pyplot: no display, no global state
-    plot(figure, rows)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
+    with drawn_to(path, (7, 3.2)) as figure:
+        plot(figure, rows)
     return path
 
 

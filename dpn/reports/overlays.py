@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from dpn.common.files import atomic_path
+from dpn.common.text import one_line, shorten
 
 SIDE = 280  # pixels of a panel
 LINES = 4  # of text above the panels
@@ -36,16 +37,16 @@ def draw_overlay(
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(11)
     for number, words in enumerate(text[:LINES]):
         most = int(canvas.width / 6)
-        draw.text((4, 2 + line * number), _fits(words, most), fill="black", font=font)
+        draw.text((4, 2 + line * number), shorten(words, most), fill="black", font=font)
     for number, (title, owner) in enumerate(panels):
         left = number * SIDE
         draw.text((left + 4, top - line), title, fill="black", font=font)
         canvas.paste(panel(pixels, owner), (left, top))
-    told = PngInfo()
-    told.add_itxt(_WORDS, "\n".join(" ".join(words.split()) for words in text))
-    told.add_itxt(_TITLES, "\n".join(title for title, _ in panels))
+    description = PngInfo()
+    description.add_itxt(_WORDS, "\n".join(map(one_line, text)))
+    description.add_itxt(_TITLES, "\n".join(title for title, _ in panels))
     with atomic_path(path) as temporary:
-        canvas.save(temporary, "PNG", pnginfo=told)
+        canvas.save(temporary, "PNG", pnginfo=description)
 
 
 def read_overlay(path: Path) -> tuple[dict[str, Image.Image], list[str]]:
@@ -106,8 +107,3 @@ def panel(pixels: np.ndarray, owner: np.ndarray | None) -> Image.Image:
             if padded[y + 1, x] != own:
                 draw.line((box[0], box[1], box[0], box[3]), fill=_LINE)
     return drawn
-
-
-def _fits(words: str, letters: int) -> str:
-    words = " ".join(words.split())
-    return words if len(words) <= letters else words[: letters - 1] + "…"

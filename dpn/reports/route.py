@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dpn.common.files import atomic_path
+from dpn.common.figure import drawn_to
 from dpn.reports.overlays import has_places, panel
 
 COLUMNS = 5  # pictures in a line
@@ -66,9 +66,6 @@ class Route:
 
 def draw_route(route: Route, path: Path) -> None:
     """Write a PNG: the images, what is left of them at each stage, and below it what led to it."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     cells = 1 + len(route.stages)
     columns = min(cells, COLUMNS)
     lines = -(-cells // columns)
@@ -78,21 +75,18 @@ def draw_route(route: Route, path: Path) -> None:
     bars = 0.25 + 0.2 * most
     foot = [line for text in route.remarks for line in _lines(text, 13 * width)]
     height = 0.3 * len(head) + lines * (3.1 + bars) + 0.2 * len(foot)
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)  # without pyplot: no display, no global state
-    ratios = [2.8, bars] * lines
-    axes = figure.subplots(2 * lines, columns, height_ratios=ratios, squeeze=False)
-    for place in axes.flat:
-        place.axis("off")
-    _show(axes[0, 0], "image", route.images, None)
-    for number, stage in enumerate(route.stages, 1):
-        line, column = divmod(number, columns)
-        _show(axes[2 * line, column], stage.title, route.images, stage.owners)
-        _chances(axes[2 * line + 1, column], stage.choices)
-    figure.suptitle("\n".join(head), x=0.01, ha="left", fontsize=12, parse_math=False)
-    figure.supxlabel("\n".join(foot), x=0.01, ha="left", fontsize=9, parse_math=False)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
+    with drawn_to(path, (width, height), dpi=150) as figure:
+        ratios = [2.8, bars] * lines
+        axes = figure.subplots(2 * lines, columns, height_ratios=ratios, squeeze=False)
+        for place in axes.flat:
+            place.axis("off")
+        _show(axes[0, 0], "image", route.images, None)
+        for number, stage in enumerate(route.stages, 1):
+            line, column = divmod(number, columns)
+            _show(axes[2 * line, column], stage.title, route.images, stage.owners)
+            _chances(axes[2 * line + 1, column], stage.choices)
+        figure.suptitle("\n".join(head), x=0.01, ha="left", fontsize=12, parse_math=False)
+        figure.supxlabel("\n".join(foot), x=0.01, ha="left", fontsize=9, parse_math=False)
 
 
 def _lines(text: str, letters: float) -> list[str]:

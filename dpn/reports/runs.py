@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import Any
 
 import yaml
 
+from dpn.common.text import shorten
 from dpn.metrics.answers import Row
-from dpn.runs.folder import DEAD_AFTER_S
+from dpn.runs.folder import is_live
 
 #: A folder with one of these is a run folder, or one with the results of an evaluation.
 MARKS = {"status.json", "metrics.json", "rows.jsonl"}
@@ -28,7 +28,6 @@ _ROW = {
     "base_rows": int,
     "visual_macs_ratio": int | float | None,
 }
-_WORDS = 300
 
 
 @dataclass(frozen=True)
@@ -118,11 +117,10 @@ def read_run(folder: Path) -> Run:
 
 
 def _outcome(status: Mapping[str, Any]) -> tuple[str, str]:
-    outcome, heartbeat = str(status.get("status")), status.get("heartbeat")
+    outcome = str(status.get("status"))
     problem = "" if outcome == "finished" else _short(str(status.get("error") or ""))
     if outcome == "running":
-        silent = time.time() - heartbeat if isinstance(heartbeat, int | float) else float("inf")
-        if silent > DEAD_AFTER_S:
+        if not is_live(status):
             return "interrupted", "Its process died; the same command goes on."
         problem = f"By process {status.get('pid')} on {status.get('host')}."
     return outcome, problem
@@ -179,5 +177,4 @@ def _is_route(route: Mapping[str, Any]) -> bool:
 
 
 def _short(text: str) -> str:
-    words = " ".join(text.split())
-    return words if len(words) <= _WORDS else words[: _WORDS - 1] + "…"
+    return shorten(text, 300)

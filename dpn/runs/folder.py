@@ -9,6 +9,7 @@ machines, where locks may not reach.
 """
 
 import logging
+import math
 import os
 import shlex
 import socket
@@ -219,8 +220,10 @@ def is_live(status: Mapping[str, Any]) -> bool:
     """Whether a `status.json` speaks of another process that still writes its folder: what the lock
     can not tell of other machines, and where there are no locks.
     """
-    silent_s = time.time() - status.get("heartbeat", 0.0)
+    beat, pid = status.get("heartbeat"), status.get("pid")
+    silent_s = time.time() - beat if isinstance(beat, int | float) else math.inf
     if status.get("status") != "running" or silent_s > DEAD_AFTER_S:
         return False
-    here, pid = status.get("host") == socket.gethostname(), status.get("pid", os.getpid())
-    return not here or (pid != os.getpid() and alive(pid))
+    if status.get("host") != socket.gethostname():
+        return True
+    return isinstance(pid, int) and pid != os.getpid() and alive(pid)

@@ -12,6 +12,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from dpn.common.text import one_line
 from dpn.runs.request import ConfigError, Request
 
 SLUG_BYTES = 100
@@ -49,7 +50,7 @@ def _resolved(config: DictConfig, paths: Mapping[str, Any]) -> dict[str, Any]:
     try:
         resolved = OmegaConf.to_container(bare, resolve=True)
     except OmegaConfBaseException as error:
-        raise ConfigError([" ".join(str(error).split())]) from None
+        raise ConfigError([one_line(str(error))]) from None
     assert isinstance(resolved, dict)
     return resolved  # type: ignore[return-value]
 

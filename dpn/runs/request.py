@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from dpn.common.text import one_line
 from dpn.cost import Unreachable
 
 Node = dict[str, Any]
@@ -75,7 +76,7 @@ def resolve(request: Request) -> Node:
             raise ConfigError([f"`{key}` has no value yet; give one: {key}=..." for key in missing])
         config: Node = OmegaConf.to_container(whole, resolve=True)  # type: ignore[assignment]
     except OmegaConfBaseException as error:
-        raise ConfigError([" ".join(str(error).split())]) from None
+        raise ConfigError([one_line(str(error))]) from None
     return config
 
 

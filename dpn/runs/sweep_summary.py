@@ -7,6 +7,7 @@ from typing import Any
 
 from dpn.common.files import read_json, write_text
 from dpn.common.table import Table
+from dpn.common.text import one_line
 from dpn.runs.folder import is_live
 
 HEAD = ("job", "outcome", "visual MACs", "accuracy", "folder")
@@ -57,9 +58,9 @@ def summarize(folder: Path, started: float) -> str | None:
 
 def _end(job: dict[str, Any], started: float) -> End:
     if job["folder"] is None:
-        return End("failed", " ".join(job["error"].split()))
+        return End("failed", one_line(job["error"]))
     status = read_json(Path(job["folder"]) / "status.json") or {"status": "not started"}
-    state, error = status["status"], " ".join((status.get("error") or "").split())
+    state, error = status["status"], one_line(status.get("error") or "")
     if state == "finished":
         return End("ok" if status["ended"] >= started else "skipped")
     if state == "running" and not is_live(status):

@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from dpn.common.files import write_text
+from dpn.common.text import one_line
 from dpn.runs.folder import RunError
 
 log = logging.getLogger(__name__)
@@ -147,7 +148,7 @@ class WandB(WandbLogger, Board):
         try:
             run = self.experiment
         except wandb.Error as error:
-            why = " ".join(str(error).split()).rstrip(".")
+            why = one_line(str(error)).rstrip(".")
             raise RunError(
                 f"Weights & Biases did not start: {why}. With WANDB_MODE=offline the run is written"
                 " to its folder, to be uploaded later."

@@ -8,6 +8,7 @@ from typing import Any
 
 from methods import KEEPS, METHODS, MORE
 
+from dpn.common.figure import drawn_to
 from dpn.common.table import markdown
 from dpn.metrics.statistics import spread
 
@@ -36,11 +37,11 @@ def table() -> str:
 
 def draw() -> None:
     """Plot accuracy against the ratio reached, by part (rows) and applied or trained (columns)."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    with drawn_to(HERE / "accuracy.png", (12, 9), dpi=110) as figure:
+        _plot(figure)
 
-    figure = Figure(figsize=(12, 9), layout="constrained")
-    FigureCanvasAgg(figure)
+
+def _plot(figure: Any) -> None:
     panels = figure.subplots(2, 2, sharex=True, sharey=True)
     for line, part in zip(panels, ("router", "projector"), strict=True):
         names = [n for n, m in METHODS.items() if n == "none" or m.part == part]
@@ -59,7 +60,6 @@ def draw() -> None:
         line[1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     for axes in panels[1]:
         axes.set_xlabel("share of visual MACs reached")
-    figure.savefig(HERE / "accuracy.png", dpi=110)
 
 
 Key = tuple[str, str, float | None]

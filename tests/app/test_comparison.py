@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 
 import pytest
 
@@ -203,15 +204,17 @@ def test_runs_that_did_not_finish(tmp_path):
         (folder / "log.txt").touch()
         set_status(folder, status, **fields)
     set_status(write_run(tmp_path / "killed"), "running", heartbeat=0)
-    told = {cells[0]: cells[1:] for cells in tables.left_out(compare([tmp_path]).left_out).body}
-    told = {name.rpartition("/")[2]: cells for name, cells in told.items()}
-    assert told["failed"][0] == "failed"
-    assert len(told["failed"][1]) == 300
-    assert told["failed"][2] == str(tmp_path / "failed" / "log.txt")
-    assert told["interrupted"][:2] == ("interrupted", "SIGINT")
-    assert told["running"] == ("running", "By process 77 on here.", "-")
-    assert told["unreachable"][1].endswith("1 problem: - `keep=0.1` is too low.")
-    assert told["killed"][0] == "interrupted"
+    here = {"host": socket.gethostname(), "pid": 2**30}  # no process has such a number
+    set_status(write_run(tmp_path / "just_killed"), "running", **here)
+    shown = {cells[0]: cells[1:] for cells in tables.left_out(compare([tmp_path]).left_out).body}
+    shown = {name.rpartition("/")[2]: cells for name, cells in shown.items()}
+    assert shown["failed"][0] == "failed"
+    assert len(shown["failed"][1]) == 300
+    assert shown["failed"][2] == str(tmp_path / "failed" / "log.txt")
+    assert shown["interrupted"][:2] == ("interrupted", "SIGINT")
+    assert shown["running"] == ("running", "By process 77 on here.", "-")
+    assert shown["unreachable"][1].endswith("1 problem: - `keep=0.1` is too low.")
+    assert shown["killed"][0] == shown["just_killed"][0] == "interrupted"
 
 
 def test_evaluations_are_not_taken_for_runs(tmp_path):

@@ -17,7 +17,8 @@ from dpn.config.compose import compose
 from dpn.data.row_budget import RowBudgetSampler
 from dpn.measure.dry_run import make_batch
 from dpn.measure.fitting import smaller, verdict
-from dpn.measure.footprint import GIB, Rehearsal, Setup
+from dpn.measure.footprint import Rehearsal, Setup
+from dpn.metrics.memory import GIB
 from dpn.runs.request import ConfigError
 from dpn.training.strategies import shard
 

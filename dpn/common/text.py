@@ -1,0 +1,12 @@
+"""Text that has to fit somewhere."""
+
+
+def one_line(text: str) -> str:
+    """The words of a text with single spaces between them."""
+    return " ".join(text.split())
+
+
+def shorten(text: str, letters: int) -> str:
+    """One line of at most this many letters; an ellipsis stands for what is cut off."""
+    line = one_line(text)
+    return line if len(line) <= letters else line[: letters - 1] + "…"
