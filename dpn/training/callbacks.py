@@ -18,7 +18,7 @@ from dpn.common.files import add_row, write_rows
 from dpn.common.progress import Bar
 from dpn.runs.folder import RunError
 from dpn.runs.signals import Interrupted, StopRequest
-from dpn.training.resume import Checkpoints, step_ends
+from dpn.training.resume import AtStepEnd, Checkpoints
 
 log = logging.getLogger(__name__)
 progress_log = logging.getLogger("dpn.common.progress")
@@ -213,7 +213,7 @@ class StepSeed(Callback):
         torch.manual_seed(seeded.seed(*words))
 
 
-class StopAfterStep(Callback):
+class StopAfterStep(AtStepEnd):
     """Ends a run that was asked to stop after its step, with a checkpoint of that step."""
 
     def __init__(self, stop: StopRequest) -> None:
@@ -228,19 +228,8 @@ class StopAfterStep(Callback):
         """From here on, a signal acts at once."""
         self.stop.patient = False
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def at_step_end(self, trainer: Trainer) -> None:
         """Stop all processes if any was asked to."""
-        self._stop_if_asked(trainer, validated=False)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop all processes if any was asked to."""
-        self._stop_if_asked(trainer, validated=True)
-
-    def _stop_if_asked(self, trainer: Trainer, validated: bool) -> None:
-        if not step_ends(trainer, validated):
-            return
         asked = trainer.strategy.reduce_boolean_decision(self.stop.signal is not None, all=False)
         if asked:
             if isinstance(trainer.checkpoint_callback, Checkpoints):

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from dpn.common.files import write_text
 from dpn.common.text import one_line
 from dpn.runs.folder import RunError
+from dpn.training._lightning import wandb_arguments, wandb_run
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +122,7 @@ class WandB(WandbLogger, Board):
     ) -> None:
         project = project or os.environ.get("WANDB_PROJECT", "dpn")
         super().__init__(name=name, save_dir=save_dir, project=project, group=group, mode=mode)
-        self._wandb_init.pop("anonymous", None)  # wandb warns about it, whatever it is
+        wandb_arguments(self).pop("anonymous", None)  # wandb warns about it, whatever it is
 
     @rank_zero_only
     def open(self, title: Title) -> None:
@@ -138,10 +139,11 @@ class WandB(WandbLogger, Board):
             "id": ("WANDB_RUN_ID", self._kept_id(title.identity)),
             "mode": ("WANDB_MODE", "online" if has_key() else "offline"),
         }
+        arguments = wandb_arguments(self)
         for key, (variable, value) in usual.items():
-            if self._wandb_init.get(key) is None:
-                self._wandb_init[key] = os.environ.get(variable, value)
-        self._wandb_init["settings"] = {
+            if arguments.get(key) is None:
+                arguments[key] = os.environ.get(variable, value)
+        arguments["settings"] = {
             "silent": os.environ.get("WANDB_SILENT", "true"),
             "console": os.environ.get("WANDB_CONSOLE", "off"),
         }
@@ -197,8 +199,8 @@ class WandB(WandbLogger, Board):
     @rank_zero_only
     def close(self, failed: bool) -> None:
         """See `Board`."""
-        if self._experiment is not None:
-            self._experiment.finish(exit_code=int(failed))
+        if (run := wandb_run(self)) is not None:
+            run.finish(exit_code=int(failed))
 
 
 def has_key() -> bool:

@@ -18,6 +18,7 @@ from dpn.data.batch import Batch
 from dpn.losses import RoutingLoss
 from dpn.model import DPNForConditionalGeneration
 from dpn.tokens import Trace
+from dpn.training._lightning import logs_this_step
 from dpn.training.schedule import Schedule, learning_rate_factor
 from dpn.training.strategies import ZeRO, shard
 
@@ -94,7 +95,7 @@ class DPNModule(LightningModule):
         # Lightning divides by the window and DDP by the processes what `items` already has divided.
         language = out.loss * copies
         routing = self.routing_loss(out.trace)
-        if self.trainer._logger_connector.should_update_logs:
+        if logs_this_step(self.trainer):
             self._log_step(batch, language, routing, out.trace)
         if self.trainer.strategy.handles_gradient_accumulation:  # DeepSpeed, after Lightning has
             return (language + routing) * self.trainer.accumulate_grad_batches

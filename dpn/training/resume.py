@@ -8,11 +8,17 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from dpn.common.files import atomic_path
+from dpn.training._lightning import (
+    accumulates,
+    needs_no_checkpoint,
+    save_checkpoint,
+    validates,
+)
 from dpn.training.strategies import SIZES
 
 log = logging.getLogger(__name__)
@@ -26,16 +32,33 @@ def step_ends(trainer: Trainer, validated: bool) -> bool:
     """
     if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
         return False
-    loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
-    if loop._should_accumulate():
+    if accumulates(trainer):
         return False
-    if validated or loop.val_loop.skip:  # nothing is held out
+    if validated or trainer.fit_loop.epoch_loop.val_loop.skip:  # nothing is held out
         return True
-    assert fetcher is not None
-    return not loop._should_check_val_fx(fetcher)
+    return not validates(trainer)
 
 
-class Checkpoints(ModelCheckpoint):
+class AtStepEnd(Callback):
+    """A callback that acts once at the end of each optimizer step, see `step_ends`."""
+
+    def at_step_end(self, trainer: Trainer) -> None:
+        """Act; the step and its validation, if it has one, are over."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Act if the step ends with this batch."""
+        if step_ends(trainer, validated=False):
+            self.at_step_end(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Act if the step ends with this validation."""
+        if step_ends(trainer, validated=True):
+            self.at_step_end(trainer)
+
+
+class Checkpoints(AtStepEnd, ModelCheckpoint):
     """Keeps the newest checkpoints, each written completely or not at all.
 
     What the loggers hold back is written with them, so nothing before a checkpoint is lost.
@@ -57,27 +80,18 @@ class Checkpoints(ModelCheckpoint):
             auto_insert_metric_name=False,
             enable_version_counter=False,
         )
+        self.every_n_steps = every_n_train_steps
 
     def save_now(self, trainer: Trainer) -> None:
         """Write a checkpoint of this step, unless there is one."""
-        if not self._should_skip_saving_checkpoint(trainer):
+        if not needs_no_checkpoint(self, trainer):
             for logger in trainer.loggers:
                 logger.save()
-            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+            save_checkpoint(self, trainer)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Write one where it is due; the base class would wait for a validation at epoch ends."""
-        self._save_if_due(trainer, validated=False)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write one where it is due at a step that was validated."""
-        self._save_if_due(trainer, validated=True)
-
-    def _save_if_due(self, trainer: Trainer, validated: bool) -> None:
-        due = trainer.global_step % self._every_n_train_steps == 0
-        if due and step_ends(trainer, validated):
+    def at_step_end(self, trainer: Trainer) -> None:
+        """Write a checkpoint if one is due; ModelCheckpoint would wait for the epoch's end."""
+        if trainer.global_step % self.every_n_steps == 0:
             self.save_now(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.load import _METADATA_FILENAME
 from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy, Strategy
 from torch import nn
 from torch.distributed import checkpoint as dcp
@@ -32,6 +31,7 @@ from dpn.common.files import write_json
 from dpn.decoder.layer import DecoderLayer
 from dpn.model import DPNForConditionalGeneration
 from dpn.routers import Gate
+from dpn.training._lightning import METADATA_FILE, only_data_parallel
 from dpn.vision.base import VisionTower
 
 #: File of a checkpoint folder that holds the size of each other file in bytes.
@@ -70,8 +70,7 @@ class FSDP2(CompleteFolders, ModelParallelStrategy):
 
     def setup_environment(self) -> None:
         """Before the mesh is made: one axis over all processes."""
-        self._data_parallel_size = self.num_nodes * self.num_processes
-        self._tensor_parallel_size = 1
+        only_data_parallel(self)
         super().setup_environment()
 
     def load_checkpoint(
@@ -96,7 +95,7 @@ class FSDP2(CompleteFolders, ModelParallelStrategy):
                 for name, parameter in module.named_parameters():
                     if not any(entry.startswith(f"{key}.state.{name}.") for entry in saved):
                         optimizer.state.pop(parameter, None)
-            return torch.load(folder / _METADATA_FILENAME)
+            return torch.load(folder / METADATA_FILE)
 
     def whole_state(self) -> dict[str, Any]:
         """All weights of the module on the CPU of the first process; empty on the others."""
