@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dpn.measure.case import Case, Row, on_paper
+from dpn.measure.case import Case, Figures, on_paper
 from dpn.measure.contenders import contenders
 from dpn.measure.dry_run import NeedsData, fixed, make_batch
 from dpn.measure.load import Load
@@ -59,7 +59,7 @@ def _run(request: "Request") -> None:
     publish(bench(request), Path(request.config.folder))
 
 
-def bench(request: "Request") -> list[Row]:
+def bench(request: "Request") -> list[Figures]:
     """Measure the model of a config, see `measure`; `model` in each row lists its overrides.
 
     Raises:
@@ -84,7 +84,7 @@ def bench(request: "Request") -> list[Row]:
     return [{"model": chosen, **row} for row in rows]
 
 
-def measure(config: DPNConfig, load: Load | None = None) -> list[Row]:
+def measure(config: DPNConfig, load: Load | None = None) -> list[Figures]:
     """Measure a model.
 
     Args:

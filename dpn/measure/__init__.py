@@ -1,4 +1,4 @@
-"""Measurements: the bench's load and cases, contenders, dry runs, memory footprint, profiles.
+"""Measurements: speed of contenders, dry runs on fake tensors, memory footprints, profiles.
 
 Imports `training` and everything below.
 """

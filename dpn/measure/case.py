@@ -1,7 +1,7 @@
-"""One batch of `dpn.bench`: what contenders take for it, and what the formulas say they should.
+"""Measurements of one batch of `dpn.bench`, beside the costs that the formulas give.
 
-Figures are flat and means are per sample. Their parts are `prefill`, until the first new token;
-`decode`, a later one; `answer`, all of them; and `train_step`.
+Figures are flat; means are per sample. Their parts are `prefill`, until the first new token;
+`decode`, a later token; `answer`, all tokens; and `train_step`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,23 +22,24 @@ from dpn.measure.contenders import (
     uncompressed,
     weights,
 )
-from dpn.measure.dry_run import Route, cost_of, supervised_columns, training_step
+from dpn.measure.dry_run import RouteSetting, cost_of, supervised_columns, training_step
 from dpn.measure.load import Load
 from dpn.measure.profiling import profile
 from dpn.metrics.memory import GIB, peak_bytes
 from dpn.metrics.speed import race, ratio
 from dpn.model import DPNConfig, DPNForConditionalGeneration, meta_model
 
-Row = dict[str, Any]
+Figures = dict[str, Any]
+"""Flat figures of a measurement, by their keys."""
 
 
 class Case:
     """Contenders on one batch.
 
     Args:
-        runners: `ours`, `none` and, where it is of interest, `hf`; see `dpn.measure.contenders`.
-        batch: of samples that all have as many columns.
-        load: how to measure.
+        runners: contenders `ours`, `none` and optionally `hf`, see `dpn.measure.contenders`.
+        batch: batch whose samples all have the same number of columns.
+        load: settings of the measurement.
     """
 
     def __init__(self, runners: Mapping[str, Any], batch: Batch, load: Load):
@@ -46,14 +47,15 @@ class Case:
         self.samples = len(batch["input_ids"])
         self.text_columns = batch["input_ids"].shape[1] - 1
 
-    def answers(self, new_tokens: int) -> Row:
-        """Prefill and decoding.
+    def answers(self, new_tokens: int) -> Figures:
+        """Measure prefill and decoding.
 
-        `cost/<part>_flops` and its ratio to no compression; `time/<part>` and `hf/<part>`, `Ratio`s
-        against no compression and against Hugging Face; `over_flops/<part>`, the first over the
-        ratio of FLOPs; `memory/answer_gib` at the highest moment, and ratios (of one new token it
-        is `memory/prefill_gib`). On a GPU also `ms/<part>`, quartiles, and samples and new tokens
-        per second.
+        Returns:
+            `cost/<part>_flops` and its ratio to no compression; `time/<part>` and `hf/<part>`,
+            `Ratio`s to no compression and to Hugging Face; `over_flops/<part>`, the ratio of times
+            divided by the ratio of FLOPs; `memory/answer_gib`, the peak (`memory/prefill_gib` for
+            one new token), and its ratios. On a GPU also `ms/<part>`, the quartiles, and samples
+            and new tokens per second.
         """
         ours, none = (self._costs(name, training=False) for name in ("ours", "none"))
         number_bytes = getattr(torch, self.load.dtype).itemsize
@@ -65,8 +67,8 @@ class Case:
             row[f"tokens_per_s/{whole}"] = row[f"samples_per_s/{whole}"] * new_tokens
         return row
 
-    def training(self) -> Row:
-        """A forward and a backward pass, in the same figures."""
+    def training(self) -> Figures:
+        """Measure a forward and a backward pass; returns the same figures as `answers`."""
         ours, none = (self._costs(name, training=True) for name in ("ours", "none"))
         row = training_costs(ours, none, self.text_columns, self.load.checkpoint_layers)
         row |= self._timed("train_step", lambda c: train_step(c, self.batch), row)
@@ -74,11 +76,11 @@ class Case:
             row["samples_per_s/train_step"] = 1e3 * self.samples / took[1]
         return row
 
-    def profiles(self) -> Row:
-        """`profile/prefill` and `profile/train_step`: for each contender the share of each part in
-        the time that no compression takes, see `dpn.measure.profiling`.
+    def profiles(self) -> Figures:
+        """`profile/prefill` and `profile/train_step`: for each contender, the time of each part
+        divided by the whole time without compression, see `dpn.measure.profiling`.
         """
-        row: Row = {}
+        row: Figures = {}
         calls: dict[str, Callable[[Contender], object]] = {
             "prefill": lambda contender: answer(contender, self.batch, 1)
         }
@@ -100,17 +102,19 @@ class Case:
 
     @torch.no_grad()
     def _costs(self, name: str, training: bool) -> list[Cost]:
-        """What the formulas say for the routes that are taken."""
+        """Costs of the routes that are taken, by the formulas."""
         model: DPNForConditionalGeneration = self.runners[name].model
         inputs = {k: v for k, v in self.batch.items() if training or k != "labels"}
         trace = model.train(training)(**inputs, logits_to_keep=1).trace
         return costs(model, trace, [self.text_columns] * self.samples)
 
-    def _timed(self, whole: str, call: Callable[[Contender], dict[str, float]], cost: Row) -> Row:
-        """Times and memory, next to costs."""
+    def _timed(
+        self, whole: str, call: Callable[[Contender], dict[str, float]], cost: Figures
+    ) -> Figures:
+        """Measured times and memory."""
         self._set_training(whole == "train_step")
         calls = {name: (lambda c=c: call(c)) for name, c in self.runners.items()}
-        row: Row = {}
+        row: Figures = {}
         for part, took in race(calls, self.load.pairs).items():
             row[f"time/{part}"] = ratio(took["ours"], took["none"])
             share = cost[f"cost/{part}_flops_ratio"]
@@ -130,13 +134,13 @@ class Case:
         return row
 
 
-def on_paper(config: DPNConfig, load: Load, batch_size: int, text_columns: int) -> list[Row]:
-    """What is known without running anything: the costs of a `Case`, and those of each layer; and
-    `memory/saved_gib`, what a forward pass leaves for its backward pass.
+def on_paper(config: DPNConfig, load: Load, batch_size: int, text_columns: int) -> list[Figures]:
+    """Figures that need no measurement: the costs of a `Case`, those of each layer, and
+    `memory/saved_gib`, what a forward pass saves for its backward pass.
 
     Returns:
-        A row for each number of new tokens, of the given route, or with `own` of both ends of what
-        the router can do.
+        Figures for each number of new tokens: of the given route or, with `own`, of the most and of
+        the fewest rows that the router can leave.
     """
     dtype, plain, text = getattr(torch, load.dtype), uncompressed(config), text_columns
     news = load.new_tokens if isinstance(load.new_tokens, list) else [load.new_tokens]
@@ -146,7 +150,7 @@ def on_paper(config: DPNConfig, load: Load, batch_size: int, text_columns: int) 
         del known[1:]
     none, rows = cost_of(plain, text), []
     for route, ours in known:
-        own: Row = {"batch_size": batch_size, "text_columns": text}
+        own: Figures = {"batch_size": batch_size, "text_columns": text}
         own["route"] = load.route if one_end else route
         own["layers/visual_macs"] = [layer.visual_macs for layer in ours.layers]
         own["layers/prefill_flops"] = [x.linear_flops + x.attention_flops for x in ours.layers]
@@ -162,7 +166,9 @@ def on_paper(config: DPNConfig, load: Load, batch_size: int, text_columns: int) 
     return rows
 
 
-def _saved(config: DPNConfig, load: Load, batch_size: int, text: int, route: Route) -> Row:
+def _saved(
+    config: DPNConfig, load: Load, batch_size: int, text: int, route: RouteSetting
+) -> Figures:
     steps = []
     for each, taken in ((config, route), (uncompressed(config), "most")):
         model = meta_model(each)
@@ -181,9 +187,9 @@ def answer_costs(
     text_columns: int,
     new_tokens: int,
     number_bytes: int,
-) -> Row:
-    """Costs of answers with and without compression, of the same samples."""
-    row: Row = {"cost/visual_macs_ratio": _ratio(ours, none, lambda cost: cost.visual_macs)}
+) -> Figures:
+    """Costs of answering the same samples with and without compression."""
+    row: Figures = {"cost/visual_macs_ratio": _ratio(ours, none, lambda cost: cost.visual_macs)}
     later = new_tokens - 1
     parts: dict[str, Callable[[Cost], float]] = {"prefill": lambda cost: cost.prefill_flops}
     if later:
@@ -201,8 +207,8 @@ def answer_costs(
 
 def training_costs(
     ours: Sequence[Cost], none: Sequence[Cost], text_columns: int, checkpoint_layers: bool
-) -> Row:
-    """The same of a training step."""
+) -> Figures:
+    """Costs of a training step with and without compression."""
 
     def flops(cost: Cost) -> float:
         return cost.training_flops(supervised_columns(text_columns), checkpoint_layers)

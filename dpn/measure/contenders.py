@@ -1,8 +1,7 @@
-"""What `dpn.bench` lets run: a model, the same without compression, and Hugging Face's own.
+"""What `dpn.bench` compares: a model, the model without compression, and Hugging Face's own.
 
-All share their weights, so that one GPU holds them and nothing but the code differs. Each embeds
-the same images and text by the same tower and projector; Hugging Face's text model then gets these
-rows as `inputs_embeds`.
+They share their weights, so one GPU holds them and only the code differs. All embed images and
+text with the same tower and projector; Hugging Face's text model gets the rows as `inputs_embeds`.
 """
 
 import copy
@@ -26,23 +25,23 @@ Batch = Mapping[str, Tensor]
 
 
 class Contender(Protocol):
-    """One way to answer prompts and to train.
+    """An implementation that answers prompts and trains.
 
     Attributes:
-        parts: what holds its weights: `vision`, `projector`, `text`, `head`, and where there is one
-            `router`; and `whole`.
+        parts: its modules: `vision`, `projector`, `text`, `head`, `router` if there is one, and
+            `whole`.
     """
 
     parts: dict[str, nn.Module]
 
     def prompt(self, batch: Batch) -> tuple[Tensor, Any]:
-        """Logits of the last column, `[B, 1, vocabulary]`, and the cache."""
+        """Prefill: logits of the last column, `[B, 1, vocabulary]`, and the cache."""
 
     def token(self, ids: Tensor, cache: Any) -> Tensor:
-        """Logits of `[B, 1]` ids that go on from a cache, which is extended."""
+        """Decoding: logits of `[B, 1]` new ids; extends the cache."""
 
     def loss(self, batch: Batch) -> Tensor:
-        """Mean over supervised tokens."""
+        """Mean loss of supervised tokens."""
 
 
 class Ours:
@@ -60,23 +59,20 @@ class Ours:
         }
 
     def prompt(self, batch: Batch) -> tuple[Tensor, Any]:
-        """See `Contender`."""
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
         out = self.model(**inputs, use_cache=True, logits_to_keep=1)
         return out.logits, out.past_key_values
 
     def token(self, ids: Tensor, cache: Any) -> Tensor:
-        """See `Contender`."""
         return self.model(input_ids=ids, past_key_values=cache, logits_to_keep=1).logits
 
     def loss(self, batch: Batch) -> Tensor:
-        """See `Contender`."""
         return self.model(**batch).loss
 
 
 class HuggingFace:
-    """Hugging Face's causal language model after tower and projector of ours; for batches without
-    padding, whose images stand in column 1.
+    """Hugging Face's causal language model behind our tower and projector, for batches without
+    padding whose images are in column 1.
     """
 
     def __init__(self, model: DPNForConditionalGeneration):
@@ -90,7 +86,7 @@ class HuggingFace:
         self.text.lm_head = model.lm_head
         if model.checkpoint_layers:
             new = getattr(self.text, "activation_checkpointing_enable", None)
-            (new or self.text.gradient_checkpointing_enable)()  # its name before
+            (new or self.text.gradient_checkpointing_enable)()  # the older name
         self.parts: dict[str, nn.Module] = {
             "whole": self.text,
             "vision": self.vision,
@@ -100,16 +96,14 @@ class HuggingFace:
         }
 
     def prompt(self, batch: Batch) -> tuple[Tensor, Any]:
-        """See `Contender`."""
         out = self.text(inputs_embeds=self.rows(batch), use_cache=True, logits_to_keep=1)
         return out.logits, out.past_key_values
 
     def token(self, ids: Tensor, cache: Any) -> Tensor:
-        """See `Contender`."""
         return self.text(input_ids=ids, past_key_values=cache, logits_to_keep=1).logits
 
     def loss(self, batch: Batch) -> Tensor:
-        """See `Contender`; logits are asked for where there are labels, which is fair to it."""
+        # Logits of supervised columns only, as our model computes them.
         supervised = int((batch["labels"][0] != IGNORE).sum()) + 1
         return self.text(
             inputs_embeds=self.rows(batch),
@@ -119,7 +113,7 @@ class HuggingFace:
         ).loss
 
     def rows(self, batch: Batch) -> Tensor:
-        """`[B, T - 1 + V, D]`."""
+        """Embedded text and visual rows, `[B, T - 1 + V, D]`."""
         ids, pixels = batch["input_ids"], batch.get("pixel_values")
         embed = self.text.get_input_embeddings()
         if pixels is None:
@@ -132,8 +126,8 @@ class HuggingFace:
 
 
 def contenders(config: DPNConfig, load: Load, device: str) -> dict[str, Any]:
-    """The model of a configuration as `ours`, the same with `router=none projector=mlp` as `none`,
-    and `hf`, all with random weights.
+    """Contenders with random weights: `ours`, the model of a configuration; `none`, the same with
+    `router=none projector=mlp`; and `hf`.
     """
     torch.manual_seed(load.seed)
     with torch.device(device):
@@ -149,14 +143,14 @@ def contenders(config: DPNConfig, load: Load, device: str) -> dict[str, Any]:
 
 
 def uncompressed(config: DPNConfig) -> DPNConfig:
-    """The same with LLaVA's projector and no router."""
+    """Copy of a configuration with LLaVA's projector and no router."""
     config = copy.deepcopy(config)
     config.router_config, config.projector_config = {"name": "none"}, {"name": "mlp"}
     return config
 
 
 def without_compression(model: DPNForConditionalGeneration) -> DPNForConditionalGeneration:
-    """The model of `uncompressed` around the same tower, text model and head."""
+    """Model of the `uncompressed` configuration with the same tower, text model and head."""
     with torch.device("meta"):
         plain = DPNForConditionalGeneration(uncompressed(model.config))
     plain.vision = copy.copy(model.vision)
@@ -178,8 +172,8 @@ def without_compression(model: DPNForConditionalGeneration) -> DPNForConditional
 
 @torch.inference_mode()
 def answer(contender: Contender, batch: Batch, new_tokens: int) -> dict[str, float]:
-    """Seconds of a greedy answer: `prefill` until its first token, `decode` per later one, and
-    `answer` of all.
+    """Seconds of a greedy answer: `prefill` until the first token, `decode` per later token, and
+    `answer` in all.
     """
     start = now()
     logits, cache = contender.prompt(batch)
@@ -205,11 +199,11 @@ def train_step(contender: Contender, batch: Batch) -> dict[str, float]:
 
 
 def weights(contender: Contender) -> list[Tensor]:
-    """All its weights, some more than once."""
+    """All weights of a contender, some of them more than once."""
     return [weight for part in contender.parts.values() for weight in part.parameters()]
 
 
 def set_training(contender: Contender, training: bool) -> None:
-    """Put it into its mode for training or for answers."""
+    """Switch all parts of a contender to training or evaluation mode."""
     for part in contender.parts.values():
         part.train(training)

@@ -1,8 +1,8 @@
-"""Forward and backward passes of a whole model on fake tensors, which have shapes and no memory.
+"""Forward and backward passes of a whole model on fake tensors, which have shapes but no memory.
 
-What a pass leaves for the backward pass, with checkpointing or without, is so counted as the code
-really does it, and what rows a router leaves is known from its configuration alone, for 7B or 13B
-shapes within a second.
+The bytes saved for the backward pass, with or without checkpointing, are counted as the code
+really saves them, and the rows that a router leaves follow from its configuration. For models of
+7B or 13B that takes about a second.
 """
 
 import copy
@@ -23,23 +23,23 @@ from dpn.model import DPNConfig, DPNForConditionalGeneration, meta_model
 from dpn.routers.base import Router
 from dpn.tokens import Trace
 
-#: What a router does: chooses itself, leaves the most or the fewest rows that it can, or pools with
-#: a kernel at each of its layers, see `Router.forced`.
-Route = Literal["own", "most", "fewest"] | Sequence[Any]
-#: The same, or it does not act.
-Rows = Route | Literal["all"]
+#: Action of a router: it chooses itself, leaves the most or the fewest rows that it can, or pools
+#: with a given kernel at each of its layers, see `Router.forced`.
+RouteSetting = Literal["own", "most", "fewest"] | Sequence[Any]
+#: A `RouteSetting`, or `all`: the router does not act.
+RowsSetting = RouteSetting | Literal["all"]
 
 
 @dataclass(frozen=True)
 class Step:
-    """What was seen of the forward and backward passes of a micro-batch.
+    """Memory and FLOPs of the forward and backward pass of a micro-batch.
 
     Attributes:
-        saved: bytes that the forward pass leaves for the backward pass.
-        saved_by_layer: of these, what each decoder layer makes, with what a router does after it.
+        saved: bytes that the forward pass saves for the backward pass.
+        saved_by_layer: part of `saved` by decoder layer, including the router after it.
         peak: bytes at the highest moment, see `ResourceMeter`.
-        flops: of both passes, recomputed layers included.
-        share: mean visual MACs against those of the tower's uncompressed tokens.
+        flops: FLOPs of both passes, with recomputed layers.
+        share: mean visual MACs divided by those of the tower's uncompressed tokens.
     """
 
     saved: int
@@ -50,27 +50,27 @@ class Step:
 
 
 class NeedsData(ValueError):
-    """A configuration alone does not tell how many rows there are."""
+    """The number of rows depends on the data, not on the configuration alone."""
 
 
-def cost_of(config: DPNConfig, text_columns: int, route: Route = "most") -> Cost:
-    """What a sample with one image of the native size costs, see `prefill`."""
+def cost_of(config: DPNConfig, text_columns: int, route: RouteSetting = "most") -> Cost:
+    """Cost of a sample with one image of the native size, see `prefill`."""
     model, trace = prefill(config, text_columns, route)
     return costs(model, trace, [text_columns])[0]
 
 
 def prefill(
-    config: DPNConfig, text_columns: int, route: Route = "most"
+    config: DPNConfig, text_columns: int, route: RouteSetting = "most"
 ) -> tuple[DPNForConditionalGeneration, Trace]:
-    """A prefill of one sample with one image of the native size, from a configuration alone.
+    """Prefill one sample with one image of the native size, on fake tensors.
 
     Args:
-        config: of the model.
-        text_columns: of the sample, besides its image.
-        route: what the router does.
+        config: configuration of the model.
+        text_columns: number of text columns of the sample.
+        route: action of the router.
 
     Raises:
-        NeedsData: if rows depend on what an image shows.
+        NeedsData: if the number of rows depends on the content of the image.
     """
     model, batch = _faked(meta_model(config), torch.float32, 1, text_columns)
     model.router = fixed(model.router, route)
@@ -82,8 +82,8 @@ def prefill(
         raise NeedsData("How many rows are left depends on what an image shows.") from None
 
 
-def fixed(router: Router, route: Route) -> Router:
-    """A router that takes a route, whatever the data are."""
+def fixed(router: Router, route: RouteSetting) -> Router:
+    """A router that acts as set, whatever the data are."""
     if isinstance(route, str):
         return router if route == "own" else router.rehearsed(most=route == "most")
     return router.forced(route)
@@ -93,30 +93,30 @@ def training_step(
     model: DPNForConditionalGeneration,
     batch_size: int,
     text: int,
-    rows: Rows = "most",
+    rows: RowsSetting = "most",
     dtype: torch.dtype = torch.float32,
     autocast: bool = False,
     probes: bool = False,
 ) -> Step:
-    """A forward and a backward pass; every sample has one image of the native size.
+    """A forward and a backward pass of samples with one image of the native size each.
 
     Args:
         model: on the meta device; stays as it is.
-        batch_size: samples.
-        text: text tokens of each sample, the last half of them supervised.
-        rows: what the router does.
-        dtype: of the weights.
+        batch_size: number of samples.
+        text: text tokens of each sample; the last half of them is supervised.
+        rows: action of the router, or `all`.
+        dtype: dtype of the weights.
         autocast: whether bf16 autocast is on.
-        probes: whether the routing loss asks for a further pass of all rows.
+        probes: whether the routing loss needs another pass with all rows.
     """
     model, batch = _faked(model, dtype, batch_size, text)
     for parameter in model.parameters():
-        if parameter.requires_grad:  # gradients are the engine's
+        if parameter.requires_grad:  # gradients are counted with the engine
             parameter.register_post_accumulate_grad_hook(_drop_gradient)
     if rows != "all":
         model.router = fixed(model.router, rows)
     with ResourceMeter(model.parameters()) as meter:
-        handles = _tell_places(model, meter)
+        handles = _track_places(model, meter)
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             out = model.train()(**batch, compress=rows != "all")
             saved = meter.live.total()
@@ -126,7 +126,7 @@ def training_step(
             if probes and rows != "all":
                 with torch.no_grad():
                     model(**batch, compress=False)
-        if out.loss.requires_grad:  # or only what a routing loss trains, gates, learns
+        if out.loss.requires_grad:  # else only the routing loss trains anything
             out.loss.backward()
     shares = visual_macs_ratio(out.trace, model.config.text_config)
     return Step(saved, by_layer, dict(meter.peak), meter.flops, sum(shares) / len(shares))
@@ -135,7 +135,7 @@ def training_step(
 def make_batch(
     model: DPNForConditionalGeneration, images: int, text_columns: int, seed: int = 0
 ) -> dict[str, Tensor]:
-    """Samples of one image of the native size and random text; the last half of it is an answer."""
+    """Samples of one image of the native size and random text, whose last half is an answer."""
     generator, config = torch.Generator().manual_seed(seed), model.config
     width = text_columns + 1
     most = min(config.image_token_id, config.text_config.vocab_size)
@@ -151,14 +151,14 @@ def make_batch(
 
 
 def supervised_columns(text_columns: int) -> int:
-    """How many columns of a sample of `make_batch` are an answer."""
+    """Number of supervised columns of a sample of `make_batch`."""
     return text_columns - (text_columns + 1) // 2
 
 
 def _faked(
     model: DPNForConditionalGeneration, dtype: torch.dtype, batch_size: int, text: int
 ) -> tuple[DPNForConditionalGeneration, dict[str, Tensor]]:
-    """A copy of a model whose weights are fake tensors, and a batch with fake images for it."""
+    """Copy of a model with fake tensors as weights, and a batch with fake images for it."""
     model = copy.deepcopy(model).to(dtype)
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with fake:
@@ -168,15 +168,17 @@ def _faked(
     return model, batch
 
 
-def _tell_places(model: DPNForConditionalGeneration, meter: ResourceMeter) -> list[RemovableHandle]:
+def _track_places(
+    model: DPNForConditionalGeneration, meter: ResourceMeter
+) -> list[RemovableHandle]:
     """Let a meter know which layer makes what, until the handles are removed."""
 
-    def tell(place: int | str) -> Callable[..., None]:
+    def set_place(place: int | str) -> Callable[..., None]:
         return lambda *_: setattr(meter, "place", place)
 
     layers = model.language.layers
-    handles = [layer.register_forward_pre_hook(tell(i)) for i, layer in enumerate(layers)]
-    return [*handles, layers[-1].register_forward_hook(tell("head"))]
+    handles = [layer.register_forward_pre_hook(set_place(i)) for i, layer in enumerate(layers)]
+    return [*handles, layers[-1].register_forward_hook(set_place("head"))]
 
 
 def _drop_gradient(parameter: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Whether a training run fits into a GPU, and what would make it."""
+"""Whether a training run fits into a GPU and, if not, which settings would make it fit."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -6,8 +6,8 @@ from dataclasses import replace
 from dpn.measure.footprint import Rehearsal, Setup
 from dpn.metrics.memory import GIB
 
-#: Trainers that share out most, to offer where a run does not fit.
-SHARING: dict[str, str] = {"fsdp2": "trainer=fsdp2", "zero3": "trainer=deepspeed_zero3"}
+#: Trainers that shard everything, to suggest where a run does not fit.
+SHARDED: dict[str, str] = {"fsdp2": "trainer=fsdp2", "zero3": "trainer=deepspeed_zero3"}
 Trial = tuple[str, Setup]
 
 
@@ -18,14 +18,14 @@ def verdict(
     memory_gib: float,
     global_batch: int | None = None,
 ) -> str:
-    """Whether the batch that needs most fits into a GPU; if not, what would make it, in a sentence.
+    """A sentence: whether the largest batch fits into a GPU and, if not, what would make it fit.
 
     Args:
-        rehearsal: of the run.
-        setup: how it is spread over GPUs.
-        texts: text tokens of each sample of a batch, by what the samples are called.
-        memory_gib: of a GPU.
-        global_batch: samples of a step, where they stay whatever the setup is.
+        rehearsal: rehearsal of the run.
+        setup: engine, precision and number of GPUs.
+        texts: text tokens of each sample of a batch, by the name of the batch.
+        memory_gib: memory of a GPU.
+        global_batch: samples of a step, if their number is fixed.
     """
     sizes = {name: rehearsal.memory(setup, text).total for name, text in texts.items()}
     samples = max(reversed(sizes), key=sizes.__getitem__)
@@ -36,7 +36,7 @@ def verdict(
 
     def fits(trial: Setup) -> bool:
         if not rehearsal.samples(trial, longest):
-            return False  # a run would refuse that sample
+            return False  # training would refuse that sample
         held = sum(rehearsal.held(trial).values()) / GIB  # costs nothing to know
         return held <= memory_gib and needs(trial) <= memory_gib
 
@@ -44,7 +44,7 @@ def verdict(
     if need <= memory_gib:
         return f"It fits: {need:.1f} of {memory_gib:.0f} GiB per GPU for a batch of {samples}."
     found = []
-    for kind in (smaller(setup), sharing(setup), more(setup, global_batch)):
+    for kind in (smaller(setup), sharded(setup), more(setup, global_batch)):
         first = next(((words, trial) for words, trial in kind if fits(trial)), None)
         found += [f"{first[0]} ({needs(first[1]):.1f} GiB)"] if first else []
     ways = f"Each of these would do: {'; '.join(found)}." if found else "Take a smaller model."
@@ -55,7 +55,7 @@ def verdict(
 
 
 def smaller(setup: Setup) -> Iterator[Trial]:
-    """Halves of the micro-batch; the window gets longer, so the global batch stays."""
+    """Setups with smaller micro-batches; more of them make a step, so the global batch stays."""
     key = "batch_size" if setup.rows_per_batch is None else "rows_per_batch"
     size = getattr(setup, key)
     while size % 2 == 0:
@@ -63,19 +63,19 @@ def smaller(setup: Setup) -> Iterator[Trial]:
         yield f"data.{key}={size}", replace(setup, **{key: size})
 
 
-def sharing(setup: Setup) -> Iterator[Trial]:
-    """Engines that share out everything, then with smaller micro-batches."""
-    for engine, words in SHARING.items():
+def sharded(setup: Setup) -> Iterator[Trial]:
+    """Setups with engines that shard everything, then also with smaller micro-batches."""
+    for engine, words in SHARDED.items():
         if engine != setup.engine:
             yield words, replace(setup, engine=engine)
-    for engine, words in SHARING.items():
+    for engine, words in SHARDED.items():
         if engine != setup.engine:
             for more_words, trial in smaller(replace(setup, engine=engine)):
                 yield f"{words} {more_words}", trial
 
 
 def more(setup: Setup, global_batch: int | None) -> Iterator[Trial]:
-    """Twice as many GPUs, and so on, for engines that share out; the global batch stays."""
+    """Setups with 2 to 16 times as many GPUs and a sharding engine; the global batch stays."""
     engine, words = setup.engine, ""
     if engine in ("single", "ddp"):
         engine, words = "fsdp2", " with trainer=fsdp2"

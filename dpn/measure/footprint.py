@@ -1,9 +1,9 @@
-"""What a training step takes from a GPU, found without one.
+"""Memory of a training step on a GPU, computed without one.
 
 A whole step of the real model runs on fake tensors (`dry_run.py`), in the precision that the
-engine would give it. Every storage is counted from when it appears until it is gone, every matrix
-product by torch's own formulas. Only what an engine does around the model (sharding, gathering,
-reducing) is a formula, see `_engine_bytes`.
+engine would use. Every storage is counted for as long as it lives, every matrix product by torch's
+own formulas. Only what an engine does around the model (sharding, gathering, reducing) is a
+formula, see `_engine_bytes`.
 """
 
 import math
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dpn.measure.dry_run import Rows, Step, training_step
+from dpn.measure.dry_run import RowsSetting, Step, training_step
 from dpn.metrics.memory import ResourceMeter
 
 if TYPE_CHECKING:
@@ -28,12 +28,12 @@ class Setup:
     Attributes:
         engine: `single`, `ddp`, `fsdp2`, `zero2` or `zero3`.
         half: whether it computes in bf16 (`bf16-mixed`) or in fp32 (`32-true`).
-        processes: GPUs of all nodes.
+        processes: number of GPUs on all nodes.
         batch_size: samples per GPU and micro-batch.
-        rows_per_batch: instead, most rows of it after the compression that is expected, see
-            `dpn.data.row_budget`.
-        reduce_bucket: gradients that ZeRO reduces at once, in elements.
-        live_parameters: most weights that ZeRO-3 leaves gathered, in elements.
+        rows_per_batch: instead of `batch_size`, most rows of a micro-batch after the expected
+            compression, see `dpn.data.row_budget`.
+        reduce_bucket: number of gradients that ZeRO reduces at once.
+        live_parameters: largest number of weights that ZeRO-3 keeps gathered.
     """
 
     engine: str
@@ -47,12 +47,12 @@ class Setup:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one GPU.
+    """Bytes on one GPU.
 
     Attributes:
-        held: what stays through a step, by name.
-        passing: what the forward and backward passes add at their peak, by name.
-        update: what the optimizer adds while it steps, when the above has passed.
+        held: bytes that stay through a step, by name.
+        passing: bytes that the forward and backward pass add at their peak, by name.
+        update: bytes that the optimizer adds while it steps, after those passes.
     """
 
     held: dict[str, int]
@@ -61,7 +61,7 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """At the highest moment."""
+        """Bytes at the highest moment."""
         return sum(self.held.values()) + max(sum(self.passing.values()), self.update)
 
 
@@ -69,7 +69,7 @@ class Rehearsal:
     """Training steps on tensors without memory.
 
     Args:
-        module: on the meta device.
+        module: LightningModule on the meta device.
     """
 
     def __init__(self, module: "DPNModule"):
@@ -78,28 +78,28 @@ class Rehearsal:
 
     @cached_property
     def optimizer_bytes(self) -> tuple[int, int]:
-        """What the optimizer keeps, and what it takes besides while it steps, for all weights."""
+        """Bytes of the optimizer's state, and bytes it adds while it steps, for all weights."""
         return _optimizer_bytes(self.module)
 
     def samples(self, setup: Setup, text: int) -> int:
-        """Samples of a micro-batch if each has so many text tokens and one image."""
+        """Samples of a micro-batch if each has `text` text tokens and one image."""
         if setup.rows_per_batch is None:
             return setup.batch_size
         return setup.rows_per_batch // math.ceil(text + self.image_rows)
 
     @property
     def image_rows(self) -> float:
-        """What `data.rows_per_batch` counts for an image, as in training."""
+        """Rows that `data.rows_per_batch` counts for an image, as in training."""
         return self.module.model.router.expected_rows()
 
     def memory(self, setup: Setup, text: int) -> Memory:
-        """Bytes of one GPU, with the most rows that the router can leave.
+        """Bytes on one GPU, with the most rows that the router can leave.
 
         Args:
-            setup: how the run is spread over GPUs.
+            setup: engine, precision and number of GPUs.
             text: text tokens of each sample.
         """
-        ways: tuple[Rows, ...] = ("most", "all") if self.module.dense else ("most",)
+        ways: tuple[RowsSetting, ...] = ("most", "all") if self.module.dense else ("most",)
         steps = [self.step(setup, text, rows) for rows in ways]
         highest = max(steps, key=lambda step: sum(step.peak.values()))
         passing = _engine_bytes(setup, self.module)[1]
@@ -110,18 +110,18 @@ class Rehearsal:
         return Memory(self.held(setup), passing, update)
 
     def held(self, setup: Setup) -> dict[str, int]:
-        """What stays through a step, see `Memory`; whatever the samples are."""
+        """Bytes that stay through a step, see `Memory`; they do not depend on the samples."""
         held = _engine_bytes(setup, self.module)[0]
         return held | {"optimizer states": self.optimizer_bytes[0] // _sharers(setup)}
 
-    def step(self, setup: Setup, text: int, rows: Rows) -> Step:
-        """A step of one GPU's micro-batch; every sample has one image of the native size.
+    def step(self, setup: Setup, text: int, rows: RowsSetting) -> Step:
+        """A step of one GPU's micro-batch of samples with one image of the native size each.
 
         Args:
-            setup: how the run is spread over GPUs.
-            text: text tokens of each sample, the last half of them supervised.
-            rows: what the router does: leaves the `most` or the `fewest` rows that it can, or does
-                not act.
+            setup: engine, precision and number of GPUs.
+            text: text tokens of each sample; the last half of them is supervised.
+            rows: action of the router: it leaves the `most` or the `fewest` rows that it can, or
+                does not act (`all`).
         """
         dtype, autocast = _precision(setup)
         key = (self.samples(setup, text), text, rows, dtype, autocast)
@@ -132,19 +132,19 @@ class Rehearsal:
 
 
 def _sharers(setup: Setup) -> int:
-    """Over how many GPUs the optimizer is shared out."""
+    """Number of GPUs over which the optimizer is sharded."""
     return 1 if setup.engine in ("single", "ddp") else setup.processes
 
 
 def _precision(setup: Setup) -> tuple[torch.dtype, bool]:
-    """What weights are computed with, and whether autocast is on, as Lightning's plugins do it."""
+    """Dtype of the weights in a pass, and whether autocast is on, as in Lightning's plugins."""
     whole = setup.engine in ("single", "ddp")
     dtype = torch.bfloat16 if setup.half and not whole else torch.float32
     return dtype, setup.half and not setup.engine.startswith("zero")
 
 
 def _optimizer_bytes(module: "DPNModule") -> tuple[int, int]:
-    """See `Rehearsal.optimizer_bytes`."""
+    """Bytes of the optimizer's state, and bytes it adds while it steps, for all weights."""
     from dpn.training.module import parameter_groups
 
     optimizer = module.make_optimizer(parameter_groups(module, module.schedule))
@@ -168,7 +168,7 @@ def trained_elements(module: torch.nn.Module) -> int:
 
 
 def _engine_bytes(setup: Setup, module: "DPNModule") -> tuple[dict[str, int], dict[str, int]]:
-    """Weights and gradients of one GPU: what stays, and what passes.
+    """Bytes of weights and gradients on one GPU: those that stay, and those that pass.
 
     DDP keeps its buckets beside the gradients. FSDP2 keeps shards in fp32, gathers a unit and the
     next one in the precision of the run, and reduces in fp32. ZeRO keeps weights and gradients in
@@ -202,7 +202,7 @@ def _engine_bytes(setup: Setup, module: "DPNModule") -> tuple[dict[str, int], di
 
 
 def _units(module: "DPNModule") -> list[list[Tensor]]:
-    """The weights of each unit that `shard` makes; the gates of the router count as one."""
+    """Weights of each unit that `shard` makes; the gates of the router count as one unit."""
     model = module.model
     language = model.language
     parts = [*language.layers, language.embed_tokens, language.norm, model.lm_head]

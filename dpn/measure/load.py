@@ -1,4 +1,4 @@
-"""What `dpn.bench` measures."""
+"""Settings of `dpn.bench`: what it measures and how."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,23 +8,23 @@ from dpn.decoder.attention import BackendName
 
 @dataclass
 class Load:
-    """What `dpn.bench` measures, and how. Of lists every combination is measured.
+    """What `dpn.bench` measures, and how. For lists, every combination is measured.
 
     Attributes:
-        batch_size: samples.
-        text_columns: of each sample, besides its one image.
-        new_tokens: of each answer.
-        route: what the router does: chooses itself (`own`), leaves the most or the fewest rows that
-            it can, or pools with a kernel at each of its layers, see `Router.forced`.
-        pairs: measured rounds; 0: costs alone, from the configuration.
-        train: whether a training step is timed, too.
-        profile: whether it is told where the time goes.
-        attention: backend.
-        checkpoint_layers: whether a training step computes layers again.
-        compile_layers: whether layers are compiled; those of Hugging Face's model are not.
-        device: `auto` is the GPU if there is one.
-        dtype: of the weights.
-        seed: of weights, images and text.
+        batch_size: number of samples, each with one image.
+        text_columns: number of text columns of a sample.
+        new_tokens: number of new tokens of an answer.
+        route: action of the router: it chooses itself (`own`), leaves the most or the fewest rows
+            that it can, or pools with a given kernel at each of its layers, see `Router.forced`.
+        pairs: number of measured rounds; 0: only costs, computed from the configuration.
+        train: whether to time a training step.
+        profile: whether to measure the time of each part of the model.
+        attention: attention backend.
+        checkpoint_layers: whether a training step uses activation checkpointing.
+        compile_layers: whether to compile the layers; those of Hugging Face's model are not.
+        device: device; `auto` is the GPU if there is one.
+        dtype: dtype of the weights.
+        seed: seed of weights, images and text.
     """
 
     batch_size: int | list[int] = 8

@@ -1,10 +1,9 @@
-"""Where the time of a pass goes, by part of the model.
+"""Time of a pass by part of the model.
 
-PyTorch's profiler tells the time of every operation. While it runs, calls of the parts carry their
-names, so that every operation belongs to the innermost part around it, and an operation of a
-backward pass to that of the forward operation it is the gradient of. What is left of the whole time
-is the host's: Python, and on a GPU the time in which that waits. The profiler itself slows the host
-down.
+PyTorch's profiler measures every operation. While it runs, calls of the parts carry their names: an
+operation belongs to the innermost part around it, and an operation of the backward pass to the part
+of its forward operation. The rest of the time is the host's: Python and, on a GPU, waiting. The
+profiler itself slows the host down.
 """
 
 import os
@@ -25,7 +24,7 @@ PARTS = (
     *("vision", "projector", "router", "pooling", "attention", "FFN", "norms", "head", "other"),
     "host",
 )
-#: Of the text model's modules, by the end of their names.
+#: Parts of the text model by the end of their modules' names.
 _MODULES = {"self_attn": "attention", "mlp": "FFN", "norm": "norms", "layernorm": "norms"}
 
 
@@ -33,11 +32,11 @@ def profile(contender: Any, call: Callable[[Any], object], rounds: int = 3) -> d
     """Seconds of each of `PARTS` in one call.
 
     Args:
-        contender: see `dpn.measure.contenders`.
-        call: what it does.
-        rounds: calls after an unmeasured one; the shortest is told.
+        contender: contender to profile, see `dpn.measure.contenders`.
+        call: function of the contender to measure.
+        rounds: number of measured calls, after an unmeasured one; the shortest counts.
     """
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else it announces itself
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else the profiler prints a line
     with ExitStack() as stack:
         stack.enter_context(marks.recording())
         for module, method, part in _calls(contender):
@@ -96,10 +95,10 @@ def _marked(module: nn.Module, method: str, part: str) -> Iterator[None]:
 
 
 def by_part(events: Iterable[FunctionEvent]) -> Iterator[tuple[FunctionEvent, str]]:
-    """Every operation that the host called, and the part that it belongs to."""
+    """Every operation that the host called, with the part it belongs to."""
     events = [event for event in events if event.device_type == DeviceType.CPU]
     parts: dict[int, str] = {}
-    #: Of the forward operation that made a node of the graph: the last one with its number.
+    # By the number of a node of the graph: the part of the forward operation that made it.
     made_in: dict[tuple[int, int], str] = {}
     for event in sorted(events, key=lambda e: (e.time_range.start, -e.time_range.end)):
         part = parts[event.cpu_parent.id] if event.cpu_parent else "other"

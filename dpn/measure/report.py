@@ -1,4 +1,4 @@
-"""What `dpn.bench` found: files of all that was measured, a table and a figure."""
+"""Report of `dpn.bench`: a file of all measurements, a table and a figure."""
 
 import math
 from collections.abc import Sequence
@@ -12,35 +12,35 @@ from rich.console import Console
 from dpn.common.figure import drawn_to
 from dpn.common.files import read_json, write_json, write_text
 from dpn.common.table import Table
+from dpn.measure.case import Figures
 from dpn.measure.profiling import PARTS
-from dpn.metrics.answers import Row
 from dpn.metrics.speed import Ratio
 
-#: What a row is measured again as.
+#: Keys that identify a measurement: one with the same values replaces it.
 SAME = (
     *("model", "route", "batch_size", "text_columns", "new_tokens", "device", "dtype"),
     *("attention", "checkpoint_layers", "threads", "seed"),
 )
-#: What a row is told by, besides its model.
+#: Sizes that name a row, apart from its model.
 SIZES = {"batch": "size", "text": "columns", "new": "tokens"}
 TIMED = ("prefill", "decode", "answer", "train_step")
 NOTE = (
-    "FLOPs and cache are of one sample, a decode is one token. Share (of FLOPs, of the cache), time"
-    " (median of ratios, 95 % interval) and memory are against the same model with router=none"
-    " projector=mlp, in turn in one process. time / share is 1 where all that is saved on paper is"
-    " saved on the clock. With pairs=0, GiB are what a forward pass leaves for its backward pass."
+    "FLOPs and cache are per sample, a decode is one token. Share (of FLOPs, of the cache), time"
+    " (median of ratios, 95 % interval) and memory are relative to the same model with router=none"
+    " projector=mlp, run in turn in one process. time / share is 1 where the FLOPs saved give the"
+    " same saving of time. With pairs=0, GiB are what a forward pass saves for its backward pass."
 )
 
 
-def publish(rows: Sequence[Row], folder: Path) -> None:
-    """Print rows and add them to `rows.json`, `table.md` and `speed.png` of a folder."""
+def publish(rows: Sequence[Figures], folder: Path) -> None:
+    """Print figures and add them to `rows.json`, `table.md` and `speed.png` of a folder."""
     fresh = [_plain(row) for row in rows]
     console = Console()
     for row in fresh:
         table([row], _title(row)).show(console)
         for part in TIMED:
             if shares := row.get(f"profile/{part}"):
-                profile_table(shares, f"{_words(part)}, where the time goes").show(console)
+                profile_table(shares, f"{_words(part)}, time by part").show(console)
     known = {_same(row): row for row in read_json(folder / "rows.json") or []}
     every = list((known | {_same(row): row for row in fresh}).values())
     write_json(folder / "rows.json", every)
@@ -51,8 +51,8 @@ def publish(rows: Sequence[Row], folder: Path) -> None:
     console.print(f"All that was measured: {folder / 'table.md'}")
 
 
-def table(rows: Sequence[Row], title: str | None = None) -> Table:
-    """A line for each part of each row; with a title for one row, without what it says already."""
+def table(rows: Sequence[Figures], title: str | None = None) -> Table:
+    """A line for each part of each row; a title replaces the columns with the row's name."""
     lines = [
         ({} if title else {"model": _name(row)} | _sizes(row)) | _cells(row, part)
         for row in rows
@@ -64,7 +64,7 @@ def table(rows: Sequence[Row], title: str | None = None) -> Table:
     return Table(title or "Speed", tuple(head), body, "" if title else NOTE)
 
 
-def _cells(row: Row, part: str) -> dict[str, str]:
+def _cells(row: Figures, part: str) -> dict[str, str]:
     saved = part == "train_step" and "memory/saved_gib" in row
     held, ms = "memory/saved" if saved else f"memory/{part}", row.get(f"ms/{part}")
     cache = f"{_short(row['cost/kv_bytes'])}B, {row['cost/kv_bytes_ratio']:.3f}"
@@ -85,7 +85,7 @@ def _cells(row: Row, part: str) -> dict[str, str]:
 
 
 def profile_table(shares: dict[str, dict[str, float]], title: str) -> Table:
-    """Shares of the time that no compression takes, of each contender."""
+    """Time of each part and contender, as a share of the time without compression."""
     lines = [
         (part, *(f"{took[part]:.3f}" for took in shares.values()))
         for part in PARTS
@@ -96,15 +96,15 @@ def profile_table(shares: dict[str, dict[str, float]], title: str) -> Table:
     return Table(title, ("part", *shares), (*lines, sums), note)
 
 
-def draw(rows: Sequence[Row], path: Path) -> None:
-    """Time against FLOPs, both as shares of no compression."""
+def draw(rows: Sequence[Figures], path: Path) -> None:
+    """Plot time against FLOPs, both relative to no compression."""
     rows = [row for row in rows if row["pairs"]]
     names = list(dict.fromkeys(_name(row) for row in rows))
     with drawn_to(path, (7, 4 + 0.2 * len(names))) as figure:
         _plot(figure, rows, names)
 
 
-def _plot(figure: Any, rows: Sequence[Row], names: Sequence[str]) -> None:
+def _plot(figure: Any, rows: Sequence[Figures], names: Sequence[str]) -> None:
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="0.7", zorder=0)
     for row in rows:
@@ -126,17 +126,17 @@ def _plot(figure: Any, rows: Sequence[Row], names: Sequence[str]) -> None:
     figure.legend(loc="outside lower left", fontsize="small")
 
 
-def _name(row: Row) -> str:
+def _name(row: Figures) -> str:
     model = row.get("model", "")
     route = "" if row["route"] == "own" or "route=" in model else f"route={row['route']}"
     return f"{model} {route}".strip() or "default"
 
 
-def _sizes(row: Row) -> dict[str, str]:
+def _sizes(row: Figures) -> dict[str, str]:
     return {key: str(row[f"{key}_{of}"]) for key, of in SIZES.items()}
 
 
-def _title(row: Row) -> str:
+def _title(row: Figures) -> str:
     return f"{_name(row)}: {', '.join(f'{key} {size}' for key, size in _sizes(row).items())}"
 
 
@@ -144,12 +144,12 @@ def _words(part: str) -> str:
     return part.replace("_", " ")
 
 
-def _same(row: Row) -> str:
+def _same(row: Figures) -> str:
     return str([row.get(key) for key in SAME] + [bool(row["pairs"])])
 
 
-def _plain(row: Row) -> Row:
-    """As JSON has it; on a CPU without times, which other work there changes."""
+def _plain(row: Figures) -> Figures:
+    """Figures as JSON; without times in ms on a CPU, where other work changes them."""
     on_gpu = any(key.startswith("ms/") for key in row)
     plain = {}
     for key, value in row.items():
@@ -159,12 +159,12 @@ def _plain(row: Row) -> Row:
     return plain
 
 
-def _ratio(value: Row | None) -> str:
+def _ratio(value: Figures | None) -> str:
     return f"{value['ratio']:.3f} [{value['low']:.3f}, {value['high']:.3f}]" if value else ""
 
 
 def _short(value: float) -> str:
-    """With a prefix, four digits."""
+    """Four digits and a unit prefix."""
     exponent = max(0, min(4, int(math.log10(value)) // 3))
     return f"{value / 1000**exponent:.4g} {' kMGT'[exponent]}".strip()
 

@@ -1,9 +1,9 @@
-"""Meets `router.keep` or `projector.keep` in evaluation where the share depends on the sample:
-finds the price on rows at which that share is spent on training data.
+"""Calibrate a router or projector whose share of visual work depends on the sample.
 
-In training a router's routes are sampled and the budget loss steers their expectation; evaluation
-takes the most probable expert, whose share may be quite another. The price is saved with the model,
-as a buffer of its part.
+In training, routes are sampled and the budget loss steers their expectation; evaluation takes the
+most probable expert, whose share may differ. Calibration finds the price on rows at which training
+data take the share that `router.keep` or `projector.keep` asks for. The price is saved with the
+model, as a buffer of the router or projector.
 """
 
 import logging
@@ -17,7 +17,7 @@ from dpn.model import DPNForConditionalGeneration
 
 log = logging.getLogger(__name__)
 
-#: Log-probabilities of a gate that is sure of itself differ by less than this.
+#: Upper limit of the price: log-probabilities of a confident gate differ by less than this.
 LARGEST_PRICE = 64.0
 
 
@@ -25,7 +25,7 @@ Part = Literal["projector", "router"]
 
 
 def needs_calibration(model: DPNForConditionalGeneration, part: Part) -> bool:
-    """Whether a part has a `keep` that it meets by a price."""
+    """Whether a part meets its `keep` by a price."""
     module = getattr(model, part)
     return module.calibrated and module.keep is not None
 
@@ -40,15 +40,15 @@ def calibrate(
     """Set a part's price so that its share comes closest to its `keep`.
 
     Args:
-        model: left in evaluation mode.
+        model: the model; it is left in evaluation mode.
         batches: training data as arguments of `forward`, without labels.
-        part: the router, whose share is that of visual MACs, or the projector, whose share is that
-            of the tower's tokens that enter the decoder.
-        tolerance: stop as soon as the share is this close.
-        steps: of the bisection; each is one pass over the batches.
+        part: `router`, whose share is that of visual MACs, or `projector`, whose share is that of
+            the tower's tokens that enter the decoder.
+        tolerance: largest difference to `keep` that ends the search early.
+        steps: steps of the bisection; each is one pass over the batches.
 
     Returns:
-        The share that was reached on these batches.
+        The share reached on these batches.
     """
     model.eval()
     module, share = getattr(model, part), SHARES[part]

@@ -1,4 +1,4 @@
-"""What happens around the training steps: progress, clock, seeds, stopping, guards."""
+"""Callbacks around the training steps: progress, clock, curves, seeds, stopping, guards."""
 
 import json
 import logging
@@ -22,14 +22,14 @@ from dpn.training.resume import AtStepEnd, Checkpoints
 
 log = logging.getLogger(__name__)
 progress_log = logging.getLogger("dpn.common.progress")
-"""Plain lines of progress; a terminal hides them behind its bar."""
+"""Logger of progress lines, which are not printed on a terminal with a bar."""
 
 
 class Progress(ProgressBar):
     """A bar over the run's steps on a terminal, plain lines in the log.
 
     Args:
-        every_n_steps: between two lines.
+        every_n_steps: steps between two lines.
     """
 
     def __init__(self, every_n_steps: int = 25) -> None:
@@ -40,22 +40,21 @@ class Progress(ProgressBar):
         self._started = (0, 0.0)
 
     def disable(self) -> None:
-        """Called by Lightning on every process but the first."""
+        """Show nothing; Lightning calls this on every process but the first."""
         self._enabled = False
 
     def enable(self) -> None:
-        """Undo `disable`."""
         self._enabled = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the bar, where there is a terminal."""
+        """Show the bar if there is a terminal."""
         self._started = (trainer.global_step, time.perf_counter())
         self._bar = Bar("training", trainer.max_steps, trainer.global_step, drawn=self._enabled)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Move the bar; add a line where one is due."""
+        """Move the bar, and log a line every `every_n_steps` steps."""
         step = trainer.global_step
         due = step % self.every_n_steps == 0 or step == trainer.max_steps
         if not self._enabled or (batch_idx + 1) % trainer.accumulate_grad_batches:
@@ -67,7 +66,7 @@ class Progress(ProgressBar):
             self._bar.move(step, line)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Add a line with the validation loss."""
+        """Log the validation loss."""
         if self._enabled and not trainer.sanity_checking and "val/loss" in trainer.callback_metrics:
             loss = float(trainer.callback_metrics["val/loss"])
             log.info("step %d/%d  val/loss %.4f", trainer.global_step, trainer.max_steps, loss)
@@ -98,7 +97,7 @@ class Progress(ProgressBar):
 
 
 class Clock(Callback):
-    """Measures training time over all resumptions; its numbers travel with the checkpoints."""
+    """Measures training time over all resumptions; its numbers are saved with the checkpoints."""
 
     def __init__(self) -> None:
         self._before_s = 0.0
@@ -108,62 +107,57 @@ class Clock(Callback):
 
     @property
     def train_s(self) -> float:
-        """Seconds of training, validation included, start-up excluded."""
+        """Seconds of training, with validation and without start-up."""
         running = 0.0 if self._since is None else time.perf_counter() - self._since
         return self._before_s + running
 
     @property
     def step_ms(self) -> float:
-        """Median milliseconds of a training step, without loading its data."""
+        """Median milliseconds of a training step, without data loading."""
         return statistics.median(self._steps_ms) if self._steps_ms else float("nan")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start."""
         self._since = time.perf_counter()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop."""
         self._before_s, self._since = self.train_s, None
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Begin a step, unless inside an accumulation window."""
+        """Note the start of a step, at the first batch of its accumulation window."""
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self._step_began = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """End a step."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             self._steps_ms.append(1e3 * (time.perf_counter() - self._step_began))
             pl_module.log("time/step_ms", self._steps_ms[-1])
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
         return {"train_s": self.train_s, "steps_ms": list(self._steps_ms)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting."""
         self._before_s = state_dict["train_s"]
         self._steps_ms.extend(state_dict["steps_ms"])
 
 
 class Curves(Callback):
-    """Writes what is logged as JSON lines, whichever loggers are chosen.
+    """Writes logged values as JSON lines, whichever loggers are chosen.
 
-    A resumed run goes on below the line of its checkpoint's step; later ones are made again.
+    A resumed run continues after the line of its checkpoint's step; later lines are removed.
 
     Args:
-        path: of the file.
+        path: file to write.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Drop what an interrupted run wrote after its checkpoint, the last line of it half."""
+        """Remove lines written after the checkpoint; the last one may be incomplete."""
         if trainer.is_global_zero and self.path.exists():
             kept = []
             for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -174,14 +168,14 @@ class Curves(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Add a line after a step whose values the module has logged."""
+        """Add a line after a step whose values were logged."""
         window_ends = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if window_ends and trainer.global_step % every == 0:
             self._add(trainer, validation=False)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Add a line with what was validated."""
+        """Add a line with the validation metrics."""
         if not trainer.sanity_checking:
             self._add(trainer, validation=True)
 
@@ -198,7 +192,8 @@ class Curves(Callback):
 class StepSeed(Callback):
     """Makes torch's random numbers a function of seed, process and step.
 
-    So a resumed run draws what an uninterrupted one draws, and no generator state is saved.
+    A resumed run therefore draws the same numbers as an uninterrupted one, without a saved
+    generator state.
     """
 
     def __init__(self, seed: int) -> None:
@@ -207,29 +202,29 @@ class StepSeed(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Seed the step."""
+        """Seed torch's generators."""
         place = batch_idx % trainer.accumulate_grad_batches
         words = (self.seed, trainer.global_rank, trainer.global_step, place)
         torch.manual_seed(seeded.seed(*words))
 
 
 class StopAfterStep(AtStepEnd):
-    """Ends a run that was asked to stop after its step, with a checkpoint of that step."""
+    """Stops a run after its current step, with a checkpoint, once a signal asked for it."""
 
     def __init__(self, stop: StopRequest) -> None:
         self.stop = stop
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on, a signal waits for the end of a step."""
+        """Let signals wait for the end of a step."""
         self.stop.patient = True
-        self.stop.install()  # Lightning's own answer to SIGTERM saves nothing
+        self.stop.install()  # Lightning's own handler of SIGTERM saves nothing
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on, a signal acts at once."""
+        """Let signals act at once."""
         self.stop.patient = False
 
     def at_step_end(self, trainer: Trainer) -> None:
-        """Stop all processes if any was asked to."""
+        """Stop all processes if one of them got a signal."""
         asked = trainer.strategy.reduce_boolean_decision(self.stop.signal is not None, all=False)
         if asked:
             if isinstance(trainer.checkpoint_callback, Checkpoints):
@@ -238,14 +233,14 @@ class StopAfterStep(AtStepEnd):
 
 
 class Diverged(RunError):
-    """The loss is no number any more."""
+    """The loss became NaN or infinite."""
 
 
 class DivergenceGuard(Callback):
-    """Stops a run whose loss became NaN or infinite, before such weights reach a checkpoint.
+    """Stops a run whose loss became NaN or infinite, before such weights are saved.
 
     Args:
-        every_n_steps: how often the flag is read from the device.
+        every_n_steps: steps between two checks; each waits for the device.
     """
 
     def __init__(self, every_n_steps: int = 10) -> None:
@@ -255,7 +250,7 @@ class DivergenceGuard(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Note the loss; read the note now and then only, as reading waits for the device."""
+        """Note on the device whether the loss is finite; read that every `every_n_steps` steps."""
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
         bad = ~torch.isfinite(loss.detach()).all()
         self._bad = bad if self._bad is None else self._bad | bad
@@ -265,12 +260,12 @@ class DivergenceGuard(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Never save what has diverged."""
+        """Refuse to save weights after the loss diverged."""
         self._raise_if_bad(trainer)
 
     def _raise_if_bad(self, trainer: Trainer) -> None:
         if self._bad is not None and bool(self._bad):
             raise Diverged(
                 f"The loss is not finite at step {trainer.global_step}; lower optim.lr, lengthen"
-                " optim.warmup or set trainer.gradient_clip_val. Checkpoints are from before."
+                " optim.warmup or set trainer.gradient_clip_val. Earlier checkpoints are fine."
             )

@@ -1,4 +1,4 @@
-"""What dashboards show of a run: routes during training, metrics and answers at the end.
+"""Dashboards of a run: routes during training, metrics and answers at the end.
 
 Losses and costs of single steps are logged in `module.py`.
 """
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
     from dpn.data.module import DataModule
 
 EXAMPLES = 12
-"""Answers that are shown."""
+"""Number of answers to show."""
 EXAMPLES_TABLE = "examples"
-"""Their table's name."""
+"""Name of the table of answers."""
 ALL = "all"
-"""The family of samples that have none."""
+"""Family name of samples without one."""
 
 Counts = dict[tuple[int, str], np.ndarray]
 
 
 @contextmanager
 def opened(trainer: Trainer, title: Title) -> Iterator[None]:
-    """The trainer's boards, open while the block runs and closed however it ends."""
+    """Open the trainer's boards, and close them when the block ends, however it ends."""
     failed = True
     try:
         for board in boards_of(trainer):
@@ -51,12 +51,12 @@ def opened(trainer: Trainer, title: Title) -> Iterator[None]:
 
 
 def boards_of(trainer: Trainer) -> list[Board]:
-    """Those loggers that show more than numbers."""
+    """The trainer's loggers that show more than numbers."""
     return [logger for logger in trainer.loggers if isinstance(logger, Board)]
 
 
 def title_of(request: Request, identity: str, keep: float | None) -> Title:
-    """A name that tells runs of a sweep apart: model/router/keep/seed."""
+    """A title that differs between the runs of a sweep: model/router/keep/seed."""
     config = request.config
     share = [] if keep is None else [f"keep {keep:g}"]
     parts = [request.model, config.router.name, *share, f"seed {config.seed}"]
@@ -64,13 +64,13 @@ def title_of(request: Request, identity: str, keep: float | None) -> Title:
 
 
 class RouteHistograms(Callback):
-    """Shows after each validation which options its samples took, by layer and family."""
+    """Shows after each validation how often each option was chosen, by layer and family."""
 
     def __init__(self) -> None:
         self._counts: Counts = {}
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to count."""
+        """Reset the counts."""
         self._counts = {}
 
     def on_validation_batch_end(
@@ -82,7 +82,7 @@ class RouteHistograms(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Count what was chosen for each sample."""
+        """Count the option chosen for each sample."""
         for decision in outputs["trace"].decisions:
             size = len(decision.names)
             for sample, expert in zip(decision.samples, decision.experts.tolist(), strict=True):
@@ -92,7 +92,7 @@ class RouteHistograms(Callback):
                     self._counts.setdefault(key, np.zeros(size, dtype=int))[expert] += 1
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the histograms of all processes together."""
+        """Show the histograms, summed over all processes."""
         boards = [] if trainer.sanity_checking else boards_of(trainer)
         if not boards:
             return
@@ -121,15 +121,15 @@ def show_results(
     metrics: Mapping[str, float],
     rows: Sequence[Row],
 ) -> None:
-    """Show on all boards what an evaluation found; for the first process.
+    """Show the results of an evaluation on all boards; called on the first process.
 
     Args:
-        trainer: whose boards these are.
-        model: in eval mode.
-        processor: of the model.
-        source: the data that was asked about.
-        metrics: of metrics.json.
-        rows: of rows.jsonl.
+        trainer: trainer whose loggers are used.
+        model: evaluated model, in eval mode.
+        processor: the model's processor.
+        source: data of the evaluation.
+        metrics: content of metrics.json.
+        rows: content of rows.jsonl.
     """
     if boards := boards_of(trainer):
         examples = _examples(model, processor, source, rows)
@@ -138,7 +138,7 @@ def show_results(
 
 
 def results(metrics: Mapping[str, float], rows: Sequence[Row]) -> dict[str, float]:
-    """The metrics, and of each layer and family the share of prompts that took each option."""
+    """The metrics, and for each layer and family the share of prompts by chosen option."""
     groups = group_by(rows, "family") or {ALL: list(rows)}
     return dict(metrics) | {
         f"routes/{layer}/{family}/{option}": share
@@ -154,7 +154,7 @@ def _examples(
     source: "DataModule",
     rows: Sequence[Row],
 ) -> list[Example]:
-    """Questions from the one that took the least visual work to the one that took the most."""
+    """Answered questions in the order of their visual work, least first."""
     split = source.source.split("val")
     if split is None:
         return []
@@ -172,7 +172,7 @@ def _examples(
 
 
 def _picture(pixels: np.ndarray, owners: Sequence[np.ndarray]) -> np.ndarray:
-    """The image, and again with what is left of it where that changes, side by side."""
+    """The image and, beside it, what is left of it at each layer where that changes."""
     changed = [o for n, o in enumerate(owners) if n == 0 or (o != owners[n - 1]).any()]
     shown = [None, *changed] if has_places(owners[0]) else [None]
     panels = [np.asarray(panel(pixels, owner)) for owner in shown]
@@ -180,12 +180,12 @@ def _picture(pixels: np.ndarray, owners: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _widened(picture: np.ndarray, width: int) -> np.ndarray:
-    """The picture on white, so that all have one size."""
+    """The picture padded with white to a common width."""
     return np.pad(picture, ((0, 0), (0, width - picture.shape[1]), (0, 0)), constant_values=255)
 
 
 def _fields(row: Row) -> dict[str, str | float]:
-    """A row of rows.jsonl in words and numbers."""
+    """Columns of the table of answers from a row of rows.jsonl."""
     route = ", ".join(f"layer {layer}: {option}" for layer, option in row["route"].items())
     return {
         "family": str(row["family"] or ALL),

@@ -1,4 +1,4 @@
-"""Loggers that show more than numbers: routes as histograms, and answers with their pictures."""
+"""Loggers that also show routes as histograms and answers with their pictures."""
 
 import logging
 import os
@@ -23,12 +23,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Title:
-    """What a board calls a run.
+    """Name of a run on a board.
 
     Attributes:
-        name: of the run.
-        identity: of its settings, see `RunFolder`.
-        group: what it belongs to, if anything.
+        name: name of the run.
+        identity: hash of its settings, see `RunFolder`.
+        group: sweep that the run belongs to, if any.
     """
 
     name: str
@@ -38,11 +38,11 @@ class Title:
 
 @dataclass(frozen=True)
 class Example:
-    """A question that was answered.
+    """An answered question.
 
     Attributes:
         picture: `[H, W, 3]` in 0..255, the image and what was left of it.
-        fields: everything in words and numbers, by title.
+        fields: question, answer, score and so on, by column title.
     """
 
     picture: np.ndarray
@@ -50,31 +50,30 @@ class Example:
 
 
 class Board(Logger, ABC):
-    """A logger that is opened before training and closed when the run is over, however it ends."""
+    """A logger that is opened before training and closed when the run ends, however it ends."""
 
     def open(self, title: Title) -> None:
-        """Begin, or go on with, what this board has of a run."""
+        """Begin the run on this board, or resume it."""
 
     @abstractmethod
     def log_histogram(self, name: str, counts: np.ndarray, step: int) -> None:
-        """Show how often each of E options was taken, `[E]`."""
+        """Show how often each of E options was chosen, `[E]`."""
 
     @abstractmethod
     def log_results(
         self, metrics: Mapping[str, float], table: str, examples: Sequence[Example], step: int
     ) -> None:
-        """Show what came out, and a table of examples."""
+        """Show the final metrics and a table of examples."""
 
     def close(self, failed: bool) -> None:
-        """End."""
+        """End the run on this board."""
 
 
 class TensorBoard(TensorBoardLogger, Board):
-    """Event files; results stand beside the settings in its tab HPARAMS."""
+    """TensorBoard event files; the tab HPARAMS shows settings and results."""
 
     @rank_zero_only
     def log_histogram(self, name: str, counts: np.ndarray, step: int) -> None:
-        """See `Board`."""
         options = np.arange(len(counts))
         values, edges = np.repeat(options, counts), _edges(counts)
         self.experiment.add_histogram(name, values, step, bins=edges)
@@ -83,7 +82,6 @@ class TensorBoard(TensorBoardLogger, Board):
     def log_results(
         self, metrics: Mapping[str, float], table: str, examples: Sequence[Example], step: int
     ) -> None:
-        """See `Board`."""
         self.log_hyperparams(self.hparams, dict(metrics), step)
         for number, example in enumerate(examples):
             name, fields = f"{table}/{number}", example.fields.items()
@@ -93,23 +91,22 @@ class TensorBoard(TensorBoardLogger, Board):
 
     @rank_zero_only
     def close(self, failed: bool) -> None:
-        """See `Board`."""
         self.finalize("failed" if failed else "success")
 
 
 class WandB(WandbLogger, Board):
-    """Weights & Biases: online where it finds a key or login, offline elsewhere.
+    """Weights & Biases: online if there is a key or login, offline otherwise.
 
-    A run keeps its id when it is resumed, so its parts become one. Environment variables of
-    Weights & Biases (`WANDB_MODE`, `WANDB_PROJECT`, ...) count where an argument is None, others as
-    ever.
+    A resumed run keeps its id and so stays one run. Where an argument is None, the environment
+    variable of Weights & Biases (`WANDB_PROJECT`, `WANDB_MODE`, ...) counts, and then the default
+    below.
 
     Args:
-        save_dir: the run's folder.
-        project: None: `dpn`.
-        name: of the run; None: model/router/keep/seed.
-        group: None: the sweep that the run is part of.
-        mode: None: see above.
+        save_dir: folder of the run.
+        project: project; default: `dpn`.
+        name: name of the run; default: model/router/keep/seed.
+        group: group of the run; default: its sweep, if it is part of one.
+        mode: whether to upload; default: as above.
     """
 
     def __init__(
@@ -122,14 +119,14 @@ class WandB(WandbLogger, Board):
     ) -> None:
         project = project or os.environ.get("WANDB_PROJECT", "dpn")
         super().__init__(name=name, save_dir=save_dir, project=project, group=group, mode=mode)
-        wandb_arguments(self).pop("anonymous", None)  # wandb warns about it, whatever it is
+        wandb_arguments(self).pop("anonymous", None)  # wandb warns about it, whatever its value is
 
     @rank_zero_only
     def open(self, title: Title) -> None:
-        """Begin a run, or go on with the one that the folder knows.
+        """Begin a run, or resume the one whose id is in the folder.
 
         Raises:
-            RunError: if it can not begin.
+            RunError: if Weights & Biases does not start.
         """
         import wandb
 
@@ -162,7 +159,7 @@ class WandB(WandbLogger, Board):
             log.info("Weights & Biases: %s", run.url)
 
     def _kept_id(self, identity: str) -> str:
-        """The folder's id; made the first time, so that the same settings elsewhere get another."""
+        """The id in the run folder, made at the first call; other folders get other ids."""
         path = Path(str(self.save_dir)) / "wandb" / "run_id"
         if not path.exists():
             write_text(path, f"{identity}-{secrets.token_hex(3)}\n")
@@ -170,12 +167,11 @@ class WandB(WandbLogger, Board):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """See the base class. Steps are named, so parts of a resumed run have their own."""
+        """Log metrics with their step, which a resumed run continues."""
         self.experiment.log({**metrics, "trainer/global_step": step}, step=step)
 
     @rank_zero_only
     def log_histogram(self, name: str, counts: np.ndarray, step: int) -> None:
-        """See `Board`."""
         import wandb
 
         self.log_metrics({name: wandb.Histogram(np_histogram=(counts, _edges(counts)))}, step)
@@ -184,7 +180,6 @@ class WandB(WandbLogger, Board):
     def log_results(
         self, metrics: Mapping[str, float], table: str, examples: Sequence[Example], step: int
     ) -> None:
-        """See `Board`; metrics become the run's summary, in place of their last values."""
         import wandb
 
         if examples:
@@ -192,19 +187,18 @@ class WandB(WandbLogger, Board):
             shown = wandb.Table(columns=["picture", *examples[0].fields])
             for picture, example in zip(pictures, examples, strict=True):
                 shown.add_data(picture, *example.fields.values())
-            # A table's pictures wait outside of the run's folder while it is offline.
+            # Offline, the pictures of a table are stored outside of the run's folder.
             self.log_metrics({table: shown, f"{table}/pictures": pictures}, step)
-        self.experiment.summary.update(dict(metrics))
+        self.experiment.summary.update(dict(metrics))  # in place of their last logged values
 
     @rank_zero_only
     def close(self, failed: bool) -> None:
-        """See `Board`."""
         if (run := wandb_run(self)) is not None:
             run.finish(exit_code=int(failed))
 
 
 def has_key() -> bool:
-    """Whether Weights & Biases would find a key or login without asking."""
+    """Whether Weights & Biases finds a key or login without asking for one."""
     import wandb
     from requests.utils import get_netrc_auth
 
@@ -216,5 +210,5 @@ def has_key() -> bool:
 
 
 def _edges(counts: np.ndarray) -> np.ndarray:
-    """`[E + 1]` edges of bins around the numbers of E options."""
+    """`[E + 1]` edges of the histogram bins of E options."""
     return np.arange(len(counts) + 1) - 0.5

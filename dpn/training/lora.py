@@ -1,4 +1,4 @@
-"""Low-rank updates of the language model (LoRA, arXiv 2106.09685), through peft."""
+"""Low-rank updates of the language model (LoRA, arXiv 2106.09685), by peft."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ def add(language: nn.Module, rank: int = 128, alpha: int = 256, dropout: float =
 
 
 def merge(language: nn.Module) -> None:
-    """Add the updates to the weights and remove them, in place; without any, do nothing."""
+    """Add the updates to the weights and remove them, in place; do nothing if there are none."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     found: list[tuple[nn.Module, str, Any]] = [

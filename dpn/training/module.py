@@ -1,4 +1,4 @@
-"""The training step: both losses, optimizer groups, the schedule, and what is logged."""
+"""The LightningModule: losses, optimizer groups, the schedule, and what is logged."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -26,20 +26,20 @@ log = logging.getLogger(__name__)
 
 
 class DPNModule(LightningModule):
-    """Trains a model.
+    """Training and validation steps of a model.
 
     The language loss is the sum over supervised tokens divided by their number over all processes
     and the whole accumulation window, so N processes equal one. With `reduction=reference` each
     process and micro-batch takes its own mean.
 
     Args:
-        model: what is trained.
-        routing_loss: what is added to the language loss.
-        optimizer: makes the optimizer from parameter groups.
+        model: model to train.
+        routing_loss: loss that is added to the language loss.
+        optimizer: function that makes the optimizer from parameter groups.
         schedule: course of the learning rates.
         freeze: parts of the model that are not trained, see `trained_with`.
         dense: share of all steps before the router acts.
-        seed: of the run; with the step it keys the sampling of routes.
+        seed: seed of the run; with the step it keys the sampling of routes.
         settings: the run's config as plain values, for the loggers.
     """
 
@@ -66,8 +66,8 @@ class DPNModule(LightningModule):
         self.save_hyperparameters(settings or {})  # plain values only: never the modules
 
     def configure_model(self) -> None:
-        """Shard the model, where the strategy has a mesh to shard it over; train it in fp32, unless
-        DeepSpeed keeps fp32 copies of its own.
+        """Shard the model if the strategy has a device mesh; else convert it to fp32, unless
+        DeepSpeed keeps fp32 copies of the weights.
         """
         half = torch.bfloat16 if str(self.trainer.precision).startswith("bf16") else None
         if self.device_mesh is not None:
@@ -76,13 +76,13 @@ class DPNModule(LightningModule):
             self.model.float()
 
     def on_train_start(self) -> None:
-        """Count the steps that `dense` is a share of."""
+        """Turn `dense`, a share of all steps, into a number of steps."""
         self.dense_steps = round(self.dense * int(self.trainer.estimated_stepping_batches))
         if self.global_step < self.dense_steps and self.model.router.reach() != (1.0, 1.0):
             log.info("the router acts from step %d on (stage.dense)", self.dense_steps)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of a micro-batch; over processes and window they add up to the global mean."""
+        """Loss of a micro-batch; summed over processes and window, the global mean."""
         items, copies = self._count(batch)
         inputs = batch.model_inputs() | {"step": self.global_step, "seed": self.seed}
         acts = self.global_step >= self.dense_steps
@@ -92,7 +92,7 @@ class DPNModule(LightningModule):
             # After the pass with gradients: autocast would keep weights that it cast without.
             with torch.no_grad():
                 out.trace.probe = self.model(**inputs, router=probe).trace
-        # Lightning divides by the window and DDP by the processes what `items` already has divided.
+        # Lightning divides by the window and DDP by the processes, which `items` has done already.
         language = out.loss * copies
         routing = self.routing_loss(out.trace)
         if logs_this_step(self.trainer):
@@ -102,8 +102,8 @@ class DPNModule(LightningModule):
         return language + routing
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Trace]:
-        """Mean language loss per supervised token, and the share of visual work; for callbacks the
-        trace.
+        """Update the mean language loss per supervised token and the mean share of visual MACs;
+        returns the trace for callbacks.
         """
         out = self.model(**batch.model_inputs(), seed=self.seed, return_logits=False)
         if batch.num_supervised:
@@ -116,7 +116,7 @@ class DPNModule(LightningModule):
         return {"trace": out.trace}
 
     def configure_optimizers(self) -> Any:
-        """Groups with and without weight decay, parts with learning rates of their own."""
+        """The optimizer with its parameter groups, and the learning rate schedule."""
         optimizer = self.make_optimizer(parameter_groups(self, self.schedule))
         steps = int(self.trainer.estimated_stepping_batches)
         scheduler = LambdaLR(optimizer, partial(learning_rate_factor, self.schedule, steps=steps))
@@ -126,7 +126,7 @@ class DPNModule(LightningModule):
         }
 
     def _count(self, batch: Batch) -> tuple[Tensor | None, int]:
-        """Supervised tokens of the global window, and by how much Lightning will divide again."""
+        """Supervised tokens of the global window, and by how much Lightning divides again."""
         if self.routing_loss.reduction == "reference":
             return None, 1
         window = torch.tensor(float(batch.window_tokens), device=self.device)
@@ -160,10 +160,10 @@ def kept_shares(trace: Trace) -> list[float]:
 
 
 def trained_with(name: str, aligned: Sequence[str] = ()) -> str:
-    """The part that a parameter is trained or frozen with: the first word of its name.
+    """The part that a parameter belongs to when it is trained or frozen: `vision`, `projector`, ...
 
     Args:
-        name: of the parameter.
+        name: name of the parameter in the model.
         aligned: modules of the vision tower that belong to the projector, see `VisionTower`.
     """
     part, _, rest = name.partition(".")
@@ -173,8 +173,8 @@ def trained_with(name: str, aligned: Sequence[str] = ()) -> str:
 def parameter_groups(module: "DPNModule", schedule: Schedule) -> list[dict[str, Any]]:
     """Trained parameters as optimizer groups.
 
-    Weight decay for matrices only, rates for the router and the projector; `hidden` marks matrices
-    inside layers.
+    Only matrices have weight decay; the router and the projector may have learning rates of their
+    own. `hidden` marks matrices inside layers.
     """
     rates = {"router": schedule.gate_lr, "projector": schedule.projector_lr}
     aligned = module.model.vision.aligned

@@ -1,4 +1,4 @@
-"""Optimizers that PyTorch does not have ready-made."""
+"""Optimizers that PyTorch does not provide."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,14 +16,14 @@ class MuonAdamW(Optimizer):
 
     Args:
         params: parameter groups; those with `hidden: True` hold the matrices for Muon.
-        lr: of Muon.
-        other_lr: of AdamW; a group's own `lr` wins.
-        momentum: of Muon.
-        betas: of AdamW.
-        weight_decay: of both; a group's own wins.
+        lr: learning rate of Muon.
+        other_lr: learning rate of AdamW; a group's own `lr` takes precedence.
+        momentum: momentum of Muon.
+        betas: betas of AdamW.
+        weight_decay: weight decay of both; a group's own takes precedence.
     """
 
-    #: Whether an engine that splits single matrices over processes can not be used.
+    #: Whether an engine that splits single matrices over processes cannot be used.
     needs_whole_matrices = True
 
     def __init__(
@@ -53,7 +53,7 @@ class MuonAdamW(Optimizer):
         self._adamw = AdamW(tensors[1]) if tensors[1] else None
 
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
-        """One step of both."""
+        """Step both optimizers."""
         loss = closure() if closure is not None else None
         for optimizer, hidden in ((self._muon, True), (self._adamw, False)):
             if optimizer is not None:

@@ -1,4 +1,4 @@
-"""Checkpoints to go on from: when they are written, that they are whole, which one is taken."""
+"""Checkpoints to resume from: when they are written, whether they are complete, which is used."""
 
 import json
 import logging
@@ -61,12 +61,12 @@ class AtStepEnd(Callback):
 class Checkpoints(AtStepEnd, ModelCheckpoint):
     """Keeps the newest checkpoints, each written completely or not at all.
 
-    What the loggers hold back is written with them, so nothing before a checkpoint is lost.
+    Values that loggers have buffered are written first, so nothing before a checkpoint is lost.
 
     Args:
-        dirpath: folder.
-        every_n_train_steps: optimizer steps between two; another follows the last step.
-        keep: how many stay on disk; the one before the newest is there in case that is damaged.
+        dirpath: folder of the checkpoints.
+        every_n_train_steps: optimizer steps between two checkpoints; the last step has one too.
+        keep: number of checkpoints on disk; the older ones are used if the newest is damaged.
     """
 
     def __init__(self, dirpath: str, every_n_train_steps: int = 100, keep: int = 2) -> None:
@@ -83,7 +83,7 @@ class Checkpoints(AtStepEnd, ModelCheckpoint):
         self.every_n_steps = every_n_train_steps
 
     def save_now(self, trainer: Trainer) -> None:
-        """Write a checkpoint of this step, unless there is one."""
+        """Write a checkpoint of this step unless there is one."""
         if not needs_no_checkpoint(self, trainer):
             for logger in trainer.loggers:
                 logger.save()
@@ -95,38 +95,38 @@ class Checkpoints(AtStepEnd, ModelCheckpoint):
             self.save_now(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the last one, so that an interrupted evaluation need not train again."""
+        """Write the last checkpoint, so that an interrupted evaluation need not train again."""
         self.save_now(trainer)
 
 
 class CompleteCheckpointIO(TorchCheckpointIO):
-    """Writes beside the file and renames, so a full disk costs no earlier one; reads data only.
+    """Writes beside the file and renames, so a full disk damages no earlier file; reads data only.
 
-    Lightning's own goes through the temporary folder, from where a rename may be a copy.
+    Lightning's own class goes through the temporary folder, from where a rename may be a copy.
     """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
-        """See the base class; the error for a full disk names the file."""
+        """Write a checkpoint; the error for a full disk names the file."""
         try:
             with atomic_path(Path(path)) as temporary, temporary.open("wb") as file:
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:
             raise OSError(
                 f"Checkpoint {path} could not be written ({error}); earlier ones are untouched."
-                " Make room and run the same command again: it goes on from the last one."
+                " Make room and run the same command again: it resumes from the last one."
             ) from error
 
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Tensors and plain values; never unpickles code."""
+        """Read tensors and plain values; code is never unpickled."""
         return torch.load(path, map_location=map_location or "cpu", weights_only=True)
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint; damaged ones are named and passed over."""
+    """The newest complete checkpoint; damaged ones are skipped with a warning."""
     for path in sorted(folder.glob("step-*.ckpt"), reverse=True):
         damaged = _folder_damage(path) if path.is_dir() else _file_damage(path)
         if damaged is None:
@@ -136,6 +136,7 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 
 def _file_damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint file; None if it is complete."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip()
@@ -144,7 +145,7 @@ def _file_damage(path: Path) -> str | None:
 
 
 def _folder_damage(path: Path) -> str | None:
-    """A sharded checkpoint, see `dpn.training.strategies`, knows how large its files are."""
+    """What is wrong with a sharded checkpoint, whose file sizes are recorded in it."""
     try:
         sizes = json.loads((path / SIZES).read_text())
         wrong = [n for n, size in sizes.items() if (path / n).stat().st_size != size]

@@ -1,4 +1,4 @@
-"""The course of the learning rates."""
+"""Learning rate schedules."""
 
 import math
 from dataclasses import dataclass
@@ -7,16 +7,16 @@ from typing import Literal
 
 @dataclass
 class Schedule:
-    """What section `optim` holds besides the optimizer's own arguments.
+    """Learning rates: what section `optim` holds apart from the optimizer's own arguments.
 
     Attributes:
-        gate_lr: learning rate of the router; None: that of everything else.
-        projector_lr: the same of the projector.
-        schedule: course of the learning rates after the warm-up: down a half cosine, constant, or
-            constant with a linear descent at the end (`wsd`).
+        gate_lr: learning rate of the router; None: the optimizer's.
+        projector_lr: learning rate of the projector; None: the optimizer's.
+        schedule: course of the learning rates after the warm-up: half a cosine, constant, or
+            constant with a linear decay at the end (`wsd`).
         warmup: share of all steps in which the rates rise from zero.
         final_lr: share of the rates that is left at the end.
-        decay: share of all steps that the descent of `wsd` takes.
+        decay: share of all steps that the decay of `wsd` takes.
     """
 
     gate_lr: float | None = None
@@ -31,7 +31,7 @@ SCHEDULE_KEYS = tuple(Schedule.__dataclass_fields__)
 
 
 def learning_rate_factor(schedule: Schedule, step: int, steps: int) -> float:
-    """What every learning rate is multiplied by at a step out of all steps."""
+    """Factor of every learning rate at a step out of all steps."""
     warmup = schedule.warmup * steps
     if step < warmup:
         return (step + 1) / (warmup + 1)

@@ -1,8 +1,7 @@
-"""Engines that share out weights, gradients and optimizer over the processes: FSDP2 and ZeRO.
+"""Engines that shard weights, gradients and optimizer over the processes: FSDP2 and ZeRO.
 
-What is shared out as one unit is a decoder layer, a gate, or what else is called outside of the
-layers. Every process calls all units of a step in the same order, whatever its samples and their
-routes are.
+The units of sharding are decoder layers, gates, and the modules outside of the layers. Every
+process calls all units of a step in the same order, whatever its samples and their routes are.
 """
 
 import os
@@ -34,19 +33,18 @@ from dpn.routers import Gate
 from dpn.training._lightning import METADATA_FILE, only_data_parallel
 from dpn.vision.base import VisionTower
 
-#: File of a checkpoint folder that holds the size of each other file in bytes.
+#: File of a checkpoint folder with the size of each other file in bytes.
 SIZES = "sizes.json"
 
 
 class CompleteFolders(Strategy):
-    """A strategy whose checkpoints are folders that all processes write to; they get their names
-    once they are whole.
+    """A strategy whose checkpoints are folders that all processes write; a folder gets its name
+    once it is complete.
     """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None
     ) -> None:
-        """See the base class."""
         path = Path(self.broadcast(filepath))
         fresh = path.with_name(f".{path.name}.tmp")
         super().save_checkpoint(checkpoint, fresh, storage_options)
@@ -61,7 +59,7 @@ class CompleteFolders(Strategy):
 
 
 class FSDP2(CompleteFolders, ModelParallelStrategy):
-    """Lightning's ModelParallelStrategy with data parallelism alone, over all processes."""
+    """Lightning's ModelParallelStrategy with data parallelism only, over all processes."""
 
     @staticmethod
     def engine(section: Mapping[str, Any]) -> str:
@@ -69,15 +67,15 @@ class FSDP2(CompleteFolders, ModelParallelStrategy):
         return "fsdp2"
 
     def setup_environment(self) -> None:
-        """Before the mesh is made: one axis over all processes."""
+        """Set up a device mesh of one axis over all processes."""
         only_data_parallel(self)
         super().setup_environment()
 
     def load_checkpoint(
         self, checkpoint_path: Any, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """See the base class, which can not load an optimizer that has not seen all parameters yet:
-        while the router rests (stage.dense), gates have no gradient.
+        """Load a checkpoint whose optimizer may lack the state of some parameters, which the base
+        class refuses: while the router does not act (stage.dense), gates have no gradient.
         """
         module, folder = self.lightning_module, Path(self.broadcast(checkpoint_path))
         assert module is not None
@@ -105,7 +103,7 @@ class FSDP2(CompleteFolders, ModelParallelStrategy):
 
 
 class ZeRO(CompleteFolders, DeepSpeedStrategy):
-    """Lightning's DeepSpeedStrategy with our units, and complete checkpoint folders."""
+    """Lightning's DeepSpeedStrategy with our units of sharding and complete checkpoint folders."""
 
     @staticmethod
     def engine(section: Mapping[str, Any]) -> str:
@@ -114,7 +112,7 @@ class ZeRO(CompleteFolders, DeepSpeedStrategy):
         return f"zero{zero.get('stage', '')}"
 
     def setup(self, trainer: Any) -> None:
-        """Before DeepSpeed sees the module: what it has to gather as a whole."""
+        """Tell DeepSpeed which modules it has to gather as a whole."""
         from deepspeed.runtime.zero import register_external_parameter
         from deepspeed.utils import set_z3_leaf_modules
 
@@ -133,7 +131,7 @@ class ZeRO(CompleteFolders, DeepSpeedStrategy):
     def load_checkpoint(
         self, checkpoint_path: Any, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """See the base class; only DeepSpeed's own records are read besides data."""
+        """Load a checkpoint; apart from tensors and plain values, only DeepSpeed's own records."""
         from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
         from deepspeed.runtime.zero.config import ZeroStageEnum
         from deepspeed.utils.tensor_fragment import fragment_address
@@ -142,7 +140,7 @@ class ZeRO(CompleteFolders, DeepSpeedStrategy):
             return super().load_checkpoint(checkpoint_path, weights_only)
 
     def whole_state(self) -> dict[str, Any]:
-        """See `FSDP2.whole_state`."""
+        """All weights of the module on the CPU of the first process; empty on the others."""
         import deepspeed
 
         assert self.lightning_module is not None
@@ -156,7 +154,7 @@ class ZeRO(CompleteFolders, DeepSpeedStrategy):
 
 @contextmanager
 def _only_data(*records: type) -> Iterator[None]:
-    """Whatever asks for it, torch unpickles nothing but tensors, plain values and `records`."""
+    """Let torch unpickle nothing but tensors, plain values and `records` while the block runs."""
     name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
     before = os.environ.get(name)
     os.environ[name] = "1"
@@ -171,7 +169,7 @@ def _only_data(*records: type) -> Iterator[None]:
 
 
 def _used_between_units(model: DPNForConditionalGeneration) -> list[nn.Parameter]:
-    """Weights of the router that are not a gate's."""
+    """Weights of the router outside of its gates."""
     gates = {
         p
         for module in model.router.modules()
@@ -182,8 +180,10 @@ def _used_between_units(model: DPNForConditionalGeneration) -> list[nn.Parameter
 
 
 def _want_input_gradients(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-    """DeepSpeed takes a module's weights away when the gradients of its inputs are there: at once,
-    in the middle of its backward pass, if no input wants one.
+    """Make a module's first input require a gradient.
+
+    DeepSpeed releases a module's weights once the gradients of its inputs are there; if no input
+    needs one, that is in the middle of the backward pass.
     """
     if torch.is_grad_enabled() and any(p.requires_grad for p in module.parameters()):
         inputs[0].requires_grad_()
@@ -195,13 +195,13 @@ def shard(
     mesh: DeviceMesh,
     half: torch.dtype | None,
 ) -> None:
-    """Shard a model with FSDP2, in place; a second time changes nothing.
+    """Shard a model with FSDP2, in place; a sharded model stays as it is.
 
     Args:
-        model: as it was built.
-        routing_loss: whose value heads are sharded too.
-        mesh: of all processes, of one axis: with two, weights would be copied over the first.
-        half: what to compute in; None: as the weights are.
+        model: model to shard.
+        routing_loss: routing loss, whose value heads are sharded too.
+        mesh: mesh of one axis over all processes; FSDP2 would replicate over the first of two.
+        half: dtype to compute in; None: that of the weights.
     """
     if any(isinstance(p, DTensor) for p in model.parameters()):
         return
@@ -212,4 +212,4 @@ def shard(
     units = [*language.layers, language.embed_tokens, language.norm, model.lm_head]
     policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32)
     for unit in (*units, model.vision, model.projector, model):
-        fully_shard(unit.float(), mesh=mesh, mp_policy=policy)  # unit by unit: never whole in fp32
+        fully_shard(unit.float(), mesh=mesh, mp_policy=policy)  # by unit: never whole in fp32

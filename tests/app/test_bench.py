@@ -188,7 +188,7 @@ def test_files_hold_all_that_was_measured(tmp_path, capsys):
     assert table.count("| router=static |") == 3
     assert f"{rows[0]['time/decode']['ratio']:.3f}" in table
     assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
-    assert "prefill, where the time goes" in capsys.readouterr().out
+    assert "prefill, time by part" in capsys.readouterr().out
 
 
 def test_mistakes_are_told():
