@@ -24,7 +24,7 @@ from dpn.inference import read_images
 from dpn.inference.survivors import Passage, watch
 from dpn.model import DPNForConditionalGeneration, DPNProcessor
 from dpn.reports.overlays import count_rows, to_pixels
-from dpn.reports.route import Choice, Route, Stage, draw_route
+from dpn.reports.route import LayerChoice, Route, RouteStep, draw_route
 from dpn.reports.route_terminal import print_route
 from dpn.runs.request import ConfigError
 from dpn.tokens import Decision, RowDecision, Trace
@@ -88,7 +88,7 @@ def trace_route(
         found["answer"],
         [f"{share}. {_reasons(model, passage.trace)}"],
         _pixels(processor, inputs),
-        _stages(passage, found["base_rows"]),
+        _steps(passage, found["base_rows"]),
     )
 
 
@@ -99,10 +99,10 @@ def _pixels(processor: DPNProcessor, inputs: Mapping[str, Tensor]) -> list[np.nd
     return [to_pixels(one[:, :h, :w], recipe.mean, recipe.std) for one, (h, w) in values]
 
 
-def _stages(passage: Passage, base_rows: int) -> list[Stage]:
+def _steps(passage: Passage, base_rows: int) -> list[RouteStep]:
     """The first layer, and each one before or in which something was decided or changed."""
     trace, known = passage.trace, 0
-    stages: list[Stage] = []
+    steps: list[RouteStep] = []
     for layer, owners in enumerate(passage.owners):
         new = trace.decisions[known : passage.decided[layer]]
         known = passage.decided[layer]
@@ -112,25 +112,25 @@ def _stages(passage: Passage, base_rows: int) -> list[Stage]:
             owners, choice = _taking_part(owners, decision)
             choices.append(choice)
             words = f"part in layer {layer}"
-        before = stages[-1].owners if stages else None
+        before = steps[-1].owners if steps else None
         same = before is not None and all(map(np.array_equal, owners, before))
         if choices or not same:
             rows = sum(map(count_rows, owners))
-            stages.append(Stage(f"{words}: {rows} of {base_rows} rows", owners, choices))
-    return stages
+            steps.append(RouteStep(f"{words}: {rows} of {base_rows} rows", owners, choices))
+    return steps
 
 
-def _choice(decision: Decision) -> Choice:
+def _choice(decision: Decision) -> LayerChoice:
     """What was decided about the one sample."""
     if not decision.names:
-        return Choice(f"layer {decision.layer} keeps {decision.kept[0]} rows", {})
+        return LayerChoice(f"layer {decision.layer} keeps {decision.kept[0]} rows", {})
     probs = dict(zip(decision.names, decision.probs[0].tolist(), strict=True))
-    return Choice(f"layer {decision.layer}", probs, decision.names[int(decision.experts[0])])
+    return LayerChoice(f"layer {decision.layer}", probs, decision.names[int(decision.experts[0])])
 
 
 def _taking_part(
     owners: list[np.ndarray], decision: RowDecision
-) -> tuple[list[np.ndarray], Choice]:
+) -> tuple[list[np.ndarray], LayerChoice]:
     """What is left of the owners without rows that pass the layer by, and the mean chances."""
     chosen = decision.chosen.bool().cpu().numpy()
     ends = np.cumsum([count_rows(owner) for owner in owners])[:-1]
@@ -140,7 +140,7 @@ def _taking_part(
     ]
     means = decision.logits.softmax(-1).mean(0).tolist()
     title = f"layer {decision.layer}, mean over rows"
-    return left, Choice(title, dict(zip(ROW_OPTIONS, means, strict=True)))
+    return left, LayerChoice(title, dict(zip(ROW_OPTIONS, means, strict=True)))
 
 
 def _reasons(model: DPNForConditionalGeneration, trace: Trace) -> str:

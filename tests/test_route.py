@@ -9,7 +9,7 @@ from PIL import Image
 from rich.console import Console
 
 from dpn import inference, route
-from dpn.reports.route import Choice, Route, Stage, draw_route
+from dpn.reports.route import LayerChoice, Route, RouteStep, draw_route
 from dpn.reports.route_terminal import half_blocks, pool, print_route
 from tests.talkers import make_run, make_talker, picture
 
@@ -46,7 +46,7 @@ def test_probabilities_are_those_of_the_gates():
     found = route.trace_route(model, processor, "What?", [picture()], NEW)
     wanted = inference.ask(model, processor, "What?", [picture()], NEW)
     assert (found.question, found.answer) == ("What?", wanted["answer"])
-    choices = [choice for stage in found.stages for choice in stage.choices]
+    choices = [choice for step in found.steps for choice in step.choices]
     assert [choice.title for choice in choices] == ["layer 0", "layer 2"]
     for choice, layer in zip(choices, ("0", "2"), strict=True):
         chances = (logits[layer][0] / 10).exp()
@@ -55,7 +55,7 @@ def test_probabilities_are_those_of_the_gates():
         assert list(choice.probs.values()) == pytest.approx(chances)
         assert choice.chosen == wanted["route"][layer] == max(choice.probs, key=choice.probs.get)
     titles = [f"into layer {n}: {wanted['rows'][n]} of 16 rows" for n in (0, 1, 3)]
-    assert [stage.title for stage in found.stages] == titles
+    assert [step.title for step in found.steps] == titles
     assert "these probabilities alone" in found.remarks[0]
 
 
@@ -86,14 +86,14 @@ def test_every_method_is_described(router, sentence):
     rows = inference.ask(model, processor, "Same?", images, NEW)["rows"]
     assert sentence in found.remarks[0]
     shown = dict.fromkeys(range(4))
-    for stage in found.stages:
-        words, _, count = stage.title.partition(": ")
+    for step in found.steps:
+        words, _, count = step.title.partition(": ")
         shown[int(words.split()[-1])] = int(count.split()[0])
     for layer, count in shown.items():
         assert rows[layer] == (rows[layer - 1] if count is None else count)
 
 
-CHOICES = (Choice("layer 0", {"1x1": 0.1, "2x2": 0.9}, "2x2"),)
+CHOICES = (LayerChoice("layer 0", {"1x1": 0.1, "2x2": 0.9}, "2x2"),)
 OWNERS = [np.array([[0, 1], [2, 3]]), np.array([[0, 0], [-1, 1]])]
 PIXELS = np.kron(
     np.array([[[200, 0, 0], [100, 0, 0]], [[0, 0, 90], [0, 80, 0]]]), np.ones((4, 4, 1))
@@ -101,12 +101,12 @@ PIXELS = np.kron(
 
 
 def example(*further):
-    stages = [
-        Stage("into layer 0: 4 of 4 rows", OWNERS[:1]),
-        Stage("into layer 1: 2 of 4 rows", OWNERS[1:], CHOICES),
+    steps = [
+        RouteStep("into layer 0: 4 of 4 rows", OWNERS[:1]),
+        RouteStep("into layer 1: 2 of 4 rows", OWNERS[1:], CHOICES),
         *further,
     ]
-    return Route("Q" * 90, "$A\x15$", ["why"], [PIXELS], stages)
+    return Route("Q" * 90, "$A\x15$", ["why"], [PIXELS], steps)
 
 
 def test_pooled_cells_have_their_mean_colour_and_dropped_ones_are_grey():
@@ -141,7 +141,7 @@ def test_the_output_fits_the_width_of_the_terminal(width):
 
 def test_figure_has_bars_as_long_as_their_probability(tmp_path):
     path = tmp_path / "deep" / "route.png"
-    less = Stage("", OWNERS[1:], [Choice("layer 2", {"1x1": 0.7, "2x2": 0.3}, "2x2")])
+    less = RouteStep("", OWNERS[1:], [LayerChoice("layer 2", {"1x1": 0.7, "2x2": 0.3}, "2x2")])
     draw_route(example(less), path)
     pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
     for colour in ((255, 0, 255), (110, 110, 110)):  # frames, and dropped cells

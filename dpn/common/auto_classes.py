@@ -1,9 +1,9 @@
-"""Hugging Face's Auto classes know ours after a bare `import dpn`, which stays light.
+"""Register our classes with Hugging Face's Auto classes on `import dpn`, which stays light.
 
-Their registries are tables of names, from a model type to the name of a class that is looked up in
-the module `transformers.models.<model type>` once somebody asks for it. Our names are entered when
-a registry is imported, so `import dpn` neither imports transformers and torch (2 s) itself nor
-imports our classes while theirs are half imported; and the module they look into is `dpn`.
+Their registries map a model type to the name of a class, which is looked up in the module
+`transformers.models.<model type>` when it is needed. Our names are entered when a registry is
+imported: `import dpn` then does not import transformers and torch (2 s), nor our classes while
+theirs are half imported. The module that is looked into is `dpn`.
 """
 
 import sys
@@ -13,7 +13,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
 MODEL_TYPE = "dpn_llava"
-#: By module the registry in it, its table of names, and our class.
+#: For each module, the registry in it and the name of our class.
 _REGISTRIES = {
     "transformers.models.auto.configuration_auto": ("CONFIG_MAPPING", "DPNConfig"),
     "transformers.models.auto.modeling_auto": (
@@ -25,7 +25,7 @@ _REGISTRIES = {
 
 
 def announce() -> None:
-    """Enter our classes into the registries, now or when they are imported."""
+    """Enter our classes into the registries, or have it done when these are imported."""
     sys.modules[f"transformers.models.{MODEL_TYPE}"] = sys.modules["dpn"]
     sys.meta_path.insert(0, _WhenImported())
     for name in _REGISTRIES.keys() & sys.modules.keys():
@@ -33,21 +33,20 @@ def announce() -> None:
 
 
 def _enter(module: ModuleType) -> None:
-    """Write our class into the tables of a registry's module."""
+    """Enter our class into the tables of a registry's module."""
     registry, name = _REGISTRIES[module.__name__]
     getattr(module, f"{registry}_NAMES")[MODEL_TYPE] = name
-    # Made from the configurations' table when the registry was, which may have been before ours.
+    # The registry made this from the table of configurations, perhaps before ours was entered.
     by_config = getattr(getattr(module, registry), "_reverse_config_mapping", {})
     by_config["DPNConfig"] = MODEL_TYPE
 
 
 class _WhenImported(MetaPathFinder):
-    """Finds the registries' modules where they are, and has our classes entered once they ran."""
+    """Finds the modules of the registries and enters our classes after they are imported."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """See `MetaPathFinder`."""
         spec = PathFinder.find_spec(name, path) if name in _REGISTRIES else None
         if spec is None or spec.loader is None:
             return None

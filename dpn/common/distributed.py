@@ -1,4 +1,4 @@
-"""How many processes there are, and what keeps them on one path."""
+"""Helpers for several processes: how many there are, and what keeps them in step."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,9 +12,9 @@ from torch import Tensor
 
 
 def is_first_process() -> bool:
-    """Whether this is the process of a distributed run that writes and speaks.
+    """Whether this is the process of a distributed run that writes files and prints.
 
-    Known from the environment, since the Trainer does not exist yet.
+    It is read from the environment, since the Trainer does not exist yet.
     """
     ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
     return all(os.environ.get(name, "0") == "0" for name in ranks)
@@ -22,14 +22,14 @@ def is_first_process() -> bool:
 
 @contextmanager
 def joined_processes() -> Iterator[None]:
-    """What torchrun started belongs together while the block runs; alone, nothing happens."""
+    """Join the processes that torchrun started, if any, in a group while the block runs."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    # One process may have hours more to do than another.
+    # One process may work hours longer than another.
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(days=7))
     try:
         yield
@@ -43,7 +43,7 @@ def several_processes() -> bool:
 
 
 def share(items: Sequence[int]) -> list[int]:
-    """The contiguous part of a list that falls to this process."""
+    """This process's contiguous part of a list."""
     if not several_processes():
         return list(items)
     size = -(-len(items) // dist.get_world_size())
@@ -63,24 +63,24 @@ class _Sum(torch.autograd.Function):
 
 
 def total(values: Tensor) -> Tensor:
-    """`values` summed over all processes; so is their gradient."""
+    """Sum `values` over all processes; the gradient is summed as well."""
     return _Sum.apply(values) if several_processes() else values
 
 
 def connect(hidden: Tensor, used: Iterable[Tensor]) -> Tensor:
-    """`hidden` as it is, with a gradient of zero for everything in `used`.
+    """Return `hidden` unchanged, with a gradient of zero for everything in `used`.
 
-    Processes average gradients parameter by parameter, so all of them have to have one for the same
-    parameters, whatever their samples were and whichever way these were routed; and an optimizer
-    does not treat a gradient of zero as it treats none, so one process has to have it, too. Engines
-    that share out weights want the same modules called on all processes even without gradients.
+    Processes average gradients parameter by parameter, so all of them need one for the same
+    parameters, whatever their samples and routes are. A single process needs it too, since an
+    optimizer treats a gradient of zero differently from none. Engines that shard weights need the
+    same modules called on all processes even without gradients.
     """
     zero = sum((x.flatten()[:0].sum().to(hidden.dtype) for x in used), hidden.new_zeros(()))
     return hidden + zero
 
 
 def processes(trainer: Mapping[str, Any]) -> int:
-    """How many processes a `trainer` section trains with, over all nodes."""
+    """Number of processes that a `trainer` section trains with, on all nodes."""
     if "WORLD_SIZE" in os.environ and "LOCAL_RANK" in os.environ:  # torchrun knows
         return int(os.environ["WORLD_SIZE"])
     devices = trainer.get("devices", 1)

@@ -1,4 +1,4 @@
-"""Files that are never half written: each is written beside its place and then renamed into it."""
+"""Atomic files: each is written beside its place and then renamed into it."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from typing import Any
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`: takes its place if the block ends well, is removed if not."""
+    """A temporary path that replaces `path` if the block succeeds, and is removed if it fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -26,7 +26,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """The same for a folder; one that has this name is replaced once the new one is whole."""
+    """A temporary folder that replaces `path` if the block succeeds, and is removed if it fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -46,7 +46,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically; NaN and infinities, which JSON does not know, become null."""
+    """Write JSON atomically; NaN and infinities become null."""
     write_text(path, json.dumps(_finite(value), indent=2, ensure_ascii=False) + "\n")
 
 
@@ -62,7 +62,7 @@ def add_row(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON file's value, or None if there is no such file."""
+    """The value of a JSON file, or None if the file does not exist."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 

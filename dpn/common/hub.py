@@ -1,4 +1,4 @@
-"""Weights by name: a file or folder here, or on the Hugging Face Hub."""
+"""Find weights by name: a local file or folder, or one on the Hugging Face Hub."""
 
 import functools
 import re
@@ -10,12 +10,12 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 #: `organisation/model`, and the path of one of its files.
 _REMOTE = re.compile(r"([\w.-]+/[\w.-]+)(?:/([\w./-]+))?")
 _TIMEOUT_S = 5.0
-#: What a model is made of; the Hub often holds the same weights in other formats beside it.
+#: Files of a model; repositories often hold the same weights in other formats too.
 _WANTED = ("*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja")
 
 
 def why_missing(name: str) -> str | None:
-    """What is wrong with a name, to go after it in a sentence; None if it can be found."""
+    """What is wrong with a name, as the end of a sentence; None if it can be found."""
     if Path(name).exists():
         return None
     remote = _REMOTE.fullmatch(name)
@@ -23,15 +23,15 @@ def why_missing(name: str) -> str | None:
         return "does not exist"
     answer = _ask_hub(remote[1])
     if answer == "unreachable":
-        return "does not exist here, and the Hugging Face Hub can not be reached"
+        return "does not exist here, and the Hugging Face Hub cannot be reached"
     return None if answer == "yes" else "exists neither here nor on the Hugging Face Hub"
 
 
 def find(name: str) -> Path:
-    """The local file or folder of a name, downloaded if need be.
+    """The local file or folder of a name, downloaded if necessary.
 
     Raises:
-        FileNotFoundError: if it is nowhere.
+        FileNotFoundError: if it exists neither here nor on the Hub.
     """
     if Path(name).exists():
         return Path(name)
@@ -51,6 +51,6 @@ def _ask_hub(repository: str) -> str:
         HfApi().model_info(repository, timeout=_TIMEOUT_S)
     except (RepositoryNotFoundError, GatedRepoError):
         return "no"
-    except Exception:  # which ones the network raises depends on the Hub library's version
+    except Exception:  # network errors differ between versions of the Hub's library
         return "unreachable"
     return "yes"

@@ -1,6 +1,4 @@
-"""Parts of a model chosen by name: a name is a file of its package, or an entry point of a third
-party.
-"""
+"""Classes chosen by name: a name is a file of a package, or an entry point of a third party."""
 
 import inspect
 from functools import cached_property
@@ -11,12 +9,12 @@ from typing import Any
 
 
 class Registry:
-    """All parts of one kind, e.g. all routers.
+    """All classes of one kind, e.g. all routers.
 
     Args:
-        package: import path, also the entry point group of third parties; a file that starts with
-            an underscore and `base.py` are no parts.
-        base: class that a part's file defines exactly one public subclass of.
+        package: import path of the package, also the entry point group of third parties; `base.py`
+            and files that start with an underscore do not count.
+        base: base class; each file defines exactly one public subclass of it.
     """
 
     def __init__(self, package: str, base: type[Any]):
@@ -24,7 +22,7 @@ class Registry:
 
     @property
     def kind(self) -> str:
-        """The word for one part in messages: `routers` gives `router`."""
+        """Singular of the package's name, for messages: `routers` gives `router`."""
         return self.package.rpartition(".")[2].removesuffix("s")
 
     def names(self) -> list[str]:
@@ -35,14 +33,14 @@ class Registry:
 
     @cached_property
     def _third_parties(self) -> dict[str, EntryPoint]:
-        # Looked up once: scanning all installed packages takes milliseconds.
+        # Cached: scanning all installed packages takes milliseconds.
         return {point.name: point for point in entry_points(group=self.package)}
 
     def resolve(self, name: str) -> type[Any]:
         """The class of a name.
 
         Raises:
-            ValueError: if there is no such part.
+            ValueError: if the name is unknown.
         """
         if name not in self.names():
             raise ValueError(
@@ -67,5 +65,5 @@ class Registry:
         return found[0]
 
     def build(self, name: str, **arguments: Any) -> Any:
-        """An instance of a name."""
+        """An instance of the class of a name."""
         return self.resolve(name)(**arguments)

@@ -1,4 +1,4 @@
-"""Random numbers that depend on what they are for, never on place, batch or process."""
+"""Random numbers that depend only on their keys, not on batch, process or position."""
 
 from collections.abc import Sequence
 
@@ -6,17 +6,17 @@ import numpy as np
 
 
 def uniform(keys: np.ndarray, *words: int) -> np.ndarray:
-    """A number in [0, 1) for each key, the same for the same key and words.
+    """A number in [0, 1) for each key; equal keys and words give equal numbers.
 
     Args:
         keys: uint64, any shape.
-        words: whole numbers that name the draw, e.g. seed and step.
+        words: integers that name the draw, e.g. seed and step.
     """
     return (_folded(keys, words) >> np.uint64(11)).astype(np.float64) / 2**53
 
 
 def seed(*words: int) -> int:
-    """A seed in [0, 2**63) for torch's generators, named by whole numbers, e.g. seed and step."""
+    """A seed in [0, 2**63) for torch's generators, from integers such as run seed and step."""
     return int(_folded(np.zeros(1, dtype=np.uint64), words)[0] >> np.uint64(1))
 
 

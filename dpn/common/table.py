@@ -1,4 +1,4 @@
-"""A table of texts for a terminal, a Markdown file and a page."""
+"""Tables for terminals, Markdown files and pages."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from dpn.common.text import one_line
 
 @dataclass(frozen=True)
 class Table:
-    """A table of texts.
+    """A table of text cells.
 
     Attributes:
-        title: what it shows.
-        head: of each column.
+        title: title above the table.
+        head: titles of the columns.
         body: rows of cells.
-        note: how to read it.
+        note: note below the table.
     """
 
     title: str
@@ -26,12 +26,12 @@ class Table:
     note: str = ""
 
     def markdown(self) -> str:
-        """As Markdown."""
+        """The table as Markdown."""
         table = markdown([self.head, *self.body])
         return f"## {self.title}\n\n{table}" + (f"\n{self.note}\n" if self.note else "")
 
     def show(self, console: Console) -> None:
-        """On a terminal."""
+        """Print the table."""
         table = RichTable(title=self.title, caption=self.note or None, title_justify="left")
         for number, name in enumerate(self.head):
             table.add_column(name, justify="right" if number else "left", overflow="fold")
@@ -41,12 +41,12 @@ class Table:
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown; the first line is its head, and no cell is read as markup."""
+    """A table in Markdown, whose first line is the head; cells are escaped."""
     ruled = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
     cells = [[plain(cell) for cell in line] for line in ruled]
     return "\n".join("| " + " | ".join(line) + " |" for line in cells) + "\n"
 
 
 def plain(text: str) -> str:
-    """Text of one line in which Markdown finds no cell and no HTML."""
+    """Text on one line, escaped for a cell of a Markdown table."""
     return one_line(text).replace("|", "\\|").replace("<", "&lt;")

@@ -1,4 +1,4 @@
-"""Text that has to fit somewhere."""
+"""Text made to fit."""
 
 
 def one_line(text: str) -> str:

@@ -1,4 +1,4 @@
-"""What the charts of a comparison show; `dpn.reports.drawing` draws them."""
+"""Content of the charts of a comparison; `dpn.reports.drawing` draws them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,13 +21,13 @@ class Series:
     """Points of one method.
 
     Attributes:
-        method: it is shown with; None for a line that belongs to none.
-        name: of a line.
-        x: places.
-        y: values.
-        labels: what hovering tells of each.
-        x_error: standard deviation over seeds of each; empty: none.
-        y_error: the same for the values.
+        method: method whose look the points have; None for a line that belongs to no method.
+        name: name of the line.
+        x: x values.
+        y: y values.
+        labels: text of each point, shown when the mouse hovers over it.
+        x_error: standard deviation over seeds of the x values; empty: none.
+        y_error: standard deviation over seeds of the y values; empty: none.
     """
 
     method: str | None
@@ -41,16 +41,16 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """What a chart shows.
+    """Content of a chart.
 
     Attributes:
-        name: of its file.
-        title: above it.
-        x: title of the axis.
-        y: title of the other one.
-        series: in the order in which they are drawn.
-        mode: marks that are joined, a line, or steps.
-        told: what it shows in words, for who can not see it.
+        name: name of its file.
+        title: title of the chart.
+        x: title of the x axis.
+        y: title of the y axis.
+        series: series in drawing order.
+        mode: joined marks, a line, or steps.
+        alt_text: description for screen readers.
     """
 
     name: str
@@ -59,15 +59,15 @@ class Chart:
     y: str
     series: Sequence[Series]
     mode: Literal["marks", "line", "steps"]
-    told: str
+    alt_text: str
 
     def marks(self, series: Series) -> bool:
-        """Whether the points of a series are marked: a line of one point shows nothing else."""
+        """Whether to mark the points of a series; a line of one point would be invisible."""
         return series.method is not None and (self.mode == "marks" or len(series.x) == 1)
 
 
 def charts(points: Sequence[Point]) -> list[Chart]:
-    """All charts that the points have numbers for."""
+    """All charts for which the points have values."""
     drawn = [
         _trade(points, SHARE, "accuracy_macs", "visual MACs", "share of visual MACs"),
         _trade(points, TIME, "accuracy_time", "measured time", "ms to the first token, per prompt"),
@@ -78,7 +78,7 @@ def charts(points: Sequence[Point]) -> list[Chart]:
 
 
 def _trade(points: Sequence[Point], cost: str, name: str, words: str, axis: str) -> Chart:
-    """Accuracy against a cost, a line for each method, and who is not beaten."""
+    """Accuracy against a cost: a line for each method, and the front of the best points."""
     having = [p for p in points if p.values(ACCURACY) and p.values(cost)]
     front = _front([(fmean(p.values(cost)), fmean(p.values(ACCURACY)), p.name) for p in having])
     series = [_spread_out(group, cost) for group in _by_method(having)]
@@ -86,12 +86,12 @@ def _trade(points: Sequence[Point], cost: str, name: str, words: str, axis: str)
         x, y, names = zip(*front, strict=True)
         series.insert(0, Series(None, "no method is better in both", x, y, names))
     best = "; ".join(f"{who}: {right:.3f} at {spent:.3g}" for spent, right, who in front)
-    told = f"Accuracy against {axis}. Not beaten in both: {best}."
-    return Chart(name, f"Accuracy against {words}", axis, "accuracy", series, "marks", told)
+    alt_text = f"Accuracy against {axis}. Not beaten in both: {best}."
+    return Chart(name, f"Accuracy against {words}", axis, "accuracy", series, "marks", alt_text)
 
 
 def _spread_out(points: Sequence[Point], cost: str) -> Series:
-    """A method's points by their cost, with the spread over seeds."""
+    """Points of a method in the order of their cost, with the spread over seeds."""
     points = sorted(points, key=lambda point: fmean(point.values(cost)))
     columns = [[point.values(metric) for point in points] for metric in (cost, ACCURACY)]
     (x, x_error), (y, y_error) = (
@@ -106,7 +106,7 @@ def _spread_out(points: Sequence[Point], cost: str) -> Series:
 
 
 def _front(found: Sequence[tuple[float, float, str]]) -> list[tuple[float, float, str]]:
-    """Those that no cheaper one is at least as accurate as."""
+    """Points without another that is cheaper and at least as accurate."""
     front: list[tuple[float, float, str]] = []
     for cost, right, name in sorted(found, key=lambda item: (item[0], -item[1])):
         if not front or right > front[-1][1]:
@@ -122,20 +122,20 @@ def _kept(points: Sequence[Point]) -> Chart:
         if kept:
             series.append(Series(point.method, point.name, [*range(len(kept))], kept, labels))
     ends = "; ".join(f"{line.name}: {line.y[-1]:.3f}" for line in series)
-    told = f"Share of the image's rows that enters each layer. At the last layer {ends}."
+    alt_text = f"Share of the image's rows that enters each layer. At the last layer {ends}."
     axis = "share of the tower's tokens"
-    return Chart("kept", "Visual rows kept by layer", "layer", axis, series, "steps", told)
+    return Chart("kept", "Visual rows kept by layer", "layer", axis, series, "steps", alt_text)
 
 
 def kept_by_layer(point: Point) -> list[float]:
-    """Share of the tower's tokens that enters each layer, mean of the seeds."""
+    """Share of the tower's tokens that enters each layer, mean over seeds."""
     names = {name for run in point.runs for name in run.metrics if name.startswith("router/kept/")}
     shares = (point.mean(f"router/kept/{layer}") for layer in range(len(names)))
     return [share for share in shares if share is not None]
 
 
 def _curves(points: Sequence[Point], metric: str, title: str) -> Chart:
-    """A line for each run."""
+    """Chart of a logged metric, with a line for each run."""
     series = []
     for point in points:
         for run in point.runs:
@@ -146,9 +146,9 @@ def _curves(points: Sequence[Point], metric: str, title: str) -> Chart:
                 labels = [f"{name}, step {step}: {value:.4g}" for step, value in line]
                 series.append(Series(point.method, name, x, y, labels))
     ends = "; ".join(f"{line.name}: {line.y[-1]:.4g}" for line in series)
-    told = f"{title} by step. At the end {ends}."
+    alt_text = f"{title} by step. At the end {ends}."
     name = "curve_" + metric.replace("/", "_")
-    return Chart(name, title, "step", metric, series, "line", told)
+    return Chart(name, title, "step", metric, series, "line", alt_text)
 
 
 def _has(row: Any, metric: str) -> bool:

@@ -10,7 +10,7 @@ from dpn.reports.charts import kept_by_layer
 from dpn.reports.points import ACCURACY, SHARE, Point, baseline_of, best, difference
 from dpn.reports.runs import Run
 
-#: How far above a budget the share that was reached may lie.
+#: Tolerance of the share that was reached above a budget.
 SLACK = 0.02
 _COSTS = {
     "prefill GFLOPs": "cost/prefill_flops",
@@ -22,7 +22,7 @@ _COSTS = {
 
 
 def methods(points: Sequence[Point]) -> Table:
-    """Accuracy and its difference to the baseline."""
+    """Table of accuracies and their differences to the baseline."""
     body = []
     for point in points:
         baseline = baseline_of(point, points)
@@ -31,19 +31,19 @@ def methods(points: Sequence[Point]) -> Table:
         body.append((point.name, str(len(point.runs)), *shown, *claim))
     head = ("method", "seeds", "accuracy", "visual MACs", "difference", "claim", "baseline")
     note = (
-        "Mean ± standard deviation over seeds. Difference: of the accuracy to the baseline, the run"
-        " of router=none whose other settings are most alike, on the same questions and seeds, with"
-        " its 95 % interval; better and worse are claimed only if that excludes 0. Each interval"
-        " stands for itself: of twenty true zeros about one is missed. With one seed it is about"
-        " other questions, not about other seeds."
+        "Mean ± standard deviation over seeds. Difference: accuracy minus that of the baseline, the"
+        " run of router=none with the most similar other settings, on the same questions and seeds,"
+        " with its 95 % interval; better and worse are claimed only if that excludes 0. Intervals"
+        " are not corrected for their number: of twenty true zeros, about one is missed. With one"
+        " seed, an interval covers other questions, not other seeds."
     )
     if not any(baseline_of(point, points) for point in points):
-        note += " There is no other run to compare with one of router=none; add it."
+        note += " No run can be compared with a run of router=none; add one."
     return Table("Methods", head, tuple(body), note)
 
 
 def costs(points: Sequence[Point]) -> Table:
-    """What each method takes, on paper and on the clock."""
+    """Table of FLOPs and times."""
     body = tuple((p.name, *(_cost(p, metric) for metric in _COSTS.values())) for p in points)
     note = (
         "Mean ± standard deviation over seeds. Times are measured while answering and training, so"
@@ -53,7 +53,7 @@ def costs(points: Sequence[Point]) -> Table:
 
 
 def budgets(points: Sequence[Point]) -> Table:
-    """The most accurate method at each budget, and whether it is more than the next one."""
+    """Table of the most accurate method at each budget, and its lead over the next one."""
     asked = {float(keep) for point in points for keep in point.keep.split()} | {1.0}
     body = []
     for budget in sorted(asked):
@@ -67,12 +67,12 @@ def budgets(points: Sequence[Point]) -> Table:
         shown = (_spread(first, ACCURACY), _spread(first, SHARE))
         body.append((f"{budget:g}", first.name, *shown, second.name if second else "-", *lead))
     head = ("budget", "best", "accuracy", "visual MACs", "next best", "difference", "claim")
-    note = f"Among all that reached a share of visual MACs of at most the budget + {SLACK:g}."
+    note = f"Among all methods whose share of visual MACs is at most the budget + {SLACK:g}."
     return Table("Best per budget", head, tuple(body), note)
 
 
 def families(points: Sequence[Point]) -> Table:
-    """Accuracy by family of questions."""
+    """Table of accuracies by family of questions."""
     names = dict.fromkeys(n for p in points for run in p.runs for n in run.metrics)
     metrics = [name for name in names if name.startswith(f"{ACCURACY}/")]
     body = tuple((p.name, *(_spread(p, metric) for metric in metrics)) for p in points)
@@ -81,7 +81,7 @@ def families(points: Sequence[Point]) -> Table:
 
 
 def layers(points: Sequence[Point]) -> Table:
-    """Visual rows that enter each layer."""
+    """Table of the visual rows that enter each layer."""
     kept = {point.name: kept_by_layer(point) for point in points}
     most = max(map(len, kept.values()), default=0)
     body = tuple(
@@ -102,18 +102,18 @@ def settings(points: Sequence[Point]) -> Table:
 
 
 def left_out(runs: Sequence[Run]) -> Table:
-    """Runs that are not compared, and why."""
+    """Table of runs that are not compared, and why."""
     body = []
     for run in runs:
         log = run.folder / "log.txt"
-        told = str(log) if run.outcome in ("failed", "interrupted") and log.exists() else "-"
-        body.append((str(run.folder), run.outcome, run.problem, told))
+        traceback = str(log) if run.outcome in ("failed", "interrupted") and log.exists() else "-"
+        body.append((str(run.folder), run.outcome, run.problem, traceback))
     head = ("run", "outcome", "why", "traceback")
     return Table("Runs that are not compared", head, tuple(body))
 
 
 def summary(runs: Sequence[Run], points: Sequence[Point]) -> Mapping[str, int]:
-    """How many runs, of which outcome, and how many methods."""
+    """Numbers of runs, by outcome, and of methods."""
     counts = {"runs": len(runs), "compared": sum(len(p.runs) for p in points)}
     for run in runs:
         if run.outcome != "finished":
@@ -122,7 +122,7 @@ def summary(runs: Sequence[Run], points: Sequence[Point]) -> Mapping[str, int]:
 
 
 def _claim(point: Point, other: Point) -> tuple[str, str, str]:
-    """Difference and claim in words, and what the point is compared with."""
+    """Difference, claim, and the name of the other point."""
     found = difference(point, other)
     if found is None:
         return "-", "no seed and question in common", other.name
@@ -139,7 +139,7 @@ def _spread(point: Point, metric: str) -> str:
 
 
 def _cost(point: Point, metric: str) -> str:
-    """With three digits of the mean."""
+    """Mean and spread, with three digits of the mean."""
     unit = 1e9 if metric.endswith("flops") else 1.0
     values = [value / unit for value in point.values(metric)]
     if not values:

@@ -1,4 +1,4 @@
-"""Where two models differ on the same questions."""
+"""Comparison of two models on the same questions."""
 
 from collections.abc import Sequence
 from itertools import takewhile
@@ -12,12 +12,12 @@ SHOWN = 20
 
 
 def differences(rows: Sequence[Row], others: Sequence[Row], other: str) -> list[Table]:
-    """How many questions went better or worse than with another model, and which.
+    """Tables of the questions that went better or worse than with another model.
 
     Args:
         rows: scored answers of a model.
-        others: of another one.
-        other: its name.
+        others: scored answers of the other model.
+        other: name of the other model.
     """
     theirs = {question(row): row for row in others if row["score"] is not None}
     scored = [row for row in rows if row["score"] is not None]
@@ -63,7 +63,7 @@ def _share(rows: Sequence[Row]) -> str:
 
 
 def _where_they_part(*values: object, letters: int = 24) -> list[str]:
-    """Texts from a little before the first letter in which they differ."""
+    """Texts cut to start shortly before the first letter in which they differ."""
     texts = [str(value) for value in values]
     columns = zip(*texts, strict=False)
     same = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))

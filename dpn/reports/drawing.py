@@ -1,4 +1,4 @@
-"""Charts drawn: by plotly for a page, by matplotlib as a file."""
+"""Draw charts: with plotly for a page, with matplotlib as a file."""
 
 from collections.abc import Sequence
 from html import escape
@@ -11,19 +11,19 @@ from dpn.reports.charts import Chart
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-#: Colours that colour-blind readers can tell apart, with a contrast of at least 3 to white and to
-#: the page's dark background; with the marks they give 35 methods a look of their own.
+#: Colours that colour-blind readers can distinguish, with a contrast of at least 3 to white and to
+#: the page's dark background; combined with the marks, they make 35 different looks.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B87A00", "#8A63D2", "#7A7A7A")
 MARKS = ("circle", "square", "diamond", "triangle-up", "x")
 _MATPLOTLIB_MARKS = "osD^X"
 
 
 def figure(chart: Chart, methods: Sequence[str]) -> "go.Figure":
-    """A chart for the page, whose script gives it the page's colours.
+    """A chart for the page, whose script adds the page's colours.
 
     Args:
-        chart: what is shown.
-        methods: all methods, in the order of their looks.
+        chart: chart to draw.
+        methods: all methods; their order determines their looks.
     """
     import plotly.graph_objects as go
 
@@ -64,7 +64,7 @@ def figure(chart: Chart, methods: Sequence[str]) -> "go.Figure":
 
 
 def save(chart: Chart, methods: Sequence[str], folder: Path) -> Path:
-    """Write a chart as a PNG; returns its file."""
+    """Write a chart as a PNG and return its path."""
     path = folder / f"{chart.name}.png"
     with drawn_to(path, (9, 4.5)) as figure:
         _plot(figure, chart, methods)
@@ -96,7 +96,7 @@ def _plot(figure: Any, chart: Chart, methods: Sequence[str]) -> None:
 
 
 def look(method: str | None, methods: Sequence[str], marks: Sequence[str]) -> tuple[str, str]:
-    """Colour and mark of a method; grey for what belongs to none."""
+    """Colour and mark of a method; grey for a line without one."""
     if method is None:
         return "#888888", marks[0]
     number = methods.index(method)

@@ -1,4 +1,4 @@
-"""The figures of a run."""
+"""Figures of a run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from dpn.reports.tables import by_benchmark
 
 
 def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
-    """Write all figures that the rows allow; returns their files."""
+    """Write all figures for which the rows have values, and return their paths."""
     groups = by_benchmark(rows)
     files = [file for name, group in groups.items() for file in _draw(group, folder / name)]
     scored = [row for row in rows if row["base_rows"] and row["score"] is not None]
@@ -21,7 +21,7 @@ def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
 
 
 def _draw(rows: Sequence[Row], folder: Path) -> list[Path]:
-    """Figures of one benchmark."""
+    """Write the figures of one benchmark."""
     rows = [row for row in rows if row["score"] is not None]
     seeing = [row for row in rows if row["base_rows"] and row["family"] is not None]
     wanted = {"accuracy.png": _accuracy}
@@ -52,7 +52,7 @@ def _accuracy(figure, rows: Sequence[Row]) -> None:
 
 
 def _work(figure, rows: Sequence[Row]) -> None:
-    """Accuracy against the share of visual work, a point for each category."""
+    """Plot accuracy against the share of visual work, a point for each category."""
     axes = figure.subplots()
     for number, (name, group) in enumerate(by_benchmark(rows).items()):
         parts = list(group_by(group, "family").values()) or [group]

@@ -1,4 +1,4 @@
-"""The page of a comparison: one file with its scripts, numbers and pictures, read without network.
+"""The page of a comparison: one file with all scripts, numbers and pictures, for offline use.
 
 All text from runs is escaped by the template; `template/` holds its parts.
 """
@@ -25,19 +25,19 @@ from dpn.reports.tables import by_difficulty
 
 log = logging.getLogger(__name__)
 _PARTS = Path(__file__).with_name("template")
-#: Pictures of one point, and bytes of all, so that a page can be sent around.
+#: Most pictures of one point, and most bytes of all, so that the page can be sent by mail.
 SAMPLES, BYTES = 4, 9_000_000
 OVERLAYS = "figures/overlays/*.png"
 
 
 @dataclass(frozen=True)
 class HeldOutImage:
-    """What was kept of a held-out image.
+    """A held-out image and what was kept of it.
 
     Attributes:
-        point: whose model answered.
+        point: point whose model answered.
         words: question, answer and route.
-        panels: addresses of the pictures by their titles.
+        panels: data URLs of the pictures by their titles.
     """
 
     point: Point
@@ -78,14 +78,14 @@ def write_page(found: Comparison, charts: Sequence[Chart], path: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class Routes:
-    """Where a point's prompts went.
+class RouteShares:
+    """Routes of a point's prompts.
 
     Attributes:
-        point: whose they are.
-        layers: that choose.
-        experts: all that were chosen, each with its number.
-        groups: for each family and difficulty how many prompts there are, and their shares by layer
+        point: point whose prompts these are.
+        layers: layers at which the router chooses.
+        experts: chosen experts, each with a number.
+        groups: name of each family and difficulty, its number of prompts, and their shares by layer
             and expert.
     """
 
@@ -95,20 +95,20 @@ class Routes:
     groups: Sequence[tuple[str, int, Mapping[str, Mapping[str, float]]]]
 
 
-def _routes(points: Sequence[Point]) -> Iterator[Routes]:
-    """Of each point that has some."""
+def _routes(points: Sequence[Point]) -> Iterator[RouteShares]:
+    """Routes of each point whose router chooses."""
     for point in points:
         seeing = [row for row in point.rows if row["base_rows"] and row["route"]]
         if seeing:
             every = sorted({expert for row in seeing for expert in row["route"].values()})
             experts = {expert: number for number, expert in enumerate(every)}
             groups = by_difficulty(seeing).items()
-            told = [(name, len(rows), route_shares(rows)) for name, rows in groups]
-            yield Routes(point, list(route_shares(seeing)), experts, told)
+            shares = [(name, len(rows), route_shares(rows)) for name, rows in groups]
+            yield RouteShares(point, list(route_shares(seeing)), experts, shares)
 
 
 def _samples(points: Sequence[Point]) -> list[HeldOutImage]:
-    """Pictures of the first run of each point that has some; the first of all before the second."""
+    """Pictures of each point's first run that has some; first one of every point, then another."""
     files = [_pictures(point) for point in points]
     found: list[tuple[int, HeldOutImage]] = []
     left = BYTES
@@ -132,7 +132,7 @@ def _sample(point: Point, file: Path) -> HeldOutImage:
     try:
         panels, words = read_overlay(file)
     except (OSError, SyntaxError, ValueError) as problem:  # what Pillow raises
-        return HeldOutImage(point, [f"{file} can not be read: {problem}"], {})
+        return HeldOutImage(point, [f"{file} cannot be read: {problem}"], {})
     return HeldOutImage(point, words, {title: _embedded(panel) for title, panel in panels.items()})
 
 

@@ -1,4 +1,4 @@
-"""What is left of an image inside the decoder, drawn on the image."""
+"""Pictures of what is left of an image inside the decoder."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,15 +21,15 @@ _GREY, _LINE = (110, 110, 110), (255, 0, 255)
 def draw_overlay(
     pixels: np.ndarray, owners: Sequence[np.ndarray], text: Sequence[str], path: Path
 ) -> None:
-    """Write one picture: the image as the model sees it, and again at each layer where rows went.
+    """Write one picture: the image as the model sees it, and again at each layer that lost rows.
 
-    A frame surrounds the cells that share a row; cells without a row are grey.
+    Lines separate cells of different rows; cells without a row are grey.
 
     Args:
         pixels: `[H, W, 3]` in 0..255.
-        owners: per layer, `[h, w]` which row holds each cell, -1 if none does.
-        text: lines above: question, answer, route.
-        path: PNG.
+        owners: per layer, `[h, w]` row that holds each cell, -1 for none.
+        text: lines above the pictures: question, answer, route.
+        path: PNG to write.
     """
     panels = _panels(owners)
     line, top = _LINE_HEIGHT, _LINE_HEIGHT * (LINES + 1)
@@ -50,10 +50,10 @@ def draw_overlay(
 
 
 def read_overlay(path: Path) -> tuple[dict[str, Image.Image], list[str]]:
-    """The panels of a picture that `draw_overlay` wrote by their titles, and its lines of text.
+    """Panels, by their titles, and lines of text of a picture that `draw_overlay` wrote.
 
     Raises:
-        OSError: if it is no whole picture.
+        OSError: if the file is not a complete picture.
     """
     with Image.open(path) as picture:
         picture.load()
@@ -64,30 +64,30 @@ def read_overlay(path: Path) -> tuple[dict[str, Image.Image], list[str]]:
 
 
 def _panels(owners: Sequence[np.ndarray]) -> list[tuple[str, np.ndarray | None]]:
-    """Title and owners of each panel: the image, and each layer where rows went."""
+    """Title and owners of each panel: the image, and each layer that lost rows."""
     changed = [n for n, owner in enumerate(owners) if n == 0 or (owner != owners[n - 1]).any()]
     shown = ((f"layer {n}: {count_rows(owners[n])} rows", owners[n]) for n in changed)
     return [("image", None), *shown]
 
 
 def count_rows(owner: np.ndarray) -> int:
-    """Rows that hold the cells of an image."""
+    """Number of rows that hold cells of an image."""
     return len(np.unique(owner[owner >= 0]))
 
 
 def has_places(owner: np.ndarray) -> bool:
-    """Whether the cells of an image lie on a grid; some methods only number what they leave."""
+    """Whether the cells of an image lie on a grid; some methods only number the rows they keep."""
     return owner.shape[0] > 1 or owner.size == 1
 
 
 def to_pixels(image: Any, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """`[3, H, W]` normalised pixels back to `[H, W, 3]` in 0..255."""
+    """Turn `[3, H, W]` normalised pixels back into `[H, W, 3]` in 0..255."""
     array = np.asarray(image, dtype=np.float32).transpose(1, 2, 0)
     return ((array * np.array(std) + np.array(mean)) * 255).clip(0, 255).astype(np.uint8)
 
 
 def panel(pixels: np.ndarray, owner: np.ndarray | None) -> Image.Image:
-    """The image, and on it what each row holds; see `draw_overlay`."""
+    """The image with the cells of each row drawn on it, see `draw_overlay`."""
     drawn = Image.fromarray(pixels).resize((SIDE - 6, SIDE - 6), Image.Resampling.BICUBIC)
     if owner is None:
         return drawn

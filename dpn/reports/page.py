@@ -1,4 +1,4 @@
-"""report.md: what was run, what came out, and the figures."""
+"""report.md: command, results and figures of a run."""
 
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,14 @@ from dpn.reports.tables import OVERVIEW, tables
 
 
 def write_report(folder: Path, against: str | None = None) -> Path:
-    """Make report.md and the figures again from metrics.json and rows.jsonl.
+    """Write report.md and the figures from metrics.json and rows.jsonl.
 
     Args:
-        folder: of the results.
+        folder: folder of the results.
         against: folder of another model's results on the same questions.
 
     Raises:
-        FileNotFoundError: if one of them holds no results.
+        FileNotFoundError: if one of the folders has no results.
     """
     metrics, rows = read_results(folder)
     status: dict[str, Any] = read_json(folder / "status.json") or {}
@@ -57,7 +57,7 @@ def read_results(folder: Path) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Metrics and rows of a folder.
 
     Raises:
-        FileNotFoundError: if it holds none.
+        FileNotFoundError: if it has none.
     """
     metrics = read_json(folder / "metrics.json")
     if metrics is None or not (folder / "rows.jsonl").exists():

@@ -1,5 +1,5 @@
-"""Runs that differ in their seed alone are one point; points that differ in their budget are one
-method.
+"""Group runs: those that differ only in their seed are a point, and points that differ only in
+their budget are a method.
 """
 
 import json
@@ -20,20 +20,20 @@ from dpn.reports.runs import Run
 from dpn.runs.path import is_identity, key_of
 
 ACCURACY, SHARE = "val/accuracy", "cost/visual_macs_ratio"
-#: Sections that may differ between a method and its baseline.
+#: Sections that belong to a method and may differ from its baseline.
 _METHOD = ("router", "projector", "loss", "stage", "init")
-#: Of the name of a run folder, whose seed and hash differ between runs of one method.
+#: Seed and hash in the name of a run folder, which differ between runs of one method.
 _SEED = re.compile(r"_?seed-\d+|-[0-9a-f]{8}(?=/|$)")
 
 
 @dataclass(frozen=True)
 class Point:
-    """Runs with the same settings but for their seeds.
+    """Runs that differ only in their seed.
 
     Attributes:
-        method: what was typed for it, without seed and budget, as far as it differs from others.
+        method: overrides without seed and budget, as far as they differ from other points.
         settings: all settings but the seed, by their dotted keys.
-        runs: one for each seed.
+        runs: one run for each seed.
     """
 
     method: str
@@ -42,7 +42,7 @@ class Point:
 
     @property
     def keep(self) -> str:
-        """The budget that was asked for; empty if none was."""
+        """The requested budget; empty if there is none."""
         asked = (self.settings.get(f"{part}.keep") for part in ("router", "projector"))
         return " ".join(keep for keep in asked if keep and keep[0].isdigit())
 
@@ -57,12 +57,12 @@ class Point:
         return [row for run in self.runs for row in run.rows]
 
     def values(self, metric: str) -> list[float]:
-        """A metric of all runs that have it."""
+        """Values of a metric, of all runs that have it."""
         found = (run.metrics.get(metric) for run in self.runs)
         return [value for value in found if value is not None and isfinite(value)]
 
     def mean(self, metric: str) -> float | None:
-        """Of all runs; None if none has it."""
+        """Mean of a metric over the runs; None if no run has it."""
         return fmean(values) if (values := self.values(metric)) else None
 
 
@@ -70,7 +70,7 @@ def points_of(runs: Sequence[Run]) -> tuple[list[Point], list[Run]]:
     """Group finished runs.
 
     Returns:
-        The points in the order of their methods, and runs that repeat a seed of one.
+        Points in the order of their methods, and runs that repeat the seed of another run.
     """
     groups: dict[tuple[tuple[str, str], ...], dict[Any, Run]] = {}
     repeated = []
@@ -90,7 +90,7 @@ def points_of(runs: Sequence[Run]) -> tuple[list[Point], list[Run]]:
 
 
 def baseline_of(point: Point, points: Sequence[Point]) -> Point | None:
-    """The runs of `router=none`, nothing compressed, whose other settings are most alike."""
+    """The uncompressed point of `router=none` with the most similar other settings."""
     plain = [p for p in points if p.settings.get("router.name") == "none" and _is_whole(p)]
     if not plain or point in plain:
         return None
@@ -98,7 +98,7 @@ def baseline_of(point: Point, points: Sequence[Point]) -> Point | None:
 
 
 def difference(point: Point, baseline: Point) -> Difference | None:
-    """Of the scores of the seeds and questions that both have; None if they share none."""
+    """Difference of the scores on common seeds and questions; None if there are none."""
     pairs = [(a, b) for a in point.runs for b in baseline.runs if a.seed == b.seed]
     if not pairs:
         return None
@@ -111,7 +111,7 @@ def difference(point: Point, baseline: Point) -> Difference | None:
 
 
 def best(points: Sequence[Point], budget: float) -> Point | None:
-    """The most accurate point that took at most a share of the visual MACs."""
+    """The most accurate point whose share of visual MACs is at most `budget`."""
     measured = (point for point in points if point.values(ACCURACY) and point.values(SHARE))
     within = [point for point in measured if fmean(point.values(SHARE)) <= budget]
     return max(within, key=lambda point: fmean(point.values(ACCURACY)), default=None)
@@ -126,12 +126,12 @@ def _is_whole(point: Point) -> bool:
 
 
 def _others(point: Point) -> set[tuple[str, str]]:
-    """Settings that do not belong to a method."""
+    """Settings outside of the method."""
     return {(k, v) for k, v in point.settings.items() if k.partition(".")[0] not in _METHOD}
 
 
 def _typed(run: Run) -> list[str]:
-    """What was typed for a run, without seed and budget; groups first, as in a folder's name."""
+    """Overrides of a run without seed and budget; groups first, as in a folder's name."""
     if run.overrides is None:
         return [_SEED.sub("", run.folder.name)]
     words = [_SEED.sub("", word) for word in run.overrides if _names_method(key_of(word))]
@@ -144,7 +144,7 @@ def _names_method(key: str) -> bool:
 
 
 def _distinct(points: Sequence[Point]) -> Iterator[Point]:
-    """Points with the same name, which differ in what was not typed, get a number."""
+    """Points with distinct names; equal names, which differ in other settings, get a number."""
     seen: Counter[str] = Counter()
     for point in points:
         seen[point.name] += 1
@@ -154,7 +154,7 @@ def _distinct(points: Sequence[Point]) -> Iterator[Point]:
 
 
 def _settings(config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """All settings that tell runs apart but for the seed; places become the name of their path."""
+    """Settings that identify a run, without the seed; paths become the name of the path."""
     paths = {k: v for k, v in config["paths"].items() if isinstance(v, str) and v}
     places = sorted(paths.items(), key=lambda item: -len(item[1]))
 

@@ -15,7 +15,7 @@ from dpn.reports.tables import routes
 
 
 def write_comparison(found: Comparison, folder: Path) -> Path:
-    """Write report.html, report.md with its figures, and runs.csv; returns the page."""
+    """Write report.html, report.md with its figures, and runs.csv; return the path of the page."""
     shown = charts(found.points)
     figures = [save(chart, found.methods, folder / "figures") for chart in shown]
     parts = [
@@ -30,7 +30,7 @@ def write_comparison(found: Comparison, folder: Path) -> Path:
 
 
 def all_tables(found: Comparison) -> list[Table]:
-    """All tables that have lines."""
+    """All tables that are not empty."""
     points = found.points
     first = (tables.methods, tables.budgets, tables.costs, tables.families, tables.layers)
     shown = [make(points) for make in first]
@@ -53,12 +53,12 @@ def _counts(found: Comparison) -> str:
 
 
 def _picture(chart: Chart, path: Path, folder: Path) -> str:
-    words = plain(chart.told).replace("[", "(").replace("]", ")")
+    words = plain(chart.alt_text).replace("[", "(").replace("]", ")")
     return f"![{words}]({path.relative_to(folder)})"
 
 
 def _write_csv(found: Comparison, path: Path) -> None:
-    """A line for each run, with all of its metrics."""
+    """Write a line for each run with all its metrics."""
     names = dict.fromkeys(name for run in found.runs for name in run.metrics)
     placed = {id(run): point for point in found.points for run in point.runs}
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
@@ -66,6 +66,6 @@ def _write_csv(found: Comparison, path: Path) -> None:
         lines.writerow(["folder", "outcome", "problem", "method", "keep", "seed", *names])
         for run in found.runs:
             point = placed.get(id(run))
-            told = (point.method, point.keep) if point else ("", "")
+            named = (point.method, point.keep) if point else ("", "")
             values = (run.metrics.get(name) for name in names)
-            lines.writerow([run.folder, run.outcome, run.problem, *told, run.seed, *values])
+            lines.writerow([run.folder, run.outcome, run.problem, *named, run.seed, *values])

@@ -1,4 +1,4 @@
-"""What each layer kept of a picture for one question, and with which probabilities: as a figure."""
+"""Figure of what each layer kept of an image for one question, and with which probabilities."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -16,13 +16,13 @@ _CHOSEN, _OTHER = "#0b3c6f", "#c3ccd6"  # apart by lightness, so also in print
 
 
 @dataclass(frozen=True)
-class Choice:
+class LayerChoice:
     """What a router chose at a layer.
 
     Attributes:
-        title: where.
-        probs: of each option.
-        chosen: one of them; None where rows choose one by one.
+        title: name of the layer.
+        probs: probability of each option.
+        chosen: chosen option; None if each row chooses for itself.
     """
 
     title: str
@@ -31,47 +31,47 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Stage:
+class RouteStep:
     """What is left of the images from some layer on.
 
     Attributes:
-        title: from which one, and how many rows.
-        owners: of each image `[h, w]` which row holds each cell, -1 if none does.
-        choices: that led to it.
+        title: that layer, and the number of rows.
+        owners: per image, `[h, w]` row that holds each cell, -1 for none.
+        choices: choices that led to it.
     """
 
     title: str
     owners: Sequence[np.ndarray]
-    choices: Sequence[Choice] = ()
+    choices: Sequence[LayerChoice] = ()
 
 
 @dataclass(frozen=True)
 class Route:
-    """The way of one question.
+    """The route of one question through the decoder.
 
     Attributes:
         question: in words.
         answer: in words.
         remarks: sentences about the route as a whole.
         images: `[H, W, 3]` in 0..255, as the model sees them.
-        stages: at least one, in the order of the layers.
+        steps: steps in the order of the layers, at least one.
     """
 
     question: str
     answer: str
     remarks: Sequence[str]
     images: Sequence[np.ndarray]
-    stages: Sequence[Stage]
+    steps: Sequence[RouteStep]
 
 
 def draw_route(route: Route, path: Path) -> None:
-    """Write a PNG: the images, what is left of them at each stage, and below it what led to it."""
-    cells = 1 + len(route.stages)
+    """Write a PNG: the images, what is left of them at each step, and below it what led to it."""
+    cells = 1 + len(route.steps)
     columns = min(cells, COLUMNS)
     lines = -(-cells // columns)
     width = max(2.6 * columns * len(route.images), 7.0)
     head = _lines(f"Q: {route.question}", 11 * width) + _lines(f"A: {route.answer}", 11 * width)
-    most = max(sum(len(c.probs) + 1 for c in stage.choices) for stage in route.stages)
+    most = max(sum(len(c.probs) + 1 for c in step.choices) for step in route.steps)
     bars = 0.25 + 0.2 * most
     foot = [line for text in route.remarks for line in _lines(text, 13 * width)]
     height = 0.3 * len(head) + lines * (3.1 + bars) + 0.2 * len(foot)
@@ -81,16 +81,16 @@ def draw_route(route: Route, path: Path) -> None:
         for place in axes.flat:
             place.axis("off")
         _show(axes[0, 0], "image", route.images, None)
-        for number, stage in enumerate(route.stages, 1):
+        for number, step in enumerate(route.steps, 1):
             line, column = divmod(number, columns)
-            _show(axes[2 * line, column], stage.title, route.images, stage.owners)
-            _chances(axes[2 * line + 1, column], stage.choices)
+            _show(axes[2 * line, column], step.title, route.images, step.owners)
+            _chances(axes[2 * line + 1, column], step.choices)
         figure.suptitle("\n".join(head), x=0.01, ha="left", fontsize=12, parse_math=False)
         figure.supxlabel("\n".join(foot), x=0.01, ha="left", fontsize=9, parse_math=False)
 
 
 def _lines(text: str, letters: float) -> list[str]:
-    """Lines of at most so many letters, without what no font can show."""
+    """Lines of at most `letters` letters, without characters that no font can show."""
     return textwrap.wrap("".join(c if c.isprintable() else " " for c in text), int(letters))
 
 
@@ -109,7 +109,7 @@ def _show(
     axes.imshow(np.concatenate([np.pad(one, gap, constant_values=255) for one in drawn], 1))
 
 
-def _chances(axes: Any, choices: Sequence[Choice]) -> None:
+def _chances(axes: Any, choices: Sequence[LayerChoice]) -> None:
     """Bars of probabilities, the chosen option dark and marked; one choice below another."""
     place = 0
     for choice in choices:

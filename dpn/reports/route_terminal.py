@@ -1,4 +1,4 @@
-"""What each layer kept of a picture for one question, on a terminal."""
+"""Terminal view of what each layer kept of an image for one question."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from dpn.reports.overlays import has_places
-from dpn.reports.route import Choice, Route
+from dpn.reports.route import LayerChoice, Route
 
 WIDTH = 24  # columns of a picture, where the terminal has them
 _BAR = 12  # columns of a probability of 1
@@ -18,16 +18,16 @@ _GREY = 110
 
 
 def print_route(route: Route, console: Console) -> None:
-    """Show the images, what is left of them at each stage, and below it what led to it.
+    """Print the images, what is left of them at each step, and below it what led to it.
 
     Without colours there are no pictures.
     """
     coloured = console.color_system is not None
     cells = [_cell("image", route.images if coloured else (), (), console.width)]
-    for stage in route.stages:
-        pairs = zip(route.images, stage.owners, strict=True)
+    for step in route.steps:
+        pairs = zip(route.images, step.owners, strict=True)
         left = [pool(image, owner) for image, owner in pairs if coloured and has_places(owner)]
-        cells.append(_cell(stage.title, left, stage.choices, console.width))
+        cells.append(_cell(step.title, left, step.choices, console.width))
     console.print(Text.assemble(("Q: ", "bold"), route.question))
     console.print(Text.assemble(("A: ", "bold"), route.answer), end="\n\n")
     console.print(Columns(cells, padding=(0, 3)))
@@ -36,15 +36,15 @@ def print_route(route: Route, console: Console) -> None:
 
 
 def _cell(
-    title: str, pictures: Sequence[np.ndarray], choices: Sequence[Choice], width: int
+    title: str, pictures: Sequence[np.ndarray], choices: Sequence[LayerChoice], width: int
 ) -> Padding:
     shown = [half_blocks(picture, min(WIDTH, width)) for picture in pictures]
     chances = [line for choice in choices for line in _chances(choice)]
     return Padding(Group(Text(title, "bold"), *shown, *chances), (0, 0, 1, 0))
 
 
-def _chances(choice: Choice) -> list[Text]:
-    """A line for each option, the chosen one bold and marked."""
+def _chances(choice: LayerChoice) -> list[Text]:
+    """Lines of a choice, one for each option; the chosen one is bold and marked."""
     wide = max(map(len, choice.probs), default=0)
     lines = [Text(choice.title)]
     for name, prob in choice.probs.items():
@@ -55,7 +55,7 @@ def _chances(choice: Choice) -> list[Text]:
 
 
 def pool(pixels: np.ndarray, owner: np.ndarray) -> np.ndarray:
-    """`[h, w, 3]` the mean colour of the cells that share a row; grey where there is none."""
+    """`[h, w, 3]` mean colour of the cells that share a row; grey where there is no row."""
     height, width = owner.shape
     cells = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BOX))
     pooled = np.full_like(cells, _GREY)
@@ -65,7 +65,7 @@ def pool(pixels: np.ndarray, owner: np.ndarray) -> np.ndarray:
 
 
 def half_blocks(pixels: np.ndarray, columns: int) -> Text:
-    """An image `[h, w, 3]` as characters, each with two pixels above each other."""
+    """An image `[h, w, 3]` as characters, each of which shows two pixels."""
     lines = max(1, round(columns * pixels.shape[0] / pixels.shape[1] / 2))
     size = columns, 2 * lines
     grid = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BOX)).tolist()

@@ -1,4 +1,4 @@
-"""Run folders as they are found, damaged ones too."""
+"""Read run folders, including damaged ones."""
 
 import io
 import json
@@ -14,10 +14,10 @@ from dpn.common.text import shorten
 from dpn.metrics.answers import Row
 from dpn.runs.folder import is_live
 
-#: A folder with one of these is a run folder, or one with the results of an evaluation.
+#: Files of which a run folder, or one with the results of an evaluation, has at least one.
 MARKS = {"status.json", "metrics.json", "rows.jsonl"}
 OUTCOMES = ("finished", "running", "interrupted", "failed", "unreachable")
-#: What tables and figures read of an answer.
+#: Fields of an answer that tables and figures read.
 _ROW = {
     "prompt": str,
     "family": str | int | float | None,
@@ -32,17 +32,17 @@ _ROW = {
 
 @dataclass(frozen=True)
 class Run:
-    """What a run folder holds.
+    """Content of a run folder.
 
     Attributes:
-        folder: its path.
-        outcome: one of `OUTCOMES`, `damaged`, or `evaluation`: it was made by `dpn.eval`.
-        problem: the error that ended it, or what is damaged; empty if it finished.
-        config: its resolved settings.
-        overrides: what was typed for it; None for a run from before this was written down.
-        metrics: of metrics.json.
+        folder: path of the folder.
+        outcome: one of `OUTCOMES`, `damaged`, or `evaluation` for a folder of `dpn.eval`.
+        problem: error that ended the run, or what is damaged; empty if it finished.
+        config: resolved settings.
+        overrides: overrides of its command; None for runs that did not record them.
+        metrics: content of metrics.json.
         rows: its answers.
-        curves: what was logged while it was trained.
+        curves: values logged in training.
     """
 
     folder: Path
@@ -56,7 +56,7 @@ class Run:
 
     @property
     def seed(self) -> Any:
-        """Of the run."""
+        """Seed of the run."""
         return self.config.get("seed")
 
 
@@ -70,7 +70,7 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
     for folder in folders:
         if not folder.is_dir():
             raise FileNotFoundError(
-                f"{folder} is no folder; give run folders, or folders with runs such as outputs/."
+                f"{folder} is not a folder; give run folders or folders with runs, e.g. outputs/."
             )
         for place, names, files in os.walk(folder):
             names.sort()
@@ -85,7 +85,7 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
 
 
 def read_run(folder: Path) -> Run:
-    """A run; whatever can not be read makes it a damaged one, and never raises."""
+    """Read a run; one with files that cannot be read is `damaged`, and nothing is raised."""
     damage: list[str] = []
 
     def read(name: str, parse: Callable[[str], Any], needed: bool = True) -> Any:
@@ -105,7 +105,7 @@ def read_run(folder: Path) -> Run:
     rows = read("rows.jsonl", _answers, finished) if finished else ()
     curves = read("curves.jsonl", _lines, needed=False) if finished else ()
     if not damage and outcome not in OUTCOMES:
-        damage.append(f"status.json: {_short(outcome)} is no status of a run.")
+        damage.append(f"status.json: {_short(outcome)} is not the status of a run.")
     if damage:
         outcome, problem = "damaged", " ".join(damage)
     elif "benchmarks" in config:
@@ -121,19 +121,19 @@ def _outcome(status: Mapping[str, Any]) -> tuple[str, str]:
     problem = "" if outcome == "finished" else _short(str(status.get("error") or ""))
     if outcome == "running":
         if not is_live(status):
-            return "interrupted", "Its process died; the same command goes on."
+            return "interrupted", "Its process died; the same command resumes it."
         problem = f"By process {status.get('pid')} on {status.get('host')}."
     return outcome, problem
 
 
 def _mapping(text: str) -> dict[str, Any]:
     try:
-        value = json.loads(text, parse_constant=lambda name: None)  # NaN is no number
+        value = json.loads(text, parse_constant=lambda name: None)  # NaN is not a number
     except json.JSONDecodeError as problem:
-        told = f"no whole JSON ({problem.msg}, letter {problem.pos})" if text else "empty"
-        raise ValueError(f"it is {told}.") from None
+        what = f"not complete JSON ({problem.msg}, letter {problem.pos})" if text else "empty"
+        raise ValueError(f"it is {what}.") from None
     if not isinstance(value, dict):
-        raise ValueError(f"it is no mapping but {_short(text)}")
+        raise ValueError(f"it is not a mapping but {_short(text)}")
     return value
 
 
@@ -141,7 +141,7 @@ def _numbers(text: str) -> dict[str, float | None]:
     values = _mapping(text)
     for name, value in values.items():
         if not isinstance(value, int | float | None):
-            raise ValueError(f"{name} is no number: {_short(str(value))}")
+            raise ValueError(f"{name} is not a number: {_short(str(value))}")
     return values
 
 
@@ -150,7 +150,7 @@ def _settings(text: str) -> dict[str, Any]:
     kinds = {"paths": dict, "seed": int}
     if isinstance(value, dict) and all(isinstance(value.get(n), k) for n, k in kinds.items()):
         return value
-    raise ValueError("these are no settings of a run.")
+    raise ValueError("these are not the settings of a run.")
 
 
 def _lines(text: str) -> list[dict[str, Any]]:
@@ -168,7 +168,7 @@ def _answers(text: str) -> list[Row]:
     for number, row in enumerate(rows, 1):
         wrong = [n for n, kind in _ROW.items() if n not in row or not isinstance(row[n], kind)]
         if wrong or not _is_route(row["route"]) or len(row["rows"]) != len(rows[0]["rows"]):
-            raise ValueError(f"line {number}: it is no answer, see {wrong or 'route and rows'}.")
+            raise ValueError(f"line {number}: it is not an answer, see {wrong or 'route, rows'}.")
     return rows
 
 

@@ -1,4 +1,4 @@
-"""The tables of a run, as plain cells that a terminal and a page show alike."""
+"""Tables of a run, for terminals and pages."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +14,7 @@ OVERVIEW = "Benchmarks"
 
 
 def tables(metrics: Mapping[str, float], rows: Sequence[Row]) -> list[Table]:
-    """All tables of a run; those about images only where prompts have some."""
+    """All tables of a run; those about images only if prompts have some."""
     groups = by_benchmark(rows)
     shown = [overview(metrics, groups)] if any(groups) else []
     for name, group in groups.items():
@@ -23,7 +23,7 @@ def tables(metrics: Mapping[str, float], rows: Sequence[Row]) -> list[Table]:
 
 
 def by_benchmark(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows of each benchmark; those of held-out questions under an empty name."""
+    """Rows of each benchmark; held-out questions have an empty name."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(row.get("benchmark") or "", []).append(row)
@@ -31,7 +31,7 @@ def by_benchmark(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def _of(rows: Sequence[Row]) -> list[Table]:
-    """All tables of one benchmark."""
+    """Tables of one benchmark."""
     shown = [results(rows)]
     seeing = [row for row in rows if row["base_rows"]]
     if seeing:
@@ -42,20 +42,20 @@ def _of(rows: Sequence[Row]) -> list[Table]:
 
 
 def overview(metrics: Mapping[str, float], groups: Mapping[str, Sequence[Row]]) -> Table:
-    """What papers report of each benchmark, and what it took."""
+    """Table of each benchmark's metric, as papers report it, and its visual work."""
     body = []
     for name, rows in groups.items():
         metric = benchmarks.resolve(name).headline if name else "accuracy"
         value = metrics.get(f"{name}/{metric}" if name else f"val/{metric}")
-        told = "not scored here" if value is None else f"{value:.2f}"
-        body.append((name or "held out", str(len(rows)), metric, told, _share(rows)))
+        shown = "not scored here" if value is None else f"{value:.2f}"
+        body.append((name or "held out", str(len(rows)), metric, shown, _share(rows)))
     head = ("benchmark", "questions", "metric", "value", "visual MACs")
-    note = "Values as papers report them; what is not scored here waits for a server or a judge."
+    note = "Values as papers report them; some benchmarks are scored by a server or a judge."
     return Table(OVERVIEW, head, tuple(body), note)
 
 
 def results(rows: Sequence[Row]) -> Table:
-    """Accuracy and visual work by family."""
+    """Table of accuracy and visual work by family."""
     body = [
         (str(name), str(len(group)), _accuracy(group), _share(group))
         for name, group in _families(rows).items()
@@ -65,7 +65,7 @@ def results(rows: Sequence[Row]) -> Table:
 
 
 def rows_per_layer(rows: Sequence[Row]) -> Table:
-    """Mean visual rows that enter each layer, by family."""
+    """Table of the mean visual rows that enter each layer, by family."""
     layers = len(rows[0]["rows"])
     body = [
         (str(name), *(f"{fmean(row['rows'][n] for row in group):.1f}" for n in range(layers)))
@@ -77,7 +77,7 @@ def rows_per_layer(rows: Sequence[Row]) -> Table:
 
 
 def routes(rows: Sequence[Row]) -> Table:
-    """Which expert each family and difficulty was sent to at each routing layer."""
+    """Table of the chosen experts at each routing layer, by family and difficulty."""
     layers = list(route_shares(rows))
     body = []
     for name, part in by_difficulty(rows).items():
@@ -87,12 +87,12 @@ def routes(rows: Sequence[Row]) -> Table:
         ]
         body.append((name, str(len(part)), f"{kept_shares(part)[-1]:.3f}", *cells))
     head = ("family, difficulty", "answers", "kept", *(f"layer {n}" for n in layers))
-    note = "Share of the prompts by what was chosen; kept: share of rows in the last layer."
+    note = "Share of the prompts by chosen option; kept: share of rows in the last layer."
     return Table("Routes", head, tuple(body), note)
 
 
 def by_difficulty(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows of each family, and of its levels of difficulty where it has several."""
+    """Rows of each family and, if it has several, of each level of difficulty."""
     groups: dict[str, list[Row]] = {}
     for family, group in _families(rows).items():
         levels = by_level(group) if family != "all" else {}
@@ -101,7 +101,7 @@ def by_difficulty(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def numbers(metrics: Mapping[str, float]) -> Table:
-    """Everything of metrics.json that no other table shows."""
+    """Table of the metrics that no other table shows."""
     shown = [(k, v) for k, v in metrics.items() if not k.startswith(("router/", "val/accuracy/"))]
     body = tuple((key, "-" if value is None else f"{value:.4g}") for key, value in shown)
     return Table("Numbers", ("metric", "value"), body)

@@ -1,4 +1,4 @@
-"""Which commit of the code made a run or a number."""
+"""The commit of the code that makes a run or a number."""
 
 import functools
 import subprocess
@@ -9,18 +9,18 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @functools.cache
 def commit(*also: str) -> str | None:
-    """The checkout's short commit, with a + if what makes numbers was changed since; None for an
-    installed package.
+    """Short commit of the checkout, with a + if package or configs have uncommitted changes; None
+    for an installed package.
 
     Args:
-        also: paths to look at besides the package and its configs, relative to the checkout.
+        also: further paths, relative to the checkout, whose changes count.
     """
     if not (ROOT / ".git").exists():
         return None
     try:
         head = _git("rev-parse", "--short", "HEAD")
         return head + "+" * bool(_git("status", "--porcelain", "--", "dpn", "configs", *also))
-    except (OSError, subprocess.CalledProcessError):  # no git, or none that may look
+    except (OSError, subprocess.CalledProcessError):  # git is missing, or refuses
         return None
 
 

@@ -3,9 +3,9 @@
     outputs/<experiment>/<slug>/
         config.yaml status.json metrics.json rows.jsonl checkpoints/ model/ report.md
 
-Two guards keep a live run from being written twice. An exclusive `flock` dies with its process,
-so a killed run never looks alive; the heartbeat in `status.json` speaks for runs on other
-machines, where locks may not reach.
+Two guards keep two processes from writing one run. An exclusive `flock` ends with its process, so
+a killed run never looks alive; the heartbeat in `status.json` covers runs on other machines, where
+file locks may not work.
 """
 
 import logging
@@ -34,13 +34,13 @@ from dpn.runs.signals import Interrupted, StopRequest
 log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 10.0
-"""Seconds between two heartbeats."""
+"""Seconds between heartbeats."""
 DEAD_AFTER_S = 60.0
-"""A run whose last heartbeat is older than this is dead."""
+"""Seconds after the last heartbeat when a run counts as dead."""
 
 
 class RunError(RuntimeError):
-    """An error whose sentence says all that its user needs: no traceback is shown."""
+    """An error that is shown to the user as a sentence, without a traceback."""
 
 
 class RunIsLive(RunError):
@@ -48,16 +48,16 @@ class RunIsLive(RunError):
 
 
 class RunFolder:
-    """Holds a run folder while a run is going on.
+    """The folder of a run, held by the process that writes it.
 
-    Entering it as a context manager claims the folder, leaving it records how the run ended.
+    Entering it as a context manager claims the folder; leaving it records how the run ended.
 
     Args:
         path: the folder.
-        identity: hash of the run's config; a folder that holds a run with another one is refused.
-        settings: what to write into config.yaml.
-        command: what to type for this run again.
-        writer: False for every process of a distributed run but the first: they only read.
+        identity: hash of the run's config; a folder with a run of another hash is refused.
+        settings: content of config.yaml.
+        command: command line of this run.
+        writer: False for all processes of a distributed run but the first, which only read.
     """
 
     def __init__(
@@ -84,9 +84,9 @@ class RunFolder:
         """The folder of a request; `paths.run_dir` of its config becomes the folder's path.
 
         Args:
-            request: what is asked for.
-            path: instead of the one that follows from the request.
-            writer: see above.
+            request: request whose folder this is.
+            path: folder to use instead of the one that follows from the request.
+            writer: whether this process writes, see `RunFolder`.
         """
         config = request.config
         path = path or run_path(request)
@@ -95,17 +95,17 @@ class RunFolder:
         folder = cls(path, config_hash(config), settings, shlex.join(request.command), writer)
         known = folder.status.get("identity", folder.identity)
         if known != folder.identity and holds_run(path, config):
-            folder.identity = known  # of the same run, given by an earlier version
+            folder.identity = known  # the hash that an earlier version gave this run
         return folder
 
     @property
     def status(self) -> dict[str, Any]:
-        """What `status.json` says; empty for a new folder."""
+        """Content of `status.json`; empty for a new folder."""
         return read_json(self.path / "status.json") or {}
 
     @property
     def finished(self) -> bool:
-        """Whether the run has nothing left to do."""
+        """Whether the run is finished."""
         return self.status.get("status") == "finished"
 
     def __enter__(self) -> Self:
@@ -136,13 +136,13 @@ class RunFolder:
             outcome = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
         try:
             self.update(ended=time.time(), **outcome)
-        except OSError as problem:  # a full disk must not hide the error that brought us here
+        except OSError as problem:  # a full disk must not hide the original error
             log.error("%s: could not record `%s`: %s", self.path, outcome["status"], problem)
         finally:
             self._lock.release()
 
     def record(self, status: str, error: Exception) -> None:
-        """Write down how a run ended that never began."""
+        """Record the outcome of a run that did not start."""
         if self.writer:
             self._claim()
             self._open_log()
@@ -151,7 +151,7 @@ class RunFolder:
             self._lock.release()
 
     def update(self, **fields: Any) -> None:
-        """Add fields (a step, a note) to the status."""
+        """Add fields to the status."""
         if not self.writer:
             return
         with self._writing:
@@ -217,8 +217,9 @@ class RunFolder:
 
 
 def is_live(status: Mapping[str, Any]) -> bool:
-    """Whether a `status.json` speaks of another process that still writes its folder: what the lock
-    can not tell of other machines, and where there are no locks.
+    """Whether a `status.json` says that another process is still writing its folder.
+
+    This complements the lock, which does not reach other machines.
     """
     beat, pid = status.get("heartbeat"), status.get("pid")
     silent_s = time.time() - beat if isinstance(beat, int | float) else math.inf

@@ -1,4 +1,4 @@
-"""A lock on a folder that dies with its process, so that a killed one never looks alive."""
+"""A lock on a folder that ends with its process, so a killed process never looks alive."""
 
 import fcntl
 import logging
@@ -9,16 +9,16 @@ log = logging.getLogger(__name__)
 
 
 class FolderLock:
-    """An exclusive `flock`; not held by what its process forks."""
+    """An exclusive `flock`, which forked child processes do not hold."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._file: int | None = None
 
     def acquire(self) -> bool:
-        """Take the lock of a folder that exists; False if another process has it."""
+        """Take the lock of an existing folder; returns False if another process holds it."""
         self._file = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-        # Forked data workers would keep the lock alive after their parent was killed.
+        # Forked data workers would hold the lock after their parent was killed.
         os.register_at_fork(after_in_child=self.release)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -26,11 +26,14 @@ class FolderLock:
             self.release()
             return False
         except OSError as problem:
-            log.warning("%s: no file locks (%s); the heartbeat has to do.", self.folder, problem)
+            log.warning(
+                "%s: no file locks (%s); only the heartbeat guards it.",
+                self.folder,
+                problem,
+            )
         return True
 
     def release(self) -> None:
-        """Give it back."""
         if self._file is not None:
             os.close(self._file)
             self._file = None

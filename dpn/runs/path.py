@@ -1,4 +1,4 @@
-"""Where a run lives: a folder that its settings name, the same for the same command."""
+"""Folder names of runs and sweeps; the same command always gives the same name."""
 
 import glob
 import hashlib
@@ -17,8 +17,8 @@ from dpn.runs.request import ConfigError, Request
 
 SLUG_BYTES = 100
 SWEEP = "DPN_SWEEP"
-"""Environment variable by which a multirun tells its jobs, whoever starts them, its name."""
-# Settings that change where or how fast a run happens, never what it computes.
+"""Environment variable with the name of the multirun, for its jobs in whichever process."""
+# Settings that change where or how fast a run computes, but not what.
 _NOT_IDENTITY = (
     *("paths", "logger", "hydra", "experiment", "data_root", "against", "overlays"),
     *("model.attention", "model.compile_layers"),
@@ -32,9 +32,9 @@ def config_hash(config: DictConfig) -> str:
     A class counts by its name, not by the module it lives in.
 
     Raises:
-        ConfigError: If the config can not be resolved.
+        ConfigError: If the config cannot be resolved.
     """
-    # Values that are built from paths keep the name of the path, not the place it points to.
+    # Values built from paths get the name of the path, not the place it points to.
     paths = {key: f"<{key}>" for key in config.get("paths", {})}
     text = json.dumps(_settings(_resolved(config, paths)), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
@@ -62,7 +62,7 @@ def _remove(config: Any, key: str) -> None:
 
 
 def _settings(value: Any) -> Any:
-    """What of plain values identifies a run."""
+    """The part of a config's plain values that identifies a run."""
     if isinstance(value, dict):
         kept = {k: _settings(v) for k, v in value.items() if k not in _NOT_IDENTITY_LEAVES}
         if "_target_" in kept:
@@ -74,21 +74,21 @@ def _settings(value: Any) -> Any:
 def slug(overrides: Sequence[str], config: DictConfig) -> str:
     """Name of the run's folder: its overrides in `[A-Za-z0-9._-]` and its hash, at most 100 bytes.
 
-    Overrides that the hash leaves out are left out here too, and their order does not matter, so
-    the same run with another logger finds its folder again.
+    The order of overrides does not matter, and those that the hash ignores are left out, so the
+    same run with another logger finds its folder again.
     """
     return _named(_kept(overrides), config_hash(config))
 
 
 def sweep_name(request: Request) -> str:
-    """Name of a multirun's folder, made in the same way of its command, see `compose_jobs`."""
+    """Name of a multirun's folder: the overrides of its command and a hash, see `compose_jobs`."""
     kept = _kept(request.overrides)
     text = json.dumps([kept, config_hash(request.config), request.experiment])
     return _named(kept, hashlib.sha256(text.encode()).hexdigest()[:8])
 
 
 def _kept(overrides: Sequence[str]) -> list[str]:
-    """Overrides of what the hash sees; groups first."""
+    """Overrides that change the hash; groups first."""
     every = sorted(overrides, key=lambda o: ("." in o.partition("=")[0], o))
     return [override for override in every if is_identity(key_of(override))]
 
@@ -99,12 +99,12 @@ def _named(overrides: Sequence[str], digits: str) -> str:
 
 
 def sweep_path(config: DictConfig, name: str) -> Path:
-    """Where a multirun says what its jobs are and became."""
+    """Folder of a multirun, with its jobs and their summary."""
     return Path(config.paths.output_root) / "multirun" / name
 
 
 def key_of(override: str) -> str:
-    """What an override is about: a dotted key, or a group."""
+    """The dotted key or the group that an override sets."""
     return re.split(r"[=@]", override.lstrip("+~"))[0]
 
 
@@ -127,7 +127,7 @@ def run_path(request: Request) -> Path:
     return path if path.exists() else earlier_run(config, path) or path
 
 
-# Earlier versions hashed where classes live, and kept the values of `recipe` elsewhere.
+# Earlier versions hashed the modules of classes, and kept the values of `recipe` elsewhere.
 _MOVED = (
     *("recipe", "loss.keep", "model.keep", "model.freeze", "model.pretrain_image_size"),
     *("model.batch_size", "model.group", "model.max_length"),
@@ -135,7 +135,7 @@ _MOVED = (
 
 
 def earlier_run(config: DictConfig, path: Path) -> Path | None:
-    """The folder of the same run by an earlier version: named alike but for the hash."""
+    """The folder of the same run by an earlier version, whose name has another hash."""
     alike = path.parent.glob(f"{glob.escape(path.name[:-8])}{'[0-9a-f]' * 8}")
     return next((folder for folder in sorted(alike) if holds_run(folder, config)), None)
 

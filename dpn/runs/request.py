@@ -1,4 +1,4 @@
-"""What a front door is asked to do, and the one error that tells all that is wrong with it."""
+"""A request to a front door, and the error that lists everything wrong with it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ from dpn.common.text import one_line
 from dpn.cost import Unreachable
 
 Node = dict[str, Any]
-#: Stands among benchmarks for the questions held out from the training data.
+#: Name, among benchmarks, of the questions held out from the training data.
 HELD_OUT = "held_out"
 
 
 class ConfigError(ValueError):
-    """All problems of a config, one sentence each."""
+    """A config is invalid; the message lists all problems, one sentence each."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
-        #: Whether nothing is wrong but that a method can not spend the share that is asked for.
+        #: Whether the only problem is a share of visual work that the method cannot reach.
         self.unreachable = all(isinstance(p, Unreachable) for p in problems)
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         lines = [f"The configuration has {count}:", *(f"- {p}" for p in problems)]
@@ -30,18 +30,18 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class Request:
-    """What a front door is asked to do.
+    """A command line: a composed config and where it came from.
 
     Attributes:
         config: the composed config.
-        overrides: the command's overrides, without Hydra's own.
+        overrides: overrides of the command, without Hydra's own.
         experiment: choice of the experiment group, or `main`.
-        door: name of the front door, `train` of `dpn.train`.
-        in_sweep: whether it is a job of a multirun.
-        launched: whether a launcher gave that job a process of its own.
+        door: name of the front door, e.g. `train` for `dpn.train`.
+        in_sweep: whether this is a job of a multirun.
+        launched: whether a launcher started a process for that job.
         model: choice of the model group.
-        sweep: name of the multirun, the same whenever its command is repeated; also for the
-            processes that a job starts.
+        sweep: name of the multirun, which depends on its command alone; processes that a job
+            starts have it too.
         job: number of the job in the multirun.
     """
 
@@ -57,15 +57,15 @@ class Request:
 
     @property
     def command(self) -> list[str]:
-        """What to type for it by itself."""
+        """Command line that runs this request by itself."""
         return ["python", "-m", f"dpn.{self.door}", *self.overrides]
 
 
 def resolve(request: Request) -> Node:
-    """Plain values of the whole config; the run's folder, not known yet, gets a stand-in.
+    """Resolve the whole config to plain values; an unknown run folder gets a placeholder.
 
     Raises:
-        ConfigError: where a value is missing, or refers to one that is not there.
+        ConfigError: if a value is missing, or refers to one that does not exist.
     """
     whole = request.config.copy()
     if OmegaConf.select(whole, "paths.run_dir", default="") is None:
@@ -81,11 +81,11 @@ def resolve(request: Request) -> Node:
 
 
 def refuse(problems: Sequence[str]) -> None:
-    """Raise one error with all problems, if there are any."""
+    """Raise a `ConfigError` if there are problems."""
     if problems:
         raise ConfigError(problems)
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is that of a run, and no mere model."""
+    """Whether a folder is a run folder and not only a model."""
     return (folder / "config.yaml").is_file()

@@ -1,4 +1,4 @@
-"""Signals that end a run early, so that it can go on later."""
+"""Signals that stop a run so that it can be resumed."""
 
 import logging
 import signal
@@ -10,16 +10,16 @@ log = logging.getLogger(__name__)
 
 
 class Interrupted(BaseException):
-    """Ctrl-C or a scheduler's signal; no `Exception`, so that nothing swallows it that skips on
-    errors.
+    """Ctrl-C or a scheduler's signal; a `BaseException`, so that code that skips errors lets it
+    through.
     """
 
 
 class StopRequest:
-    """Signals that become `Interrupted`: at once or, while `patient`, after the step.
+    """Turns signals into `Interrupted`: at once or, while `patient`, after the current step.
 
-    Ctrl-C sends SIGINT; Slurm SIGTERM or SIGUSR1, before it takes a machine away. A second signal
-    never waits.
+    Ctrl-C sends SIGINT; Slurm sends SIGTERM or SIGUSR1 before it ends a job. A second signal acts
+    at once.
     """
 
     def __init__(self) -> None:
@@ -28,14 +28,14 @@ class StopRequest:
         self._previous: dict[int, Any] = {}
 
     def install(self) -> None:
-        """Take the signals over, again if someone else did; only the main thread can."""
+        """Install the signal handlers, again if they were replaced; only the main thread can."""
         if threading.current_thread() is threading.main_thread():
             for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
                 self._previous.setdefault(signum, signal.getsignal(signum))
                 signal.signal(signum, self._handle)
 
     def restore(self) -> None:
-        """Give the signals back."""
+        """Restore the previous signal handlers."""
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
         self._previous = {}

@@ -1,10 +1,10 @@
-"""A multirun: jobs that skip, resume or try again what their command asks for, whoever starts them.
+"""Multiruns: each job skips, resumes or repeats its run, whichever launcher starts it.
 
     outputs/multirun/<overrides>-<hash>/
         jobs/<number>.json summary.md multirun.yaml
 
-Every job has its own run folder, so what became of it is read there. The process that launched the
-sweep holds the sweep's folder; jobs in processes of their own end with it.
+Every job has its own run folder, which holds its outcome. The launcher's process holds the folder
+of the sweep; jobs in other processes end with it.
 """
 
 import logging
@@ -35,20 +35,20 @@ from dpn.runs.signals import Interrupted, StopRequest
 log = logging.getLogger(__name__)
 
 Place = Callable[[Request], Path]
-"""The folder of a request's results."""
+"""Function from a request to the folder of its results."""
 EXPECTED = (ConfigError, RunError, DataError, OSError)
-"""Errors whose sentence says it all."""
+"""Errors that are shown without a traceback."""
 STOP = "stop"
-"""File in a sweep's folder that holds the signal after which no job begins."""
+"""File in a sweep's folder with the name of the signal that stopped it; no job begins after."""
 
 
 class Sweep:
-    """Holds a multirun's folder while its jobs run, and sums up what became of them at the end.
+    """A multirun: holds its folder while the jobs run, and summarizes their outcomes at the end.
 
     Args:
-        command: the multirun itself, see `dpn.config.compose.compose_jobs`.
-        jobs: as far as they are known before.
-        place: where the results of a job are.
+        command: request of the multirun itself, see `dpn.config.compose.compose_jobs`.
+        jobs: requests of the jobs, as far as they are known at the start.
+        place: function from a request to the folder of its results.
     """
 
     def __init__(self, command: Request, jobs: Sequence[Request], place: Place) -> None:
@@ -63,7 +63,7 @@ class Sweep:
     def __enter__(self) -> Self:
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self._lock.acquire():
-            raise RunIsLive(f"{self.folder}: the same sweep is running already; wait, or stop it.")
+            raise RunIsLive(f"{self.folder}: the same sweep is already running; wait or stop it.")
         shutil.rmtree(self.folder / "jobs", ignore_errors=True)
         (self.folder / STOP).unlink(missing_ok=True)
         self._started = time.time()
@@ -93,16 +93,16 @@ class Sweep:
             if isinstance(error, Exception):
                 reason = f"{type(error).__name__}: {str(error).partition('. ')[0]}"
                 raise RunError(
-                    f"The sweep broke off ({reason}); the same command goes on."
+                    f"The sweep broke off ({reason}); the same command resumes it."
                 ) from error
             if error is None and left:
-                raise RunError(f"{left}; the same command tries again what is not done.")
+                raise RunError(f"{left}; the same command tries these again.")
         finally:
             self._lock.release()
 
 
 class _SweepStop(StopRequest):
-    """Tells all jobs, wherever they are, to stop after their step."""
+    """Makes all jobs, in whichever process, stop after their current step."""
 
     def __init__(self, file: Path) -> None:
         super().__init__()
@@ -114,16 +114,16 @@ class _SweepStop(StopRequest):
 
 
 def run_job(request: Request, run: Callable[[Request], Any], place: Place) -> Any:
-    """Run a job of a sweep, whose failure is told and does not stop the others.
+    """Run a job of a sweep; if it fails, the error is logged and the other jobs still run.
 
     Returns:
-        What `run` does; None if the job failed, or had nothing to do.
+        The result of `run`; None if the job failed or repeats another one.
     """
     assert request.sweep is not None
     assert request.job is not None
     folder = sweep_path(request.config, request.sweep)
     entry = read_json(entry_path(folder, request.job))
-    if entry is None:  # chosen by the sweeper as it goes
+    if entry is None:  # chosen by the sweeper during the sweep
         (entry,) = _planned([request], place)
         if is_first_process():
             write_json(entry_path(folder, request.job), entry)
@@ -134,7 +134,7 @@ def run_job(request: Request, run: Callable[[Request], Any], place: Place) -> An
         with _following(folder):
             return run(request)
     except Interrupted as error:
-        if is_launcher():  # so it is meant for the sweep
+        if is_launcher():  # so the signal is meant for the sweep
             write_text(folder / STOP, str(error))
     except EXPECTED as error:
         log.error("Job %d failed. %s", request.job, error)
@@ -145,7 +145,7 @@ def run_job(request: Request, run: Callable[[Request], Any], place: Place) -> An
 
 @contextmanager
 def _following(folder: Path) -> Iterator[None]:
-    """While the block runs, a process that hangs on the launching one stops when that is asked to.
+    """While the block runs, let a process with a launcher stop when the sweep is stopped.
 
     Raises:
         Interrupted: if the sweep was stopped before.
@@ -156,11 +156,11 @@ def _following(folder: Path) -> Iterator[None]:
     if not follows:
         yield
         return
-    # What joblib sets in its processes can not start data workers.
+    # The start method that joblib sets in its processes cannot start data workers.
     multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     stop, done = StopRequest(), threading.Event()
     stop.install()
-    thread = threading.Thread(target=_pass_on, args=(folder / STOP, done), daemon=True)
+    thread = threading.Thread(target=_forward_stop, args=(folder / STOP, done), daemon=True)
     thread.start()
     try:
         yield
@@ -170,7 +170,7 @@ def _following(folder: Path) -> Iterator[None]:
         stop.restore()
 
 
-def _pass_on(file: Path, done: threading.Event) -> None:
+def _forward_stop(file: Path, done: threading.Event) -> None:
     while not done.wait(CHECK_S):
         if file.exists():
             os.kill(os.getpid(), signal.SIGTERM)
@@ -178,12 +178,12 @@ def _pass_on(file: Path, done: threading.Event) -> None:
 
 
 def entry_path(folder: Path, number: int) -> Path:
-    """Where a sweep says what a job is."""
+    """File of a sweep that describes a job."""
     return folder / "jobs" / f"{number}.json"
 
 
 def _planned(jobs: Sequence[Request], place: Place) -> list[dict[str, Any]]:
-    """What each job is: its overrides, its folder, and whether an earlier one is the same run."""
+    """Entries of jobs: overrides, folder, and the number of an earlier job with the same run."""
     entries: list[dict[str, Any]] = []
     first: dict[tuple[Path, str], int] = {}
     for number, job in enumerate(jobs):
@@ -192,7 +192,7 @@ def _planned(jobs: Sequence[Request], place: Place) -> list[dict[str, Any]]:
             path = place(job)
             before = first.setdefault((path, config_hash(job.config)), number)
             entry |= {"folder": str(path), "same_as": None if before == number else before}
-        except ConfigError as error:  # a config that can not be resolved names no folder
+        except ConfigError as error:  # a config that cannot be resolved has no folder
             entry |= {"folder": None, "error": str(error)}
         entries.append(entry)
     return entries

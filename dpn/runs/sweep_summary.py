@@ -1,4 +1,4 @@
-"""What became of the jobs of a multirun, read from their run folders: one line for each run."""
+"""Summary of a multirun: the outcome of each run, read from its folder."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ Jobs = dict[int, dict[str, Any]]
 
 @dataclass(frozen=True)
 class End:
-    """What became of a run.
+    """Outcome of a run.
 
     Attributes:
         outcome: `ok`, `skipped` (finished before the sweep began), `unreachable`, `failed`,
             `interrupted`, `running` (by another process), or `not started`.
-        why: in a sentence, where there is something to say.
+        why: reason in a sentence, if there is one.
     """
 
     outcome: str
@@ -29,31 +29,31 @@ class End:
 
     @property
     def done(self) -> bool:
-        """Whether nothing is left to do."""
+        """Whether the run is done."""
         return self.outcome in ("ok", "skipped", "unreachable")
 
 
 def summarize(folder: Path, started: float) -> str | None:
-    """Print what became of each run, and write it to summary.md.
+    """Print the outcome of each run, and write the outcomes to summary.md.
 
     Args:
-        folder: of the sweep.
-        started: when the sweep was, in seconds since the epoch.
+        folder: folder of the sweep.
+        started: start of the sweep, in seconds since the epoch.
 
     Returns:
-        How much is not done, in words; None if all is.
+        Number of runs that are not done, by outcome, in words; None if all are done.
     """
     paths = sorted((folder / "jobs").glob("*.json"), key=lambda path: int(path.stem))
     jobs: Jobs = {int(path.stem): read_json(path) for path in paths}
     ends = {n: _end(job, started) for n, job in jobs.items() if job["same_as"] is None}
     body = tuple(_line(number, end, jobs) for number, end in ends.items())
-    counted = _told(Counter(end.outcome for end in ends.values())) or "nothing began"
+    counted = _counts(Counter(end.outcome for end in ends.values())) or "nothing began"
     note = f"{len(jobs)} jobs, {len(ends)} runs: {counted}."
     reasons = [f"- job {n} {end.outcome}: {end.why}" for n, end in ends.items() if end.why]
     page = Table(folder.name, HEAD, body, note).markdown()
     write_text(folder / "summary.md", "\n".join([page, *reasons, ""]))
     print("", *_aligned([HEAD, *body]), "", *reasons, note, folder / "summary.md", sep="\n")
-    return _told(Counter(end.outcome for end in ends.values() if not end.done))
+    return _counts(Counter(end.outcome for end in ends.values() if not end.done))
 
 
 def _end(job: dict[str, Any], started: float) -> End:
@@ -79,7 +79,7 @@ def _line(number: int, end: End, jobs: Jobs) -> tuple[str, ...]:
 
 
 def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    """Plain lines; folders, which no terminal is wide enough for, come last and stay whole."""
+    """Lines with aligned columns; folders come last, since they are often too wide."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
     return [
         "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[-1]])
@@ -87,5 +87,5 @@ def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
     ]
 
 
-def _told(outcomes: Counter[str]) -> str:
+def _counts(outcomes: Counter[str]) -> str:
     return ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())

@@ -1,4 +1,4 @@
-"""A job of a multirun whose training takes several processes: torchrun starts them."""
+"""Jobs of a multirun that train with several processes, which torchrun starts."""
 
 import os
 import subprocess
@@ -16,20 +16,20 @@ from dpn.runs.signals import Interrupted, StopRequest
 
 
 def needed(request: Request) -> bool:
-    """Whether a job needs processes that nobody else starts, as Slurm does for each of its tasks.
+    """Whether torchrun has to start the processes of a job.
 
-    Outside of a multirun, Lightning starts them.
+    Slurm starts those of its own tasks; outside of a multirun, Lightning starts them.
     """
     alone = "WORLD_SIZE" not in os.environ and os.environ.get("SLURM_NTASKS", "1") == "1"
     return request.in_sweep and alone and processes(request.config.trainer) > 1
 
 
 def run(request: Request, folder: RunFolder) -> None:
-    """Run the request by itself, as one process group.
+    """Run a request with torchrun.
 
     Raises:
-        Interrupted: if it was asked to stop.
-        RunError: if it failed.
+        Interrupted: if the run was stopped by a signal.
+        RunError: if the run failed.
     """
     count = processes(request.config.trainer)
     threads = max(1, torch.get_num_threads() // count)
@@ -42,7 +42,7 @@ def run(request: Request, folder: RunFolder) -> None:
     if status.get("status") == "interrupted":
         raise Interrupted(status["error"])
     if code and status.get("status") != "failed":
-        error = RunError(f"Its {count} processes ended with status {code} and left no word.")
+        error = RunError(f"Its {count} processes ended with status {code} without an error.")
         folder.record("failed", error)
         raise error
     if code:
@@ -50,10 +50,10 @@ def run(request: Request, folder: RunFolder) -> None:
 
 
 def _wait(command: Sequence[str], environment: dict[str, str]) -> int:
-    """Its exit status; a signal is passed on to it once."""
+    """Run a command, forward one signal to it, and return its exit status."""
     stop, passed = StopRequest(), False
     stop.patient = True
-    # A session of its own: Ctrl-C would reach its processes twice otherwise.
+    # In a new session, so that Ctrl-C does not reach its processes twice.
     with subprocess.Popen(command, env=environment, start_new_session=True) as child:
         stop.install()
         try:

@@ -1,4 +1,4 @@
-"""Run folders without a run: what `dpn.report` reads, written by hand."""
+"""Run folders written by hand, with the files that `dpn.report` reads."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""Watches a sweep in a process of its own: who writes which folder, and who is left at its end."""
+"""Watch a sweep in its own process: which process writes which folder, and that none is left."""
 
 import subprocess
 import time
@@ -19,28 +19,28 @@ def outcomes(outputs: Path) -> dict[str, str]:
     return {line[0].removeprefix("| "): line[1] for line in lines[2:]}
 
 
-class Watch:
-    """Looks after the runs below a folder while a command writes them.
+class SweepWatch:
+    """Watches the runs below a folder while a command writes them.
 
     Args:
-        command: of a sweep.
+        command: command of a sweep.
         outputs: its `paths.output_root`.
     """
 
     def __init__(self, command: Sequence[str], outputs: Path) -> None:
         self.command, self.outputs = command, outputs
-        self.told = outputs.with_suffix(".log")
+        self.log = outputs.with_suffix(".log")
         self.writers: dict[Path, int] = {}
 
     def start(self) -> None:
-        """Start the command, or start it again."""
-        self.told.parent.mkdir(parents=True, exist_ok=True)
-        with self.told.open("a") as told:
-            self.process = subprocess.Popen(self.command, stderr=told)
+        """Start the command, or repeat it."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(self.command, stderr=log)
 
     def look(self) -> dict[Path, int]:
-        """Processes of the runs that are going on, by `status.json`; a folder may change hands only
-        when its process is dead.
+        """Processes of the live runs by their `status.json`; a folder may get another process only
+        when the one before is dead.
         """
         running = {}
         for path in self.outputs.glob("main/*/status.json"):
@@ -53,7 +53,7 @@ class Watch:
         return running
 
     def some_run_has_a_checkpoint(self) -> int:
-        """Wait for it; gives that run's process."""
+        """Wait until some run has a checkpoint; returns the process of that run."""
         while True:
             assert self.process.poll() is None, "The sweep ended too soon."
             for path, pid in self.look().items():
@@ -62,7 +62,7 @@ class Watch:
             time.sleep(0.1)
 
     def kill(self) -> None:
-        """Kill the sweep itself; all that it started has to follow."""
+        """Kill the sweep itself; all processes that it started have to end."""
         family = psutil.Process(self.process.pid).children(recursive=True)
         self.process.kill()
         self.process.wait()

@@ -141,7 +141,7 @@ def test_a_method_whose_rows_no_data_change_has_one_row():
 
 
 @pytest.mark.parametrize("checkpoint", [False, True])
-def test_work_is_told_by_part(checkpoint, monkeypatch):
+def test_work_is_counted_by_part(checkpoint, monkeypatch):
     """Matrix products of a training step, backward products among them, counted by hand."""
     products, by_part = Counter(), profiling.by_part
 
@@ -191,7 +191,7 @@ def test_files_hold_all_that_was_measured(tmp_path, capsys):
     assert "prefill, time by part" in capsys.readouterr().out
 
 
-def test_mistakes_are_told():
+def test_mistakes_are_reported():
     def problems(*overrides):
         with pytest.raises(ConfigError) as caught:
             measured(*overrides)
@@ -207,7 +207,7 @@ def test_mistakes_are_told():
 
 
 @pytest.mark.gpu
-def test_times_are_told_on_a_gpu():
+def test_times_on_a_gpu():
     load = Load(batch_size=2, text_columns=8, new_tokens=4, pairs=2, dtype="bfloat16", profile=True)
     (row,) = measure(small({"name": "dpe", "min_rows": 1}), replace(load, route="fewest"))
     assert row["device"] == torch.cuda.get_device_name()

@@ -31,7 +31,9 @@ def test_runs_are_found_at_any_depth_and_once(tmp_path):
     assert find_runs([tmp_path, tmp_path / "b", runs[0]]) == runs
 
 
-@pytest.mark.parametrize(("name", "sentence"), [("no", "is no folder"), ("", "There is no run in")])
+@pytest.mark.parametrize(
+    ("name", "sentence"), [("no", "is not a folder"), ("", "There is no run in")]
+)
 def test_folders_without_runs(name, sentence, tmp_path):
     with pytest.raises(FileNotFoundError, match=sentence):
         find_runs([tmp_path / name])

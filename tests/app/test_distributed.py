@@ -36,7 +36,7 @@ ENGINES = {
     "zero3": [
         "trainer=deepspeed_zero3",
         "trainer.precision=32-true",
-        f"{ZERO}.stage3_param_persistence_threshold=0",  # or nothing so small would be shared out
+        f"{ZERO}.stage3_param_persistence_threshold=0",  # else nothing so small would be sharded
     ],
 }
 ROWS, BATCH, STEPS = 16, 4, 6
@@ -168,4 +168,4 @@ def test_a_stopped_run_goes_on_from_the_last_whole_checkpoint(engine, squares, t
     assert all(torch.equal(weights[k], expected[k]) for k in expected)
     if engine == "fsdp2":
         saved = read_index(stopped / "checkpoints" / "step-0000006.ckpt").state_dict_metadata
-        assert len(saved["state_dict.model.lm_head.weight"].chunks) == 2  # shared out, not copied
+        assert len(saved["state_dict.model.lm_head.weight"].chunks) == 2  # sharded, not copied

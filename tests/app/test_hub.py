@@ -26,7 +26,7 @@ def test_places(monkeypatch, tmp_path):
     assert hub.find(str(tmp_path)) == tmp_path
     assert hub.why_missing(f"{tmp_path}/none") == "does not exist"
     assert hub.why_missing("meta/model") == (
-        "does not exist here, and the Hugging Face Hub can not be reached"
+        "does not exist here, and the Hugging Face Hub cannot be reached"
     )
     with pytest.raises(FileNotFoundError, match=r"meta/model does not exist here, .* a Hub id"):
         hub.find("meta/model")

@@ -18,7 +18,7 @@ from dpn.runs.path import run_path, sweep_name
 from dpn.runs.request import ConfigError
 from dpn.train import main, train
 from tests.app.conftest import timeless, tiny_run
-from tests.app.sweep_watch import Watch, outcomes
+from tests.app.sweep_watch import SweepWatch, outcomes
 
 SWEEPS = sorted(path.stem for path in (CONFIG_DIR / "sweep").glob("*.yaml"))
 
@@ -89,7 +89,7 @@ def sweep(monkeypatch, *arguments):
 
 
 @pytest.mark.slow
-def test_what_became_of_each_job_is_told(tiny, tmp_path, monkeypatch, capsys):
+def test_the_outcome_of_each_job_is_printed(tiny, tmp_path, monkeypatch, capsys):
     jobs = [*tiny, "router=none,static", "router.keep=0.01,5"]
     finished = run_path(compose("train", [*tiny, "router=none"]))
     write_json(finished / "status.json", {"status": "finished", "ended": 0.0})
@@ -136,7 +136,7 @@ def test_a_sweep_that_is_killed_twice_ends_as_if_it_was_not(squares, tmp_path):
 
     command = [sys.executable, "-m", "dpn.train", "-m", *jobs("killed"), "seed=0,1"]
     parallel = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=3", "data.num_workers=1"]
-    watch = Watch([*command, *parallel], tmp_path / "killed")
+    watch = SweepWatch([*command, *parallel], tmp_path / "killed")
     watch.start()
     watch.some_run_has_a_checkpoint()
     watch.kill()
@@ -149,7 +149,7 @@ def test_a_sweep_that_is_killed_twice_ends_as_if_it_was_not(squares, tmp_path):
     assert watch.end() == 0
     assert {*outcomes(tmp_path / "killed").values()} <= {"ok", "skipped"}
     for job in range(2):
-        assert f"\njob {job}: step 60/60" in watch.told.read_text()
+        assert f"\njob {job}: step 60/60" in watch.log.read_text()
     for seed in range(2):
         whole = train(compose("train", [*jobs("whole"), f"seed={seed}"]))
         killed = tmp_path / "killed" / whole.relative_to(tmp_path / "whole")

@@ -124,7 +124,7 @@ def test_pictures_are_read_as_far_as_they_can(tmp_path, monkeypatch, caplog):
     damaged.write_bytes(damaged.read_bytes()[:200])
     write_run(tmp_path / "b", "dpe")
     page = Page(write_comparison(compare([tmp_path]), tmp_path / "report").read_text())
-    assert f"{damaged} can not be read" in page.text
+    assert f"{damaged} cannot be read" in page.text
     assert len([tag for tag, _ in page.tags if tag == "img"]) == 3
     monkeypatch.setattr("dpn.reports.html.BYTES", 100)
     page = Page(write_comparison(compare([tmp_path]), tmp_path / "report").read_text())
@@ -176,7 +176,7 @@ def test_command_line(monkeypatch, tmp_path, capsys):
     assert f"Report: {page}" in capsys.readouterr().out
     for wrong, code, sentence in (
         ([], 2, "there is nothing to report"),
-        (["nowhere"], 1, "nowhere is no folder"),
+        (["nowhere"], 1, "nowhere is not a folder"),
         ([tmp_path, "too=x"], 2, "`too` is not a setting"),
         (["run=nowhere"], 1, "nowhere holds no results"),
     ):
