@@ -17,7 +17,7 @@ from typing import Any
 from dpn.common.files import read_json, read_rows, write_json
 from dpn.runs.commit import commit
 from tests.app.conftest import timeless, without_times
-from tests.app.sweep_watch import Watch, outcomes
+from tests.app.sweep_watch import SweepWatch, outcomes
 
 HERE = Path(__file__).parent
 JOBS = ["sweep=pareto", "router.keep=0.45", *sys.argv[1:]]
@@ -26,10 +26,10 @@ SWEEP = ["-m", "dpn.train", "-m", *JOBS, *BESIDE]
 OUTPUTS = Path("outputs")
 
 
-def sweep(name: str) -> Watch:
+def sweep(name: str) -> SweepWatch:
     """Return the sweep with its outputs in a folder of this name."""
     outputs = OUTPUTS / name
-    return Watch([sys.executable, *SWEEP, f"paths.output_root={outputs}"], outputs)
+    return SweepWatch([sys.executable, *SWEEP, f"paths.output_root={outputs}"], outputs)
 
 
 def killed() -> list[dict[str, Any]]:
@@ -52,7 +52,7 @@ def killed() -> list[dict[str, Any]]:
     return attempts
 
 
-def _states(watch: Watch) -> dict[str, str]:
+def _states(watch: SweepWatch) -> dict[str, str]:
     files = sorted(watch.outputs.glob("main/*/status.json"))
     return {file.parent.name: read_json(file)["status"] for file in files}
 
