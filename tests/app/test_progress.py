@@ -11,7 +11,7 @@ def test_without_a_terminal_there_are_ten_lines(caplog, capsys):
     assert len(caplog.messages) == 10
     assert caplog.messages[0].startswith("asking 5/50  ")
     assert "questions/s" in caplog.messages[0]
-    assert capsys.readouterr() == ("", "")
+    assert capsys.readouterr().out == ""
 
 
 def test_on_a_terminal_there_is_a_bar_beside_the_output(caplog, capsys, monkeypatch):
