@@ -6,19 +6,23 @@ together. It builds vision tower, projector and router on the meta device, witho
 not have, is refused.
 """
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from itertools import chain
 
 import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from dpn import data, losses, routers
 from dpn.common.distributed import processes
+from dpn.common.text import one_line
 from dpn.config import apply, checks
 from dpn.config.engine import engine_of, import_target, is_deepspeed
 from dpn.data.base import Source
 from dpn.model import DPNConfig
 from dpn.model.assemble import build_router, build_vision
-from dpn.runs.request import Node, Request, refuse, resolve
+from dpn.runs.request import ConfigError, Node, Request
 
 
 def check(request: Request) -> None:
@@ -27,29 +31,29 @@ def check(request: Request) -> None:
     Raises:
         ConfigError: If there is any problem, with a sentence for each.
     """
-    config = resolve(request)
+    config = _resolve(request)
     problems = _all_problems(checks.check_training(config), config)
-    refuse(problems + checks.check_run(config, request))
-    refuse(apply.problems(request))
+    _refuse(problems + checks.check_run(config, request))
+    _refuse(apply.problems(request))
 
 
 def check_evaluation(request: Request) -> None:
     """Check an evaluation config; raises like `check`."""
-    refuse(checks.check_evaluation(resolve(request)))
+    _refuse(checks.check_evaluation(_resolve(request)))
 
 
 def check_bench(request: Request) -> None:
     """Check a bench config; raises like `check`."""
-    config = resolve(request)
-    refuse(_all_problems(checks.check_bench(config), config))
+    config = _resolve(request)
+    _refuse(_all_problems(checks.check_bench(config), config))
 
 
 def check_plan(request: Request) -> None:
     """Check a plan config, whose data files need not exist yet; raises like `check`."""
-    config = resolve(request)
+    config = _resolve(request)
     machine = config.pop("plan")
     problems = _all_problems(checks.check_training(config), config, files=False)
-    refuse(problems + checks.check_machine(machine))
+    _refuse(problems + checks.check_machine(machine))
 
 
 def _all_problems(sections: dict[str, list[str]], config: Node, files: bool = True) -> list[str]:
@@ -162,3 +166,28 @@ def _check_loss(name: str, router: Node) -> list[str]:
             f"`loss={name}` needs a target, and router.keep is null; set it, e.g. router.keep=0.6."
         )
     return problems
+
+
+def _resolve(request: Request) -> Node:
+    """Resolve the whole config to plain values; an unknown run folder gets a placeholder.
+
+    Raises:
+        ConfigError: if a value is missing, or refers to one that does not exist.
+    """
+    whole = request.config.copy()
+    if OmegaConf.select(whole, "paths.run_dir", default="") is None:
+        whole.paths.run_dir = "run_dir"
+    try:
+        missing = sorted(OmegaConf.missing_keys(whole))
+        if missing:
+            raise ConfigError([f"`{key}` has no value yet; give one: {key}=..." for key in missing])
+        config: Node = OmegaConf.to_container(whole, resolve=True)  # type: ignore[assignment]
+    except OmegaConfBaseException as error:
+        raise ConfigError([one_line(str(error))]) from None
+    return config
+
+
+def _refuse(problems: Sequence[str]) -> None:
+    """Raise a `ConfigError` if there are problems."""
+    if problems:
+        raise ConfigError(problems)

@@ -5,10 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 
-from dpn.common.text import one_line
 from dpn.cost import Unreachable
 
 Node = dict[str, Any]
@@ -59,31 +57,6 @@ class Request:
     def command(self) -> list[str]:
         """Command line that runs this request by itself."""
         return ["python", "-m", f"dpn.{self.door}", *self.overrides]
-
-
-def resolve(request: Request) -> Node:
-    """Resolve the whole config to plain values; an unknown run folder gets a placeholder.
-
-    Raises:
-        ConfigError: if a value is missing, or refers to one that does not exist.
-    """
-    whole = request.config.copy()
-    if OmegaConf.select(whole, "paths.run_dir", default="") is None:
-        whole.paths.run_dir = "run_dir"
-    try:
-        missing = sorted(OmegaConf.missing_keys(whole))
-        if missing:
-            raise ConfigError([f"`{key}` has no value yet; give one: {key}=..." for key in missing])
-        config: Node = OmegaConf.to_container(whole, resolve=True)  # type: ignore[assignment]
-    except OmegaConfBaseException as error:
-        raise ConfigError([one_line(str(error))]) from None
-    return config
-
-
-def refuse(problems: Sequence[str]) -> None:
-    """Raise a `ConfigError` if there are problems."""
-    if problems:
-        raise ConfigError(problems)
 
 
 def is_run(folder: Path) -> bool:

@@ -13,12 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from dpn.common.files import atomic_path
-from dpn.training._lightning import (
-    accumulates,
-    needs_no_checkpoint,
-    save_checkpoint,
-    validates,
-)
+from dpn.training._lightning import accumulates, needs_no_checkpoint, save_checkpoint, validates
 from dpn.training.strategies import SIZES
 
 log = logging.getLogger(__name__)
