@@ -163,7 +163,8 @@ def _chances(axes: Any, choices: Sequence[Choice]) -> None:
             is_chosen = name == choice.chosen
             axes.barh(place, prob, color=_CHOSEN if is_chosen else _OTHER, height=0.8)
             mark = "  ◀ chosen" if is_chosen else ""
-            axes.text(prob + 0.03, place, f"{prob:.2f}{mark}", va="center", fontsize=9)
+            words = axes.text(prob + 0.03, place, f"{prob:.2f}{mark}", va="center", fontsize=9)
+            words.set_in_layout(False)  # the pictures of all questions stay in line
             axes.text(-0.04, place, name, va="center", ha="right", fontsize=9)
         place += 1
-    axes.set(xlim=(-0.3, 1.9), ylim=(max(place, 1) - 0.4, -0.6))
+    axes.set(xlim=(-0.3, 2.4), ylim=(max(place, 1) - 0.4, -0.6))
