@@ -24,7 +24,7 @@ lint: $(STAMP)
 
 # A warning, e.g. about a broken link, is an error. The variables silence advertisements of the tools.
 docs: $(STAMP)
-	DISABLE_MKDOCS_2_WARNING=1 NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	DISABLE_MKDOCS_2_WARNING=true NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 setup: $(STAMP)
 

@@ -25,7 +25,7 @@ EXTRAS = ("hydra/launcher=ray", "sweep=pareto_optuna")
 READERS = (
     "does not exist",
     "is no folder",
-    "holds no",
+    "is not a folder",
     "needs a GPU",
     "give model.weights.",
     "`stage=apply` needs the run",
