@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 LMMS   := .venv-lmms
 SUDO   := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: train test setup lint slow browser lmms-eval clean
+.PHONY: train test setup lint slow docs browser lmms-eval clean
 .DELETE_ON_ERROR:
 
 train: $(STAMP)
@@ -21,6 +21,10 @@ slow: $(STAMP)
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check . && $(BIN)/python -m ruff format --check . && $(BIN)/python -m mypy
+
+# A warning, e.g. about a broken link, is an error. The variables silence advertisements of the tools.
+docs: $(STAMP)
+	DISABLE_MKDOCS_2_WARNING=true NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 setup: $(STAMP)
 
@@ -49,4 +53,4 @@ $(LMMS)/.installed: pyproject.toml constraints-lmms.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(LMMS) outputs data build dist
+	rm -rf $(VENV) $(LMMS) outputs data build dist site .cache

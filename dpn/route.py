@@ -1,10 +1,13 @@
-"""Draw what each layer kept of a picture for a question, and why.
+"""Draw what each decoder layer kept of an image for a question, and why.
 
-    python -m dpn.route run=outputs/main/default-0123abcd image=photo.png prompt="What is it?"
-    python -m dpn.route run=... image=photo.png prompt="What is it?" to=route.png
+    python -m dpn.route run=RUN image=FILE prompt="Read the first 2 rows."
+    python -m dpn.route run=RUN image=FILE prompt="Read the first 2 rows." to=route.png
+    python -m dpn.route run=RUN image=FILE to=route.png \\
+        prompt='[Read the first 2 rows.,What colour is the top left quadrant?]'
 
-Without `to` it is drawn on the terminal. What a gate decides by are the probabilities below each
-picture.
+`to` writes a figure; without it the route is drawn on the terminal. The bars below a picture are
+the probabilities of a gate's options. Several questions about one image are drawn one above
+another.
 """
 
 import sys
@@ -13,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from PIL import Image
 from rich.console import Console
 from torch import Tensor
@@ -24,50 +29,57 @@ from dpn.inference import read_images
 from dpn.inference.survivors import Passage, watch
 from dpn.model import DPNForConditionalGeneration, DPNProcessor
 from dpn.reports.overlays import count_rows, to_pixels
-from dpn.reports.route import LayerChoice, Route, RouteStep, draw_route
+from dpn.reports.route import LayerChoice, Route, RouteStep, draw_routes
 from dpn.reports.route_terminal import print_route
 from dpn.runs.request import ConfigError
 from dpn.tokens import Decision, RowDecision, Trace
 
-#: What rows choose from where each decides for itself, see `RowDecision`.
+#: Options of a `RowDecision`, in which every row decides for itself.
 ROW_OPTIONS = ("pass by", "take part")
 
 
 def route(
     run: str,
     image: str,
-    prompt: str,
+    prompt: str | list[str],
     to: str | None = None,
     max_new_tokens: int = 64,
     device: str = "auto",
-) -> Route:
-    """Answer one question, and draw its route.
+) -> list[Route]:
+    """Answer questions about an image, and draw their routes.
 
     Args:
         run: run folder or Hugging Face model folder.
         image: file, or several with commas between them.
-        prompt: the question; `<image>` marks may say where the images belong.
-        to: PNG to write; None: nothing is written.
-        max_new_tokens: upper limit of the answer.
+        prompt: one or several questions; `<image>` marks may say where the images belong.
+        to: PNG to write; None: no file is written.
+        max_new_tokens: upper limit of an answer.
         device: `auto`, `cpu` or `cuda`.
 
+    Returns:
+        The route of each question.
+
     Raises:
-        ConfigError: if there is no image, no question or no token to answer with, or `to` is no
-            PNG.
+        ConfigError: if there is no image, no question or no token to answer with, or `to` is not
+            a PNG.
     """
-    given = {"image": image, "prompt": prompt}
-    problems = [f"`{key}` is empty." for key, text in given.items() if not text.strip()]
+    questions = [prompt] if isinstance(prompt, str) else prompt
+    problems = []
+    if not image.strip():
+        problems.append("`image` is empty.")
+    if not (questions and all(question.strip() for question in questions)):
+        problems.append("`prompt` is empty.")
     if to is not None and not to.endswith(".png"):
-        problems.append(f"`to={to}` is no PNG; give a name that ends in .png.")
+        problems.append(f"`to={to}` is not a PNG; give a name that ends in .png.")
     if max_new_tokens < 1:
         problems.append(f"`max_new_tokens={max_new_tokens}` is too small; give at least 1 token.")
     if problems:
         raise ConfigError(problems)
     images = read_images(image)
     model, processor = inference.load(Path(run), device)
-    found = trace_route(model, processor, prompt, images, max_new_tokens)
+    found = [trace_route(model, processor, q, images, max_new_tokens) for q in questions]
     if to is not None:
-        draw_route(found, Path(to))
+        draw_routes(found, Path(to))
     return found
 
 
@@ -78,7 +90,7 @@ def trace_route(
     images: list[Image.Image],
     max_new_tokens: int,
 ) -> Route:
-    """Answer one question about some images and tell its route."""
+    """Answer one question about some images, and record its route."""
     inputs = inference.inputs_of(processor, prompt, images)
     found = inference.answer(model, processor, inputs, max_new_tokens)[0]
     passage = watch(model, {name: tensor.to(model.device) for name, tensor in inputs.items()})
@@ -100,7 +112,7 @@ def _pixels(processor: DPNProcessor, inputs: Mapping[str, Tensor]) -> list[np.nd
 
 
 def _steps(passage: Passage, base_rows: int) -> list[RouteStep]:
-    """The first layer, and each one before or in which something was decided or changed."""
+    """The first layer, and each layer at which a decision was made or the rows changed."""
     trace, known = passage.trace, 0
     steps: list[RouteStep] = []
     for layer, owners in enumerate(passage.owners):
@@ -121,7 +133,7 @@ def _steps(passage: Passage, base_rows: int) -> list[RouteStep]:
 
 
 def _choice(decision: Decision) -> LayerChoice:
-    """What was decided about the one sample."""
+    """The decision about the only sample."""
     if not decision.names:
         return LayerChoice(f"layer {decision.layer} keeps {decision.kept[0]} rows", {})
     probs = dict(zip(decision.names, decision.probs[0].tolist(), strict=True))
@@ -131,7 +143,7 @@ def _choice(decision: Decision) -> LayerChoice:
 def _taking_part(
     owners: list[np.ndarray], decision: RowDecision
 ) -> tuple[list[np.ndarray], LayerChoice]:
-    """What is left of the owners without rows that pass the layer by, and the mean chances."""
+    """Owners without the rows that pass the layer by, and the mean probability of each option."""
     chosen = decision.chosen.bool().cpu().numpy()
     ends = np.cumsum([count_rows(owner) for owner in owners])[:-1]
     left = [
@@ -144,29 +156,55 @@ def _taking_part(
 
 
 def _reasons(model: DPNForConditionalGeneration, trace: Trace) -> str:
-    """What there is to say about how this router decides."""
+    """A sentence about how this router decides."""
     name, router = model.config.router_config["name"], model.router
     if not (trace.decisions or trace.row_decisions):
-        return f"router={name} decides nothing about rows: all that enter reach the last layer."
+        return f"router={name} keeps all rows that enter the decoder until its last layer."
     if not trace.row_decisions and not any(d.names for d in trace.decisions):
         return f"router={name} keeps rows by a fixed rule, without probabilities."
     if float(price := getattr(router, "price", 0.0)):
         return (
-            f"router={name} goes by these probabilities, with the price {float(price):.3g} on rows"
-            f" that meets router.keep={router.keep}."
+            f"router={name} decides by these probabilities, which contain a price on rows"
+            f" ({float(price):.3g}) calibrated for router.keep={router.keep}."
         )
-    return f"router={name} goes by these probabilities alone."
+    return f"router={name} decides by these probabilities."
+
+
+def _questions(prompt: str) -> str | list[str]:
+    """The questions of `[one,another]`, a list as in Hydra's overrides; other text is one question.
+
+    Raises:
+        ConfigError: if the list cannot be read.
+    """
+    if not (prompt.startswith("[") and prompt.endswith("]")):
+        return prompt
+    try:
+        listed: Any = OverridesParser.create().parse_override(f"prompt={prompt}").value()
+    except HydraException:
+        listed = None
+    if not isinstance(listed, list):
+        raise ConfigError(
+            [
+                f"`prompt={prompt}` cannot be read as a list; put quotes around each question:"
+                """ prompt='["What is it?","Where is it?"]'."""
+            ]
+        )
+    return [str(question) for question in listed]
 
 
 def main() -> None:
     """Command line of `python -m dpn.route`."""
     with readable_errors():
         arguments: dict[str, Any] = read_arguments(route, sys.argv[1:])
-        found = route(**arguments)
+        found = route(**{**arguments, "prompt": _questions(arguments["prompt"])})
         if "to" in arguments:
             print(f"wrote {arguments['to']}")
-        else:
-            print_route(found, Console())
+            return
+        console = Console()
+        for number, one in enumerate(found):
+            if number:
+                console.rule()
+            print_route(one, console)
 
 
 if __name__ == "__main__":

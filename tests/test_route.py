@@ -1,4 +1,4 @@
-"""The command `python -m dpn.route`: the facts about a route, and how they are displayed."""
+"""The command `python -m dpn.route`: what it says about routes, and how it draws them."""
 
 import io
 import sys
@@ -9,7 +9,7 @@ from PIL import Image
 from rich.console import Console
 
 from dpn import inference, route
-from dpn.reports.route import LayerChoice, Route, RouteStep, draw_route
+from dpn.reports.route import LayerChoice, Route, RouteStep, draw_routes
 from dpn.reports.route_terminal import half_blocks, pool, print_route
 from tests.talkers import make_run, make_talker, picture
 
@@ -56,27 +56,36 @@ def test_probabilities_are_those_of_the_gates():
         assert choice.chosen == wanted["route"][layer] == max(choice.probs, key=choice.probs.get)
     titles = [f"into layer {n}: {wanted['rows'][n]} of 16 rows" for n in (0, 1, 3)]
     assert [step.title for step in found.steps] == titles
-    assert "these probabilities alone" in found.remarks[0]
+    assert "decides by these probabilities." in found.remarks[0]
 
 
 def test_the_price_is_printed():
     model, processor = make_talker({**DPE, "keep": 0.6})
     model.router.price.fill_(0.25)
     (remark,) = route.trace_route(model, processor, "What?", [picture()], NEW).remarks
-    assert "with the price 0.25 on rows that meets router.keep=0.6" in remark
+    assert "a price on rows (0.25) calibrated for router.keep=0.6" in remark
+
+
+BY_CHANCES = "decides by these probabilities."
 
 
 @pytest.mark.parametrize(
     ("router", "sentence"),
     [
-        ({"name": "none"}, "router=none decides nothing about rows"),
-        ({"name": "neighbor_attention"}, "decides nothing about rows"),
+        ({"name": "none"}, "router=none keeps all rows"),
+        ({"name": "neighbor_attention"}, "keeps all rows"),
         ({"name": "fastv", "keep": 0.7}, "by a fixed rule, without probabilities"),
         ({"name": "vtw", "k": 2}, "by a fixed rule, without probabilities"),
-        ({"name": "static", "layers": [0], "kernels": [[2, 2]], "min_rows": 1}, "alone"),
-        ({"name": "dyvte", "hidden": 8}, "alone"),
-        ({"name": "random", "layers": [1], "min_rows": 1}, "alone"),
-        ({"name": "depth_routing", "layers": [1, 2], "threshold": 0.5}, "alone"),
+        (
+            {"name": "static", "layers": [0], "kernels": [[2, 2]], "min_rows": 1},
+            "decides by these probabilities.",
+        ),
+        ({"name": "dyvte", "hidden": 8}, BY_CHANCES),
+        ({"name": "random", "layers": [1], "min_rows": 1}, BY_CHANCES),
+        (
+            {"name": "depth_routing", "layers": [1, 2], "threshold": 0.5},
+            "decides by these probabilities.",
+        ),
     ],
 )
 def test_every_method_is_described(router, sentence):
@@ -142,7 +151,7 @@ def test_the_output_fits_the_width_of_the_terminal(width):
 def test_figure_has_bars_as_long_as_their_probability(tmp_path):
     path = tmp_path / "deep" / "route.png"
     less = RouteStep("", OWNERS[1:], [LayerChoice("layer 2", {"1x1": 0.7, "2x2": 0.3}, "2x2")])
-    draw_route(example(less), path)
+    draw_routes([example(less)], path)
     pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
     for colour in ((255, 0, 255), (110, 110, 110)):  # frames, and dropped cells
         assert (pixels == colour).all(-1).any()
@@ -163,6 +172,23 @@ def test_the_command_writes_or_prints(ask, folder, tmp_path):
     assert Image.open(path).format == "PNG"
 
 
+def test_several_questions_are_drawn_one_above_another(ask, folder, tmp_path):
+    """Each as it would be alone, and in one figure."""
+    image = f"image={folder / '0.png'}"
+    alone = [ask(f"run={folder}", image, f"prompt={q}")[0] for q in ("What?", "Where, then?")]
+    listed = "prompt=[What?,'Where, then?']"
+    out, err, code = ask(f"run={folder}", image, listed)
+    assert (err, code) == ("", 0)
+    first, rule, second = out.partition("─" * 80 + "\n")
+    assert rule
+    assert [first, second] == alone
+    heights = []
+    for prompt in ("prompt=What?", listed):
+        ask(f"run={folder}", image, prompt, f"to={tmp_path / 'route.png'}")
+        heights.append(Image.open(tmp_path / "route.png").height)
+    assert heights[1] == pytest.approx(2 * heights[0], abs=1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence", "code"),
     [
@@ -170,10 +196,13 @@ def test_the_command_writes_or_prints(ask, folder, tmp_path):
         (["run=/no/where"], "run=/no/where holds no model", 1),
         (["run=.", "promt=x"], "did you mean `prompt`?", 2),
         (["run=.", "prompt= "], "`prompt` is empty.", 2),
+        (["run=.", "prompt=[]"], "`prompt` is empty.", 2),
+        (["run=.", "prompt=[a],[b]"], "cannot be read as a list", 2),
+        (["run=.", "prompt=[What?,]"], "cannot be read as a list; put quotes around", 2),
         (["run=.", "image="], "`image` is empty.", 2),
         (["run=.", "image=no.png"], "image=no.png does not exist", 1),
         (["run=.", "image=BROKEN"], "broken.png is corrupt", 1),
-        (["run=.", "to=route.jpg"], "`to=route.jpg` is no PNG", 2),
+        (["run=.", "to=route.jpg"], "`to=route.jpg` is not a PNG", 2),
         (["run=.", "max_new_tokens=0"], "at least 1 token", 2),
     ],
 )

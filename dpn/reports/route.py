@@ -1,4 +1,4 @@
-"""Figure of what each layer kept of an image for one question, and with which probabilities."""
+"""Draw what each layer kept of an image for each question, and with which probabilities."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -12,17 +12,19 @@ from dpn.common.figure import drawn_to
 from dpn.reports.overlays import has_places, panel
 
 COLUMNS = 5  # pictures in a line
+_SIDE = 2.1  # inches of a picture
+_LETTERS = 14  # that fit into an inch of the smaller text
 _CHOSEN, _OTHER = "#0b3c6f", "#c3ccd6"  # apart by lightness, so also in print
 
 
 @dataclass(frozen=True)
 class LayerChoice:
-    """What a router chose at a layer.
+    """A router's decision at one layer.
 
     Attributes:
-        title: name of the layer.
+        title: which layer.
         probs: probability of each option.
-        chosen: chosen option; None if each row chooses for itself.
+        chosen: the chosen option; None if every row decides for itself.
     """
 
     title: str
@@ -32,12 +34,12 @@ class LayerChoice:
 
 @dataclass(frozen=True)
 class RouteStep:
-    """What is left of the images from some layer on.
+    """What is left of the images from one layer to the next change.
 
     Attributes:
-        title: that layer, and the number of rows.
-        owners: per image, `[h, w]` row that holds each cell, -1 for none.
-        choices: choices that led to it.
+        title: first layer of the step, and its number of visual rows.
+        owners: for each image `[h, w]`, the row that holds each cell; -1 if no row does.
+        choices: decisions that led to the step.
     """
 
     title: str
@@ -47,12 +49,12 @@ class RouteStep:
 
 @dataclass(frozen=True)
 class Route:
-    """The route of one question through the decoder.
+    """One question's way through the decoder.
 
     Attributes:
-        question: in words.
-        answer: in words.
-        remarks: sentences about the route as a whole.
+        question: text of the question.
+        answer: the model's answer.
+        remarks: sentences about the whole route.
         images: `[H, W, 3]` in 0..255, as the model sees them.
         steps: steps in the order of the layers, at least one.
     """
@@ -64,33 +66,68 @@ class Route:
     steps: Sequence[RouteStep]
 
 
-def draw_route(route: Route, path: Path) -> None:
-    """Write a PNG: the images, what is left of them at each step, and below it what led to it."""
-    cells = 1 + len(route.steps)
-    columns = min(cells, COLUMNS)
-    lines = -(-cells // columns)
-    width = max(2.6 * columns * len(route.images), 7.0)
-    head = _lines(f"Q: {route.question}", 11 * width) + _lines(f"A: {route.answer}", 11 * width)
-    most = max(sum(len(c.probs) + 1 for c in step.choices) for step in route.steps)
-    bars = 0.25 + 0.2 * most
-    foot = [line for text in route.remarks for line in _lines(text, 13 * width)]
-    height = 0.3 * len(head) + lines * (3.1 + bars) + 0.2 * len(foot)
-    with drawn_to(path, (width, height), dpi=150) as figure:
-        ratios = [2.8, bars] * lines
-        axes = figure.subplots(2 * lines, columns, height_ratios=ratios, squeeze=False)
+def draw_routes(routes: Sequence[Route], path: Path) -> None:
+    """Write a PNG with one block for each question, one above another.
+
+    A block shows the images, what is left of them at each step, and below each step the
+    probabilities that led to it.
+    """
+    columns = min(max(1 + len(route.steps) for route in routes), COLUMNS)
+    width = max(_SIDE * columns * max(len(route.images) for route in routes), 7.0)
+    blocks = [_Block(route, columns, width) for route in routes]
+    heights = [block.height for block in blocks]
+    with drawn_to(path, (width, sum(heights)), dpi=150) as figure:
+        figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08)
+        parts = figure.subfigures(len(blocks), 1, height_ratios=heights, squeeze=False)
+        for block, part in zip(blocks, parts.flat, strict=True):
+            block.draw(part)
+
+
+class _Block:
+    """The part of a figure that shows one route.
+
+    Args:
+        route: the route to show.
+        columns: pictures in a line.
+        width: inches.
+
+    Attributes:
+        height: inches.
+    """
+
+    def __init__(self, route: Route, columns: int, width: float) -> None:
+        self.route, self.columns = route, columns
+        letters = 0.8 * _LETTERS * width
+        self.head = [
+            line
+            for text in (f"Q: {route.question}", f"A: {route.answer}")
+            for line in _lines(text, letters)
+        ]
+        self.foot = [line for text in route.remarks for line in _lines(text, _LETTERS * width)]
+        self.lines = -(-(1 + len(route.steps)) // columns)
+        bars = max(sum(len(c.probs) + 1 for c in step.choices) for step in route.steps)
+        self.ratios = [_SIDE, 0.25 + 0.19 * bars]
+        text = 0.24 * len(self.head) + 0.18 * len(self.foot)
+        self.height = self.lines * (sum(self.ratios) + 0.4) + text
+
+    def draw(self, part: Any) -> None:
+        """Fill a part of a figure."""
+        ratios = self.ratios * self.lines
+        axes = part.subplots(2 * self.lines, self.columns, height_ratios=ratios, squeeze=False)
         for place in axes.flat:
             place.axis("off")
-        _show(axes[0, 0], "image", route.images, None)
-        for number, step in enumerate(route.steps, 1):
-            line, column = divmod(number, columns)
-            _show(axes[2 * line, column], step.title, route.images, step.owners)
+        _show(axes[0, 0], "image", self.route.images, None)
+        for number, step in enumerate(self.route.steps, 1):
+            line, column = divmod(number, self.columns)
+            _show(axes[2 * line, column], step.title, self.route.images, step.owners)
             _chances(axes[2 * line + 1, column], step.choices)
-        figure.suptitle("\n".join(head), x=0.01, ha="left", fontsize=12, parse_math=False)
-        figure.supxlabel("\n".join(foot), x=0.01, ha="left", fontsize=9, parse_math=False)
+        left = {"x": 0.01, "ha": "left", "parse_math": False}
+        part.suptitle("\n".join(self.head), fontsize=12, **left)
+        part.supxlabel("\n".join(self.foot), fontsize=9, **left)
 
 
 def _lines(text: str, letters: float) -> list[str]:
-    """Lines of at most `letters` letters, without characters that no font can show."""
+    """Wrap a text after at most this many letters, without characters that no font can show."""
     return textwrap.wrap("".join(c if c.isprintable() else " " for c in text), int(letters))
 
 
@@ -119,7 +156,8 @@ def _chances(axes: Any, choices: Sequence[LayerChoice]) -> None:
             is_chosen = name == choice.chosen
             axes.barh(place, prob, color=_CHOSEN if is_chosen else _OTHER, height=0.8)
             mark = "  ◀ chosen" if is_chosen else ""
-            axes.text(prob + 0.02, place, f"{prob:.2f}{mark}", va="center", fontsize=9)
-            axes.text(-0.03, place, name, va="center", ha="right", fontsize=9)
+            words = axes.text(prob + 0.03, place, f"{prob:.2f}{mark}", va="center", fontsize=9)
+            words.set_in_layout(False)  # the pictures of all questions stay in line
+            axes.text(-0.04, place, name, va="center", ha="right", fontsize=9)
         place += 1
-    axes.set(xlim=(-0.25, 1.45), ylim=(max(place, 1) - 0.4, -0.6))
+    axes.set(xlim=(-0.3, 2.4), ylim=(max(place, 1) - 0.4, -0.6))
