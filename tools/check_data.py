@@ -25,12 +25,12 @@ from dpn.common.progress import progress
 from dpn.config import build
 from dpn.config.checks import check_part
 from dpn.config.schema import check_arguments
-from dpn.data.base import Source, Split
 from dpn.data.batch import DataError
 from dpn.data.conversation import checked_pieces, count_words, image_names, template
 from dpn.data.encoding import cut
 from dpn.data.images import CorruptImageError, MissingImageError, OutsideImageError, open_image
 from dpn.data.rows import FileRows, answered_turns
+from dpn.data.sources.base import Source, Split
 from dpn.data.tokenizer import EOS
 from dpn.model import DPNProcessor
 from dpn.runs.request import ConfigError, Request

@@ -19,7 +19,7 @@ from dpn.common.distributed import processes
 from dpn.common.text import one_line
 from dpn.config import apply, checks
 from dpn.config.engine import engine_of, import_target, is_deepspeed
-from dpn.data.base import Source
+from dpn.data.sources.base import Source
 from dpn.model import DPNConfig
 from dpn.model.assemble import build_router, build_vision
 from dpn.runs.request import ConfigError, Node, Request

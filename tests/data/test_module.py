@@ -151,12 +151,12 @@ def test_corpus_is_the_text_that_the_model_sees(write):
 
 
 def test_sources_are_found_by_file_name_with_a_schema():
-    assert dpn.data.names() == ["llava_json", "mosaic"]
+    assert {"llava_json", "mosaic"} <= set(dpn.data.names())
     for name in dpn.data.names():
         parameters = dict(inspect.signature(dpn.data.resolve(name)).parameters)
         assert {"batch_size", "num_workers", "on_error", "seed"} <= set(parameters)
         assert all(p.annotation is not p.empty for p in parameters.values())
-    with pytest.raises(ValueError, match="'mosiac'; there is llava_json, mosaic"):
+    with pytest.raises(ValueError, match="'mosiac'; there is .*llava_json, mosaic"):
         dpn.data.resolve("mosiac")
 
 

@@ -9,10 +9,10 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import dpn.data
-from dpn.data.base import Source
 from dpn.data.index import open_index
-from dpn.data.mosaic import Mosaic, is_complete
 from dpn.data.rows import Conversations, FileRows
+from dpn.data.sources.base import Source
+from dpn.data.sources.mosaic import Mosaic, is_complete
 from dpn.data.tokenizer import train_tokenizer
 from dpn.model import DPNProcessor
 

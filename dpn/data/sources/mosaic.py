@@ -17,8 +17,17 @@ from typing import Any, Literal
 import numpy as np
 from filelock import FileLock
 
-from dpn.data._scenes import FAMILIES, NUMBERS, PLACES, Exchange, draw, paint, read, split_digits
-from dpn.data.base import Source, Split, SplitName
+from dpn.data.sources._scenes import (
+    FAMILIES,
+    NUMBERS,
+    PLACES,
+    Exchange,
+    draw,
+    paint,
+    read,
+    split_digits,
+)
+from dpn.data.sources.base import Source, Split, SplitName
 
 FORMAT = 5  # raise it when the same arguments give different files
 

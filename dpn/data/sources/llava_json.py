@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpn.data.base import Draw, Source, Split, SplitName
 from dpn.data.conversation import TEMPLATES
+from dpn.data.sources.base import Draw, Source, Split, SplitName
 
 
 @dataclass(frozen=True, kw_only=True)
