@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
-from dpn.projectors.base import Projector
+from dpn.projectors.base import Projector, ProjectorSizes
 from dpn.projectors.mlp import mlp, mlp_flops
 from dpn.tokens import Grid
 from dpn.vision import ImageContext, ImageGroup, VisualFeatures
@@ -47,14 +47,11 @@ class ReducingProjector(Projector):
         self,
         keep: float | None = 0.5,
         depth: int = 2,
-        *,
-        input_size: int,
-        output_size: int,
-        grid: Grid,
+        **sizes: Unpack[ProjectorSizes],
     ):
-        super().__init__(input_size=input_size, output_size=output_size, grid=grid)
+        super().__init__(**sizes)
         self.keep = keep
-        self.layers = mlp(input_size, output_size, depth)
+        self.layers = mlp(self.input_size, self.output_size, depth)
 
     def rows(self, cells: int) -> int:
         """How many of so many tokens are left."""
@@ -62,11 +59,9 @@ class ReducingProjector(Projector):
         return max(1, round(self.keep * cells))
 
     def grid_after(self, grid: Grid) -> Grid:
-        """See `Projector.grid_after`."""
         return 1, self.rows(grid[0] * grid[1])
 
     def flops(self, grid: Grid, after: Grid) -> int:
-        """See `Projector.flops`."""
         return mlp_flops(self.layers, after[0] * after[1])
 
     def project(self, features: VisualFeatures) -> VisualFeatures:

@@ -1,13 +1,14 @@
 """What projectors share whose queries each look at their own region of the image."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dpn.projectors._reduction import ReducingProjector
+from dpn.projectors.base import ProjectorSizes
 from dpn.tokens import Grid, Kernel, pooled_grid
 from dpn.vision import Needs
 
@@ -40,7 +41,7 @@ class RegionProjector(ReducingProjector):
         levels: Sequence[float],
         keep: float | None,
         depth: int,
-        **sizes: Any,
+        **sizes: Unpack[ProjectorSizes],
     ):
         super().__init__(keep, depth, **sizes)
         self.scale = scale if keep is None else nearest_scale(self.grid, keep)
@@ -52,7 +53,6 @@ class RegionProjector(ReducingProjector):
         return self.scale, self.scale
 
     def grid_after(self, grid: Grid) -> Grid:
-        """See `Projector.grid_after`."""
         return pooled_grid(grid, self.kernel)
 
     def check(self) -> list[str]:

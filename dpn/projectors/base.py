@@ -1,6 +1,6 @@
 """What every projector is."""
 
-from typing import ClassVar
+from typing import ClassVar, TypedDict
 
 from torch import Tensor, nn
 
@@ -13,16 +13,30 @@ from dpn.vision.base import VisionTower
 NEAR = 0.1
 
 
+class ProjectorSizes(TypedDict):
+    """What the model gives every projector's constructor.
+
+    Attributes:
+        input_size: C, width of the vision tower's tokens.
+        output_size: D, width of the decoder.
+        grid: grid of the vision tower's tokens for an image of native size.
+    """
+
+    input_size: int
+    output_size: int
+    grid: Grid
+
+
 class Projector(nn.Module):
     """Visual features to visual tokens of the decoder's width; decides how many of them enter it.
 
-    A constructor's annotated arguments are the keys of the method's YAML; the keyword-only ones are
-    given by the model.
+    A constructor's annotated arguments are the keys of the method's YAML. It ends with `**sizes:
+    Unpack[ProjectorSizes]`, which the model fills in and the constructor hands to this one.
 
     Args:
         input_size: C, width of the vision tower's tokens.
         output_size: D, width of the decoder.
-        grid: of the vision tower's tokens for an image of its native size.
+        grid: grid of the vision tower's tokens for an image of native size.
 
     Attributes:
         needs: what it needs of the tower besides tokens.

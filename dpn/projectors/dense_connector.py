@@ -1,6 +1,6 @@
 """Dense Connector: more of the tower's layers for the same decoder (arXiv 2405.13800)."""
 
-from typing import Literal
+from typing import Literal, Unpack
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dpn.projectors._reduction import Rows, by_grid
 from dpn.projectors._regions import levels_of
-from dpn.projectors.base import Projector
+from dpn.projectors.base import Projector, ProjectorSizes
 from dpn.projectors.mlp import mlp, mlp_flops
 from dpn.tokens import Grid, window_of_row
 from dpn.vision import ImageGroup, Needs, VisualFeatures
@@ -42,30 +42,25 @@ class DenseConnectorProjector(Projector):
         kind: Literal["sti", "sci", "dci"] = "dci",
         depth: int = 2,
         keep: float | None = None,
-        *,
-        input_size: int,
-        output_size: int,
-        grid: Grid,
+        **sizes: Unpack[ProjectorSizes],
     ):
-        super().__init__(input_size=input_size, output_size=output_size, grid=grid)
+        super().__init__(**sizes)
         self.kind = kind
         states = range(DEPTH) if kind == "dci" else (7, 15)
         self.needs = Needs(layers=tuple(state / DEPTH for state in states))
-        self.layers = mlp(input_size if kind == "sti" else 3 * input_size, output_size, depth)
+        width = self.input_size if kind == "sti" else 3 * self.input_size
+        self.layers = mlp(width, self.output_size, depth)
 
     def grid_after(self, grid: Grid) -> Grid:
-        """See `Projector.grid_after`."""
         if self.kind != "sti":
             return grid
         cells = grid[0] * grid[1]
         return 1, cells + 2 * -(-cells // STRIDE)
 
     def flops(self, grid: Grid, after: Grid) -> int:
-        """See `Projector.flops`."""
         return mlp_flops(self.layers, after[0] * after[1])
 
     def forward(self, features: VisualFeatures) -> VisualFeatures:
-        """See `Projector.forward`."""
         return by_grid(features, self._connect)
 
     def _connect(self, group: ImageGroup) -> list[Rows]:

@@ -1,12 +1,13 @@
 """DFMR (LLaVA-Zip): the plainer an image, the more it is pooled (arXiv 2412.08771)."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from dpn.projectors._reduction import ReducingProjector, Rows, by_grid
+from dpn.projectors.base import ProjectorSizes
 from dpn.tokens import Grid, Kernel, pool_grid, pooled_grid, window_of_row
 from dpn.vision import ImageGroup, VisualFeatures
 
@@ -39,12 +40,9 @@ class DFMRProjector(ReducingProjector):
         threshold: float = 0.5,
         keep: float | None = None,
         depth: int = 2,
-        *,
-        input_size: int,
-        output_size: int,
-        grid: Grid,
+        **sizes: Unpack[ProjectorSizes],
     ):
-        super().__init__(keep, depth, input_size=input_size, output_size=output_size, grid=grid)
+        super().__init__(keep, depth, **sizes)
         self.kernels, self.threshold = sorted(kernels, reverse=True), threshold
         # Log of the threshold's factor; see `dpn.training.calibration`.
         self.register_buffer("price", torch.empty((), dtype=torch.float32))
@@ -70,7 +68,6 @@ class DFMRProjector(ReducingProjector):
         return [f"projector.kernels={self.kernels} must be sides of at least 2."]
 
     def forward(self, features: VisualFeatures) -> VisualFeatures:
-        """See `Projector.forward`."""
         return self.project(by_grid(features, self._pool))
 
     def _pool(self, group: ImageGroup) -> list[Rows]:

@@ -1,10 +1,13 @@
 """DivPrune: the most diverse tokens (arXiv 2503.02175)."""
 
+from typing import Unpack
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dpn.projectors._reduction import ReducingProjector, Rows, by_grid, chosen
+from dpn.projectors.base import ProjectorSizes
 from dpn.projectors.mlp import mlp_flops
 from dpn.tokens import Grid
 from dpn.vision import ImageGroup, VisualFeatures
@@ -26,12 +29,9 @@ class DivPruneProjector(ReducingProjector):
         self,
         keep: float = 0.098,
         depth: int = 2,
-        *,
-        input_size: int,
-        output_size: int,
-        grid: Grid,
+        **sizes: Unpack[ProjectorSizes],
     ):
-        super().__init__(keep, depth, input_size=input_size, output_size=output_size, grid=grid)
+        super().__init__(keep, depth, **sizes)
 
     def flops(self, grid: Grid, after: Grid) -> int:
         """The MLP and the cosine of every pair."""
@@ -39,7 +39,6 @@ class DivPruneProjector(ReducingProjector):
         return mlp_flops(self.layers, cells) + 2 * cells**2 * self.output_size
 
     def forward(self, features: VisualFeatures) -> VisualFeatures:
-        """See `Projector.forward`."""
         return by_grid(self.project(features), self._choose)
 
     def _choose(self, group: ImageGroup) -> list[Rows]:

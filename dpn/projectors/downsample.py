@@ -26,17 +26,14 @@ class DownsampleProjector(ReducingProjector):
     """
 
     def seen(self, grid: Grid) -> Grid:
-        """See `Projector.seen`."""
         assert self.keep is not None
         sides = [max(1, round(n * math.sqrt(self.keep))) for n in grid]
         return sides[0], sides[1]
 
     def grid_after(self, grid: Grid) -> Grid:
-        """See `Projector.grid_after`."""
         return self.seen(grid)
 
     def flops(self, grid: Grid, after: Grid) -> int:
-        """See `Projector.flops`."""
         return mlp_flops(self.layers, after[0] * after[1])
 
     def fit(self, tower: VisionTower) -> None:
@@ -66,7 +63,6 @@ class DownsampleProjector(ReducingProjector):
     def show(
         self, pixel_values: Tensor, sizes: list[tuple[int, int]], grids: tuple[Grid, ...]
     ) -> tuple[Tensor, list[tuple[int, int]]]:
-        """See `Projector.show`."""
         small = [self._size(size, grid) for size, grid in zip(sizes, grids, strict=True)]
         canvas = pixel_values.new_zeros(
             len(small), 3, max(h for h, _ in small), max(w for _, w in small)
@@ -82,5 +78,4 @@ class DownsampleProjector(ReducingProjector):
         return canvas, small
 
     def forward(self, features: VisualFeatures) -> VisualFeatures:
-        """See `Projector.forward`."""
         return VisualFeatures(self.layers(features.tokens), features.grids)

@@ -1,9 +1,10 @@
 """M3: nested scales of visual tokens in one model (arXiv 2405.17430)."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Unpack
 
 from dpn.projectors._reduction import ReducingProjector, Rows, by_grid, context_of
+from dpn.projectors.base import ProjectorSizes
 from dpn.projectors.mlp import mlp_flops
 from dpn.tokens import Grid, Kernel, pool_grid, pooled_grid, window_of_row
 from dpn.vision import ImageGroup, VisualFeatures
@@ -32,12 +33,9 @@ class MatryoshkaPoolProjector(ReducingProjector):
         kernel: int = 2,
         keep: float | None = None,
         depth: int = 2,
-        *,
-        input_size: int,
-        output_size: int,
-        grid: Grid,
+        **sizes: Unpack[ProjectorSizes],
     ):
-        super().__init__(keep, depth, input_size=input_size, output_size=output_size, grid=grid)
+        super().__init__(keep, depth, **sizes)
         self.kernels, self.kernel = tuple(kernels), kernel
 
     def kernel_for(self, grid: Grid) -> Kernel:
@@ -49,11 +47,9 @@ class MatryoshkaPoolProjector(ReducingProjector):
         return min(fitting, key=lambda k: abs(_count(grid, k) / cells - (self.keep or 0)))
 
     def grid_after(self, grid: Grid) -> Grid:
-        """See `Projector.grid_after`."""
         return pooled_grid(grid, self.kernel_for(grid))
 
     def flops(self, grid: Grid, after: Grid) -> int:
-        """See `Projector.flops`."""
         return mlp_flops(self.layers, grid[0] * grid[1])
 
     def check(self) -> list[str]:
@@ -67,7 +63,6 @@ class MatryoshkaPoolProjector(ReducingProjector):
         return problems
 
     def forward(self, features: VisualFeatures) -> VisualFeatures:
-        """See `Projector.forward`."""
         drawn: int | None = None
         if self.training:
             drawn = self.kernels[int(context_of(features).draw_for_step() * len(self.kernels))]

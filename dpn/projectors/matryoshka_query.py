@@ -1,13 +1,14 @@
 """MQT: a query transformer whose first queries suffice (arXiv 2405.19315)."""
 
 import math
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dpn.projectors._reduction import Rows, by_grid, context_of
-from dpn.projectors.base import Projector
+from dpn.projectors.base import Projector, ProjectorSizes
 from dpn.tokens import Grid
 from dpn.vision import ImageGroup, VisualFeatures
 from dpn.vision.vit import sincos_positions
@@ -37,19 +38,16 @@ class MatryoshkaQueryProjector(Projector):
         keep: float | None = None,
         elastic: bool = True,
         heads: int = 16,
-        *,
-        input_size: int,
-        output_size: int,
-        grid: Grid,
+        **sizes: Unpack[ProjectorSizes],
     ):
-        super().__init__(input_size=input_size, output_size=output_size, grid=grid)
+        super().__init__(**sizes)
         self.count, self.rows, self.keep, self.elastic = queries, rows, keep, elastic
-        width, side = input_size, math.isqrt(queries)
+        width, side = self.input_size, math.isqrt(queries)
         self.queries = nn.Parameter(nn.init.trunc_normal_(torch.empty(queries, width), std=0.02))
         self.register_buffer("positions", sincos_positions((side, side), width, 10_000))
         self.norms = nn.ModuleList(nn.LayerNorm(width, eps=1e-6) for _ in range(3))
         self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
-        self.output = nn.Parameter(torch.randn(width, output_size) * output_size**-0.5)
+        self.output = nn.Parameter(torch.randn(width, self.output_size) * self.output_size**-0.5)
 
     def rows_of(self, grid: Grid) -> int:
         """m at inference."""
@@ -58,7 +56,6 @@ class MatryoshkaQueryProjector(Projector):
         return self.count if self.rows is None else self.rows
 
     def grid_after(self, grid: Grid) -> Grid:
-        """See `Projector.grid_after`."""
         return 1, self.rows_of(grid)
 
     def flops(self, grid: Grid, after: Grid) -> int:
@@ -81,7 +78,6 @@ class MatryoshkaQueryProjector(Projector):
         return problems
 
     def forward(self, features: VisualFeatures) -> VisualFeatures:
-        """See `Projector.forward`."""
         drawn: int | None = None
         if self.training and self.elastic:
             drawn = 2 + 2 * int(context_of(features).draw_for_step() * (self.count // 2))

@@ -1,8 +1,10 @@
 """LLaVA-1.5's projector: two linear layers with a GELU between them (arXiv 2310.03744)."""
 
+from typing import Unpack
+
 from torch import nn
 
-from dpn.projectors.base import Projector
+from dpn.projectors.base import Projector, ProjectorSizes
 from dpn.tokens import Grid
 from dpn.vision import VisualFeatures
 
@@ -21,20 +23,15 @@ class MLPProjector(Projector):
         self,
         depth: int = 2,
         keep: float | None = None,
-        *,
-        input_size: int,
-        output_size: int,
-        grid: Grid,
+        **sizes: Unpack[ProjectorSizes],
     ):
-        super().__init__(input_size=input_size, output_size=output_size, grid=grid)
-        self.layers = mlp(input_size, output_size, depth)
+        super().__init__(**sizes)
+        self.layers = mlp(self.input_size, self.output_size, depth)
 
     def flops(self, grid: Grid, after: Grid) -> int:
-        """See `Projector.flops`."""
         return mlp_flops(self.layers, grid[0] * grid[1])
 
     def forward(self, features: VisualFeatures) -> VisualFeatures:
-        """See `Projector.forward`."""
         return VisualFeatures(self.layers(features.tokens), features.grids)
 
 

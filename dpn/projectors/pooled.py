@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Unpack
 
 import numpy as np
 import torch.nn.functional as F
 
 from dpn.projectors._reduction import ReducingProjector, Rows, by_grid
+from dpn.projectors.base import ProjectorSizes
 from dpn.projectors.mlp import mlp_flops
 from dpn.tokens import Grid, pool_grid, pooled_grid, window_of_row
 from dpn.vision import ImageGroup, VisualFeatures
@@ -33,26 +34,20 @@ class PooledProjector(ReducingProjector):
         keep: float | None = None,
         reduce: Literal["max", "avg"] = "max",
         depth: int = 2,
-        *,
-        input_size: int,
-        output_size: int,
-        grid: Grid,
+        **sizes: Unpack[ProjectorSizes],
     ):
-        super().__init__(keep, depth, input_size=input_size, output_size=output_size, grid=grid)
+        super().__init__(keep, depth, **sizes)
         self.kernel, self.reduce = (kernel[0], kernel[1]), reduce
 
     def grid_after(self, grid: Grid) -> Grid:
-        """See `Projector.grid_after`."""
         if self.keep is None:
             return pooled_grid(grid, self.kernel)
         return smallest_grid(grid, self.keep)
 
     def flops(self, grid: Grid, after: Grid) -> int:
-        """See `Projector.flops`."""
         return mlp_flops(self.layers, grid[0] * grid[1])
 
     def forward(self, features: VisualFeatures) -> VisualFeatures:
-        """See `Projector.forward`."""
         return by_grid(self.project(features), self._pool)
 
     def _pool(self, group: ImageGroup) -> list[Rows]:

@@ -2,13 +2,14 @@
 2403.15388).
 """
 
-from typing import ClassVar
+from typing import ClassVar, Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dpn.projectors._reduction import ReducingProjector, Rows, by_grid, inverse, on_host
+from dpn.projectors.base import ProjectorSizes
 from dpn.tokens import Grid
 from dpn.vision import ImageGroup, Needs, VisualFeatures
 
@@ -39,12 +40,9 @@ class PruMergeProjector(ReducingProjector):
         keep: float | None = None,
         neighbours: int = 32,
         depth: int = 2,
-        *,
-        input_size: int,
-        output_size: int,
-        grid: Grid,
+        **sizes: Unpack[ProjectorSizes],
     ):
-        super().__init__(keep, depth, input_size=input_size, output_size=output_size, grid=grid)
+        super().__init__(keep, depth, **sizes)
         self.neighbours, self.adaptive = neighbours, keep is None
 
     def rows(self, cells: int) -> int:
@@ -57,7 +55,6 @@ class PruMergeProjector(ReducingProjector):
         return super().flops(grid, after) + 2 * (1 + cells + kept * cells) * self.input_size
 
     def forward(self, features: VisualFeatures) -> VisualFeatures:
-        """See `Projector.forward`."""
         return self.project(by_grid(features, self._merge))
 
     def _merge(self, group: ImageGroup) -> list[Rows]:

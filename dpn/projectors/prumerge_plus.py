@@ -21,7 +21,6 @@ class PruMergePlusProjector(PruMergeProjector):
         return cells + 1 if self.keep is None else super().rows(cells)
 
     def choose(self, order: Tensor, outliers: int) -> Tensor:
-        """See `PruMergeProjector.choose`."""
         if not outliers:
             return order[:0]
         cells = len(order)
@@ -29,7 +28,6 @@ class PruMergePlusProjector(PruMergeProjector):
         return _and_spaced(order, outliers, torch.arange(0, cells - 1, step, device=order.device))
 
     def choose_exactly(self, order: Tensor, count: int) -> Tensor:
-        """See `PruMergeProjector.choose_exactly`."""
         top = (count + 1) // 2
         others = order[top:].sort().values
         spaced = torch.arange(count - top, device=order.device) * len(others) // max(1, count - top)

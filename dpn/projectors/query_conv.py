@@ -1,12 +1,14 @@
 """QueCC: few tokens that know the question (arXiv 2411.03312)."""
 
 from collections.abc import Sequence
+from typing import Unpack
 
 import torch
 from torch import nn
 
 from dpn.projectors._reduction import Rows, by_grid, context_of
 from dpn.projectors._regions import RegionAttention, RegionProjector, levels_of
+from dpn.projectors.base import ProjectorSizes
 from dpn.tokens import Grid, convolve_grid, window_of_row
 from dpn.vision import ImageGroup, VisualFeatures
 
@@ -37,22 +39,13 @@ class QueryConvProjector(RegionProjector):
         levels: Sequence[float] = (0.5, 0.667, 0.917, 0.958),
         heads: int = 8,
         depth: int = 2,
-        *,
-        input_size: int,
-        output_size: int,
-        grid: Grid,
+        **sizes: Unpack[ProjectorSizes],
     ):
-        super().__init__(
-            scale,
-            levels,
-            keep,
-            depth,
-            input_size=input_size,
-            output_size=output_size,
-            grid=grid,
+        super().__init__(scale, levels, keep, depth, **sizes)
+        width = self.input_size
+        self.question = nn.Sequential(
+            nn.Linear(self.output_size, width), nn.LayerNorm(width, eps=1e-6)
         )
-        width = input_size
-        self.question = nn.Sequential(nn.Linear(output_size, width), nn.LayerNorm(width, eps=1e-6))
         self.queries = nn.Sequential(
             nn.Linear(width, width),
             nn.GELU(),
@@ -69,7 +62,6 @@ class QueryConvProjector(RegionProjector):
         return super().flops(grid, after) + 2 * queries + self.regions.flops(grid, self.kernel)
 
     def forward(self, features: VisualFeatures) -> VisualFeatures:
-        """See `Projector.forward`."""
         texts = context_of(features).instructions
         means = torch.stack([text.mean(0) for text in texts]).to(features.tokens.dtype)
         questions = self.question(means)  # [I, C]

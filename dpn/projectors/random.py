@@ -15,7 +15,6 @@ class RandomProjector(ReducingProjector):
     """
 
     def forward(self, features: VisualFeatures) -> VisualFeatures:
-        """See `Projector.forward`."""
         context = context_of(features)
 
         def draw(group: ImageGroup):

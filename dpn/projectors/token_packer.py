@@ -1,6 +1,7 @@
 """TokenPacker: a coarse token takes in the details of its region (arXiv 2407.02392)."""
 
 from collections.abc import Sequence
+from typing import Unpack
 
 from torch import nn
 
@@ -12,6 +13,7 @@ from dpn.projectors._regions import (
     levels_of,
     resized,
 )
+from dpn.projectors.base import ProjectorSizes
 from dpn.projectors.mlp import mlp
 from dpn.tokens import Grid, window_of_row
 from dpn.vision import ImageGroup, VisualFeatures
@@ -40,19 +42,15 @@ class TokenPackerProjector(RegionProjector):
         levels: Sequence[float] = (0.5, 0.667, 0.917, 0.958),
         heads: int = 8,
         depth: int = 2,
-        *,
-        input_size: int,
-        output_size: int,
-        grid: Grid,
+        **sizes: Unpack[ProjectorSizes],
     ):
-        super().__init__(
-            scale, levels, keep, depth, input_size=input_size, output_size=output_size, grid=grid
-        )
-        self.layers = mlp(input_size, output_size, depth, linear=SmallLinear)
+        super().__init__(scale, levels, keep, depth, **sizes)
+        width = self.input_size
+        self.layers = mlp(width, self.output_size, depth, linear=SmallLinear)
         self.queries = nn.Sequential(
-            SmallLinear(input_size, input_size, bias=False), nn.LayerNorm(input_size, eps=1e-6)
+            SmallLinear(width, width, bias=False), nn.LayerNorm(width, eps=1e-6)
         )
-        self.regions = RegionAttention(input_size, len(levels) * input_size, heads, SmallLinear)
+        self.regions = RegionAttention(width, len(levels) * width, heads, SmallLinear)
 
     def flops(self, grid: Grid, after: Grid) -> int:
         """The MLP and the attention."""
@@ -60,7 +58,6 @@ class TokenPackerProjector(RegionProjector):
         return super().flops(grid, after) + queries + self.regions.flops(grid, self.kernel)
 
     def forward(self, features: VisualFeatures) -> VisualFeatures:
-        """See `Projector.forward`."""
         return self.project(by_grid(features, self._pack))
 
     def _pack(self, group: ImageGroup) -> list[Rows]:

@@ -1,6 +1,6 @@
 """VisionZip: the tokens that CLS looks at, and the rest merged by key (arXiv 2412.04467)."""
 
-from typing import ClassVar
+from typing import ClassVar, Unpack
 
 import numpy as np
 import torch
@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dpn.projectors._reduction import ReducingProjector, Rows, by_grid, on_host, take
+from dpn.projectors.base import ProjectorSizes
 from dpn.tokens import Grid
 from dpn.vision import ImageGroup, Needs, VisualFeatures
 from dpn.vision.base import VisionTower
@@ -35,7 +36,6 @@ class VisionZipProjector(ReducingProjector):
     heads = 1
 
     def fit(self, tower: VisionTower) -> None:
-        """See `Projector.fit`."""
         super().fit(tower)
         self.heads = tower.heads
 
@@ -45,12 +45,9 @@ class VisionZipProjector(ReducingProjector):
         dominant: int = 54,
         contextual: int = 10,
         depth: int = 2,
-        *,
-        input_size: int,
-        output_size: int,
-        grid: Grid,
+        **sizes: Unpack[ProjectorSizes],
     ):
-        super().__init__(keep, depth, input_size=input_size, output_size=output_size, grid=grid)
+        super().__init__(keep, depth, **sizes)
         self.dominant, self.contextual = dominant, contextual
 
     def numbers(self, cells: int) -> tuple[int, int]:
@@ -64,7 +61,6 @@ class VisionZipProjector(ReducingProjector):
         return dominant, min(contextual, 1 + cells - dominant)
 
     def rows(self, cells: int) -> int:
-        """See `ReducingProjector.rows`."""
         return sum(self.numbers(cells))
 
     def flops(self, grid: Grid, after: Grid) -> int:
@@ -86,7 +82,6 @@ class VisionZipProjector(ReducingProjector):
         return problems
 
     def forward(self, features: VisualFeatures) -> VisualFeatures:
-        """See `Projector.forward`."""
         return self.project(by_grid(features, self._zip))
 
     def _zip(self, group: ImageGroup) -> list[Rows]:

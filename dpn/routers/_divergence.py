@@ -27,7 +27,7 @@ def divergences(
     sums, count = torch.zeros(len(routers)), 0
     try:
         for batch in batches:
-            model.router = Router(text=own.text, grid=own.grid)
+            model.router = Router(**own.sizes)
             whole = _last_column(model, batch)
             count += len(whole)
             for place, router in enumerate(routers):

@@ -5,15 +5,15 @@ layer 2. Shares are of the rows with which an image entered the decoder.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dpn.cost import TextShape
 from dpn.routers._strength import StrengthRouter
-from dpn.routers.base import Router, RoutingContext, Where
-from dpn.tokens import Decision, Grid, PackedTokens, Positions
+from dpn.routers.base import Router, RouterSizes, RoutingContext, Where
+from dpn.tokens import Decision, PackedTokens, Positions
 
 
 class DroppingRouter(StrengthRouter):
@@ -29,8 +29,6 @@ class DroppingRouter(StrengthRouter):
         strength: which the schedule follows from, see `StrengthRouter`.
         bounds: see `StrengthRouter`.
         keep: see `StrengthRouter`.
-        text: see `Router`.
-        grid: see `Router`.
     """
 
     def __init__(
@@ -40,11 +38,9 @@ class DroppingRouter(StrengthRouter):
         strength: float,
         bounds: tuple[float, float],
         keep: float | None,
-        *,
-        text: TextShape,
-        grid: Grid,
+        **sizes: Unpack[RouterSizes],
     ):
-        super().__init__(strength, bounds, keep, text=text, grid=grid)
+        super().__init__(strength, bounds, keep, **sizes)
         self.where, self.positions = where, positions
         self.shares = self.schedule(self.strength)
 
@@ -122,11 +118,10 @@ class _FirstRows(Router):
     where = "pre"
 
     def __init__(self, router: DroppingRouter):
-        super().__init__(text=router.text, grid=router.grid)
+        super().__init__(**router.sizes)
         self.positions, self.left = router.positions, router.rows(router.strength)
 
     def between(self, layer: int, tokens: PackedTokens, context: RoutingContext) -> PackedTokens:
-        """See `Router.between`."""
         return tokens.keep([np.arange(min(s.rows, self.left[layer])) for s in tokens.spans])
 
 

@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from functools import reduce
-from typing import Any
+from typing import Any, Unpack
 
 from torch import nn
 
-from dpn.cost import TextShape
-from dpn.routers.base import Router, RoutingContext, Where
-from dpn.tokens import Grid, LayerPlan, PackedTokens
+from dpn.routers.base import Router, RouterSizes, RoutingContext, Where
+from dpn.tokens import LayerPlan, PackedTokens
 
 
 class JoinedRouter(Router):
@@ -16,12 +15,10 @@ class JoinedRouter(Router):
 
     Args:
         members: the routers.
-        text: see `Router`.
-        grid: see `Router`.
     """
 
-    def __init__(self, members: Sequence[Router], *, text: TextShape, grid: Grid):
-        super().__init__(text=text, grid=grid)
+    def __init__(self, members: Sequence[Router], **sizes: Unpack[RouterSizes]):
+        super().__init__(**sizes)
         self.members: Any = nn.ModuleList(members)
         self.positions = members[0].positions if members else "renumber"
 
@@ -40,7 +37,7 @@ class JoinedRouter(Router):
     def rehearsed(self, most: bool) -> Router:
         """Every member's stand-in."""
         members = [member.rehearsed(most) for member in self.members]
-        other = JoinedRouter(members, text=self.text, grid=self.grid)
+        other = JoinedRouter(members, **self.sizes)
         other.positions = self.positions
         return other
 

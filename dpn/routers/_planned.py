@@ -1,10 +1,11 @@
 """What the methods share whose rows all stay, but get less in some layers."""
 
 from collections.abc import Sequence
+from typing import Unpack
 
 from dpn.cost import TextShape, layer_macs
 from dpn.routers._strength import StrengthRouter
-from dpn.routers.base import RoutingContext
+from dpn.routers.base import RouterSizes, RoutingContext
 from dpn.tokens import Grid, LayerPlan, PackedTokens, work_of
 
 
@@ -16,8 +17,6 @@ class PlannedRouter(StrengthRouter):
         strength: which the plans follow from, see `StrengthRouter`.
         bounds: see `StrengthRouter`.
         keep: see `StrengthRouter`.
-        text: see `Router`.
-        grid: see `Router`.
     """
 
     def __init__(
@@ -26,12 +25,10 @@ class PlannedRouter(StrengthRouter):
         strength: float,
         bounds: tuple[float, float],
         keep: float | None,
-        *,
-        text: TextShape,
-        grid: Grid,
+        **sizes: Unpack[RouterSizes],
     ):
-        self.layers = tuple(range(text.num_layers)) if layers is None else tuple(layers)
-        super().__init__(strength, bounds, keep, text=text, grid=grid)
+        self.layers = tuple(range(sizes["text"].num_layers)) if layers is None else tuple(layers)
+        super().__init__(strength, bounds, keep, **sizes)
         self.plans = self.plans_of(self.strength)
 
     def plan_of(self, layer: int, strength: float) -> LayerPlan | None:
@@ -44,7 +41,6 @@ class PlannedRouter(StrengthRouter):
         return [self.plan_of(n, strength) if n in self.layers else None for n in every]
 
     def within(self, layer: int, tokens: PackedTokens, context: RoutingContext) -> LayerPlan | None:
-        """See `Router.within`."""
         return self.plans[layer]
 
     def share(self, strength: float) -> float:

@@ -4,13 +4,12 @@ sample's visual rows.
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Unpack
 
 import torch
 from torch import Tensor
 
 from dpn.common.distributed import connect
-from dpn.cost import TextShape
 from dpn.routers._pooling_plan import (
     Grids,
     PoolingPlan,
@@ -20,8 +19,8 @@ from dpn.routers._pooling_plan import (
     is_nested,
     quarter_layers,
 )
-from dpn.routers.base import Router, RoutingContext, check_keep
-from dpn.tokens import Decision, Grid, PackedTokens, Positions
+from dpn.routers.base import Router, RouterSizes, RoutingContext, check_keep
+from dpn.tokens import Decision, PackedTokens, Positions
 
 
 class GateChoice(NamedTuple):
@@ -52,14 +51,12 @@ class PoolingRouter(Router):
         positions: Positions,
         min_rows: int,
         keep: float | None,
-        *,
-        text: TextShape,
-        grid: Grid,
         min_pooled: int = 1,
+        **sizes: Unpack[RouterSizes],
     ):
-        super().__init__(text=text, grid=grid)
+        super().__init__(**sizes)
         self.where, self.positions, self.reduce, self.keep = where, positions, reduce, keep
-        layers = quarter_layers(text.num_layers) if layers is None else tuple(layers)
+        layers = quarter_layers(self.text.num_layers) if layers is None else tuple(layers)
         self.plan = PoolingPlan(layers, as_plan_kernels(kernels, len(layers)), min_rows, min_pooled)
 
     def choose(

@@ -1,8 +1,9 @@
 """What the methods share that follow from one number, for which `keep` can stand."""
 
-from dpn.cost import TextShape, solve_for_keep
-from dpn.routers.base import Router, check_keep
-from dpn.tokens import Grid
+from typing import Unpack
+
+from dpn.cost import solve_for_keep
+from dpn.routers.base import Router, RouterSizes, check_keep
 
 
 class StrengthRouter(Router):
@@ -12,8 +13,6 @@ class StrengthRouter(Router):
         strength: that parameter.
         bounds: its smallest and largest value.
         keep: share of visual MACs to come closest to instead, by a search for the strength.
-        text: see `Router`.
-        grid: see `Router`.
     """
 
     def __init__(
@@ -21,11 +20,9 @@ class StrengthRouter(Router):
         strength: float,
         bounds: tuple[float, float],
         keep: float | None,
-        *,
-        text: TextShape,
-        grid: Grid,
+        **sizes: Unpack[RouterSizes],
     ):
-        super().__init__(text=text, grid=grid)
+        super().__init__(**sizes)
         self.keep, self.bounds = keep, bounds
         self.strength = strength if keep is None else solve_for_keep(keep, self.share, *bounds)
 

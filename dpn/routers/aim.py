@@ -3,14 +3,14 @@ ones dropped step by step inside it.
 """
 
 from collections.abc import Sequence
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
-from dpn.cost import TextShape
 from dpn.routers._dropping import DroppingRouter, dot, of_images, record, to_host
-from dpn.routers.base import RoutingContext, Where
-from dpn.tokens import Grid, PackedTokens, Positions
+from dpn.routers.base import RouterSizes, RoutingContext, Where
+from dpn.tokens import PackedTokens, Positions
 
 #: `get_importance` of the source: temperature of its softmax, steps of its page rank.
 TEMPERATURE, STEPS = 0.1, 5
@@ -47,14 +47,12 @@ class AIMRouter(DroppingRouter):
         steps: int | None = None,
         positions: Positions = "keep",
         keep: float | None = None,
-        *,
-        text: TextShape,
-        grid: Grid,
+        **sizes: Unpack[RouterSizes],
     ):
-        layers = text.num_layers
+        layers = sizes["text"].num_layers
         self.first = layers // 2 if first is None else first
         self.steps = max(1, round(layers * 8 / 28)) if steps is None else steps
-        super().__init__("post", positions, merge, (0.0, 1.0), keep, text=text, grid=grid)
+        super().__init__("post", positions, merge, (0.0, 1.0), keep, **sizes)
 
     def schedule(self, strength: float) -> dict[int, float]:
         """Merging at depth 0; inside, shares of the merged rows."""
@@ -62,7 +60,6 @@ class AIMRouter(DroppingRouter):
         return {0: strength, **inside}
 
     def rows(self, strength: float) -> list[int]:
-        """See `DroppingRouter.rows`."""
         shares, entered = self.schedule(strength), self.grid[0] * self.grid[1]
         now = merged = merged_rows(shares.pop(0), entered)
         rows = []

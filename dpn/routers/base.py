@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypedDict
 
 import numpy as np
 import torch
@@ -60,15 +60,27 @@ class RoutingContext:
         return torch.from_numpy(uniform(keys, self.seed, self.step, layer))
 
 
+class RouterSizes(TypedDict):
+    """What the model gives every router's constructor.
+
+    Attributes:
+        text: sizes of the decoder.
+        grid: grid of the visual tokens that enter the decoder for an image of native size.
+    """
+
+    text: TextShape
+    grid: Grid
+
+
 class Router(nn.Module):
     """Decides what happens to visual rows inside the decoder. This base class does nothing.
 
-    A constructor's annotated arguments are the keys of the method's YAML; `text` and `grid` are
-    given by the model.
+    A constructor's annotated arguments are the keys of the method's YAML. It ends with `**sizes:
+    Unpack[RouterSizes]`, which the model fills in and the constructor hands to this one.
 
     Args:
         text: sizes of the decoder.
-        grid: of the vision tower's tokens for an image of its native size, after the projector.
+        grid: grid of the visual tokens that enter the decoder for an image of native size.
     """
 
     where: Where = "post"
@@ -86,6 +98,11 @@ class Router(nn.Module):
     def __init__(self, *, text: TextShape, grid: Grid):
         super().__init__()
         self.text, self.grid = text, grid
+
+    @property
+    def sizes(self) -> RouterSizes:
+        """What the model gave its constructor, to build another router for the same place."""
+        return {"text": self.text, "grid": self.grid}
 
     @classmethod
     def settled(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:

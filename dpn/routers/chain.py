@@ -1,12 +1,12 @@
 """Several routers, one after the other, e.g. `fastv` early and `vtw` deep in the decoder."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 from dpn import routers as family
-from dpn.cost import TextShape, Unreachable
+from dpn.cost import Unreachable
 from dpn.routers._joined import JoinedRouter
-from dpn.tokens import Grid
+from dpn.routers.base import RouterSizes
 
 
 class ChainRouter(JoinedRouter):
@@ -22,12 +22,10 @@ class ChainRouter(JoinedRouter):
         self,
         routers: Sequence[Mapping[str, Any]],
         keep: float | None = None,
-        *,
-        text: TextShape,
-        grid: Grid,
+        **sizes: Unpack[RouterSizes],
     ):
-        members = [family.build(**section, text=text, grid=grid) for section in routers]
-        super().__init__(members, text=text, grid=grid)
+        members = [family.build(**section, **sizes) for section in routers]
+        super().__init__(members, **sizes)
         self.keep = keep
 
     @classmethod

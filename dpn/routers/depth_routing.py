@@ -3,18 +3,17 @@
 import copy
 import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Unpack
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dpn.cost import TextShape
 from dpn.routers._dropping import dot, highest
 from dpn.routers._strength import StrengthRouter
-from dpn.routers.base import Router, RoutingContext
-from dpn.tokens import Grid, LayerPlan, PackedTokens, Positions, RowDecision
+from dpn.routers.base import Router, RouterSizes, RoutingContext
+from dpn.tokens import LayerPlan, PackedTokens, Positions, RowDecision
 
 
 class DepthRoutingRouter(StrengthRouter):
@@ -57,17 +56,15 @@ class DepthRoutingRouter(StrengthRouter):
         threshold: float | None = 0.005,
         positions: Positions = "renumber",
         keep: float | None = None,
-        *,
-        text: TextShape,
-        grid: Grid,
+        **sizes: Unpack[RouterSizes],
     ):
-        depth = text.num_layers
+        depth = sizes["text"].num_layers
         default = range(max(1, round(depth * 3 / 32)), depth - 1)
         self.layers = tuple(default if layers is None else layers)
-        super().__init__(capacity, (0.0, 1.0), keep, text=text, grid=grid)
+        super().__init__(capacity, (0.0, 1.0), keep, **sizes)
         self.positions, self.threshold = positions, threshold
         # No `Gate` of its own: engines that share out weights gather those once in a pass.
-        self.gate = nn.Parameter(torch.empty(2, text.hidden_size))
+        self.gate = nn.Parameter(torch.empty(2, self.text.hidden_size))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -81,9 +78,9 @@ class DepthRoutingRouter(StrengthRouter):
         read = F.rms_norm(tokens.visual.float(), (self.text.hidden_size,), eps=1e-6)
         logits = dot(read, self.gate.T)  # [Nv, 2] passes by, takes part
         probs = logits.softmax(-1)[:, 1]
-        sizes = [span.rows for span in tokens.spans]
-        rows = self.taken(probs.detach().split(sizes), context.training)
-        starts = np.cumsum([0, *sizes])
+        counts = [span.rows for span in tokens.spans]
+        rows = self.taken(probs.detach().split(counts), context.training)
+        starts = np.cumsum([0, *counts])
         flat = [start + places for start, places in zip(starts, rows, strict=False)]
         index = torch.from_numpy(np.concatenate([starts[:0], *flat])).to(probs.device)
         chosen = torch.zeros_like(probs, dtype=torch.long).index_fill(0, index, 1)

@@ -6,18 +6,17 @@ language loss alone teaches the gate.
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from dpn.cost import TextShape
 from dpn.routers._gates import Gate, LinearGate, MLPGate, mean_rows
 from dpn.routers._pooling import GateChoice, PoolingRouter
 from dpn.routers._pooling_plan import PAPER_KERNELS
-from dpn.routers.base import RoutingContext
+from dpn.routers.base import RouterSizes, RoutingContext
 from dpn.routers.random import draw
-from dpn.tokens import Grid, PackedTokens, Positions
+from dpn.tokens import PackedTokens, Positions
 
 
 class DPERouter(PoolingRouter):
@@ -63,9 +62,7 @@ class DPERouter(PoolingRouter):
         read: Literal["all", "first"] = "all",
         detach: bool = False,
         keep: float | None = None,
-        *,
-        text: TextShape,
-        grid: Grid,
+        **sizes: Unpack[RouterSizes],
     ):
         self.as_reference = min_rows == "reference"
         super().__init__(
@@ -76,13 +73,12 @@ class DPERouter(PoolingRouter):
             positions,
             18 if isinstance(min_rows, str) else min_rows,
             keep,
-            text=text,
-            grid=grid,
             min_pooled=16 if min_rows == "reference" else 1,
+            **sizes,
         )
         self.eligibility, self.temperature, self.token = eligibility, temperature, token
         self.read, self.detach = read, detach
-        width = text.hidden_size
+        width = self.text.hidden_size
         self.gates = nn.ModuleDict(
             {
                 str(layer): GATES[gate](width, len(experts))

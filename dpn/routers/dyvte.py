@@ -3,16 +3,15 @@ image, its rows leave.
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dpn.cost import TextShape
 from dpn.routers._gates import ExitGate, mean_rows
-from dpn.routers.base import Router, RoutingContext, check_keep
-from dpn.tokens import Decision, Grid, PackedTokens, Positions
+from dpn.routers.base import Router, RouterSizes, RoutingContext, check_keep
+from dpn.tokens import Decision, PackedTokens, Positions
 
 NAMES = ("stay", "leave")
 
@@ -47,16 +46,14 @@ class DyVTERouter(Router):
         hidden: int = 2048,
         positions: Positions = "keep",
         keep: float | None = None,
-        *,
-        text: TextShape,
-        grid: Grid,
+        **sizes: Unpack[RouterSizes],
     ):
-        super().__init__(text=text, grid=grid)
+        super().__init__(**sizes)
         self.positions, self.keep, self.hidden = positions, keep, hidden
         self.gates = nn.ModuleDict(
             {
-                str(layer): ExitGate(2 * text.hidden_size, max(1, hidden))
-                for layer in range(text.num_layers - 1)
+                str(layer): ExitGate(2 * self.text.hidden_size, max(1, hidden))
+                for layer in range(self.text.num_layers - 1)
             }
         )
         # Added to the logit of leaving in evaluation; see `dpn.training.calibration`.

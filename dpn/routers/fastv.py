@@ -1,11 +1,12 @@
 """FastV (arXiv 2403.06764): after a few layers, drop the visual rows that get least attention."""
 
+from typing import Unpack
+
 from torch import Tensor
 
-from dpn.cost import TextShape
 from dpn.routers._dropping import DroppingRouter, last_instruction_rows, mean_attention
-from dpn.routers.base import RoutingContext
-from dpn.tokens import Grid, PackedTokens, Positions
+from dpn.routers.base import RouterSizes, RoutingContext
+from dpn.tokens import PackedTokens, Positions
 
 
 class FastVRouter(DroppingRouter):
@@ -30,12 +31,10 @@ class FastVRouter(DroppingRouter):
         ratio: float = 0.5,
         positions: Positions = "keep",
         keep: float | None = None,
-        *,
-        text: TextShape,
-        grid: Grid,
+        **sizes: Unpack[RouterSizes],
     ):
         self.k = k
-        super().__init__("post", positions, ratio, (0.0, 1.0), keep, text=text, grid=grid)
+        super().__init__("post", positions, ratio, (0.0, 1.0), keep, **sizes)
 
     def schedule(self, strength: float) -> dict[int, float]:
         """One cut."""

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from dpn.cost import TextShape, Unreachable
 from dpn.routers._planned import PlannedRouter
-from dpn.routers.base import Router, RoutingContext, Where
-from dpn.tokens import Grid, LayerPlan, PackedTokens
+from dpn.routers.base import Router, RouterSizes, RoutingContext, Where
+from dpn.tokens import LayerPlan, PackedTokens
 
 #: How scores are made, for messages.
 COMMAND = "python tools/head_scores.py run=RUN"
@@ -45,17 +45,15 @@ class HeadPruningRouter(PlannedRouter):
         threshold: float = 0.035,
         keep_layers: int = 2,
         keep: float | None = None,
-        *,
-        text: TextShape,
-        grid: Grid,
+        **sizes: Unpack[RouterSizes],
     ):
         self.keep_layers = keep_layers
         scores = read_scores(scores)
-        self.problems = problems_of(scores, text)
+        self.problems = problems_of(scores, sizes["text"])
         self.scores = None if self.problems or scores is None else scores
         highest = max((score for row in self.scores or () for score in row), default=1.0)
         threshold = min(threshold, highest)  # nothing is above either
-        super().__init__(None, threshold, (0.0, highest), keep, text=text, grid=grid)
+        super().__init__(None, threshold, (0.0, highest), keep, **sizes)
 
     @classmethod
     def settled(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,7 +179,7 @@ def measure(model: Any, batches: Iterable[Mapping[str, Any]]) -> list[list[float
         ValueError: if no sample has an image.
     """
     own = model.router
-    watch = model.router = _Watch(text=own.text, grid=own.grid)
+    watch = model.router = _Watch(**own.sizes)
     watch.ratios = [[] for _ in range(own.text.num_layers)]
     try:
         for batch in batches:

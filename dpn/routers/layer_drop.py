@@ -1,8 +1,9 @@
 """Layer drop of YOPO (arXiv 2410.06169, section 3): no visual computation in deep layers."""
 
-from dpn.cost import TextShape
+from typing import Unpack
+
+from dpn.routers.base import RouterSizes
 from dpn.routers.vtw import VTWRouter
-from dpn.tokens import Grid
 
 
 class LayerDropRouter(VTWRouter):
@@ -18,7 +19,7 @@ class LayerDropRouter(VTWRouter):
     """
 
     def __init__(
-        self, k: int | None = None, keep: float | None = None, *, text: TextShape, grid: Grid
+        self, k: int | None = None, keep: float | None = None, **sizes: Unpack[RouterSizes]
     ):
-        k = text.num_layers // 2 if k is None else k
-        super().__init__(k, "keep", keep, text=text, grid=grid)
+        k = sizes["text"].num_layers // 2 if k is None else k
+        super().__init__(k, "keep", keep, **sizes)

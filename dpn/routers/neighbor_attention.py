@@ -3,10 +3,11 @@ around them.
 """
 
 from collections.abc import Sequence
+from typing import Unpack
 
-from dpn.cost import TextShape
 from dpn.routers._planned import PlannedRouter
-from dpn.tokens import Grid, LayerPlan
+from dpn.routers.base import RouterSizes
+from dpn.tokens import LayerPlan
 
 
 class NeighborAttentionRouter(PlannedRouter):
@@ -27,12 +28,10 @@ class NeighborAttentionRouter(PlannedRouter):
         radius: int = 2,
         layers: Sequence[int] | None = None,
         keep: float | None = None,
-        *,
-        text: TextShape,
-        grid: Grid,
+        **sizes: Unpack[RouterSizes],
     ):
-        bounds = (0.0, float(max(grid)))
-        super().__init__(layers, radius, bounds, keep, text=text, grid=grid)
+        bounds = (0.0, float(max(sizes["grid"])))
+        super().__init__(layers, radius, bounds, keep, **sizes)
 
     def plan_of(self, layer: int, strength: float) -> LayerPlan:
         """A window."""

@@ -1,8 +1,8 @@
 """No compression: every visual row goes through every layer."""
 
-from dpn.cost import TextShape
-from dpn.routers.base import Router
-from dpn.tokens import Grid
+from typing import Unpack
+
+from dpn.routers.base import Router, RouterSizes
 
 
 class NoRouter(Router):
@@ -10,5 +10,5 @@ class NoRouter(Router):
 
     ignores = ("keep",)
 
-    def __init__(self, keep: float | None = None, *, text: TextShape, grid: Grid):
-        super().__init__(text=text, grid=grid)
+    def __init__(self, keep: float | None = None, **sizes: Unpack[RouterSizes]):
+        super().__init__(**sizes)

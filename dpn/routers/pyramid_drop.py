@@ -1,13 +1,13 @@
 """PyramidDrop (arXiv 2410.17247): at every quarter of the decoder, half of the visual rows go."""
 
 from collections.abc import Sequence
+from typing import Unpack
 
 from torch import Tensor
 
-from dpn.cost import TextShape
 from dpn.routers._dropping import DroppingRouter, last_instruction_rows, mean_attention
-from dpn.routers.base import RoutingContext
-from dpn.tokens import Grid, PackedTokens, Positions
+from dpn.routers.base import RouterSizes, RoutingContext
+from dpn.tokens import PackedTokens, Positions
 
 
 class PyramidDropRouter(DroppingRouter):
@@ -33,13 +33,11 @@ class PyramidDropRouter(DroppingRouter):
         ratio: float = 0.5,
         positions: Positions = "renumber",
         keep: float | None = None,
-        *,
-        text: TextShape,
-        grid: Grid,
+        **sizes: Unpack[RouterSizes],
     ):
-        quarters = [text.num_layers * k // 4 for k in (1, 2, 3)]
+        quarters = [sizes["text"].num_layers * k // 4 for k in (1, 2, 3)]
         self.layers = quarters if layers is None else list(layers)
-        super().__init__("pre", positions, ratio, (0.0, 1.0), keep, text=text, grid=grid)
+        super().__init__("pre", positions, ratio, (0.0, 1.0), keep, **sizes)
 
     def schedule(self, strength: float) -> dict[int, float]:
         """A power of the ratio for each layer."""

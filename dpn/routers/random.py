@@ -2,16 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor
 
-from dpn.cost import TextShape
 from dpn.routers._pooling import GateChoice, PoolingRouter
 from dpn.routers._pooling_plan import PAPER_KERNELS, count_rows
-from dpn.routers.base import RoutingContext
-from dpn.tokens import Grid, PackedTokens, Positions
+from dpn.routers.base import RouterSizes, RoutingContext
+from dpn.tokens import PackedTokens, Positions
 
 
 class RandomRouter(PoolingRouter):
@@ -38,13 +37,9 @@ class RandomRouter(PoolingRouter):
         positions: Positions = "renumber",
         min_rows: int = 18,
         keep: float | None = None,
-        *,
-        text: TextShape,
-        grid: Grid,
+        **sizes: Unpack[RouterSizes],
     ):
-        super().__init__(
-            layers, kernels, reduce, where, positions, min_rows, keep, text=text, grid=grid
-        )
+        super().__init__(layers, kernels, reduce, where, positions, min_rows, keep, **sizes)
         self.chances = self._tilted(0.0) if keep is None else self._chances_for(keep)
 
     def choose(

@@ -5,13 +5,12 @@ that need them least.
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
-from dpn.cost import TextShape
 from dpn.routers._divergence import divergences
 from dpn.routers._planned import PlannedRouter
-from dpn.routers.base import Router
-from dpn.tokens import Grid, LayerPlan
+from dpn.routers.base import Router, RouterSizes
+from dpn.tokens import LayerPlan
 
 COMMAND = "python tools/find_layers.py run=RUN method=redundancy_lens"
 KINDS = ("attention", "ffn")
@@ -50,16 +49,14 @@ class RedundancyLensRouter(PlannedRouter):
         ratio: float = 0.2,
         probe: int = 10,
         keep: float | None = None,
-        *,
-        text: TextShape,
-        grid: Grid,
+        **sizes: Unpack[RouterSizes],
     ):
-        layers = text.num_layers
+        layers = sizes["text"].num_layers
         last_first = range(layers - 1, -1, -1)
         self.ranking = read_ranking(ranking) or dict.fromkeys(KINDS, last_first)
         self.window, self.ratio, self.probe = window, ratio, probe
         strength = layers // 2 if reduced is None else reduced
-        super().__init__(None, strength, (0.0, float(layers)), keep, text=text, grid=grid)
+        super().__init__(None, strength, (0.0, float(layers)), keep, **sizes)
 
     @classmethod
     def settled(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,7 +128,6 @@ class _Chosen(Router):
     plans: Mapping[int, LayerPlan]
 
     def within(self, layer: int, tokens: Any, context: Any) -> LayerPlan | None:
-        """See `Router.within`."""
         return self.plans.get(layer)
 
 
@@ -154,7 +150,7 @@ def rank_layers(model: Any, batches: Sequence[Mapping[str, Any]], plan: LayerPla
     while left:
         tried = []
         for layer in left:
-            tried.append(_Chosen(text=own.text, grid=own.grid))
+            tried.append(_Chosen(**own.sizes))
             tried[-1].plans = dict.fromkeys([*ranking, layer], plan)
         found = divergences(model, batches, tried)
         best = left[found.index(min(found))]

@@ -1,10 +1,11 @@
 """Sparse visual projection of YOPO (arXiv 2410.06169, section 3): a narrow FFN for visual rows."""
 
 from collections.abc import Sequence
+from typing import Unpack
 
-from dpn.cost import TextShape
 from dpn.routers._planned import PlannedRouter
-from dpn.tokens import Grid, LayerPlan
+from dpn.routers.base import RouterSizes
+from dpn.tokens import LayerPlan
 
 
 class SparseFFNRouter(PlannedRouter):
@@ -21,14 +22,12 @@ class SparseFFNRouter(PlannedRouter):
         ratio: float = 2.0,
         layers: Sequence[int] | None = None,
         keep: float | None = None,
-        *,
-        text: TextShape,
-        grid: Grid,
+        **sizes: Unpack[RouterSizes],
     ):
         self.ratio = ratio
-        units = text.ffn_size / max(ratio, 1.0)
-        bounds = (1.0, float(text.ffn_size))
-        super().__init__(layers, units, bounds, keep, text=text, grid=grid)
+        width = sizes["text"].ffn_size
+        units, bounds = width / max(ratio, 1.0), (1.0, float(width))
+        super().__init__(layers, units, bounds, keep, **sizes)
 
     def plan_of(self, layer: int, strength: float) -> LayerPlan:
         """So many units."""

@@ -3,14 +3,14 @@ rate low is dropped, some of it merged into a few rows.
 """
 
 from collections.abc import Sequence
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
-from dpn.cost import TextShape
 from dpn.routers._dropping import DroppingRouter, dot, mean_attention, to_host
-from dpn.routers.base import RoutingContext
-from dpn.tokens import Grid, PackedTokens, Positions
+from dpn.routers.base import RouterSizes, RoutingContext
+from dpn.tokens import PackedTokens, Positions
 
 #: Of 32 layers, those that run before each cut: the released cuts stand after layers 2, 6 and 15.
 DEPTHS = (3, 7, 16)
@@ -48,13 +48,11 @@ class SparseVLMRouter(DroppingRouter):
         recycle: bool = True,
         positions: Positions = "renumber",
         keep: float | None = None,
-        *,
-        text: TextShape,
-        grid: Grid,
+        **sizes: Unpack[RouterSizes],
     ):
-        self.layers = like_depths(text.num_layers) if layers is None else list(layers)
+        self.layers = like_depths(sizes["text"].num_layers) if layers is None else list(layers)
         self.counts, self.recycle = list(counts), recycle
-        super().__init__("post", positions, 1.0, (0.0, 16.0), keep, text=text, grid=grid)
+        super().__init__("post", positions, 1.0, (0.0, 16.0), keep, **sizes)
 
     def schedule(self, strength: float) -> dict[int, float]:
         """The counts to the power of the strength."""

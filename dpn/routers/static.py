@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import product
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from dpn.cost import TextShape
 from dpn.routers._pooling import GateChoice, PoolingRouter
 from dpn.routers._pooling_plan import PAPER_KERNELS, PoolingPlan, count_rows, quarter_layers
-from dpn.routers.base import RoutingContext
+from dpn.routers.base import RouterSizes, RoutingContext
 from dpn.tokens import Grid, Kernel, PackedTokens, Positions
 
 
@@ -37,19 +37,15 @@ class StaticRouter(PoolingRouter):
         positions: Positions = "renumber",
         min_rows: int = 1,
         keep: float | None = None,
-        *,
-        text: TextShape,
-        grid: Grid,
+        **sizes: Unpack[RouterSizes],
     ):
-        layers = quarter_layers(text.num_layers) if layers is None else tuple(layers)
+        layers = quarter_layers(sizes["text"].num_layers) if layers is None else tuple(layers)
         if keep is not None:
-            kernels = kernels_for_share(keep, layers, where, text, grid)
+            kernels = kernels_for_share(keep, layers, where, **sizes)
         per_layer = [kernels] * len(layers) if isinstance(kernels[0], int) else kernels
         # The identity stands second: what a sample gets that is too small for the kernel.
         pairs = [[tuple(kernel), (1, 1)] for kernel in per_layer]
-        super().__init__(
-            layers, pairs, reduce, where, positions, min_rows, keep, text=text, grid=grid
-        )
+        super().__init__(layers, pairs, reduce, where, positions, min_rows, keep, **sizes)
 
     def choose(
         self,

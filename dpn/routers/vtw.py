@@ -1,16 +1,15 @@
 """Visual tokens withdrawal (arXiv 2405.05803): deep layers see no visual row at all."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
-from dpn.cost import TextShape
 from dpn.routers._divergence import divergences
 from dpn.routers._dropping import DroppingRouter
-from dpn.routers.base import RoutingContext
-from dpn.tokens import Grid, PackedTokens, Positions
+from dpn.routers.base import RouterSizes, RoutingContext
+from dpn.tokens import PackedTokens, Positions
 
 
 class VTWRouter(DroppingRouter):
@@ -28,13 +27,11 @@ class VTWRouter(DroppingRouter):
         k: int | None = None,
         positions: Positions = "keep",
         keep: float | None = None,
-        *,
-        text: TextShape,
-        grid: Grid,
+        **sizes: Unpack[RouterSizes],
     ):
-        layers = text.num_layers
+        layers = sizes["text"].num_layers
         strength = round(layers * 15 / 32) if k is None else k
-        super().__init__("pre", positions, strength, (0, layers), keep, text=text, grid=grid)
+        super().__init__("pre", positions, strength, (0, layers), keep, **sizes)
 
     def schedule(self, strength: float) -> dict[int, float]:
         """Everything, at once."""
@@ -63,8 +60,9 @@ def find_layer(
     Returns:
         K, the number of layers if no K is good enough.
     """
-    text, grid = model.router.text, model.router.grid
-    tried = range(first, text.num_layers)
-    found = divergences(model, batches, [VTWRouter(k, text=text, grid=grid) for k in tried])
+    sizes: RouterSizes = model.router.sizes
+    layers = sizes["text"].num_layers
+    tried = range(first, layers)
+    found = divergences(model, batches, [VTWRouter(k, **sizes) for k in tried])
     good = (k for k, value in zip(tried, found, strict=True) if value <= eta)
-    return next(good, text.num_layers)
+    return next(good, layers)

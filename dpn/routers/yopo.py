@@ -1,19 +1,18 @@
 """YOPO (arXiv 2410.06169): all four ways in which visual rows need less than text."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
 from torch import nn
 
-from dpn.cost import TextShape, solve_for_keep
+from dpn.cost import solve_for_keep
 from dpn.routers._joined import JoinedRouter, joined
 from dpn.routers._planned import native_macs
-from dpn.routers.base import check_keep
+from dpn.routers.base import RouterSizes, check_keep
 from dpn.routers.head_pruning import HeadPruningRouter, Scores, read_scores
 from dpn.routers.layer_drop import LayerDropRouter
 from dpn.routers.neighbor_attention import NeighborAttentionRouter
 from dpn.routers.sparse_ffn import SparseFFNRouter
-from dpn.tokens import Grid
 
 
 class YOPORouter(JoinedRouter):
@@ -42,16 +41,14 @@ class YOPORouter(JoinedRouter):
         ratio: float = 2.0,
         k: int | None = None,
         keep: float | None = None,
-        *,
-        text: TextShape,
-        grid: Grid,
+        **sizes: Unpack[RouterSizes],
     ):
-        super().__init__([], text=text, grid=grid)
+        super().__init__([], **sizes)
         self.radius, self.threshold, self.ratio = radius, threshold, ratio
-        self.k = text.num_layers // 2 if k is None else k
+        self.k = self.text.num_layers // 2 if k is None else k
         self.scores = read_scores(scores)
         self.keep, self.positions = keep, "keep"
-        self.bounds = 0.0, float(text.num_layers)  # where every method is at its end
+        self.bounds = 0.0, float(self.text.num_layers)  # where every method is at its end
         strength = 1.0 if keep is None else solve_for_keep(keep, self.share, *self.bounds)
         self.members = nn.ModuleList(self.parts(strength).values())
 
@@ -63,7 +60,7 @@ class YOPORouter(JoinedRouter):
     def parts(self, strength: float) -> dict[str, Any]:
         """The four methods, by name, each as far as the strength says."""
         layers, units = self.text.num_layers, self.text.ffn_size
-        sizes: Any = {"text": self.text, "grid": self.grid}
+        sizes = self.sizes
         radius = min(max(self.grid), self.radius / strength) if strength else max(self.grid)
         ratio = self.ratio / max(self.ratio * (1 - strength) + strength, self.ratio / units)
         k = max(0, round(layers - strength * (layers - self.k)))

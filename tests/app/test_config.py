@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from itertools import chain, zip_longest
+from typing import Unpack
 
 import pytest
 import torch
@@ -10,8 +11,11 @@ from dpn.cli.arguments import read_arguments
 from dpn.cli.diagnose import diagnose
 from dpn.config import preflight, renamed
 from dpn.config.compose import CONFIG_DIR, compose
-from dpn.config.schema import check_arguments, matches
+from dpn.config.schema import check_arguments, keyword_only, matches
+from dpn.cost import TextShape
+from dpn.routers.base import RouterSizes
 from dpn.runs.request import ConfigError
+from dpn.tokens import Grid
 
 GROUPS = {
     folder.name: sorted(path.stem for path in folder.glob("*.yaml"))
@@ -271,6 +275,25 @@ def test_arguments_that_the_code_passes_are_not_settings():
     assert check_arguments("part", part, arguments) == []
     (found,) = check_arguments("part", part, arguments, given=["grid"])
     assert "`part.grid` is not a setting" in found
+
+
+def test_what_the_code_gives_may_be_one_typed_dict():
+    """As routers and projectors write it; a third party's may still name every keyword."""
+
+    def short(width: int = 1, **sizes: Unpack[RouterSizes]):
+        """A part that hands on what the code gives."""
+
+    def long(width: int = 1, *, text: TextShape, grid: Grid):
+        """A part that names it."""
+
+    for part in (short, long):
+        assert keyword_only(part) == ["text", "grid"]
+        given = {"given": keyword_only(part)}
+        assert check_arguments("part", part, {"width": 2}, **given) == []
+        (found,) = check_arguments("part", part, {"widht": 2}, **given)
+        assert "`part.widht` is not a setting; did you mean `width`?" in found
+        (found,) = check_arguments("part", part, {"grid": [8, 8]}, **given)
+        assert "`part.grid` is not a setting" in found
 
 
 def test_unsupported_attention_and_compilation():

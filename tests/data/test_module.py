@@ -156,7 +156,7 @@ def test_sources_are_found_by_file_name_with_a_schema():
         parameters = dict(inspect.signature(dpn.data.resolve(name)).parameters)
         assert {"batch_size", "num_workers", "on_error", "seed"} <= set(parameters)
         assert all(p.annotation is not p.empty for p in parameters.values())
-    with pytest.raises(ValueError, match="'mosiac'; there is .*llava_json, mosaic"):
+    with pytest.raises(ValueError, match=r"'mosiac'; there is .*llava_json, mosaic"):
         dpn.data.resolve("mosiac")
 
 

@@ -35,7 +35,6 @@ class LlavaJson(Source):
     holdout_seed: int = 0
 
     def check(self) -> list[str]:
-        """See `Source.check`."""
         problems = super().check() + self._outside({"holdout_seed": (0, None)})
         for name in ("train_file", "val_file"):
             value = getattr(self, name)
@@ -63,7 +62,6 @@ class LlavaJson(Source):
         ]
 
     def split(self, name: SplitName) -> Split | None:
-        """See `Source.split`."""
         file, rows, draw = self.train_file, self.train_rows, None
         if self.holdout is not None:
             draw = Draw(self.holdout, self.holdout_seed, drawn=name == "val")

@@ -61,7 +61,6 @@ class Mosaic(Source):
     data_seed: int = 0
 
     def check(self) -> list[str]:
-        """See `Source.check`."""
         quadrant = (self.side // 2) ** 2
         problems = super().check() + self._outside(
             {
@@ -147,7 +146,6 @@ class Mosaic(Source):
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
 
     def split(self, name: SplitName) -> Split:
-        """See `Source.split`."""
         return self._split(name, self.stage)
 
     def corpus(self) -> list[Split]:
