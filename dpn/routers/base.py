@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, TypedDict
 
 import numpy as np
@@ -94,6 +95,10 @@ class Router(nn.Module):
     losses: ClassVar[tuple[str, ...]] = ()
     #: Arguments that it accepts, so that sweeps can include it, and never reads.
     ignores: ClassVar[tuple[str, ...]] = ()
+    #: File name, in a run's folder, of each setting that `tools/search.py` writes to one.
+    files: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    #: Questions of the training data that `search` looks at unless told otherwise.
+    search_samples: ClassVar[int] = 20
 
     def __init__(self, *, text: TextShape, grid: Grid):
         super().__init__()
@@ -151,6 +156,22 @@ class Router(nn.Module):
             ValueError: if it can not take that route.
         """
         raise ValueError("The router picks no kernels.")
+
+    @classmethod
+    def search(cls, model: Any, batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Find settings of this method on data, see `tools/search.py`.
+
+        Further arguments of a method's own `search` are options of that command.
+
+        Args:
+            model: a trained `DPNForConditionalGeneration` in evaluation mode; its own router does
+                not act.
+            batches: arguments of its `forward`, without labels.
+
+        Returns:
+            Value of each setting that was found; empty for methods that search for none.
+        """
+        return {}
 
     def check(self) -> list[str]:
         """Everything that is wrong with the arguments, one sentence each; empty if all is well."""

@@ -1,9 +1,11 @@
 """Mixture of depths for visual rows, gamma-MoD (arXiv 2410.13859): some rows pass a layer by."""
 
 import copy
+import logging
 import math
-from collections.abc import Sequence
-from typing import ClassVar, Unpack
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any, ClassVar, Unpack
 
 import numpy as np
 import torch
@@ -12,8 +14,10 @@ from torch import Tensor, nn
 
 from dpn.routers._dropping import dot, highest
 from dpn.routers._strength import StrengthRouter
-from dpn.routers.base import Router, RouterSizes, RoutingContext
+from dpn.routers.base import Router, RouterSizes, RoutingContext, Where
 from dpn.tokens import LayerPlan, PackedTokens, Positions, RowDecision
+
+log = logging.getLogger(__name__)
 
 
 class DepthRoutingRouter(StrengthRouter):
@@ -41,13 +45,14 @@ class DepthRoutingRouter(StrengthRouter):
     Args:
         capacity: share of an image's rows that take part in training; 0.5, as released.
         layers: 0-based; default: all but the first 3 of 32, and their like in other decoders, and
-            the last, as with `arank_mod`. `tools/arank.py` finds those of lowest rank.
+            the last, as with `arank_mod`. `tools/search.py` ranks them.
         threshold: of p in evaluation; null: as in training.
         positions: in these layers, `renumber`, as released, or `keep`.
         keep: share of visual MACs to meet instead, by choosing the capacity.
     """
 
     losses: ClassVar[tuple[str, ...]] = ("depth",)
+    search_samples = 50
 
     def __init__(
         self,
@@ -129,3 +134,73 @@ class DepthRoutingRouter(StrengthRouter):
                 f"router.threshold={self.threshold} is a probability; it must be from 0 to below 1."
             )
         return problems
+
+    @classmethod
+    def search(
+        cls,
+        model: Any,
+        batches: Sequence[Mapping[str, Any]],
+        tolerance: float | None = None,
+    ) -> dict[str, list[int]]:
+        """Rank the layers by ARank, the mean rank of their attention maps.
+
+        Args:
+            model: see `Router.search`.
+            batches: see `Router.search`.
+            tolerance: singular values below this share of the largest count as zero; None: what
+                rounding leaves, see `torch.linalg.matrix_rank`.
+
+        Returns:
+            All layers, the lowest rank first: rows skip the first ones with least loss.
+        """
+        ranks = mean_ranks(model, batches, tolerance)
+        layers = sorted(range(len(ranks)), key=ranks.__getitem__)
+        for layer in layers:
+            log.info("layer %2d  mean rank %.2f", layer, ranks[layer])
+        log.info("From the lowest rank to the highest: give router.layers the first of these.")
+        return {"layers": layers}
+
+
+class _RankOfMaps(Router):
+    """Adds up the ranks of each layer's attention maps and changes nothing.
+
+    The paper takes the mean over heads and samples, and leaves open which samples and what counts
+    as zero. Without a tolerance a map has nearly as many ranks as rows, since each row sees itself.
+
+    Args:
+        like: router of the model.
+        tolerance: see `DepthRoutingRouter.search`.
+    """
+
+    def __init__(self, like: Router, tolerance: float | None = None):
+        super().__init__(**like.sizes)
+        self.positions, self.tolerance, self.samples = like.positions, tolerance, 0
+        self.ranks = [0.0] * self.text.num_layers
+
+    def at(
+        self, where: Where, layer: int, tokens: PackedTokens, context: RoutingContext
+    ) -> PackedTokens:
+        """Measure a layer before it runs, one sample at a time to hold few maps."""
+        if where == "pre":
+            none: list[Sequence[int]] = [()] * len(tokens.lengths)
+            for sample, (first, end) in enumerate(pairwise(tokens.offsets)):
+                rows = [*none[:sample], range(first, end), *none[sample + 1 :]]
+                self.ranks[layer] += self.rank(context.attention_scores(tokens, rows)[sample])
+            self.samples += len(tokens.lengths) if layer == 0 else 0
+        return tokens
+
+    def rank(self, probs: Tensor) -> float:
+        """Mean over heads of the rank of `[n, H, n]` probabilities."""
+        ranks = torch.linalg.matrix_rank(probs.transpose(0, 1), rtol=self.tolerance)
+        return float(ranks.float().mean())
+
+
+@torch.inference_mode()
+def mean_ranks(
+    model: Any, batches: Sequence[Mapping[str, Any]], tolerance: float | None
+) -> list[float]:
+    """ARank of each layer over all samples of some batches, see `DepthRoutingRouter.search`."""
+    ranks = _RankOfMaps(model.router, tolerance)
+    for batch in batches:
+        model(**batch, logits_to_keep=1, router=ranks)
+    return [total / ranks.samples for total in ranks.ranks]

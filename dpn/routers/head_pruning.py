@@ -2,21 +2,23 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dpn.common.progress import progress
 from dpn.cost import TextShape, Unreachable
 from dpn.routers._planned import PlannedRouter
 from dpn.routers.base import Router, RouterSizes, RoutingContext, Where
 from dpn.tokens import LayerPlan, PackedTokens
 
 #: How scores are made, for messages.
-COMMAND = "python tools/head_scores.py run=RUN"
+COMMAND = "python tools/search.py run=RUN router=head_pruning"
 Scores = Sequence[Sequence[float]]
 
 
@@ -26,18 +28,21 @@ class HeadPruningRouter(PlannedRouter):
     As in `gen_mask_llava.py` of ZhangAIPI/YOPO_MLLM_Pruning: on a sample, r of a head is the
     attention mass on visual keys over that on text keys, and a head stays where r is above the
     threshold on more than 40 of 100 samples. A score is the r that two fifths of the samples are
-    above, so one file of scores serves every threshold; `measure` makes it. In other heads the
+    above, so one file of scores serves every threshold; `search` makes it. In other heads the
     attention of text to visual values is lost, not shared out among text, as released.
 
     Left open there: which rows' attention is summed, here that of the instruction's text; and how
     heads that share keys are pruned, here all or none of a group, by its highest score.
 
     Args:
-        scores: per layer and key/value head, or the file that `tools/head_scores.py` writes.
+        scores: per layer and key/value head, or the file that `tools/search.py` writes.
         threshold: 0.035, of `headmask_30` for the 13B, with which `finetune_yopo.sh` trains.
         keep_layers: first layers that keep every head; 2.
         keep: share of visual MACs to come closest to instead, by choosing the threshold.
     """
+
+    files = MappingProxyType({"scores": "head_scores.json"})
+    search_samples = 100
 
     def __init__(
         self,
@@ -59,6 +64,31 @@ class HeadPruningRouter(PlannedRouter):
     def settled(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """With the scores that the file holds."""
         return {**arguments, "scores": read_scores(arguments.get("scores"))}
+
+    @classmethod
+    @torch.inference_mode()
+    def search(cls, model: Any, batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Score the heads of a model; the release takes 100 samples.
+
+        Args:
+            model: see `Router.search`.
+            batches: see `Router.search`.
+
+        Returns:
+            Scores per layer and key/value head: the r that two fifths of the samples are above, of
+            the head of its group where that is highest.
+
+        Raises:
+            ValueError: if no sample has an image.
+        """
+        watch = _Watch(**model.router.sizes)
+        watch.ratios = [[] for _ in range(watch.text.num_layers)]
+        for batch in progress(batches, "scoring heads"):
+            model(**batch, logits_to_keep=1, router=watch)
+        if not watch.ratios[0]:
+            raise ValueError("Heads are scored on samples with images; these have none.")
+        heads = watch.text.kv_heads
+        return {"scores": [scores_of(torch.stack(ratios), heads) for ratios in watch.ratios]}
 
     def plan_of(self, layer: int, strength: float) -> LayerPlan | None:
         """The heads whose score is above the threshold; without scores all."""
@@ -161,34 +191,6 @@ def head_ratios(probs: Tensor, is_visual: np.ndarray) -> Tensor:
     visual = torch.from_numpy(is_visual).to(probs.device)
     mass = probs.sum(0)
     return (mass[:, visual].sum(1) / mass[:, ~visual].sum(1)).cpu()
-
-
-@torch.inference_mode()
-def measure(model: Any, batches: Iterable[Mapping[str, Any]]) -> list[list[float]]:
-    """The scores of a model's heads.
-
-    Args:
-        model: a `DPNForConditionalGeneration` in evaluation mode; gets its router back.
-        batches: arguments of its `forward`, without labels; the release takes 100 samples.
-
-    Returns:
-        Per layer and key/value head the r that two fifths of the samples are above, of the head of
-        its group where that is highest.
-
-    Raises:
-        ValueError: if no sample has an image.
-    """
-    own = model.router
-    watch = model.router = _Watch(**own.sizes)
-    watch.ratios = [[] for _ in range(own.text.num_layers)]
-    try:
-        for batch in batches:
-            model(**batch, logits_to_keep=1)
-    finally:
-        model.router = own
-    if not watch.ratios[0]:
-        raise ValueError("Heads can not be scored on samples without images; give some that have.")
-    return [scores_of(torch.stack(ratios), own.text.kv_heads) for ratios in watch.ratios]
 
 
 def scores_of(ratios: Tensor, kv_heads: int) -> list[float]:

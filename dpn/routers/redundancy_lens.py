@@ -5,6 +5,7 @@ that need them least.
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Unpack
 
 from dpn.routers._divergence import divergences
@@ -12,7 +13,7 @@ from dpn.routers._planned import PlannedRouter
 from dpn.routers.base import Router, RouterSizes
 from dpn.tokens import LayerPlan
 
-COMMAND = "python tools/find_layers.py run=RUN method=redundancy_lens"
+COMMAND = "python tools/search.py run=RUN router=redundancy_lens"
 KINDS = ("attention", "ffn")
 #: Layers by kind, the first to be reduced first.
 Ranking = Mapping[str, Sequence[int]]
@@ -33,13 +34,15 @@ class RedundancyLensRouter(PlannedRouter):
 
     Args:
         ranking: layers of `attention` and of `ffn`, the first to be reduced first, or the file that
-            `tools/find_layers.py` writes; default: from the last layer on.
+            `tools/search.py` writes; default: from the last layer on.
         reduced: how many layers of each; default: half.
         window: 256 visual rows.
         ratio: share of the hidden units; 0.2.
         probe: one in so many rows is probed; 10.
         keep: share of visual MACs to come closest to instead, by choosing how many layers.
     """
+
+    files = MappingProxyType({"ranking": "layer_ranking.json"})
 
     def __init__(
         self,
@@ -62,6 +65,13 @@ class RedundancyLensRouter(PlannedRouter):
     def settled(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """With the ranking that the file holds."""
         return {**arguments, "ranking": read_ranking(arguments.get("ranking"))}
+
+    @classmethod
+    def search(cls, model: Any, batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Rank the layers for each kind of reduction, see `rank_layers`."""
+        reduction = cls(**model.router.sizes).reduction
+        plans = {kind: reduction(kind == "attention", kind == "ffn") for kind in KINDS}
+        return {"ranking": {kind: rank_layers(model, batches, p) for kind, p in plans.items()}}
 
     def plan_of(self, layer: int, strength: float) -> LayerPlan | None:
         """What is reduced in a layer if so many of each kind are."""
@@ -138,19 +148,20 @@ def rank_layers(model: Any, batches: Sequence[Mapping[str, Any]], plan: LayerPla
     left open here.
 
     Args:
-        model: a `DPNForConditionalGeneration` in evaluation mode; gets its router back.
+        model: a `DPNForConditionalGeneration` in evaluation mode; its own router does
+            not act.
         batches: arguments of its `forward`, without labels; L * L / 2 passes over them are made.
         plan: what is reduced.
 
     Returns:
         All layers, the first to be reduced first.
     """
-    own = model.router
-    left, ranking = list(range(own.text.num_layers)), list[int]()
+    sizes: RouterSizes = model.router.sizes
+    left, ranking = list(range(sizes["text"].num_layers)), list[int]()
     while left:
         tried = []
         for layer in left:
-            tried.append(_Chosen(**own.sizes))
+            tried.append(_Chosen(**sizes))
             tried[-1].plans = dict.fromkeys([*ranking, layer], plan)
         found = divergences(model, batches, tried)
         best = left[found.index(min(found))]

@@ -1,6 +1,6 @@
 """Visual tokens withdrawal (arXiv 2405.05803): deep layers see no visual row at all."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
 import torch
@@ -17,7 +17,7 @@ class VTWRouter(DroppingRouter):
 
     Args:
         k: K; default 15 of 32 layers, as released for LLaVA-1.5-7B, and its like elsewhere;
-            `find_layer` is the paper's search.
+            `python tools/search.py run=RUN router=vtw` finds one.
         positions: `keep`, as in `VTW.py` of lzhxmu/VTW, or `renumber`.
         keep: share of visual MACs to come closest to instead, by choosing K.
     """
@@ -41,28 +41,28 @@ class VTWRouter(DroppingRouter):
         """None is better than another."""
         return [torch.zeros(span.rows) for span in tokens.spans]
 
+    @classmethod
+    def search(
+        cls, model: Any, batches: Sequence[Mapping[str, Any]], eta: float = 0.003, first: int = 5
+    ) -> dict[str, int]:
+        """The paper's search: the first K at which answers hardly change without visual rows.
 
-def find_layer(
-    model: Any, batches: Iterable[Mapping[str, Any]], eta: float = 0.003, first: int = 5
-) -> int:
-    """The paper's search: the first K at which answers hardly change without visual rows.
+        For each K from `first` on, the divergence KL(without || with) of the last column's
+        prediction is averaged over all samples; eta is 0.003 for LLaVA-1.5-7B and 0.0005 for 13B,
+        on 20 samples (`lmms_eval/__main__.py` of lzhxmu/VTW).
 
-    For each K from `first` on, the divergence KL(without || with) of the last column's prediction
-    is averaged over all samples; eta is 0.003 for LLaVA-1.5-7B and 0.0005 for 13B, on 20 samples
-    (`lmms_eval/__main__.py` of lzhxmu/VTW).
+        Args:
+            model: see `Router.search`.
+            batches: see `Router.search`.
+            eta: largest divergence.
+            first: smallest K.
 
-    Args:
-        model: a `DPNForConditionalGeneration` in evaluation mode; gets its router back.
-        batches: arguments of its `forward`, without labels.
-        eta: largest divergence.
-        first: smallest K.
-
-    Returns:
-        K, the number of layers if no K is good enough.
-    """
-    sizes: RouterSizes = model.router.sizes
-    layers = sizes["text"].num_layers
-    tried = range(first, layers)
-    found = divergences(model, batches, [VTWRouter(k, **sizes) for k in tried])
-    good = (k for k, value in zip(tried, found, strict=True) if value <= eta)
-    return next(good, layers)
+        Returns:
+            K, the number of layers if no K is good enough.
+        """
+        sizes: RouterSizes = model.router.sizes
+        layers = sizes["text"].num_layers
+        tried = range(first, layers)
+        found = divergences(model, batches, [cls(k, **sizes) for k in tried])
+        good = (k for k, value in zip(tried, found, strict=True) if value <= eta)
+        return {"k": next(good, layers)}

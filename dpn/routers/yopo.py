@@ -1,6 +1,6 @@
 """YOPO (arXiv 2410.06169): all four ways in which visual rows need less than text."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
 from torch import nn
@@ -33,6 +33,9 @@ class YOPORouter(JoinedRouter):
         keep: share of visual MACs to come closest to instead.
     """
 
+    files = HeadPruningRouter.files
+    search_samples = HeadPruningRouter.search_samples
+
     def __init__(
         self,
         radius: int = 2,
@@ -56,6 +59,11 @@ class YOPORouter(JoinedRouter):
     def settled(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """With the scores that the file holds."""
         return HeadPruningRouter.settled(arguments)
+
+    @classmethod
+    def search(cls, model: Any, batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Score the heads, as for `head_pruning`."""
+        return HeadPruningRouter.search(model, batches)
 
     def parts(self, strength: float) -> dict[str, Any]:
         """The four methods, by name, each as far as the strength says."""

@@ -41,9 +41,8 @@ class Method:
 
 #: Only the gates are trained.
 _GATES = ("stage=gates", "trainer.max_steps=60", "router.hidden=96")
-#: Output of `tools/head_scores.py` for the base run.
+#: What `tools/search.py` makes of the base.
 _SCORES = ("router.scores={base}/head_scores.json",)
-#: Output of `tools/find_layers.py` for the base run.
 _RANKING = ("router.ranking={base}/layer_ranking.json",)
 #: All parts but the projector.
 _NEW = ("init.language={base}", "init.vision={base}")

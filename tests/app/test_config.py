@@ -78,7 +78,7 @@ def test_every_choice_composes_and_passes(choices, data_root):
         "give init.model=",
         "needs a GPU",
         "`optim=muon` needs whole matrices",
-        "`python tools/head_scores.py run=RUN` and give router.scores",
+        "`python tools/search.py run=RUN router=head_pruning` and give router.scores",
     )
     assert [p for p in problems_of(request) if not any(hint in p for hint in allowed)] == []
 
