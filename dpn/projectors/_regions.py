@@ -33,6 +33,8 @@ class RegionProjector(ReducingProjector):
         depth: see `ReducingProjector`.
     """
 
+    meets_keep = "roughly"
+    own_weights = True
     needs_keep: ClassVar[bool] = False
 
     def __init__(

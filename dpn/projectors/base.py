@@ -4,7 +4,7 @@ from typing import ClassVar, TypedDict
 
 from torch import Tensor, nn
 
-from dpn.cost import check_share
+from dpn.cost import MeetsKeep, check_share
 from dpn.tokens import Grid
 from dpn.vision import Needs, VisualFeatures
 from dpn.vision.base import VisionTower
@@ -39,6 +39,12 @@ class Projector(nn.Module):
         grid: grid of the vision tower's tokens for an image of native size.
 
     Attributes:
+        acts: where it acts, for tables.
+        meets_keep: how well `keep` is met: `exactly`, to one token; `roughly`, after calibration or
+            by the nearest of a few grids; `never`, if it is ignored.
+        trainable: whether models are trained with it; False for training-free methods.
+        own_weights: whether it has other weights than LLaVA's MLP, so that a model that was trained
+            with `projector=mlp` needs more training.
         needs: what it needs of the tower besides tokens.
         adaptive: whether the number of rows depends on what an image shows.
         calibrated: whether `keep` is met by choosing a price on training data, see
@@ -46,6 +52,10 @@ class Projector(nn.Module):
         ignores: arguments that it accepts, so that sweeps can include it, and never reads.
     """
 
+    acts: ClassVar[str] = "before the decoder"
+    meets_keep: ClassVar[MeetsKeep] = "exactly"
+    trainable: ClassVar[bool] = True
+    own_weights: ClassVar[bool] = False
     keep: float | None = None
     needs: Needs = Needs()
     adaptive: bool = False

@@ -35,6 +35,9 @@ class DenseConnectorProjector(Projector):
         keep: is ignored, as by `router=none`.
     """
 
+    acts = "before the decoder, no compression"
+    meets_keep = "never"
+    own_weights = True
     ignores = ("keep",)
 
     def __init__(

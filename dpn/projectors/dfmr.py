@@ -29,6 +29,7 @@ class DFMRProjector(ReducingProjector):
         depth: linear layers of the MLP.
     """
 
+    meets_keep = "roughly"
     needs_keep: ClassVar[bool] = False
     adaptive = True
     calibrated = True

@@ -25,6 +25,8 @@ class DivPruneProjector(ReducingProjector):
         depth: linear layers of the MLP.
     """
 
+    trainable = False
+
     def __init__(
         self,
         keep: float = 0.098,

@@ -25,6 +25,8 @@ class DownsampleProjector(ReducingProjector):
         depth: linear layers of the MLP.
     """
 
+    meets_keep = "roughly"
+
     def seen(self, grid: Grid) -> Grid:
         assert self.keep is not None
         sides = [max(1, round(n * math.sqrt(self.keep))) for n in grid]

@@ -25,6 +25,7 @@ class MatryoshkaPoolProjector(ReducingProjector):
         depth: linear layers of the MLP.
     """
 
+    meets_keep = "roughly"
     needs_keep: ClassVar[bool] = False
 
     def __init__(

@@ -31,6 +31,9 @@ class MatryoshkaQueryProjector(Projector):
         heads: of the attention.
     """
 
+    meets_keep = "roughly"  # exactly, as far as there are queries
+    own_weights = True
+
     def __init__(
         self,
         queries: int = 256,

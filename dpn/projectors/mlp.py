@@ -17,6 +17,8 @@ class MLPProjector(Projector):
         keep: is ignored, as by `router=none`: every token stays.
     """
 
+    acts = "nowhere"
+    meets_keep = "never"
     ignores = ("keep",)
 
     def __init__(

@@ -31,6 +31,7 @@ class VisionZipProjector(ReducingProjector):
         depth: linear layers of the MLP.
     """
 
+    trainable = False
     needs_keep: ClassVar[bool] = False
     needs = Needs(attention="last", cls=True)
     heads = 1

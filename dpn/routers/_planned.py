@@ -19,6 +19,8 @@ class PlannedRouter(StrengthRouter):
         keep: see `StrengthRouter`.
     """
 
+    acts = "within layers"
+
     def __init__(
         self,
         layers: Sequence[int] | None,

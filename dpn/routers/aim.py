@@ -40,6 +40,9 @@ class AIMRouter(DroppingRouter):
         keep: share of visual MACs to meet instead, by choosing `merge`.
     """
 
+    trainable = False
+    uncounted_flops = True
+
     def __init__(
         self,
         merge: float = 0.25,

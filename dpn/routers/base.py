@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dpn.common.seeded import uniform
-from dpn.cost import TextShape, check_share
+from dpn.cost import MeetsKeep, TextShape, check_share
 from dpn.tokens import Grid, LayerPlan, PackedTokens, Positions, Trace
 
 #: See `RoutingContext.attention_scores`.
@@ -83,6 +83,21 @@ class Router(nn.Module):
         text: sizes of the decoder.
         grid: grid of the visual tokens that enter the decoder for an image of native size.
     """
+
+    #: Where it acts, for tables: `between layers`, `within layers` or `nowhere`.
+    acts: ClassVar[str] = "between layers"
+    #: How well `keep` is met: `exactly`, to one row, head, unit or layer; `roughly`, on average,
+    #: after calibration or by the nearest of a few settings; `never`, if it is ignored or refused.
+    meets_keep: ClassVar[MeetsKeep] = "exactly"
+    #: Whether models are trained with it; False for training-free methods.
+    trainable: ClassVar[bool] = True
+    #: Whether it has weights, so that a model that was trained without it needs more training.
+    own_weights: ClassVar[bool] = False
+    #: Whether a `keep` of 1 computes exactly what `router=none` computes.
+    lossless: ClassVar[bool] = True
+    #: Whether it multiplies matrices that `dpn.cost.prefill_flops` leaves out: those of its gates,
+    #: or similarities of the rows that it merges.
+    uncounted_flops: ClassVar[bool] = False
 
     where: Where = "post"
     positions: Positions = "renumber"
@@ -170,6 +185,15 @@ class Router(nn.Module):
 
         Returns:
             Value of each setting that was found; empty for methods that search for none.
+        """
+        return {}
+
+    @classmethod
+    def example(cls, text: TextShape) -> dict[str, Any]:
+        """Stand-ins for settings that come from `search`, to try the method without data.
+
+        Args:
+            text: sizes of the decoder.
         """
         return {}
 

@@ -18,6 +18,8 @@ class ChainRouter(JoinedRouter):
         keep: must stay null; members may have one each, which counts what they do alone.
     """
 
+    meets_keep = "never"
+
     def __init__(
         self,
         routers: Sequence[Mapping[str, Any]],

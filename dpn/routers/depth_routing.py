@@ -51,6 +51,10 @@ class DepthRoutingRouter(StrengthRouter):
         keep: share of visual MACs to meet instead, by choosing the capacity.
     """
 
+    acts = "within layers"
+    own_weights = True
+    lossless = False
+    uncounted_flops = True
     losses: ClassVar[tuple[str, ...]] = ("depth",)
     search_samples = 50
 

@@ -43,6 +43,10 @@ class DPERouter(PoolingRouter):
         keep: share of visual MACs to meet in evaluation, by a price on rows found after training.
     """
 
+    meets_keep = "roughly"
+    own_weights = True
+    lossless = False  # rows are multiplied by the probability of the chosen expert
+    uncounted_flops = True
     calibrated: ClassVar[bool] = True
     losses: ClassVar[tuple[str, ...]] = ("hinge", "budget", "policy")
     price: Tensor

@@ -37,6 +37,9 @@ class DyVTERouter(Router):
             training.
     """
 
+    meets_keep = "roughly"
+    own_weights = True
+    uncounted_flops = True
     calibrated: ClassVar[bool] = True
     losses: ClassVar[tuple[str, ...]] = ("exit",)
     price: Tensor

@@ -25,6 +25,8 @@ class FastVRouter(DroppingRouter):
         keep: share of visual MACs to meet instead, by choosing R.
     """
 
+    trainable = False
+
     def __init__(
         self,
         k: int = 2,

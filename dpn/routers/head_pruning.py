@@ -90,6 +90,13 @@ class HeadPruningRouter(PlannedRouter):
         heads = watch.text.kv_heads
         return {"scores": [scores_of(torch.stack(ratios), heads) for ratios in watch.ratios]}
 
+    @classmethod
+    def example(cls, text: TextShape) -> dict[str, Any]:
+        """Scores from 0.001 to 0.069 in random order: half of them are above the threshold."""
+        scores = torch.linspace(0.001, 0.069, text.num_layers * text.kv_heads)
+        order = torch.randperm(len(scores), generator=torch.Generator().manual_seed(0))
+        return {"scores": scores[order].view(text.num_layers, text.kv_heads).tolist()}
+
     def plan_of(self, layer: int, strength: float) -> LayerPlan | None:
         """The heads whose score is above the threshold; without scores all."""
         if self.scores is None or layer < self.keep_layers:

@@ -18,6 +18,9 @@ class LayerDropRouter(VTWRouter):
         keep: share of visual MACs to come closest to instead, by choosing K.
     """
 
+    acts = "within layers"
+    trainable = True
+
     def __init__(
         self, k: int | None = None, keep: float | None = None, **sizes: Unpack[RouterSizes]
     ):

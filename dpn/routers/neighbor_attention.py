@@ -23,6 +23,8 @@ class NeighborAttentionRouter(PlannedRouter):
         keep: share of visual MACs to come closest to instead, by choosing the radius.
     """
 
+    lossless = False  # visual rows see later ones
+
     def __init__(
         self,
         radius: int = 2,

@@ -28,6 +28,8 @@ class RandomRouter(PoolingRouter):
         keep: expected share of visual MACs; default: every kernel is equally likely.
     """
 
+    meets_keep = "roughly"
+
     def __init__(
         self,
         layers: Sequence[int] | None = None,

@@ -42,6 +42,7 @@ class RedundancyLensRouter(PlannedRouter):
         keep: share of visual MACs to come closest to instead, by choosing how many layers.
     """
 
+    trainable = False
     files = MappingProxyType({"ranking": "layer_ranking.json"})
 
     def __init__(

@@ -41,6 +41,9 @@ class SparseVLMRouter(DroppingRouter):
             power, found by search (ours; the paper has four tables of counts).
     """
 
+    trainable = False
+    uncounted_flops = True
+
     def __init__(
         self,
         layers: Sequence[int] | None = None,

@@ -28,6 +28,8 @@ class StaticRouter(PoolingRouter):
             kernels.
     """
 
+    meets_keep = "roughly"
+
     def __init__(
         self,
         layers: Sequence[int] | None = None,

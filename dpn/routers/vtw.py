@@ -22,6 +22,8 @@ class VTWRouter(DroppingRouter):
         keep: share of visual MACs to come closest to instead, by choosing K.
     """
 
+    trainable = False
+
     def __init__(
         self,
         k: int | None = None,

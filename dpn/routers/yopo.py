@@ -5,7 +5,7 @@ from typing import Any, Unpack
 
 from torch import nn
 
-from dpn.cost import solve_for_keep
+from dpn.cost import TextShape, solve_for_keep
 from dpn.routers._joined import JoinedRouter, joined
 from dpn.routers._planned import native_macs
 from dpn.routers.base import RouterSizes, check_keep
@@ -33,6 +33,8 @@ class YOPORouter(JoinedRouter):
         keep: share of visual MACs to come closest to instead.
     """
 
+    acts = "within layers"
+    lossless = False  # visual rows see later ones
     files = HeadPruningRouter.files
     search_samples = HeadPruningRouter.search_samples
 
@@ -64,6 +66,11 @@ class YOPORouter(JoinedRouter):
     def search(cls, model: Any, batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Score the heads, as for `head_pruning`."""
         return HeadPruningRouter.search(model, batches)
+
+    @classmethod
+    def example(cls, text: TextShape) -> dict[str, Any]:
+        """Scores of heads, as for `head_pruning`."""
+        return HeadPruningRouter.example(text)
 
     def parts(self, strength: float) -> dict[str, Any]:
         """The four methods, by name, each as far as the strength says."""
