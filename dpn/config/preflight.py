@@ -139,7 +139,7 @@ def _check_parts(config: Node) -> list[str]:
             tower, projector = build_vision(model)
             if problems := projector.check():
                 return problems
-            projector.fit(tower)
+            projector.attach(tower)
             return build_router(model, tower, projector).check()
     except Exception as error:
         return [f"The model cannot be built: {' '.join(str(error).split())}"]

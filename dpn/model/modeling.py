@@ -73,7 +73,7 @@ class DPNForConditionalGeneration(RaggedGenerationMixin, PreTrainedModel):
         super().__init__(config)
         text: Any = config.text_config
         self.vision, self.projector = build_vision(config)
-        self.projector.fit(self.vision)
+        self.projector.attach(self.vision)
         with _no_memory() if empty_language else nullcontext():
             self.language = build_language(text)
             self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
@@ -253,7 +253,7 @@ class DPNForConditionalGeneration(RaggedGenerationMixin, PreTrainedModel):
             visual, grids = features.per_image(), features.grids
             visual = [rows.to(text.dtype) for rows in visual]
             sources = [
-                None if owner is None else (owner, self.projector.seen(grid))
+                None if owner is None else (owner, self.projector.tower_grid(grid))
                 for owner, grid in zip(features.owners or [None] * images, tower_grids, strict=True)
             ]
         elif several_processes() or (self.training and torch.is_grad_enabled()):  # see `connect`
@@ -274,7 +274,7 @@ class DPNForConditionalGeneration(RaggedGenerationMixin, PreTrainedModel):
         context: ImageContext,
     ) -> VisualFeatures:
         """Encode images with the vision tower and the projector."""
-        shown, sizes = self.projector.show(pixel_values.to(self.dtype), sizes, grids)
+        shown, sizes = self.projector.resize_images(pixel_values.to(self.dtype), sizes, grids)
         features = self.vision.features(shown, sizes)
         return self.projector(replace(features, context=context))
 

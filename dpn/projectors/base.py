@@ -72,7 +72,7 @@ class Projector(nn.Module):
         """
         return grid
 
-    def fit(self, tower: VisionTower) -> None:
+    def attach(self, tower: VisionTower) -> None:
         """Ask the tower for what is needed.
 
         Raises:
@@ -80,11 +80,11 @@ class Projector(nn.Module):
         """
         tower.request(self.needs)
 
-    def seen(self, grid: Grid) -> Grid:
+    def tower_grid(self, grid: Grid) -> Grid:
         """The grid at which the tower sees an image whose full size has `grid`."""
         return grid
 
-    def show(
+    def resize_images(
         self, pixel_values: Tensor, sizes: list[tuple[int, int]], grids: tuple[Grid, ...]
     ) -> tuple[Tensor, list[tuple[int, int]]]:
         """What the tower sees instead of images `[I, 3, Hmax, Wmax]`, each of a size in pixels and

@@ -27,28 +27,28 @@ class DownsampleProjector(ReducingProjector):
 
     meets_keep = "roughly"
 
-    def seen(self, grid: Grid) -> Grid:
+    def tower_grid(self, grid: Grid) -> Grid:
         assert self.keep is not None
         sides = [max(1, round(n * math.sqrt(self.keep))) for n in grid]
         return sides[0], sides[1]
 
     def grid_after(self, grid: Grid) -> Grid:
-        return self.seen(grid)
+        return self.tower_grid(grid)
 
     def flops(self, grid: Grid, after: Grid) -> int:
         return mlp_flops(self.layers, after[0] * after[1])
 
-    def fit(self, tower: VisionTower) -> None:
-        """See `Projector.fit`.
+    def attach(self, tower: VisionTower) -> None:
+        """See `Projector.attach`.
 
         Raises:
             ValueError: if the tower does not see smaller images as smaller grids.
         """
-        super().fit(tower)
+        super().attach(tower)
         size = (tower.image_size,) * 2
         problem = "the tower sees it at the same grid as a larger one."
         try:
-            if tower.grid_of(*self._size(size, tower.grid)) == self.seen(tower.grid):
+            if tower.grid_of(*self._size(size, tower.grid)) == self.tower_grid(tower.grid):
                 return
         except ValueError as error:
             problem = str(error)
@@ -59,10 +59,12 @@ class DownsampleProjector(ReducingProjector):
 
     def _size(self, size: tuple[int, int], grid: Grid) -> tuple[int, int]:
         """Height and width of the copy of an image of a size and a grid."""
-        height, width = (n * m // g for n, m, g in zip(size, self.seen(grid), grid, strict=True))
+        height, width = (
+            n * m // g for n, m, g in zip(size, self.tower_grid(grid), grid, strict=True)
+        )
         return height, width
 
-    def show(
+    def resize_images(
         self, pixel_values: Tensor, sizes: list[tuple[int, int]], grids: tuple[Grid, ...]
     ) -> tuple[Tensor, list[tuple[int, int]]]:
         small = [self._size(size, grid) for size, grid in zip(sizes, grids, strict=True)]

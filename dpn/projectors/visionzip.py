@@ -36,8 +36,8 @@ class VisionZipProjector(ReducingProjector):
     needs = Needs(attention="last", cls=True)
     heads = 1
 
-    def fit(self, tower: VisionTower) -> None:
-        super().fit(tower)
+    def attach(self, tower: VisionTower) -> None:
+        super().attach(tower)
         self.heads = tower.heads
 
     def __init__(

@@ -15,10 +15,10 @@ _registry = Registry("dpn.routers", Router)
 names, resolve, build = _registry.names, _registry.resolve, _registry.build
 
 
-def settled(section: Mapping[str, Any]) -> dict[str, Any]:
-    """A router's section as a saved model holds it, see `Router.settled`."""
+def inline_files(section: Mapping[str, Any]) -> dict[str, Any]:
+    """A router's section as a saved model holds it, see `Router.inline_files`."""
     arguments = {key: value for key, value in section.items() if key != "name"}
-    return {"name": section["name"], **resolve(section["name"]).settled(arguments)}
+    return {"name": section["name"], **resolve(section["name"]).inline_files(arguments)}
 
 
 __all__ = [
@@ -33,9 +33,9 @@ __all__ = [
     "Trace",
     "build",
     "count_rows",
+    "inline_files",
     "last_instruction_rows",
     "mean_attention",
     "names",
     "resolve",
-    "settled",
 ]

@@ -92,7 +92,7 @@ class DroppingRouter(StrengthRouter):
         full = self.text.full_macs(self.grid[0] * self.grid[1])
         return self.text.visual_macs(self.rows(strength)) / full
 
-    def rehearsed(self, most: bool) -> Router:
+    def bound(self, most: bool) -> Router:
         """As many rows as this one leaves, the first ones: without data none is better."""
         return _FirstRows(self)
 

@@ -34,9 +34,9 @@ class JoinedRouter(Router):
         """What is left of a layer where every member leaves something out."""
         return joined([member.within(layer, tokens, context) for member in self.members])
 
-    def rehearsed(self, most: bool) -> Router:
+    def bound(self, most: bool) -> Router:
         """Every member's stand-in."""
-        members = [member.rehearsed(most) for member in self.members]
+        members = [member.bound(most) for member in self.members]
         other = JoinedRouter(members, **self.sizes)
         other.positions = self.positions
         return other

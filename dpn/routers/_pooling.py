@@ -143,7 +143,7 @@ class PoolingRouter(Router):
             scale=scale,
         )
 
-    def rehearsed(self, most: bool) -> Router:
+    def bound(self, most: bool) -> Router:
         """Every sample takes the kernel that leaves most or fewest rows, of those it may get."""
         sign = 1 if most else -1
 
@@ -155,8 +155,8 @@ class PoolingRouter(Router):
 
         return self._picking(pick)
 
-    def forced(self, route: Sequence[Any]) -> Router:
-        """See `Router.forced`; `min_rows` is not looked at."""
+    def with_route(self, route: Sequence[Any]) -> Router:
+        """See `Router.with_route`; `min_rows` is not looked at."""
         layers = len(self.plan.layers)
         if len(route) != layers:
             raise ValueError(

@@ -125,7 +125,7 @@ class Router(nn.Module):
         return {"text": self.text, "grid": self.grid}
 
     @classmethod
-    def settled(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    def inline_files(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments as a saved model holds them: what a file says in the place of its path."""
         return dict(arguments)
 
@@ -143,7 +143,7 @@ class Router(nn.Module):
         """What a layer does for visual rows; None: all of it."""
         return None
 
-    def rehearsed(self, most: bool) -> "Router":
+    def bound(self, most: bool) -> "Router":
         """A router that stands in for this one in a dry run, where there are shapes but no data.
 
         Args:
@@ -160,7 +160,7 @@ class Router(nn.Module):
             return entering
         return min(entering, self.keep * (self.text.base_rows or entering))
 
-    def forced(self, route: Sequence[Any]) -> "Router":
+    def with_route(self, route: Sequence[Any]) -> "Router":
         """This router with a route that no data change, to be timed with random weights.
 
         Args:

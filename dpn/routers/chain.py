@@ -31,9 +31,9 @@ class ChainRouter(JoinedRouter):
         self.keep = keep
 
     @classmethod
-    def settled(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """See `Router.settled`; every member's."""
-        return {**arguments, "routers": [family.settled(s) for s in arguments["routers"]]}
+    def inline_files(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Router.inline_files`; every member's."""
+        return {**arguments, "routers": [family.inline_files(s) for s in arguments["routers"]]}
 
     def check(self) -> list[str]:
         """What is wrong with a member, or between them."""

@@ -118,7 +118,7 @@ class DepthRoutingRouter(StrengthRouter):
         rows = [part if n in self.layers else whole for n in range(self.text.num_layers)]
         return self.text.visual_macs(rows) / self.text.full_macs(whole)
 
-    def rehearsed(self, most: bool) -> Router:
+    def bound(self, most: bool) -> Router:
         """As many rows take part as in training, the first ones: without data none is better."""
         router = copy.copy(self)
         router.taken = lambda scores, training: [  # type: ignore[method-assign]

@@ -61,7 +61,7 @@ class HeadPruningRouter(PlannedRouter):
         super().__init__(None, threshold, (0.0, highest), keep, **sizes)
 
     @classmethod
-    def settled(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    def inline_files(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """With the scores that the file holds."""
         return {**arguments, "scores": read_scores(arguments.get("scores"))}
 

@@ -63,7 +63,7 @@ class RedundancyLensRouter(PlannedRouter):
         super().__init__(None, strength, (0.0, float(layers)), keep, **sizes)
 
     @classmethod
-    def settled(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    def inline_files(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """With the ranking that the file holds."""
         return {**arguments, "ranking": read_ranking(arguments.get("ranking"))}
 

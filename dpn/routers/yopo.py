@@ -58,9 +58,9 @@ class YOPORouter(JoinedRouter):
         self.members = nn.ModuleList(self.parts(strength).values())
 
     @classmethod
-    def settled(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    def inline_files(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """With the scores that the file holds."""
-        return HeadPruningRouter.settled(arguments)
+        return HeadPruningRouter.inline_files(arguments)
 
     @classmethod
     def search(cls, model: Any, batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -135,4 +135,4 @@ def test_a_chain_settles_its_members(tmp_path):
     path = tmp_path / "head_scores.json"
     path.write_text(json.dumps({"layers": [[0.1, 0.2]] * 4}))
     section = {"name": "chain", "routers": [{"name": "head_pruning", "scores": str(path)}]}
-    assert routers.settled(section)["routers"][0]["scores"] == [[0.1, 0.2]] * 4
+    assert routers.inline_files(section)["routers"][0]["scores"] == [[0.1, 0.2]] * 4

@@ -80,7 +80,7 @@ def test_owners_and_the_positions_that_follow_from_them(case):
         assert span.owner.shape == (span.source[0] * span.source[1],)
         assert span.owner.min() >= -1
         assert span.owner.max() < span.rows
-        assert span.source in (model.projector.seen(grid), span.grid)
+        assert span.source in (model.projector.tower_grid(grid), span.grid)
     expected = []
     for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
         position = 0

@@ -70,7 +70,7 @@ def test_a_file_is_read_and_saved_as_numbers(tmp_path):
     path.write_text(json.dumps(ranking))
     section = {"name": "redundancy_lens", "ranking": str(path)}
     assert lens(ranking=str(path)).ranking == ranking
-    assert routers.settled(section) == {"name": "redundancy_lens", "ranking": ranking}
+    assert routers.inline_files(section) == {"name": "redundancy_lens", "ranking": ranking}
     path.write_text('{"attention": [1]}')
     for bad in (str(path), str(tmp_path / "none.json")):
         with pytest.raises(ValueError, match=r"tools/search.py run=RUN router=redundancy_lens"):
