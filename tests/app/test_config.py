@@ -7,6 +7,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from dpn import losses
 from dpn.cli.arguments import read_arguments
 from dpn.cli.diagnose import diagnose
 from dpn.config import preflight, renamed
@@ -34,14 +35,20 @@ CHOICES = [
     for names in zip_longest(*(GROUPS[group] for group in groups))
 ]
 
-#: Overrides that a choice requires.
-REQUIRED = {
-    ("stage", "apply"): ["init.model=gpt2"],
-    ("loss", "budget"): ["router.keep=0.6"],
-    ("loss", "policy"): ["router.keep=0.6"],
-    ("loss", "exit"): ["router=dyvte"],
-    ("loss", "depth"): ["router=depth_routing"],
-}
+
+def further(group, choice):
+    """Overrides that a choice needs beside it."""
+    if (group, choice) == ("stage", "apply"):
+        return ["init.model=gpt2"]
+    if group == "model" and choice not in GROUPS["recipe"]:
+        return ["recipe=tiny"]
+    if group == "projector":  # without a grid the default keep is out of the router's reach
+        return ["router=none"]
+    if group == "loss" and choice not in ("auto", "language"):
+        able = preflight.trainable_by(choice)
+        keep = ["router.keep=0.6"] if losses.resolve(choice).needs_keep else []
+        return ["router=" + ("dpe" if "dpe" in able else able[0]), *keep]
+    return []
 
 
 def problems(*overrides: str, sweep: bool = False) -> list[str]:
@@ -69,9 +76,7 @@ def data_root(tmp_path_factory):
 def test_every_choice_composes_and_passes(choices, data_root):
     overrides = [f"paths.data_root={data_root}"]
     for group, choice in choices:
-        overrides += [f"{group}={choice}", *REQUIRED.get((group, choice), [])]
-        if group == "projector":  # without a grid the router cannot reach its default keep
-            overrides.append("router=none")
+        overrides += [f"{group}={choice}", *further(group, choice)]
     request = compose("train", overrides)
     allowed = (
         "give model.weights.",
