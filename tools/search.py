@@ -58,10 +58,10 @@ def search(
     if problems:
         raise ConfigError(problems)
     if data is None:
-        model, module = build.of_run(Path(run), device)
+        model, module = build.load_run(Path(run), device)
     else:
         model, processor = inference.load(Path(run), device)
-        module = build.source(compose("train", [f"data={data}"]).config.data)
+        module = build.data_module(compose("train", [f"data={data}"]).config.data)
         module.processor = processor
         module.prepare_data()
     batches = inference.training_prompts(module, model.device, samples or kind.search_samples)

@@ -1,4 +1,4 @@
-"""Files to batches: a source says which files, everything after it is shared."""
+"""Data sets, from files to batches: a source names the files, and all sources share the rest."""
 
 from typing import TYPE_CHECKING, Any
 

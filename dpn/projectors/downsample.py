@@ -1,4 +1,4 @@
-"""A smaller image: the baseline that needs no method at all (arXiv 2510.07143)."""
+"""A smaller image as baseline for other methods (arXiv 2510.07143)."""
 
 import math
 
@@ -13,16 +13,16 @@ from dpn.vision.base import VisionTower
 
 
 class DownsampleProjector(ReducingProjector):
-    """The tower sees a smaller copy of each image; the MLP takes all of its tokens.
+    """Resizes each image before the tower and applies the MLP to all of the tower's tokens.
 
-    The copy is made from the pixels that the processor gives: bicubic with antialiasing, to whole
-    patches. Both sides shrink alike, so of an 8 x 8 grid a half is 6 x 6 tokens, 0.56. Unlike
-    every other projector this one makes the tower cheaper, too. Needs no training.
+    The processor's pixels are resized by bicubic interpolation with antialiasing, to whole patches.
+    Both sides are scaled by the same factor, so half of an 8 x 8 grid is 6 x 6 tokens, 0.56. Unlike
+    other projectors, this one makes the tower cheaper too. It needs no training.
 
     Args:
-        keep: share of the tower's tokens at the image's full size that is left, as near as the two
-            sides can come to it.
-        depth: linear layers of the MLP.
+        keep: target share of the tower's tokens at the image's full size, met as closely as whole
+            patches allow.
+        depth: number of linear layers of the MLP.
     """
 
     meets_keep = "roughly"
@@ -39,26 +39,26 @@ class DownsampleProjector(ReducingProjector):
         return mlp_flops(self.layers, after[0] * after[1])
 
     def attach(self, tower: VisionTower) -> None:
-        """See `Projector.attach`.
+        """Check that the tower accepts smaller images.
 
         Raises:
-            ValueError: if the tower does not see smaller images as smaller grids.
+            ValueError: if it does not compute smaller grids for them.
         """
         super().attach(tower)
         size = (tower.image_size,) * 2
-        problem = "the tower sees it at the same grid as a larger one."
+        problem = "the tower computes the same grid as for a larger one."
         try:
             if tower.grid_of(*self._size(size, tower.grid)) == self.tower_grid(tower.grid):
                 return
         except ValueError as error:
             problem = str(error)
         raise ValueError(
-            f"projector.keep={self.keep} asks this vision tower for a smaller image that it can not"
-            f" take; change keep, or take projector=pooled: {problem}"
+            f"projector.keep={self.keep} needs smaller images than this vision tower accepts;"
+            f" change keep, or use projector=pooled: {problem}"
         )
 
     def _size(self, size: tuple[int, int], grid: Grid) -> tuple[int, int]:
-        """Height and width of the copy of an image of a size and a grid."""
+        """Return height and width of the resized image, given its size and grid."""
         height, width = (
             n * m // g for n, m, g in zip(size, self.tower_grid(grid), grid, strict=True)
         )

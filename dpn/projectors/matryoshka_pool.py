@@ -1,4 +1,4 @@
-"""M3: nested scales of visual tokens in one model (arXiv 2405.17430)."""
+"""M3 (arXiv 2405.17430): one model for several scales of visual tokens."""
 
 from collections.abc import Sequence
 from typing import ClassVar, Unpack
@@ -11,18 +11,19 @@ from dpn.vision import ImageGroup, VisualFeatures
 
 
 class MatryoshkaPoolProjector(ReducingProjector):
-    """The MLP, then average pooling by one of several kernels: training sees all of them, and
-    inference chooses one.
+    """Applies the MLP, then average pooling with one of several kernels, each a scale.
 
-    The paper averages the loss over all scales of every step. Here each step draws one scale, the
-    same for all images and processes, which has the same expectation at a fraction of the cost.
+    Training uses all scales, inference one of them. The paper averages the loss over all scales in
+    every step. Here each step draws one scale, the same for all images and processes, which has the
+    same expectation at a fraction of the cost.
 
     Args:
-        kernels: sides of the scales; those of the paper leave 576, 144, 36, 9 and 1 of 24 x 24
+        kernels: sides of the kernels; those of the paper leave 576, 144, 36, 9 and 1 of 24 x 24
             tokens. A kernel that is larger than an image pools all of it.
-        kernel: side at inference.
-        keep: instead of `kernel`, the scale that leaves nearly this share of the tower's tokens.
-        depth: linear layers of the MLP.
+        kernel: side of the kernel at inference.
+        keep: target share of the tower's tokens at inference; if given, the scale that is closest
+            to it replaces `kernel`.
+        depth: number of linear layers of the MLP.
     """
 
     meets_keep = "roughly"
@@ -40,7 +41,7 @@ class MatryoshkaPoolProjector(ReducingProjector):
         self.kernels, self.kernel = tuple(kernels), kernel
 
     def kernel_for(self, grid: Grid) -> Kernel:
-        """The kernel of an image at inference."""
+        """Return the kernel of an image at inference."""
         fitting = [fitted(side, grid) for side in self.kernels]
         if self.keep is None:
             return fitted(self.kernel, grid)
@@ -54,7 +55,6 @@ class MatryoshkaPoolProjector(ReducingProjector):
         return mlp_flops(self.layers, grid[0] * grid[1])
 
     def check(self) -> list[str]:
-        """A keep outside (0, 1], or kernels that can not be."""
         problems = super().check()
         if not self.kernels or min(*self.kernels, self.kernel) < 1:
             problems.append(
@@ -78,7 +78,7 @@ class MatryoshkaPoolProjector(ReducingProjector):
 
 
 def fitted(side: int, grid: Grid) -> Kernel:
-    """A square kernel, cut to a grid."""
+    """Return a square kernel, cut to the size of a grid."""
     return min(side, grid[0]), min(side, grid[1])
 
 

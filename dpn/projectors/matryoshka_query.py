@@ -1,4 +1,4 @@
-"""MQT: a query transformer whose first queries suffice (arXiv 2405.19315)."""
+"""MQT (arXiv 2405.19315): a query transformer of which any number of first queries can be used."""
 
 import math
 from typing import Unpack
@@ -15,23 +15,24 @@ from dpn.vision.vit import sincos_positions
 
 
 class MatryoshkaQueryProjector(Projector):
-    """The first m of some learned queries attend to the tokens of an image; m is drawn for each
-    training step and chosen at inference.
+    """The first m of several learned queries attend to the tokens of an image.
 
-    As in the source, queries carry the sine-cosine positions of a square grid, keys are the
-    positions of the tokens (the same table, bicubically resized) and values the tokens, each after
-    a LayerNorm; one matrix takes the result to the decoder's width. A draw is one of 2, 4, ... up
-    to all queries, the same for all images and processes. A row stands for no cells in particular.
+    m is drawn for each training step and chosen at inference. As in the release, queries have the
+    sine-cosine positions of a square grid, keys are the positions of the tokens (the same table,
+    resized bicubically) and values are the tokens, each after a LayerNorm; one matrix maps the
+    result to the decoder's width. Training draws m from 2, 4, ... up to all queries, the same for
+    all images and processes. A row does not belong to particular cells of the image.
 
     Args:
-        queries: learned, a square number.
-        rows: m at inference (and without draws in training); null: all queries.
-        keep: instead of `rows`, share of the tower's tokens, as far as there are queries.
-        elastic: whether training draws m; the source's first stage uses all queries.
-        heads: of the attention.
+        queries: number of learned queries, a square number.
+        rows: m at inference, and in training without draws; null: all queries.
+        keep: target share of the tower's tokens; if given, it determines `rows`, up to the number
+            of queries.
+        elastic: whether training draws m; the first stage of the paper uses all queries.
+        heads: number of attention heads.
     """
 
-    meets_keep = "roughly"  # exactly, as far as there are queries
+    meets_keep = "roughly"  # at most as many tokens as queries
     own_weights = True
 
     def __init__(
@@ -53,7 +54,7 @@ class MatryoshkaQueryProjector(Projector):
         self.output = nn.Parameter(torch.randn(width, self.output_size) * self.output_size**-0.5)
 
     def rows_of(self, grid: Grid) -> int:
-        """m at inference."""
+        """Return m at inference."""
         if self.keep is not None:
             return min(self.count, max(1, round(self.keep * grid[0] * grid[1])))
         return self.count if self.rows is None else self.rows
@@ -62,15 +63,12 @@ class MatryoshkaQueryProjector(Projector):
         return 1, self.rows_of(grid)
 
     def flops(self, grid: Grid, after: Grid) -> int:
-        """The attention and the output matrix."""
+        """FLOPs of the attention and of the output matrix."""
         cells, rows, width = grid[0] * grid[1], after[1], self.input_size
         attend = 2 * (rows + cells) * width**2 + 2 * rows * cells * width
         return 2 * (attend + rows * width * self.output_size)
 
     def check(self) -> list[str]:
-        """Queries that form no square, rows that there are no queries for, or an impossible
-        keep.
-        """
         problems = super().check()
         if self.count < 2 or math.isqrt(self.count) ** 2 != self.count:
             problems.append(f"projector.queries={self.count} must be a square number, e.g. 256.")

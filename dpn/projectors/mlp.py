@@ -10,11 +10,11 @@ from dpn.vision import VisualFeatures
 
 
 class MLPProjector(Projector):
-    """Linear, GELU, Linear on every token.
+    """Applies linear layers with GELUs between them to every token.
 
     Args:
         depth: number of linear layers (LLaVA's `mlp2x_gelu` has 2).
-        keep: is ignored, as by `router=none`: every token stays.
+        keep: ignored, so that sweeps can include this projector: all tokens are kept.
     """
 
     acts = "nowhere"
@@ -43,7 +43,7 @@ def mlp(
     depth: int,
     linear: type[nn.Linear] = nn.Linear,
 ) -> nn.Sequential:
-    """`depth` layers of a class `linear` with GELUs between them; see `MLPProjector`."""
+    """Build `depth` linear layers with GELUs between them, see `MLPProjector`."""
     layers: list[nn.Module] = [linear(input_size, output_size)]
     for _ in range(depth - 1):
         layers += [nn.GELU(), linear(output_size, output_size)]
@@ -51,5 +51,5 @@ def mlp(
 
 
 def mlp_flops(layers: nn.Sequential, rows: int) -> int:
-    """FLOPs (FMA = 2) of the linear layers for so many rows."""
+    """Return the FLOPs (FMA = 2) of the linear layers for a number of rows."""
     return sum(2 * rows * x.weight.numel() for x in layers if isinstance(x, nn.Linear))

@@ -1,4 +1,4 @@
-"""TokenPacker: a coarse token takes in the details of its region (arXiv 2407.02392)."""
+"""TokenPacker (arXiv 2407.02392): coarse tokens that attend to the details of their region."""
 
 from collections.abc import Sequence
 from typing import Unpack
@@ -20,19 +20,20 @@ from dpn.vision import ImageGroup, VisualFeatures
 
 
 class TokenPackerProjector(RegionProjector):
-    """Queries are the tower's tokens, bilinearly resized to a coarser grid; each attends to the
-    tokens of several layers in its own square region; the result goes through the MLP.
+    """Resizes the tower's tokens to a coarser grid, lets them attend to their region, then the MLP.
 
-    Linear layers start from a normal of standard deviation 0.02, biases at zero. A region at the
-    edge of a grid that does not divide has fewer tokens, which the source leaves open.
+    The queries are the tower's tokens, resized bilinearly; each attends to the tokens of several
+    layers in its own square region. Linear layers are initialised from a normal of standard
+    deviation 0.02, biases with zero. Regions at the edge of a grid that the scale does not divide
+    have fewer tokens; the paper does not cover this case.
 
     Args:
         scale: side of a region (2, 3 or 4 in the paper: 144, 64 or 36 of 576 tokens).
-        keep: instead of the scale, the one that leaves nearly this share of the native grid.
-        levels: after which shares of the tower's layers its hidden states are read (of CLIP's 24
-            layers: 12, 16, 22 and 23).
-        heads: of the attention.
-        depth: linear layers of the MLP.
+        keep: target share of the native grid's tokens; if given, it determines the scale.
+        levels: places of the layers whose hidden states are read, as shares of the tower's depth
+            (of CLIP's 24 layers: 12, 16, 22 and 23).
+        heads: number of attention heads.
+        depth: number of linear layers of the MLP.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class TokenPackerProjector(RegionProjector):
         self.regions = RegionAttention(width, len(levels) * width, heads, SmallLinear)
 
     def flops(self, grid: Grid, after: Grid) -> int:
-        """The MLP and the attention."""
+        """FLOPs of the MLP and of the attention."""
         queries = 2 * after[0] * after[1] * self.input_size**2
         return super().flops(grid, after) + queries + self.regions.flops(grid, self.kernel)
 

@@ -1,4 +1,4 @@
-"""VisionZip: the tokens that CLS looks at, and the rest merged by key (arXiv 2412.04467)."""
+"""VisionZip (arXiv 2412.04467): keeps the tokens that CLS attends to and merges the others."""
 
 from typing import ClassVar, Unpack
 
@@ -15,20 +15,22 @@ from dpn.vision.base import VisionTower
 
 
 class VisionZipProjector(ReducingProjector):
-    """Dominant and contextual tokens, then the MLP.
+    """Keeps dominant and contextual tokens, then applies the MLP.
 
-    Attention and keys are those of the layer whose output the tower hands on. Dominant are CLS
-    itself and the tokens with the largest attention of CLS, summed over heads, in their order. Of
-    the other tokens, evenly spaced ones are anchors; each of the rest goes to the anchor with the
-    largest cosine of keys (averaged over heads), and an anchor plus the average of what went to it
-    is a contextual token. An image of fewer tokens than asked for keeps all. Needs no training.
+    Attention and keys are those of the layer whose output the tower returns. Dominant tokens are
+    CLS itself and the tokens with the largest attention of CLS, summed over heads, in their order.
+    Of the other tokens, evenly spaced ones are anchors; each remaining token is assigned to the
+    anchor with the largest cosine of keys (averaged over heads). An anchor plus the mean of the
+    tokens assigned to it is a contextual token. An image with fewer tokens than requested keeps
+    all. It needs no training.
 
     Args:
-        keep: share of the tower's tokens that is left, divided among both kinds as the numbers say;
-            null: the numbers themselves.
-        dominant: tokens, CLS among them (54 and 10 are the source's example of 64 tokens).
-        contextual: tokens.
-        depth: linear layers of the MLP.
+        keep: share of the tower's tokens that enter the decoder, divided in the proportion of
+            `dominant` and `contextual`; null: these numbers themselves.
+        dominant: number of dominant tokens, CLS included (the paper's example of 64 tokens has 54
+            and 10).
+        contextual: number of contextual tokens.
+        depth: number of linear layers of the MLP.
     """
 
     trainable = False
@@ -52,7 +54,7 @@ class VisionZipProjector(ReducingProjector):
         self.dominant, self.contextual = dominant, contextual
 
     def numbers(self, cells: int) -> tuple[int, int]:
-        """Dominant and contextual tokens of an image."""
+        """Return the numbers of dominant and contextual tokens of an image."""
         dominant, contextual = self.dominant, self.contextual
         if self.keep is not None:
             rows = super().rows(cells)
@@ -65,7 +67,7 @@ class VisionZipProjector(ReducingProjector):
         return sum(self.numbers(cells))
 
     def flops(self, grid: Grid, after: Grid) -> int:
-        """The MLP, CLS's attention, the cosines and the averages."""
+        """FLOPs of the MLP, of CLS's attention, of the cosines and of the means."""
         cells, width = grid[0] * grid[1], self.input_size
         dominant, contextual = self.numbers(cells)
         others = 1 + cells - dominant - contextual
@@ -73,7 +75,6 @@ class VisionZipProjector(ReducingProjector):
         return super().flops(grid, after) + 2 * choice
 
     def check(self) -> list[str]:
-        """A keep outside (0, 1], or numbers that can not be."""
         problems = super().check()
         if self.dominant < 1 or self.contextual < 0:
             problems.append(
@@ -110,14 +111,14 @@ class VisionZipProjector(ReducingProjector):
 
 
 def spaced(cells: int, count: int) -> np.ndarray:
-    """`count` evenly spaced places among so many, from the first one."""
+    """Return `count` evenly spaced places of `cells`, from the first one."""
     step = max(1, cells // count) if count else 1
     return np.arange(0, cells, step)[:count]
 
 
 def average(rows: Tensor, target: Tensor, count: int) -> Tensor:
-    """Averages of the rows `[S, n, C]` that went to each of `count` targets `[S, n]`, zero where
-    none did.
+    """Average the rows `[S, n, C]` of each of `count` targets `[S, n]`; zero for targets without
+    rows.
     """
     share = target[..., None] == torch.arange(count, device=target.device)  # [S, n, count]
     share = share.to(rows.dtype)

@@ -1,4 +1,7 @@
-"""What happens to visual tokens inside the decoder: one method, one file."""
+"""Methods that reduce visual tokens inside the decoder: one router, one file.
+
+Imports `common`, `tokens` and `cost`, but not the decoder or the model.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +19,10 @@ names, resolve, build = _registry.names, _registry.resolve, _registry.build
 
 
 def inline_files(section: Mapping[str, Any]) -> dict[str, Any]:
-    """A router's section as a saved model holds it, see `Router.inline_files`."""
+    """Return a router's config section with files replaced by their contents.
+
+    See `Router.inline_files`.
+    """
     arguments = {key: value for key, value in section.items() if key != "name"}
     return {"name": section["name"], **resolve(section["name"]).inline_files(arguments)}
 

@@ -1,4 +1,4 @@
-"""How much a router changes what a model predicts: the measure by which layers are chosen."""
+"""How much routers change the predictions of a model; a search chooses layers by it."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -13,12 +13,12 @@ from dpn.routers.base import Router
 def divergences(
     model: Any, batches: Iterable[Mapping[str, Any]], routers: Sequence[Router]
 ) -> list[float]:
-    """KL(with || without) of the last column's prediction, mean over all samples.
+    """Measure KL(with || without) of the last column's prediction, mean over all samples.
 
     Args:
         model: a `DPNForConditionalGeneration` in evaluation mode; its own router does not act.
         batches: arguments of its `forward`, without labels.
-        routers: routers to compare with none, one by one.
+        routers: routers, each compared with no router.
 
     Returns:
         One divergence per router.
@@ -35,6 +35,6 @@ def divergences(
 
 
 def _last_column(model: Any, batch: Mapping[str, Any], router: Router) -> Tensor:
-    """Log-probabilities of the last column, `[B, vocabulary]`."""
+    """Return the log-probabilities of the last column, `[B, vocabulary]`."""
     logits = model(**batch, logits_to_keep=1, router=router).logits
     return logits[:, -1].float().log_softmax(-1)

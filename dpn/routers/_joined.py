@@ -1,4 +1,4 @@
-"""What the methods share that are made of others, one after the other."""
+"""Base class of routers that combine other routers."""
 
 from collections.abc import Sequence
 from functools import reduce
@@ -11,10 +11,10 @@ from dpn.tokens import LayerPlan, PackedTokens
 
 
 class JoinedRouter(Router):
-    """Applies every member before and after each layer, in their order.
+    """Applies all members before and after each layer, in order.
 
     Args:
-        members: the routers.
+        members: routers to combine.
     """
 
     def __init__(self, members: Sequence[Router], **sizes: Unpack[RouterSizes]):
@@ -25,17 +25,14 @@ class JoinedRouter(Router):
     def at(
         self, where: Where, layer: int, tokens: PackedTokens, context: RoutingContext
     ) -> PackedTokens:
-        """Every member in turn."""
         for member in self.members:
             tokens = member.at(where, layer, tokens, context)
         return tokens
 
     def within(self, layer: int, tokens: PackedTokens, context: RoutingContext) -> LayerPlan | None:
-        """What is left of a layer where every member leaves something out."""
         return joined([member.within(layer, tokens, context) for member in self.members])
 
     def bound(self, most: bool) -> Router:
-        """Every member's stand-in."""
         members = [member.bound(most) for member in self.members]
         other = JoinedRouter(members, **self.sizes)
         other.positions = self.positions
@@ -43,5 +40,5 @@ class JoinedRouter(Router):
 
 
 def joined(plans: Sequence[LayerPlan | None]) -> LayerPlan | None:
-    """One plan that leaves out what any of these does."""
+    """Merge plans into one that leaves out everything that any of them leaves out."""
     return reduce(lambda one, other: one.joined(other) if one else other, plans, None)

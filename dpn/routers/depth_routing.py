@@ -1,4 +1,4 @@
-"""Mixture of depths for visual rows, gamma-MoD (arXiv 2410.13859): some rows pass a layer by."""
+"""Mixture of depths for visual rows, gamma-MoD (arXiv 2410.13859): some rows skip a layer."""
 
 import copy
 import logging
@@ -21,34 +21,35 @@ log = logging.getLogger(__name__)
 
 
 class DepthRoutingRouter(StrengthRouter):
-    """At its layers a gate picks the visual rows that take part; the others stay what they are.
+    """At some layers a gate chooses the visual rows that take part; the others skip the layer.
 
     As in `llava_llama_mod.py` of Yaxin9Luo/Gamma-MOD: one gate, Linear(D, 2) without bias and the
     same for all layers, gives each row a probability p of taking part. In training the
     ceil(capacity * n) of n rows with the highest p do, in evaluation those with p above a
     threshold. A layer's attention and cache hold the rows that take part alone, numbered without
-    gaps; the output of its FFN is multiplied by p. `loss=depth` (weight 0.01) teaches the gate what
-    was picked.
+    gaps; the output of its FFN is multiplied by p. `loss=depth` (weight 0.01) trains the gate to
+    predict which rows were chosen.
 
-    Differences: text always takes part, at full weight, where the release routes the system
-    prompt's tokens with the image's, weights all tokens by p, and lets a generated one with p below
-    0.5 pass by. The gate reads rows after an RMS norm without weights instead of each layer's own
-    norm. With a `keep` the highest p of each image take part in evaluation, too, so that the share
-    is met. Of several images each has its own capacity.
+    Differences to the release: text always takes part, at full weight; the release routes the
+    system prompt's tokens with the image's, weights all tokens by p, and lets a generated token
+    with p below 0.5 skip the layer. The gate reads rows after an RMS norm without weights instead
+    of each layer's own norm. With a `keep`, the rows with the highest p take part in evaluation
+    too, so that the share is met. Each image of a sample has its own capacity.
 
-    A short training does not bring p below the threshold: then only a `keep`, or a threshold of
+    A short training does not bring p below the threshold. Then only a `keep`, or a threshold of
     null, saves work in evaluation.
 
-    A row's p depends on what stands before the row, so after an answer on that answer, as the row
-    itself does; what stands before the answer never does.
+    The p of a row depends on the text before the row. An image after an answer therefore depends on
+    that answer; rows before the answer never do.
 
     Args:
         capacity: share of an image's rows that take part in training; 0.5, as released.
-        layers: 0-based; default: all but the first 3 of 32, and their like in other decoders, and
-            the last, as with `arank_mod`. `tools/search.py` ranks them.
-        threshold: of p in evaluation; null: as in training.
-        positions: in these layers, `renumber`, as released, or `keep`.
-        keep: share of visual MACs to meet instead, by choosing the capacity.
+        layers: 0-based indices of the layers that rows may skip; default: all but the first 3 of
+            32, scaled to the depth, and the last, as with `arank_mod`. `tools/search.py` ranks
+            layers.
+        threshold: smallest p of the rows that take part in evaluation; null: as in training.
+        positions: numbering of rows within these layers: `renumber`, as released, or `keep`.
+        keep: target share of visual MACs, met by choosing the capacity.
     """
 
     acts = "within layers"
@@ -72,20 +73,20 @@ class DepthRoutingRouter(StrengthRouter):
         self.layers = tuple(default if layers is None else layers)
         super().__init__(capacity, (0.0, 1.0), keep, **sizes)
         self.positions, self.threshold = positions, threshold
-        # No `Gate` of its own: engines that share out weights gather those once in a pass.
+        # Not a `Gate`: engines that shard weights gather those once per pass.
         self.gate = nn.Parameter(torch.empty(2, self.text.hidden_size))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """The gate starts as a Linear does."""
+        """Initialise the gate like a linear layer."""
         nn.init.kaiming_uniform_(self.gate, a=math.sqrt(5))
 
     def within(self, layer: int, tokens: PackedTokens, context: RoutingContext) -> LayerPlan | None:
-        """See `Router.within`; one host synchronisation."""
+        # One host synchronisation, in `taken`.
         if layer not in self.layers:
             return None
         read = F.rms_norm(tokens.visual.float(), (self.text.hidden_size,), eps=1e-6)
-        logits = dot(read, self.gate.T)  # [Nv, 2] passes by, takes part
+        logits = dot(read, self.gate.T)  # [Nv, 2]: skips the layer, takes part
         probs = logits.softmax(-1)[:, 1]
         counts = [span.rows for span in tokens.spans]
         rows = self.taken(probs.detach().split(counts), context.training)
@@ -97,7 +98,12 @@ class DepthRoutingRouter(StrengthRouter):
         return LayerPlan(rows=tuple(rows), scale=probs[index])
 
     def taken(self, scores: Sequence[Tensor], training: bool) -> list[np.ndarray]:
-        """Ascending places of each image's rows that take part, given their probabilities."""
+        """Return the ascending places of each image's rows that take part.
+
+        Args:
+            scores: probabilities `[rows]` of each image.
+            training: whether the model is in training mode.
+        """
         if training or self.keep is not None or self.threshold is None:
             return highest(scores, [self.left(len(score)) for score in scores])
         if not scores:
@@ -107,19 +113,18 @@ class DepthRoutingRouter(StrengthRouter):
         return [np.flatnonzero(part) for part in np.split(above, ends)]
 
     def left(self, rows: int, capacity: float | None = None) -> int:
-        """How many of an image's rows take part."""
+        """Return the number of an image's rows that take part."""
         capacity = self.strength if capacity is None else capacity
         return min(rows, math.ceil(rows * capacity - 1e-6))
 
     def share(self, strength: float) -> float:
-        """Share of visual MACs of an image of native size."""
         whole = self.grid[0] * self.grid[1]
         part = self.left(whole, strength)
         rows = [part if n in self.layers else whole for n in range(self.text.num_layers)]
         return self.text.visual_macs(rows) / self.text.full_macs(whole)
 
     def bound(self, most: bool) -> Router:
-        """As many rows take part as in training, the first ones: without data none is better."""
+        # As many rows as in training; which ones makes no difference to the cost.
         router = copy.copy(self)
         router.taken = lambda scores, training: [  # type: ignore[method-assign]
             np.arange(self.left(len(score))) for score in scores
@@ -127,7 +132,6 @@ class DepthRoutingRouter(StrengthRouter):
         return router
 
     def check(self) -> list[str]:
-        """Layers, threshold, capacity and keep that can not be."""
         problems, last = super().check(), self.text.num_layers - 1
         if any(not 0 <= layer <= last for layer in self.layers):
             problems.append(
@@ -151,11 +155,11 @@ class DepthRoutingRouter(StrengthRouter):
         Args:
             model: see `Router.search`.
             batches: see `Router.search`.
-            tolerance: singular values below this share of the largest count as zero; None: what
-                rounding leaves, see `torch.linalg.matrix_rank`.
+            tolerance: share of the largest singular value below which others count as zero;
+                None: the default of `torch.linalg.matrix_rank`.
 
         Returns:
-            All layers, the lowest rank first: rows skip the first ones with least loss.
+            All layers, the lowest rank first: rows can skip the first ones with the least loss.
         """
         ranks = mean_ranks(model, batches, tolerance)
         layers = sorted(range(len(ranks)), key=ranks.__getitem__)
@@ -166,13 +170,14 @@ class DepthRoutingRouter(StrengthRouter):
 
 
 class _RankOfMaps(Router):
-    """Adds up the ranks of each layer's attention maps and changes nothing.
+    """Adds up the ranks of each layer's attention maps and keeps all rows.
 
-    The paper takes the mean over heads and samples, and leaves open which samples and what counts
-    as zero. Without a tolerance a map has nearly as many ranks as rows, since each row sees itself.
+    The paper takes the mean over heads and samples, and does not say which samples or which
+    singular values count as zero. Without a tolerance the rank of a map is nearly the number of its
+    rows, since each row attends to itself.
 
     Args:
-        like: router of the model.
+        like: router of the model, for its sizes and positions.
         tolerance: see `DepthRoutingRouter.search`.
     """
 
@@ -194,7 +199,7 @@ class _RankOfMaps(Router):
         return tokens
 
     def rank(self, probs: Tensor) -> float:
-        """Mean over heads of the rank of `[n, H, n]` probabilities."""
+        """Return the rank of attention probabilities `[n, H, n]`, mean over heads."""
         ranks = torch.linalg.matrix_rank(probs.transpose(0, 1), rtol=self.tolerance)
         return float(ranks.float().mean())
 
@@ -203,7 +208,7 @@ class _RankOfMaps(Router):
 def mean_ranks(
     model: Any, batches: Sequence[Mapping[str, Any]], tolerance: float | None
 ) -> list[float]:
-    """ARank of each layer over all samples of some batches, see `DepthRoutingRouter.search`."""
+    """Compute the ARank of each layer over all samples, see `DepthRoutingRouter.search`."""
     ranks = _RankOfMaps(model.router, tolerance)
     for batch in batches:
         model(**batch, logits_to_keep=1, router=ranks)

@@ -1,4 +1,4 @@
-"""No compression: every visual row goes through every layer."""
+"""No compression: every layer processes every visual row."""
 
 from typing import Unpack
 
@@ -6,7 +6,7 @@ from dpn.routers.base import Router, RouterSizes
 
 
 class NoRouter(Router):
-    """The same path as every other method, with no decisions; `keep` is accepted and ignored."""
+    """Keeps all rows; `keep` is ignored."""
 
     acts = "nowhere"
     meets_keep = "never"

@@ -1,6 +1,4 @@
-"""RedundancyLens (arXiv 2501.19036): less attention and a sparse FFN for visual rows in the layers
-that need them least.
-"""
+"""RedundancyLens (arXiv 2501.19036): less attention and FFN for visual rows in some layers."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,31 +13,32 @@ from dpn.tokens import LayerPlan
 
 COMMAND = "python tools/search.py run=RUN router=redundancy_lens"
 KINDS = ("attention", "ffn")
-#: Layers by kind, the first to be reduced first.
+#: Layers for each kind, in the order in which they are reduced.
 Ranking = Mapping[str, Sequence[int]]
 
 
 class RedundancyLensRouter(PlannedRouter):
-    """Hollow attention and a probe-activated dynamic FFN in some layers, in the order of a ranking.
+    """Hollow attention and a probe-activated dynamic FFN in the layers that a ranking puts first.
 
-    Hollow attention: a visual row sees text before it and, among visual rows, those of a window
-    before it; text sees all. Dynamic FFN: in each layer a probe of an image's rows tells which
-    hidden units are the most active, and all its rows use these only.
+    Hollow attention: a visual row attends to the text before it and to the visual rows within a
+    window before it; text attends to everything before it. Dynamic FFN: in each layer, some rows of
+    an image, the probe, determine the most active hidden units, and all its rows use only these.
 
-    Neither the text of the paper beyond its abstract nor the release (L-Hugh/RedundancyLens) was
-    at hand: the defaults of window, ratio and probe, the activation act(gate) * up whose absolute
-    mean counts, and rankings of attention and FFN apart are those of a port by others. Chosen here:
-    the probe is evenly spaced, windows and units are those of one image, half of the layers (which
-    the abstract finds to be free) are reduced, the deepest first where no ranking is given.
+    This was written from the abstract of the paper, without its text or the release
+    (L-Hugh/RedundancyLens). The defaults of window, ratio and probe, the activation act(gate) * up
+    whose absolute mean is compared, and separate rankings for attention and FFN come from a port by
+    others. These are our choices: probe rows are evenly spaced, windows and units belong to one
+    image, and half of the layers are reduced (which the abstract reports to be free), the deepest
+    first if there is no ranking.
 
     Args:
-        ranking: layers of `attention` and of `ffn`, the first to be reduced first, or the file that
-            `tools/search.py` writes; default: from the last layer on.
-        reduced: how many layers of each; default: half.
-        window: 256 visual rows.
-        ratio: share of the hidden units; 0.2.
-        probe: one in so many rows is probed; 10.
-        keep: share of visual MACs to come closest to instead, by choosing how many layers.
+        ranking: layers for `attention` and for `ffn` in the order in which they are reduced, or the
+            file that `tools/search.py` writes; default: from the last layer backwards.
+        reduced: number of layers that are reduced, of each kind; default: half.
+        window: number of visual rows in a window.
+        ratio: share of the hidden units that visual rows use.
+        probe: distance between probe rows: one row in every `probe`.
+        keep: target share of visual MACs; the number of layers whose share is closest is used.
     """
 
     trainable = False
@@ -64,7 +63,6 @@ class RedundancyLensRouter(PlannedRouter):
 
     @classmethod
     def inline_files(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """With the ranking that the file holds."""
         return {**arguments, "ranking": read_ranking(arguments.get("ranking"))}
 
     @classmethod
@@ -75,14 +73,14 @@ class RedundancyLensRouter(PlannedRouter):
         return {"ranking": {kind: rank_layers(model, batches, p) for kind, p in plans.items()}}
 
     def plan_of(self, layer: int, strength: float) -> LayerPlan | None:
-        """What is reduced in a layer if so many of each kind are."""
+        """Return the plan of a layer when the first `strength` layers of each kind are reduced."""
         attention, ffn = (layer in self.ranking[kind][: round(strength)] for kind in KINDS)
         if not attention and not ffn:
             return None
         return self.reduction(attention, ffn)
 
     def reduction(self, attention: bool, ffn: bool) -> LayerPlan:
-        """A layer whose attention, FFN or both are reduced."""
+        """Return the plan of a layer whose attention, FFN or both are reduced."""
         units = max(1, round(self.text.ffn_size * self.ratio))
         return LayerPlan(
             ffn=units if ffn else None,
@@ -91,7 +89,6 @@ class RedundancyLensRouter(PlannedRouter):
         )
 
     def check(self) -> list[str]:
-        """As for all, the ranking and the sizes."""
         problems, layers = super().check(), list(range(self.text.num_layers))
         for kind in KINDS:
             if sorted(self.ranking[kind]) != layers:
@@ -109,16 +106,16 @@ class RedundancyLensRouter(PlannedRouter):
 
 
 def read_ranking(ranking: Ranking | str | None) -> Ranking | None:
-    """The layers of a file; a ranking is returned as it is.
+    """Read a ranking from a file; a mapping is checked and returned.
 
     Raises:
-        ValueError: if there is no such file, or it holds no ranking.
+        ValueError: if the file does not exist or has no ranking.
     """
     found: Any = ranking
     if isinstance(ranking, str):
         path = Path(ranking)
         if not path.is_file():
-            raise ValueError(f"router.ranking={ranking} is no file; make it with `{COMMAND}`.")
+            raise ValueError(f"router.ranking={ranking} does not exist; make it with `{COMMAND}`.")
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
@@ -127,14 +124,14 @@ def read_ranking(ranking: Ranking | str | None) -> Ranking | None:
         return None
     if not isinstance(found, Mapping) or any(not isinstance(found.get(k), list) for k in KINDS):
         raise ValueError(
-            f"router.ranking={ranking} holds no lists `attention` and `ffn`; make them with"
+            f"router.ranking={ranking} has no lists `attention` and `ffn`; make them with"
             f" `{COMMAND}`."
         )
     return {kind: found[kind] for kind in KINDS}
 
 
 class _Chosen(Router):
-    """Follows given plans."""
+    """Follows given plans of layers."""
 
     plans: Mapping[int, LayerPlan]
 
@@ -143,19 +140,19 @@ class _Chosen(Router):
 
 
 def rank_layers(model: Any, batches: Sequence[Mapping[str, Any]], plan: LayerPlan) -> list[int]:
-    """Greedy search: at each step the layer joins whose reduction changes predictions least.
+    """Rank layers greedily: each step adds the layer whose reduction changes predictions least.
 
-    The measure is that of `vtw`, the divergence of the last column's prediction; the paper's is
-    left open here.
+    The measure is that of `vtw`, the divergence of the last column's prediction, because the
+    paper's measure is unknown to us.
 
     Args:
         model: a `DPNForConditionalGeneration` in evaluation mode; its own router does
             not act.
-        batches: arguments of its `forward`, without labels; L * L / 2 passes over them are made.
-        plan: what is reduced.
+        batches: arguments of its `forward`, without labels; they are passed over L * L / 2 times.
+        plan: plan of a reduced layer.
 
     Returns:
-        All layers, the first to be reduced first.
+        All layers, in the order in which they are reduced.
     """
     sizes: RouterSizes = model.router.sizes
     left, ranking = list(range(sizes["text"].num_layers)), list[int]()

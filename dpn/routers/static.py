@@ -15,17 +15,18 @@ from dpn.tokens import Grid, Kernel, PackedTokens, Positions
 
 
 class StaticRouter(PoolingRouter):
-    """Pool every sample alike; DPN's `pooling_type: static`.
+    """Pools every sample with the same kernels; DPN's `pooling_type: static`.
 
     Args:
-        layers: 0-based layers; default: those that end the first, second and third quarter.
-        kernels: one kernel [h, w] per layer, or one for all; default 2 x 2.
+        layers: 0-based indices of the layers that pool; default: those that end the first, second
+            and third quarter of the decoder.
+        kernels: one kernel [h, w] per layer, or one for all layers.
         reduce: `max` or `avg`.
-        where: `post` pools after the layer, `pre` before it.
+        where: whether rows are pooled after the layer (`post`) or before it (`pre`).
         positions: `renumber` or `keep`, see `dpn.tokens.packed.PackedTokens`.
-        min_rows: a kernel that would leave a sample fewer rows is not applied to it.
-        keep: instead of kernels, the share of visual MACs to come closest to with 1x1, 1x2 and 2x2
-            kernels.
+        min_rows: fewest rows that a kernel may leave of a sample; otherwise it is not applied.
+        keep: target share of visual MACs; the combination of 1x1, 1x2 and 2x2 kernels whose share
+            is closest to it replaces `kernels`.
     """
 
     meets_keep = "roughly"
@@ -45,7 +46,7 @@ class StaticRouter(PoolingRouter):
         if keep is not None:
             kernels = kernels_for_share(keep, layers, where, **sizes)
         per_layer = [kernels] * len(layers) if isinstance(kernels[0], int) else kernels
-        # The identity stands second: what a sample gets that is too small for the kernel.
+        # The identity comes second, for samples that are too small for the kernel.
         pairs = [[tuple(kernel), (1, 1)] for kernel in per_layer]
         super().__init__(layers, pairs, reduce, where, positions, min_rows, keep, **sizes)
 
@@ -57,12 +58,11 @@ class StaticRouter(PoolingRouter):
         allowed: Tensor,
         context: RoutingContext,
     ) -> GateChoice:
-        """The layer's kernel where it is allowed."""
         experts = (~allowed[:, 0]).long()
         return GateChoice(experts, torch.nn.functional.one_hot(experts, 2).float())
 
     def reach(self) -> tuple[float, float]:
-        """From 2 x 2 pooling at every layer to none."""
+        # The shares of 2 x 2 pooling at every layer and of none.
         shares = [
             _share(
                 (kernel,) * len(self.plan.layers),
@@ -79,7 +79,7 @@ class StaticRouter(PoolingRouter):
 def kernels_for_share(
     keep: float, layers: tuple[int, ...], where: str, text: TextShape, grid: Grid
 ) -> tuple[Kernel, ...]:
-    """The kernels out of 1x1, 1x2 and 2x2 whose share of visual MACs is closest to `keep`."""
+    """Return the kernels, of 1x1, 1x2 and 2x2, whose share of visual MACs is closest to `keep`."""
     return min(
         product(PAPER_KERNELS, repeat=len(layers)),
         key=lambda kernels: abs(_share(kernels, layers, where, text, grid) - keep),

@@ -160,7 +160,7 @@ MISTAKES = {
     },
     "image that the tower cannot take": {
         "model=llava_hr_tiny": "",
-        "projector=downsample": "projector.keep=0.5 asks this vision tower for a smaller image",
+        "projector=downsample": "projector.keep=0.5 needs smaller images than this vision",
     },
     "keep out of reach": {"router.keep=0.02": "router.keep=0.02 cannot be reached, only 0."},
     "hinge with keep": {"loss=hinge": "`loss=hinge` has its own target", "router.keep=0.6": ""},

@@ -137,8 +137,8 @@ def test_two_routers_that_read_and_drop_at_one_layer_are_refused():
             "FastVRouter keep, PyramidDropRouter",
         ),
         ([{"name": "fastv", "k": 50}], None, "router.routers[0]: The router drops rows before"),
-        ([{"name": "dpe", "keep": 0.5}], None, "which a chain has not"),
-        ([{"name": "fastv"}], 0.5, "router.keep=0.5 of a chain is not shared out"),
+        ([{"name": "dpe", "keep": 0.5}], None, "which a chain does not support"),
+        ([{"name": "fastv"}], 0.5, "router.keep=0.5 has no meaning for a chain"),
     ],
 )
 def test_check_of_a_chain(members, keep, message):

@@ -1,4 +1,4 @@
 """Where training and validation data come from: one source, one file.
 
-Imports the checks and row formats of `dpn.data`, and nothing that loads or batches samples.
+Imports the formats and settings of `dpn.data`, not what loads or batches samples.
 """

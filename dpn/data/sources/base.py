@@ -1,4 +1,4 @@
-"""What every source of data is: where its rows are, and how they are loaded."""
+"""Base class of data sources: where the rows are, and how they are loaded."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ SplitName = Literal["train", "val"]
 
 @dataclass(frozen=True)
 class Draw:
-    """Rows drawn by lot, or all the others: the two sides of a held-out split.
+    """A random selection of rows, or all other rows: the two sides of a held-out split.
 
     Attributes:
-        amount: how many; below 1, which share.
-        seed: of the lot.
-        drawn: whether the drawn rows are meant, or the others.
+        amount: number of rows to draw; below 1 a share of all rows.
+        seed: seed of the draw.
+        drawn: whether the drawn rows are chosen, or the others.
     """
 
     amount: float
@@ -30,15 +30,15 @@ class Draw:
     drawn: bool
 
     def choose(self, rows: Sequence[int]) -> Sequence[int]:
-        """Those of the rows that are meant, in the same order.
+        """Return the chosen rows, in the same order.
 
         Raises:
-            DataError: if one of the sides would be empty.
+            DataError: if one of the sides is empty.
         """
         count = round(self.amount * len(rows) if self.amount < 1 else self.amount)
         if not 0 < count < len(rows):
             raise DataError(
-                f"`data.holdout={self.amount}` of {len(rows)} rows leaves no row to train on or"
+                f"`data.holdout={self.amount}` of {len(rows)} rows leaves no rows to train on or"
                 " none to validate on; change it."
             )
         is_drawn = np.zeros(len(rows), dtype=bool)
@@ -52,10 +52,10 @@ class Split:
 
     Attributes:
         file: JSON array of conversations.
-        image_root: folder that image paths are relative to, and may not leave.
-        template: name of the conversation template; None for the processor's own.
-        rows: how many to use from the start of the file; None for all.
-        draw: which of these; None for all.
+        image_root: folder that image paths are relative to; they must stay inside it.
+        template: name of the conversation template; None: the processor's.
+        rows: number of rows to use from the start of the file; None: all.
+        draw: selection of these rows; None: all.
     """
 
     file: Path
@@ -65,34 +65,38 @@ class Split:
     draw: Draw | None = None
 
     def numbers(self, total: int) -> Sequence[int]:
-        """Numbers, from 0, of the rows that are used out of a file's total."""
+        """Return the indices of the rows that are used, given the file's number of rows."""
         rows = range(total)[: self.rows]
         return self.draw.choose(rows) if self.draw else rows
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Settings that all sources share; a source adds its own and says where its splits are.
+    """Base class of data sources, with the settings that all of them share.
+
+    A source adds its own settings and implements `split`. Its YAML file must set at least
+    `batch_size`, `global_batch` and `max_length`.
 
     Args:
-        batch_size: samples per process and training step (before accumulation).
-        global_batch: samples per optimizer step over all processes, which gives the accumulation;
-            null: the trainer's accumulation stands.
-        rows_per_batch: instead of batch_size: rows of text and images that a batch of one process
-            holds at most, after the compression that is expected of projector and `router.keep`.
-        eval_batch_size: samples per process and evaluation step.
-        num_workers: processes that load samples; 0 loads in the main process.
-        max_length: most ids a sample may have, each image counted as one.
-        too_long: `refuse` takes a longer sample for a bad row, `cut` trains on its first ids, as in
-            LLaVA. A question that is to be answered is never cut.
-        on_error: `raise` stops at a bad row, `skip` takes the next good row instead and counts it.
-        seed: of the order of training samples.
-        last_batch: `fill` completes an epoch's last accumulation window from the epoch's start,
-            `drop` leaves the incomplete window out.
-        group: `llava` (LLaVA-1.5's finetuning), `llava_hr` and `dpn` put training samples of one
-            kind together, with images or without, and make batches equally long in total, as those
-            recipes do, see `dpn.data.grouping`; `none` shuffles freely. A row that takes a bad
-            one's place may be of the other kind.
+        batch_size: number of samples per process and training step, before accumulation.
+        global_batch: number of samples per optimizer step over all processes; it determines the
+            accumulation. null: the trainer's accumulation is used.
+        rows_per_batch: largest number of text and image rows in a batch of one process, after the
+            compression that is expected of projector and `router.keep`; replaces `batch_size`.
+        eval_batch_size: number of samples per process and evaluation step.
+        num_workers: number of processes that load samples; 0 loads in the main process.
+        max_length: largest number of ids of a sample; each image counts as one.
+        too_long: treatment of longer samples: `refuse` treats them as bad rows, `cut` trains on
+            their first ids, as LLaVA does. Questions of an evaluation are never cut.
+        on_error: treatment of bad rows: `raise` stops, `skip` uses the next good row instead and
+            counts the bad one.
+        seed: seed of the order of training samples.
+        last_batch: treatment of an epoch's last accumulation window if it is incomplete: `fill`
+            completes it from the start of the epoch, `drop` leaves it out.
+        group: grouping of training samples into batches. `llava` (LLaVA-1.5's finetuning),
+            `llava_hr` and `dpn` put samples of one kind together, with or without images, and
+            balance the length of batches, as these recipes do, see `dpn.data.grouping`. `none`
+            shuffles freely. A row that replaces a bad one may be of the other kind.
     """
 
     batch_size: int = 16
@@ -108,17 +112,17 @@ class Source:
     group: Group = "none"
 
     def check(self) -> list[str]:
-        """What is wrong with these settings, one sentence each; builds and writes nothing."""
+        """Return an error sentence for each problem of the settings, without writing anything."""
         problems = []
         if self.rows_per_batch is not None and self.global_batch is not None:
             problems.append(
-                "`data.rows_per_batch` and `data.global_batch` can not both be given: batches of"
-                " equally many rows hold different numbers of samples; set one of them to null."
+                "`data.rows_per_batch` and `data.global_batch` cannot both be given: batches of"
+                " equally many rows have different numbers of samples; set one to null."
             )
         if self.rows_per_batch is not None and self.group != "none":
             problems.append(
-                f"`data.rows_per_batch` and `data.group={self.group}` both say which samples make"
-                " up a batch; set data.group=none."
+                f"`data.rows_per_batch` and `data.group={self.group}` both determine the"
+                " samples of a batch; set data.group=none."
             )
         return problems + self._outside(
             {
@@ -131,7 +135,7 @@ class Source:
         )
 
     def _outside(self, limits: Mapping[str, tuple[int, int | None]]) -> list[str]:
-        """Sentences about the settings that are smaller or larger than allowed."""
+        """Return an error sentence for each setting that is smaller or larger than allowed."""
         problems = []
         for name, (low, high) in limits.items():
             value = getattr(self, name)
@@ -141,13 +145,13 @@ class Source:
         return problems
 
     def prepare(self) -> None:
-        """Write what has to be there first; safe in several processes at once."""
+        """Write files that have to exist first; several processes may call it at once."""
 
     def split(self, name: SplitName) -> Split | None:
-        """The rows of a split, or None if there are none."""
-        raise TypeError(f"{type(self).__name__} does not say where its rows are.")
+        """Return the rows of a split, or None if there are none."""
+        raise TypeError(f"{type(self).__name__} does not implement split.")
 
     def corpus(self) -> list[Split]:
-        """All rows that a tokenizer should know, whichever of them this run trains on."""
+        """Return all rows that a tokenizer is trained on, whichever of them this run uses."""
         train = self.split("train")
         return [train] if train else []
