@@ -1,10 +1,10 @@
-"""Read a whole data set and say what is in it and what is wrong with it.
+"""Read a whole data set; report its content and its bad rows.
 
     python tools/check_data.py data=llava_665k paths.data_root=/data
     python tools/check_data.py data=llava_json data.train_file=FILE data.image_root=FOLDER
 
-Every row is read and every image decoded, by `data.num_workers` processes. Bad rows are listed at
-the end; then the command exits with 1.
+All rows are read and all images decoded, by `data.num_workers` processes. Bad rows are listed at
+the end, and the command then exits with 1.
 """
 
 import heapq
@@ -25,12 +25,12 @@ from dpn.common.progress import progress
 from dpn.config import build
 from dpn.config.checks import check_part
 from dpn.config.schema import check_arguments
-from dpn.data.base import Source, Split
 from dpn.data.batch import DataError
 from dpn.data.conversation import checked_pieces, count_words, image_names, template
 from dpn.data.encoding import cut
 from dpn.data.images import CorruptImageError, MissingImageError, OutsideImageError, open_image
 from dpn.data.rows import FileRows, answered_turns
+from dpn.data.sources.base import Source, Split
 from dpn.data.tokenizer import EOS
 from dpn.model import DPNProcessor
 from dpn.runs.request import ConfigError, Request
@@ -49,10 +49,10 @@ class Settings:
     Attributes:
         data: section `data`.
         paths: section `paths`.
-        split: which rows.
-        tokenizer: folder or Hub name; None measures in words.
-        examples: bad rows of each kind, and longest rows, to show.
-        seed: of the data's order.
+        split: split to read.
+        tokenizer: folder or Hub name of the tokenizer; None: lengths are counted in words.
+        examples: number of bad rows of each kind, and of longest rows, to show.
+        seed: seed of the data's order.
     """
 
     data: dict[str, Any]
@@ -65,14 +65,14 @@ class Settings:
 
 @dataclass(frozen=True)
 class Finding:
-    """What was seen of a row.
+    """Result for one row.
 
     Attributes:
-        number: of the row in the file.
-        name: its id.
+        number: index of the row in the file.
+        name: id of the row.
         source: first part of the path of its first image, or `no image`.
-        length: ids, each image counted as one, or words.
-        problems: kind and sentence of each.
+        length: number of ids, with one per image, or of words.
+        problems: kind and error sentence of each problem.
     """
 
     number: int
@@ -84,10 +84,10 @@ class Finding:
 
 @dataclass
 class Report:
-    """Findings, counted.
+    """Counts of all findings.
 
     Attributes:
-        examples: how many bad rows of each kind, and longest rows, to keep.
+        examples: number of bad rows of each kind, and of longest rows, to keep.
     """
 
     examples: int
@@ -99,7 +99,7 @@ class Report:
     longest: list[tuple[int, int, str]] = field(default_factory=list)
 
     def add(self, finding: Finding) -> None:
-        """Count one row."""
+        """Add the finding of one row."""
         self.rows += 1
         self.bad += bool(finding.problems)
         self.sources[finding.source] += 1
@@ -113,12 +113,12 @@ class Report:
 
 
 class Check(Dataset[Finding]):
-    """Every row as a finding; nothing is raised.
+    """Dataset of findings, one per row; bad rows raise nothing.
 
     Args:
-        split: which rows.
-        source: limits on samples.
-        processor: measures in ids; None for words.
+        split: split to read.
+        source: source with the limits on samples.
+        processor: processor that counts ids; None: lengths are counted in words.
     """
 
     def __init__(self, split: Split, source: Source, processor: DPNProcessor | None):
@@ -149,7 +149,7 @@ class Check(Dataset[Finding]):
         )
 
     def measure(self, row: Any, images: int, words: int) -> int:
-        """Length of a row, or a DataError if its conversation can not be learned."""
+        """Return the length of a row; raise a DataError if it cannot be trained on."""
         turns = answered_turns(row)
         if self.processor is None:
             checked_pieces(turns, images, template(self.split.template or "v1"), EOS)
@@ -163,10 +163,10 @@ class Check(Dataset[Finding]):
 
 
 def check(request: Request) -> None:
-    """Pre-flight.
+    """Check the config.
 
     Raises:
-        ConfigError: with everything that is wrong with the config or missing.
+        ConfigError: with every problem of the config.
     """
     config = build.plain(request.config)
     problems = check_arguments("", Settings, config) + check_part("data", config["data"], data)
@@ -177,7 +177,7 @@ def check(request: Request) -> None:
 
 
 def findings(source: Source, split: Split, processor: DPNProcessor | None) -> Iterator[Finding]:
-    """What is seen of every row, in the order of the file."""
+    """Yield the finding of every row, in the order of the file."""
     batches: Iterable[list[Finding]] = DataLoader(
         Check(split, source, processor),
         batch_size=64,
@@ -214,7 +214,7 @@ def main(request: Request) -> None:
     source.prepare()
     split = source.split(config.split)
     if split is None:
-        raise DataError(f"The data set has no split {config.split}; choose the other one.")
+        raise DataError(f"The data set has no split {config.split}; use the other one.")
     processor = None
     if config.tokenizer is not None:
         processor = DPNProcessor(read_tokenizer(hub.find(config.tokenizer)))

@@ -1,9 +1,9 @@
-"""LLaVA, LLaVA-HR, DPN or Hugging Face weights to a folder that `run=` and `from_pretrained` read.
+"""Convert LLaVA, LLaVA-HR, DPN or Hugging Face weights to a folder that `run=` reads.
 
 python tools/convert.py llava-v1.5-7b llava-7b --part clip-vit-large-patch14-336
 python tools/convert.py RUN/checkpoints/step-0001000.ckpt llava-7b --like FOLDER_OF_OURS
 
-The second reads a checkpoint of any trainer, also one that FSDP2 or ZeRO shared out.
+The second reads a checkpoint of any trainer, also one that FSDP2 or ZeRO sharded.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from dpn.cli.door import set_up_logging
 
 
 def main() -> None:
-    """Read the command line, convert, and say what was done."""
+    """Command line of `python tools/convert.py`."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("source", type=Path, help="file or folder to read")
     parser.add_argument("target", type=Path, help="folder to write")
@@ -25,15 +25,20 @@ def main() -> None:
         action="append",
         default=[],
         metavar="PATH",
-        help="gives what the source leaves out, as a frozen vision tower; may be repeated",
+        help="weights that the source lacks, e.g. a frozen vision tower; may be repeated",
     )
     parser.add_argument(
         "--like",
         type=Path,
         metavar="FOLDER",
-        help="a folder of ours whose config and tokenizer belong to the source",
+        help="folder of a DPN model whose config and tokenizer belong to the source",
     )
-    parser.add_argument("--base", type=Path, metavar="FOLDER", help="what a LoRA run started from")
+    parser.add_argument(
+        "--base",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of the model that a LoRA run started from",
+    )
     arguments = parser.parse_args()
     set_up_logging()
     try:

@@ -1,10 +1,12 @@
-"""Start a method of your own: a router and its config, complete, that lets every row go on.
+"""Write the two files of a new method: a class that works as it is, and its config.
 
     python tools/new_method.py NAME
+    python tools/new_method.py --projector NAME
 
-Writes dpn/routers/NAME.py and configs/router/NAME.yaml. Change what the file says about where rows
-are dropped, how many and which; `python -m dpn.train router=NAME` and the contract tests
-(`python -m pytest tests/core/test_router_contracts.py -k NAME`) find it as it is.
+The first writes dpn/routers/NAME.py and configs/router/NAME.yaml, the second
+dpn/projectors/NAME.py and configs/projector/NAME.yaml. Both keep every visual token until you
+change which tokens they keep. `python -m dpn.train router=NAME`, `sweep=methods` and the contract
+tests find them: `python -m pytest tests/core -k NAME`.
 """
 
 import argparse
@@ -13,24 +15,25 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
-ROUTER = '''"""@TITLE@: what it does, in a line (name the paper, arXiv id)."""
+ROUTER = '''"""@TITLE@: what it does, in one sentence (name the paper, arXiv id)."""
+
+from typing import Unpack
 
 from torch import Tensor
 
-from dpn.cost import TextShape
 from dpn.routers._dropping import DroppingRouter, last_instruction_rows, mean_attention
-from dpn.routers.base import RoutingContext
-from dpn.tokens import Grid, PackedTokens, Positions
+from dpn.routers.base import RouterSizes, RoutingContext
+from dpn.tokens import PackedTokens, Positions
 
 
 class @CLASS@Router(DroppingRouter):
-    """Before a layer lets a share of the visual rows go on; as it stands, all of them.
+    """Keep a share of the visual rows before one layer; by default all of them.
 
     Args:
-        layer: where rows are dropped; default: after the first quarter of the decoder.
-        ratio: share of an image's rows that goes on.
+        layer: layer before which rows are dropped; default: after the first quarter of the decoder.
+        ratio: share of an image's rows that are kept.
         positions: `renumber` or `keep`, see `dpn.tokens.packed.PackedTokens`.
-        keep: share of visual MACs to meet instead, by choosing the ratio.
+        keep: target share of visual MACs, met by choosing the ratio.
     """
 
     def __init__(
@@ -39,50 +42,88 @@ class @CLASS@Router(DroppingRouter):
         ratio: float = 1.0,
         positions: Positions = "renumber",
         keep: float | None = None,
-        *,
-        text: TextShape,
-        grid: Grid,
+        **sizes: Unpack[RouterSizes],
     ):
-        self.layer = text.num_layers // 4 if layer is None else layer
-        super().__init__("pre", positions, ratio, (0.0, 1.0), keep, text=text, grid=grid)
+        self.layer = sizes["text"].num_layers // 4 if layer is None else layer
+        super().__init__("pre", positions, ratio, (0.0, 1.0), keep, **sizes)
 
     def schedule(self, strength: float) -> dict[int, float]:
-        """The share that goes on from each depth."""
+        """Share of an image's rows that is kept at each depth."""
         return {self.layer: strength}
 
     def scores(self, tokens: PackedTokens, context: RoutingContext) -> list[Tensor]:
-        """Which rows go on: those that the last instruction row attends to most."""
+        """Attention that each visual row gets from the last instruction token."""
         return mean_attention(tokens, context, last_instruction_rows(tokens, context))
 '''
 
-CONFIG = """# @TITLE@: python -m dpn.train router=@NAME@ router.ratio=0.5
-# The same at a share of visual work: python -m dpn.train router=@NAME@ router.keep=0.5
+ROUTER_CONFIG = """# @TITLE@: python -m dpn.train router=@NAME@ router.ratio=0.5
+# With a target share of visual work: python -m dpn.train router=@NAME@ router.keep=0.5
 name: @NAME@
 layer: null  # null: a quarter of the decoder's depth
-ratio: 1.0  # share of the visual rows that goes on
+ratio: 1.0  # share of the visual rows that are kept
 positions: renumber  # or keep
-keep: null  # share of visual MACs to meet, instead of the ratio
+keep: null  # target share of visual MACs, instead of the ratio
 """
 
+PROJECTOR = '''"""@TITLE@: what it does, in one sentence (name the paper, arXiv id)."""
 
-def write(name: str, root: Path) -> list[Path]:
-    """Write both files.
+import torch
+
+from dpn.projectors._reduction import ReducingProjector, Rows, by_grid, chosen
+from dpn.vision import ImageGroup, VisualFeatures
+
+
+class @CLASS@Projector(ReducingProjector):
+    """Keep evenly spaced visual tokens, then apply LLaVA's MLP.
+
+    Args:
+        keep: share of the tower's tokens that enter the decoder.
+        depth: number of linear layers of the MLP.
+    """
+
+    def forward(self, features: VisualFeatures) -> VisualFeatures:
+        return self.project(by_grid(features, self._choose))
+
+    def _choose(self, group: ImageGroup) -> list[Rows]:
+        count = self.rows(group.cells)
+        places = torch.arange(count, device=group.tokens.device) * group.cells // count
+        return chosen(group, places.expand(len(group.tokens), -1))
+'''
+
+PROJECTOR_CONFIG = """# @TITLE@: python -m dpn.train projector=@NAME@ projector.keep=0.5 router=none
+name: @NAME@
+keep: 1.0  # share of the tower's tokens that enter the decoder
+"""
+
+TEMPLATES = {"router": (ROUTER, ROUTER_CONFIG), "projector": (PROJECTOR, PROJECTOR_CONFIG)}
+
+
+def write(kind: str, name: str, root: Path) -> list[Path]:
+    """Write both files and return their paths.
+
+    Args:
+        kind: `router` or `projector`.
+        name: name of the method.
+        root: folder of the checkout.
 
     Raises:
-        SystemExit: if the name is none, or taken.
+        SystemExit: if the name is invalid or taken.
     """
     if not (name.isidentifier() and name == name.lower() and name[0] != "_" != name[-1]):
-        raise SystemExit(f"{name!r} is no name; take small letters, digits and _, e.g. my_method.")
+        raise SystemExit(
+            f"{name!r} is not a valid name; use small letters, digits and _, e.g. my_method."
+        )
     if keyword.iskeyword(name) or name == "base":
-        raise SystemExit(f"{name!r} is taken by Python or by dpn/routers; take another one.")
-    words = name.split("_")
+        raise SystemExit(f"{name!r} is reserved by Python or by dpn/{kind}s; use another name.")
+    code, config = TEMPLATES[kind]
     filled = {
-        root / "dpn" / "routers" / f"{name}.py": ROUTER,
-        root / "configs" / "router" / f"{name}.yaml": CONFIG,
+        root / "dpn" / f"{kind}s" / f"{name}.py": code,
+        root / "configs" / kind / f"{name}.yaml": config,
     }
     for path in filled:
         if path.exists():
-            raise SystemExit(f"{path.relative_to(root)} exists; take another name or remove it.")
+            raise SystemExit(f"{path.relative_to(root)} exists; use another name or remove it.")
+    words = name.split("_")
     for path, text in filled.items():
         for mark, value in {
             "@NAME@": name,
@@ -95,12 +136,15 @@ def write(name: str, root: Path) -> list[Path]:
 
 
 def main() -> None:
-    """Read the name and write."""
+    """Command line of `python tools/new_method.py`."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("name")
-    for path in write(parser.parse_args().name, ROOT):
+    parser.add_argument("name", help="name of the method, e.g. my_method")
+    parser.add_argument("--projector", action="store_true", help="write a projector, not a router")
+    arguments = parser.parse_args()
+    kind = "projector" if arguments.projector else "router"
+    for path in write(kind, arguments.name, ROOT):
         print(f"wrote {path.relative_to(ROOT)}")
 
 

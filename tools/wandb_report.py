@@ -1,9 +1,9 @@
-"""Define the dashboard of a Weights & Biases project in code, and send it there.
+"""Create the dashboard of a Weights & Biases project.
 
     pip install 'dpn[wandb-reports]' && wandb login
     python tools/wandb_report.py run=RUN entity=TEAM
 
-Any finished run of the project will do: it names the layers, families and options to show.
+Any finished run of the project can be used: its results name the layers, families and options.
 """
 
 import sys
@@ -25,15 +25,15 @@ STEP = "trainer/global_step"
 
 
 def wandb_report(run: str, entity: str, project: str = "dpn") -> str:
-    """Send the dashboard; returns its address.
+    """Upload the dashboard and return its address.
 
     Args:
         run: folder of a finished run.
         entity: user or team on Weights & Biases.
-        project: whose runs are shown.
+        project: project whose runs are shown.
 
     Raises:
-        RunError: if there is no package for it or no key, or Weights & Biases does not take it.
+        RunError: if the package or the API key is missing, or Weights & Biases refuses the upload.
     """
     names = list(results(*read_results(Path(run))))
     try:
@@ -44,15 +44,15 @@ def wandb_report(run: str, entity: str, project: str = "dpn") -> str:
             "Dashboards need wandb-workspaces; install it: pip install 'dpn[wandb-reports]'."
         ) from error
     if not has_key():
-        raise RunError("Weights & Biases knows no key here; log in first: wandb login.")
+        raise RunError("There is no API key for Weights & Biases; log in first: wandb login.")
     try:
         return dashboard(names, entity, project).save().url
     except (wandb.Error, ValueError) as error:
-        raise RunError(f"Weights & Biases did not take the dashboard: {error}") from error
+        raise RunError(f"Weights & Biases refused the dashboard: {error}") from error
 
 
 def dashboard(names: Sequence[str], entity: str, project: str) -> "ws.Workspace":
-    """The dashboard for runs whose results have these names."""
+    """Build the dashboard for runs whose results have these names."""
     import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws
 

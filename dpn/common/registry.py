@@ -12,13 +12,14 @@ class Registry:
     """All classes of one kind, e.g. all routers.
 
     Args:
-        package: import path of the package, also the entry point group of third parties; `base.py`
-            and files that start with an underscore do not count.
+        package: import path of the package; `base.py` and files that start with an underscore do
+            not count.
         base: base class; each file defines exactly one public subclass of it.
+        group: entry point group of third parties; default: the package.
     """
 
-    def __init__(self, package: str, base: type[Any]):
-        self.package, self.base = package, base
+    def __init__(self, package: str, base: type[Any], group: str | None = None):
+        self.package, self.base, self.group = package, base, group or package
 
     @property
     def kind(self) -> str:
@@ -34,10 +35,10 @@ class Registry:
     @cached_property
     def _third_parties(self) -> dict[str, EntryPoint]:
         # Cached: scanning all installed packages takes milliseconds.
-        return {point.name: point for point in entry_points(group=self.package)}
+        return {point.name: point for point in entry_points(group=self.group)}
 
     def resolve(self, name: str) -> type[Any]:
-        """The class of a name.
+        """Return the class of a name.
 
         Raises:
             ValueError: if the name is unknown.

@@ -83,7 +83,7 @@ def model(config: DictConfig, processor: DPNProcessor) -> DPNForConditionalGener
             text_config=text,
             vision_config=plain(config.model.vision),
             projector_config=plain(config.projector),
-            router_config=routers.settled(plain(config.router)),
+            router_config=routers.inline_files(plain(config.router)),
             image_token_id=processor.image_token_id,
             router_token_id=processor.router_token_id,
         ),
@@ -177,7 +177,7 @@ def model_config(config: DictConfig) -> DPNConfig:
         text_config=text,
         vision_config=plain(config.model.vision),
         projector_config=plain(config.projector),
-        router_config=routers.settled(plain(config.router)),
+        router_config=routers.inline_files(plain(config.router)),
         image_token_id=size - 2,
         router_token_id=size - 1,
     )

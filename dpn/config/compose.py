@@ -29,6 +29,20 @@ CONFIG_DIR = next(d for d in (_PACKAGE / "configs", _PACKAGE.parent / "configs")
 MULTIRUN = "hydra.mode=MULTIRUN"
 
 
+def _trainable_routers() -> str:
+    """Names, with commas, of the routers that models are trained with at a `router.keep`."""
+    files = sorted(path.stem for path in (CONFIG_DIR / "router").glob("*.yaml"))
+    kinds = {name: routers.resolve(name) for name in files if name in routers.names()}
+    return ",".join(
+        name
+        for name, kind in kinds.items()
+        if kind.trainable and (kind.meets_keep != "never" or "keep" in kind.ignores)
+    )
+
+
+OmegaConf.register_new_resolver("dpn.trainable_routers", _trainable_routers, replace=True)
+
+
 def compose(config_name: str = "train", overrides: Sequence[str] = ()) -> Request:
     """Compose a config in Python, as the command line does.
 

@@ -19,7 +19,7 @@ from dpn.common.distributed import processes
 from dpn.common.text import one_line
 from dpn.config import apply, checks
 from dpn.config.engine import engine_of, import_target, is_deepspeed
-from dpn.data.base import Source
+from dpn.data.sources.base import Source
 from dpn.model import DPNConfig
 from dpn.model.assemble import build_router, build_vision
 from dpn.runs.request import ConfigError, Node, Request
@@ -139,7 +139,7 @@ def _check_parts(config: Node) -> list[str]:
             tower, projector = build_vision(model)
             if problems := projector.check():
                 return problems
-            projector.fit(tower)
+            projector.attach(tower)
             return build_router(model, tower, projector).check()
     except Exception as error:
         return [f"The model cannot be built: {' '.join(str(error).split())}"]
@@ -155,8 +155,8 @@ def _check_loss(name: str, router: Node) -> list[str]:
     if name in ("auto", "language"):
         return []
     problems = []
-    if name not in routers.resolve(router["name"]).losses:
-        able = [other for other in routers.names() if name in routers.resolve(other).losses]
+    able = trainable_by(name)
+    if router["name"] not in able:
         problems.append(
             f"`loss={name}` trains gates, and router={router['name']} has none that it can train;"
             f" use router={' or '.join(able)}, or loss=auto."
@@ -166,6 +166,12 @@ def _check_loss(name: str, router: Node) -> list[str]:
             f"`loss={name}` needs a target, and router.keep is null; set it, e.g. router.keep=0.6."
         )
     return problems
+
+
+def trainable_by(loss: str) -> list[str]:
+    """Return the names of the routers that a loss can train."""
+    named = losses.resolve(loss).trains
+    return [n for n in routers.names() if n in named or loss in routers.resolve(n).losses]
 
 
 def _resolve(request: Request) -> Node:

@@ -77,7 +77,7 @@ def check_arguments(
 
 
 def keyword_only(function: Callable[..., Any]) -> list[str]:
-    """Return the names of the keyword-only parameters, those after the `*`."""
+    """Return the names of the parameters after the `*`, or of a final `**name: Unpack[...]`."""
     return [n for n, p in _parameters(function).items() if p.kind is p.KEYWORD_ONLY]
 
 
@@ -156,6 +156,13 @@ def _describe(annotation: Any) -> str:
 def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     parameters = dict(inspect.signature(function).parameters)
     parameters.pop("self", None)
+    for name, parameter in list(parameters.items()):
+        hint = _hints(function).get(name)
+        if parameter.kind is parameter.VAR_KEYWORD and get_origin(hint) is typing.Unpack:
+            del parameters[name]
+            (keys,) = get_args(hint)
+            kind = inspect.Parameter.KEYWORD_ONLY
+            parameters |= {key: inspect.Parameter(key, kind) for key in keys.__annotations__}
     return parameters
 
 
@@ -167,7 +174,7 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     except (NameError, TypeError):  # annotations imported for type checkers only
         return {
             name: p.annotation
-            for name, p in _parameters(function).items()
+            for name, p in inspect.signature(function).parameters.items()
             if not isinstance(p.annotation, str)
         }
 

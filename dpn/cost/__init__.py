@@ -4,12 +4,13 @@ for the share of visual MACs to keep.
 Imports `common` and `tokens`.
 """
 
-from dpn.cost.budget import Unreachable, check_share, solve_for_keep
+from dpn.cost.budget import MeetsKeep, Unreachable, check_share, solve_for_keep
 from dpn.cost.flops import Cost, append_flops, costs, decoder_flops, prefill_flops
 from dpn.cost.macs import TextShape, layer_macs, visual_macs, visual_macs_ratio
 
 __all__ = [
     "Cost",
+    "MeetsKeep",
     "TextShape",
     "Unreachable",
     "append_flops",

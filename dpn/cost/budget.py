@@ -1,6 +1,10 @@
 """Target shares of visual MACs: check whether a method can reach one, and solve for its setting."""
 
 from collections.abc import Callable
+from typing import Literal
+
+#: How well a method meets its `keep`, see `dpn.routers.Router.meets_keep`.
+MeetsKeep = Literal["exactly", "roughly", "never"]
 
 
 class Unreachable(str):

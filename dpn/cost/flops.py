@@ -133,7 +133,7 @@ def costs(model: Any, trace: Trace, text_columns: Sequence[int]) -> list[Cost]:
         planned = zip(trace.work, trace.plans, strict=True)
         found.append(
             Cost(
-                sum(model.vision.flops(model.projector.seen(grid)) for grid, _ in grids),
+                sum(model.vision.flops(model.projector.tower_grid(grid)) for grid, _ in grids),
                 sum(model.projector.flops(grid, after) for grid, after in grids),
                 tuple(layer_cost(text, work[b], plan, config) for work, plan in planned),
                 sum(score_flops(*asked[b], config) for asked in trace.score_reads),

@@ -1,44 +1,39 @@
-"""Files to batches: a source says which files, everything after it is shared."""
+"""Data sets, from files to batches: a source names the files, and all sources share the rest."""
 
 from typing import TYPE_CHECKING, Any
 
 from dpn.common.registry import Registry
-from dpn.data.base import Source
 from dpn.data.batch import Batch, DataError, Sample, collate
+from dpn.data.sources.base import Source, Split
 
 if TYPE_CHECKING:
     from dpn.data.module import DataModule
 
-
-class _Sources(Registry):
-    """Sources share their folder with the steps that follow them."""
-
-    steps = frozenset(
-        {
-            *("batch", "chat_template", "conversation", "encoding", "grouping", "images"),
-            *("index", "module", "row_budget", "rows", "sampler", "tokenizer"),
-        }
-    )
-
-    def names(self) -> list[str]:
-        return [name for name in super().names() if name not in self.steps]
-
-
-_registry = _Sources("dpn.data", Source)
+_registry = Registry("dpn.data.sources", Source, group="dpn.data")
 names, resolve = _registry.names, _registry.resolve
 
 
 def build(name: str, *, processor: Any = None, **arguments: Any) -> "DataModule":
-    """The data module of a source; `resolve(name)` has the arguments' schema.
+    """Build the data module of a source; `resolve(name)` has the arguments' schema.
 
     Args:
-        name: file name in this folder.
+        name: file name in `dpn/data/sources`, or a third party's entry point.
         processor: a `DPNProcessor`; may be set later, before the first loader.
-        arguments: of the source.
+        arguments: settings of the source.
     """
     from dpn.data.module import DataModule
 
     return DataModule(resolve(name)(**arguments), processor)
 
 
-__all__ = ["Batch", "DataError", "Sample", "Source", "build", "collate", "names", "resolve"]
+__all__ = [
+    "Batch",
+    "DataError",
+    "Sample",
+    "Source",
+    "Split",
+    "build",
+    "collate",
+    "names",
+    "resolve",
+]

@@ -11,13 +11,13 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from dpn.common.distributed import share
-from dpn.data.base import Source, Split
 from dpn.data.batch import Batch, DataError, collate
 from dpn.data.conversation import image_names, read_turns, template
 from dpn.data.encoding import corpus_text
 from dpn.data.row_budget import RowBudgetSampler, expected_rows
 from dpn.data.rows import Conversations, FileRows
 from dpn.data.sampler import BatchSampler
+from dpn.data.sources.base import Source, Split
 
 log = logging.getLogger(__name__)
 

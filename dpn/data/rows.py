@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from dpn.data.base import OnError, Split, TooLong
 from dpn.data.batch import IGNORE, DataError, Sample
 from dpn.data.conversation import IMAGE, Turn, image_names, place_images, read_turns
 from dpn.data.encoding import cut
 from dpn.data.images import open_image
 from dpn.data.index import open_index
+from dpn.data.sources.base import OnError, Split, TooLong
 
 
 class FileRows:

@@ -27,6 +27,8 @@ class RoutingLoss(nn.Module):
 
     #: Whether the loss steers the visual work towards `router.keep`.
     needs_keep: ClassVar[bool] = False
+    #: Names of routers that it can train, besides those that list it in `Router.losses`.
+    trains: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, reduction: Reduction = "global", *, router: Router):
         super().__init__()

@@ -24,7 +24,7 @@ from dpn.routers.base import Router
 from dpn.tokens import Trace
 
 #: Action of a router: it chooses itself, leaves the most or the fewest rows that it can, or pools
-#: with a given kernel at each of its layers, see `Router.forced`.
+#: with a given kernel at each of its layers, see `Router.with_route`.
 RouteSetting = Literal["own", "most", "fewest"] | Sequence[Any]
 #: A `RouteSetting`, or `all`: the router does not act.
 RowsSetting = RouteSetting | Literal["all"]
@@ -85,8 +85,8 @@ def prefill(
 def fixed(router: Router, route: RouteSetting) -> Router:
     """A router that acts as set, whatever the data are."""
     if isinstance(route, str):
-        return router if route == "own" else router.rehearsed(most=route == "most")
-    return router.forced(route)
+        return router if route == "own" else router.bound(most=route == "most")
+    return router.with_route(route)
 
 
 def training_step(

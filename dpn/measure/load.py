@@ -15,7 +15,7 @@ class Load:
         text_columns: number of text columns of a sample.
         new_tokens: number of new tokens of an answer.
         route: action of the router: it chooses itself (`own`), leaves the most or the fewest rows
-            that it can, or pools with a given kernel at each of its layers, see `Router.forced`.
+            that it can, or pools with given kernels at its layers, see `Router.with_route`.
         pairs: number of measured rounds; 0: only costs, computed from the configuration.
         train: whether to time a training step.
         profile: whether to measure the time of each part of the model.

@@ -27,7 +27,7 @@ from dpn.model.cross_entropy import cross_entropy
 from dpn.model.generation import RaggedGenerationMixin
 from dpn.model.inputs import HostBatch, by_sample
 from dpn.routers.base import Router, RoutingContext
-from dpn.tokens import CellMap, Grid, PackedTokens, Trace, pack
+from dpn.tokens import CellMap, Grid, PackedTokens, Positions, Trace, pack
 from dpn.vision import ImageContext, VisualFeatures
 
 
@@ -73,7 +73,7 @@ class DPNForConditionalGeneration(RaggedGenerationMixin, PreTrainedModel):
         super().__init__(config)
         text: Any = config.text_config
         self.vision, self.projector = build_vision(config)
-        self.projector.fit(self.vision)
+        self.projector.attach(self.vision)
         with _no_memory() if empty_language else nullcontext():
             self.language = build_language(text)
             self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
@@ -160,8 +160,7 @@ class DPNForConditionalGeneration(RaggedGenerationMixin, PreTrainedModel):
             return_logits: whether to return logits; default: True, except in training with labels,
                 where only the logits of supervised rows are computed.
             compress: whether the router acts; False computes the same as `router=none`.
-            router: router that acts in place of the model's own; `positions` is still that of the
-                model's own.
+            router: router that acts in place of the model's own, with its own `positions`.
             return_dict: accepted for Hugging Face, always True.
 
         Raises:
@@ -189,11 +188,11 @@ class DPNForConditionalGeneration(RaggedGenerationMixin, PreTrainedModel):
             trace=trace,
         )
         images = (pixel_values, image_sizes, image_sample)
-        tokens = self._pack(input_ids, host, context, *images)
-        own = self.router
+        acting = router or self.router
+        tokens = self._pack(input_ids, host, context, acting.positions, *images)
         tokens = prefill(
             self.language,
-            (router or own) if compress else Router(text=own.text, grid=own.grid),
+            acting if compress else Router(**self.router.sizes),
             tokens,
             context,
             self.attention,
@@ -215,6 +214,7 @@ class DPNForConditionalGeneration(RaggedGenerationMixin, PreTrainedModel):
         input_ids: Tensor,
         host: HostBatch,
         context: RoutingContext,
+        positions: Positions,
         pixel_values: Tensor | None,
         image_sizes: Tensor | None,
         image_sample: Tensor | None,
@@ -253,7 +253,7 @@ class DPNForConditionalGeneration(RaggedGenerationMixin, PreTrainedModel):
             visual, grids = features.per_image(), features.grids
             visual = [rows.to(text.dtype) for rows in visual]
             sources = [
-                None if owner is None else (owner, self.projector.seen(grid))
+                None if owner is None else (owner, self.projector.tower_grid(grid))
                 for owner, grid in zip(features.owners or [None] * images, tower_grids, strict=True)
             ]
         elif several_processes() or (self.training and torch.is_grad_enabled()):  # see `connect`
@@ -264,7 +264,7 @@ class DPNForConditionalGeneration(RaggedGenerationMixin, PreTrainedModel):
             text = connect(text, [features.tokens])
         context.trace.tower_grids = by_sample(tower_grids, owners, batch)
         context.trace.grids = by_sample(grids, owners, batch)
-        return pack(text, host.mask, places, visual, grids, self.router.positions, sources)
+        return pack(text, host.mask, places, visual, grids, positions, sources)
 
     def _project(
         self,
@@ -274,7 +274,7 @@ class DPNForConditionalGeneration(RaggedGenerationMixin, PreTrainedModel):
         context: ImageContext,
     ) -> VisualFeatures:
         """Encode images with the vision tower and the projector."""
-        shown, sizes = self.projector.show(pixel_values.to(self.dtype), sizes, grids)
+        shown, sizes = self.projector.resize_images(pixel_values.to(self.dtype), sizes, grids)
         features = self.vision.features(shown, sizes)
         return self.projector(replace(features, context=context))
 

@@ -1,4 +1,7 @@
-"""Visual features to visual tokens: how many tokens enter the decoder; one projector, one file."""
+"""Projectors turn visual features into the visual tokens that enter the decoder: one file each.
+
+Imports `common`, `tokens`, `cost` and `vision`.
+"""
 
 from dpn.common.registry import Registry
 from dpn.projectors.base import Projector

@@ -1,27 +1,27 @@
-"""What projectors that leave fewer tokens share."""
+"""Base class of projectors that reduce the number of tokens, and helpers for them."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
-from dpn.projectors.base import Projector
+from dpn.projectors.base import Projector, ProjectorSizes
 from dpn.projectors.mlp import mlp, mlp_flops
 from dpn.tokens import Grid
 from dpn.vision import ImageContext, ImageGroup, VisualFeatures
 
 
 class Rows(NamedTuple):
-    """What is left of one image.
+    """Tokens that a projector leaves of one image.
 
     Attributes:
-        tokens: `[m, C]`.
-        grid: 1 x m if it is none.
-        owner: see `VisualFeatures.owners`.
+        tokens: tokens `[m, C]`.
+        grid: grid of the tokens; 1 x m if they form none.
+        owner: row of each cell of the image's grid, see `VisualFeatures.owners`.
     """
 
     tokens: Tensor
@@ -30,15 +30,15 @@ class Rows(NamedTuple):
 
 
 class ReducingProjector(Projector):
-    """LLaVA's MLP on fewer tokens than the tower gave.
+    """Applies LLaVA's MLP to fewer tokens than the tower provides.
 
     Args:
-        keep: share of the tower's tokens that is left, to the nearest token but at least one (the
-            share of visual MACs is nearly the same).
-        depth: linear layers of the MLP.
+        keep: share of the tower's tokens that enter the decoder, rounded to the nearest token but
+            at least one; the share of visual MACs is nearly the same.
+        depth: number of linear layers of the MLP.
 
     Attributes:
-        needs_keep: whether there are no numbers of its own that `keep` could leave to.
+        needs_keep: whether `keep` is required, because no other setting determines the number.
     """
 
     needs_keep: ClassVar[bool] = True
@@ -47,34 +47,28 @@ class ReducingProjector(Projector):
         self,
         keep: float | None = 0.5,
         depth: int = 2,
-        *,
-        input_size: int,
-        output_size: int,
-        grid: Grid,
+        **sizes: Unpack[ProjectorSizes],
     ):
-        super().__init__(input_size=input_size, output_size=output_size, grid=grid)
+        super().__init__(**sizes)
         self.keep = keep
-        self.layers = mlp(input_size, output_size, depth)
+        self.layers = mlp(self.input_size, self.output_size, depth)
 
     def rows(self, cells: int) -> int:
-        """How many of so many tokens are left."""
+        """Return the number of tokens that are left of `cells` tokens."""
         assert self.keep is not None
         return max(1, round(self.keep * cells))
 
     def grid_after(self, grid: Grid) -> Grid:
-        """See `Projector.grid_after`."""
         return 1, self.rows(grid[0] * grid[1])
 
     def flops(self, grid: Grid, after: Grid) -> int:
-        """See `Projector.flops`."""
         return mlp_flops(self.layers, after[0] * after[1])
 
     def project(self, features: VisualFeatures) -> VisualFeatures:
-        """The MLP on every token."""
+        """Apply the MLP to every token."""
         return replace(features, tokens=self.layers(features.tokens))
 
     def check(self) -> list[str]:
-        """A keep that can not be, or none where there has to be one."""
         if self.keep is None and self.needs_keep:
             return ["`projector.keep` is null; give it, e.g. projector.keep=0.5."]
         return super().check()
@@ -83,7 +77,7 @@ class ReducingProjector(Projector):
 def by_grid(
     features: VisualFeatures, reduce: Callable[[ImageGroup], Iterable[Rows]]
 ) -> VisualFeatures:
-    """Reduce images of one grid together; `reduce` gives the rows of each of them."""
+    """Apply `reduce`, which returns the rows of each image, to all images of one grid together."""
     rows: dict[int, Rows] = {}
     for group in features.by_grid():
         rows.update(zip(group.members, reduce(group), strict=True))
@@ -96,39 +90,39 @@ def by_grid(
 
 
 def chosen(group: ImageGroup, index: Tensor) -> list[Rows]:
-    """The tokens `[S, m]` of a group that are kept, as they are."""
+    """Keep the tokens of a group at places `[S, m]`, unchanged."""
     rows = take(group.tokens, index)
     owners = on_host(inverse(index, group.cells))
     return [Rows(x, (1, len(x)), o) for x, o in zip(rows, owners, strict=True)]
 
 
 def take(x: Tensor, index: Tensor) -> Tensor:
-    """`[S, n, C]` at places `[S, m]`, `[S, m, C]`."""
+    """Select from `[S, n, C]` at places `[S, m]`, `[S, m, C]`."""
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
 
 
 def inverse(index: Tensor, cells: int) -> Tensor:
-    """Which of the rows that were taken from places `[S, m]` holds each cell, `[S, cells]`."""
+    """Return the row that holds each cell, `[S, cells]`, given the place `[S, m]` of each row."""
     row = torch.arange(index.shape[1], device=index.device).expand_as(index)
     return index.new_full((len(index), cells), -1).scatter(1, index, row)
 
 
 def on_host(owners: Tensor) -> Sequence[np.ndarray | None]:
-    """`[S, cells]` as the owners of S images; unknown where a plan works without values."""
+    """Copy owners `[S, cells]` of S images to the host; None under fake tensors."""
     if isinstance(owners, FakeTensor):
         return [None] * len(owners)
     return list(owners.cpu().numpy())
 
 
 def context_of(features: VisualFeatures) -> ImageContext:
-    """What else a projector may look at.
+    """Return the context of features.
 
     Raises:
-        ValueError: if the features come without it.
+        ValueError: if the features have none.
     """
     if features.context is None:
         raise ValueError(
-            "This projector looks at the instruction, the step or a key of each image; give it"
+            "This projector reads the instruction, the step or a key of each image; give it"
             " features with a dpn.vision.ImageContext, as the model does."
         )
     return features.context

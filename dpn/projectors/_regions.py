@@ -1,19 +1,20 @@
-"""What projectors share whose queries each look at their own region of the image."""
+"""Base class of projectors whose queries each attend to one region of the image."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dpn.projectors._reduction import ReducingProjector
+from dpn.projectors.base import ProjectorSizes
 from dpn.tokens import Grid, Kernel, pooled_grid
 from dpn.vision import Needs
 
 
 def nearest_scale(grid: Grid, keep: float) -> int:
-    """The side of square regions that leaves nearly a share `keep` of a grid."""
+    """Return the side of square regions whose number is closest to a share `keep` of a grid."""
 
     def gap(scale: int) -> float:
         height, width = pooled_grid(grid, (scale, scale))
@@ -23,15 +24,17 @@ def nearest_scale(grid: Grid, keep: float) -> int:
 
 
 class RegionProjector(ReducingProjector):
-    """One token for each square region of the grid, by queries to several layers of the tower.
+    """Computes one token for each square region of the grid, from several layers of the tower.
 
     Args:
         scale: side of a region.
-        levels: after which shares of the tower's layers its hidden states are read.
-        keep: instead of the scale, the one that leaves nearly this share of the native grid.
-        depth: see `ReducingProjector`.
+        levels: places of the layers whose hidden states are read, as shares of the tower's depth.
+        keep: target share of the native grid's tokens; if given, it determines the scale.
+        depth: number of linear layers of the MLP.
     """
 
+    meets_keep = "roughly"
+    own_weights = True
     needs_keep: ClassVar[bool] = False
 
     def __init__(
@@ -40,7 +43,7 @@ class RegionProjector(ReducingProjector):
         levels: Sequence[float],
         keep: float | None,
         depth: int,
-        **sizes: Any,
+        **sizes: Unpack[ProjectorSizes],
     ):
         super().__init__(keep, depth, **sizes)
         self.scale = scale if keep is None else nearest_scale(self.grid, keep)
@@ -48,15 +51,13 @@ class RegionProjector(ReducingProjector):
 
     @property
     def kernel(self) -> Kernel:
-        """Height and width of a region."""
+        """Height and width of a region in tokens."""
         return self.scale, self.scale
 
     def grid_after(self, grid: Grid) -> Grid:
-        """See `Projector.grid_after`."""
         return pooled_grid(grid, self.kernel)
 
     def check(self) -> list[str]:
-        """A keep outside (0, 1], or no scale."""
         problems = super().check()
         if self.scale < 1:
             problems.append(f"projector.scale={self.scale} must be at least 1.")
@@ -64,13 +65,13 @@ class RegionProjector(ReducingProjector):
 
 
 class RegionAttention(nn.Module):
-    """Each query attends to the tokens of its own region alone.
+    """Attention in which each query attends to the tokens of its own region only.
 
     Args:
-        width: C, of queries and result.
-        source_size: width of the tokens that are looked at.
-        heads: attention heads.
-        linear: class of the linear layers, which sets how they start.
+        width: width of queries and result, C.
+        source_size: width of the tokens that are attended to.
+        heads: number of attention heads.
+        linear: class of the linear layers, which determines their initial values.
     """
 
     def __init__(
@@ -83,16 +84,16 @@ class RegionAttention(nn.Module):
         self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
 
     def forward(self, queries: Tensor, source: Tensor, grid: Grid, kernel: Kernel) -> Tensor:
-        """Attend.
+        """Compute the attention of each query to its region.
 
         Args:
-            queries: `[S, h' * w', C]`, one per region.
-            source: `[S, h * w, source_size]`.
-            grid: h, w.
-            kernel: size of a region; those at the edge may be smaller.
+            queries: one query per region, `[S, h' * w', C]`.
+            source: tokens that are attended to, `[S, h * w, source_size]`.
+            grid: height and width of the tokens' grid, h and w.
+            kernel: height and width of a region; regions at the edge may be smaller.
 
         Returns:
-            `[S, h' * w', C]`.
+            One row per query, `[S, h' * w', C]`.
         """
         keys, values = (
             windows(part(source).unflatten(1, grid), kernel) for part in (self.keys, self.values)
@@ -105,7 +106,7 @@ class RegionAttention(nn.Module):
         return seen.view(queries.shape)
 
     def flops(self, grid: Grid, kernel: Kernel) -> int:
-        """FLOPs (FMA = 2) of one image."""
+        """Return the FLOPs (FMA = 2) of one image."""
         width = self.attention.embed_dim
         cells, regions = grid[0] * grid[1], _product(pooled_grid(grid, kernel))
         padded = regions * _product(kernel)
@@ -115,7 +116,7 @@ class RegionAttention(nn.Module):
 
 
 def windows(x: Tensor, kernel: Kernel) -> Tensor:
-    """Cut `[S, h, w, C]` into regions, `[S * h' * w', kh * kw, C]`, zeros where they stick out."""
+    """Cut `[S, h, w, C]` into regions `[S * h' * w', kh * kw, C]`, padded with zeros."""
     height, width = pooled_grid((x.shape[1], x.shape[2]), kernel)
     kh, kw = kernel
     x = F.pad(x, (0, 0, 0, width * kw - x.shape[2], 0, height * kh - x.shape[1]))
@@ -124,10 +125,10 @@ def windows(x: Tensor, kernel: Kernel) -> Tensor:
 
 
 class SmallLinear(nn.Linear):
-    """Starts from a normal of standard deviation 0.02 cut at 2, with a bias of zero."""
+    """Linear layer, initialised from a normal of deviation 0.02 cut at 2, with a bias of zero."""
 
     def reset_parameters(self) -> None:
-        """Called by PyTorch's constructor, and by Hugging Face for new weights."""
+        """Initialise; PyTorch's constructor calls this, and Hugging Face for new weights."""
         nn.init.trunc_normal_(self.weight, std=0.02)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
@@ -147,12 +148,12 @@ def _product(sides: tuple[int, int]) -> int:
 
 
 def resized(tokens: Tensor, grid: Grid, after: Grid) -> Tensor:
-    """Tokens `[S, h * w, C]` of a grid by bilinear interpolation in another, `[S, h' * w', C]`."""
+    """Resize tokens `[S, h * w, C]` to another grid bilinearly, `[S, h' * w', C]`."""
     x = tokens.transpose(1, 2).unflatten(2, grid).float()
     small = F.interpolate(x, after, mode="bilinear", align_corners=False)
     return small.flatten(2).transpose(1, 2).to(tokens.dtype)
 
 
 def levels_of(layers: Tensor) -> Tensor:
-    """Hidden states `[S, n, K, C]` side by side, `[S, n, K * C]`."""
+    """Concatenate hidden states `[S, n, K, C]` of K layers, `[S, n, K * C]`."""
     return torch.flatten(layers, 2)

@@ -1,37 +1,63 @@
-"""What every projector is."""
+"""Base class of projectors."""
 
-from typing import ClassVar
+from typing import ClassVar, TypedDict
 
 from torch import Tensor, nn
 
-from dpn.cost import check_share
+from dpn.cost import MeetsKeep, check_share
 from dpn.tokens import Grid
 from dpn.vision import Needs, VisualFeatures
 from dpn.vision.base import VisionTower
 
-#: How near a share of tokens has to be to the one that is asked for: grids are coarse.
+#: Largest distance of a share of tokens from the requested one: grids are coarse.
 NEAR = 0.1
 
 
-class Projector(nn.Module):
-    """Visual features to visual tokens of the decoder's width; decides how many of them enter it.
+class ProjectorSizes(TypedDict):
+    """Arguments that the model passes to every projector's constructor.
 
-    A constructor's annotated arguments are the keys of the method's YAML; the keyword-only ones are
-    given by the model.
+    Attributes:
+        input_size: C, width of the vision tower's tokens.
+        output_size: D, width of the decoder.
+        grid: grid of the vision tower's tokens for an image of native size.
+    """
+
+    input_size: int
+    output_size: int
+    grid: Grid
+
+
+class Projector(nn.Module):
+    """Base class of projectors, which turn visual features into tokens of the decoder's width.
+
+    A projector determines how many tokens enter the decoder. The annotated arguments of a
+    subclass's constructor are the keys of its YAML file. Its last parameter is `**sizes:
+    Unpack[ProjectorSizes]`, which the model passes in and which the constructor passes on to this
+    class.
 
     Args:
         input_size: C, width of the vision tower's tokens.
         output_size: D, width of the decoder.
-        grid: of the vision tower's tokens for an image of its native size.
+        grid: grid of the vision tower's tokens for an image of native size.
 
     Attributes:
-        needs: what it needs of the tower besides tokens.
-        adaptive: whether the number of rows depends on what an image shows.
-        calibrated: whether `keep` is met by choosing a price on training data, see
+        acts: where it acts, for tables.
+        meets_keep: how well `keep` is met: `exactly`, to one token; `roughly`, after calibration or
+            by the nearest of a few grids; `never`, if it is ignored.
+        trainable: whether models are trained with it; False for training-free methods.
+        own_weights: whether it has other weights than LLaVA's MLP, so that a model that was trained
+            with `projector=mlp` needs more training.
+        needs: additional features that it needs from the tower.
+        adaptive: whether the number of tokens depends on the content of an image.
+        calibrated: whether `keep` is met by a price that is found on training data, see
             `dpn.training.calibration`.
-        ignores: arguments that it accepts, so that sweeps can include it, and never reads.
+        ignores: arguments that are accepted, so that sweeps can include the method, and never read.
     """
 
+    acts: ClassVar[str] = "before the decoder"
+    meets_keep: ClassVar[MeetsKeep] = "exactly"
+    trainable: ClassVar[bool] = True
+    own_weights: ClassVar[bool] = False
     keep: float | None = None
     needs: Needs = Needs()
     adaptive: bool = False
@@ -43,52 +69,62 @@ class Projector(nn.Module):
         self.input_size, self.output_size, self.grid = input_size, output_size, grid
 
     def grid_after(self, grid: Grid) -> Grid:
-        """The grid that is left of a tower's grid, 1 x n if it is none; the largest one where it
-        depends on the image, the one of evaluation where training draws it.
+        """Return the grid of the tokens that are left of a tower's grid; 1 x n if they form none.
+
+        If it depends on the image, this is the largest possible grid; if training draws it, this is
+        the grid in evaluation.
         """
         return grid
 
-    def fit(self, tower: VisionTower) -> None:
-        """Ask the tower for what is needed.
+    def attach(self, tower: VisionTower) -> None:
+        """Request the additional features that are needed from the tower.
 
         Raises:
-            ValueError: if it does not have it.
+            ValueError: if the tower cannot provide them.
         """
         tower.request(self.needs)
 
-    def seen(self, grid: Grid) -> Grid:
-        """The grid at which the tower sees an image whose full size has `grid`."""
+    def tower_grid(self, grid: Grid) -> Grid:
+        """Return the grid that the tower computes for an image whose full size has `grid`."""
         return grid
 
-    def show(
+    def resize_images(
         self, pixel_values: Tensor, sizes: list[tuple[int, int]], grids: tuple[Grid, ...]
     ) -> tuple[Tensor, list[tuple[int, int]]]:
-        """What the tower sees instead of images `[I, 3, Hmax, Wmax]`, each of a size in pixels and
-        a grid.
+        """Resize images for the tower; by default they are unchanged.
+
+        Args:
+            pixel_values: pixels `[I, 3, Hmax, Wmax]`, with each image in the upper left corner.
+            sizes: (height, width) of each image in pixels.
+            grids: grid of each image at this size.
+
+        Returns:
+            Pixels and sizes of the resized images.
         """
         return pixel_values, sizes
 
     def forward(self, features: VisualFeatures) -> VisualFeatures:
-        """Tokens of width C to tokens of width D."""
-        raise TypeError(f"{type(self).__name__} does not project")
+        """Turn tokens of width C into tokens of width D."""
+        raise TypeError(f"{type(self).__name__} does not implement forward")
 
     def flops(self, grid: Grid, after: Grid) -> int:
-        """FLOPs (FMA = 2) of one image.
+        """Return the FLOPs (FMA = 2) of one image.
 
         Args:
-            grid: of its full size in the tower.
-            after: of the tokens that were left.
+            grid: grid of the image at its full size.
+            after: grid of the tokens that are left.
         """
-        raise TypeError(f"{type(self).__name__} does not count its FLOPs")
+        raise TypeError(f"{type(self).__name__} does not implement flops")
 
     def check(self) -> list[str]:
-        """Everything that is wrong with the arguments, one sentence each; empty if all is well."""
+        """Return an error sentence for each problem of the arguments; empty if there is none."""
         way_out = "change the projector's other settings"
         return check_share("projector.keep", self.keep, self.reach, NEAR, way_out)
 
     def reach(self) -> tuple[float, float]:
-        """Lowest and highest share of the tower's tokens at the native grid that `keep` can ask
-        for; both are what it leaves if there is nothing between.
+        """Return the lowest and highest `keep` that is possible at the native grid.
+
+        Both are the share that is left now, unless a subclass knows its range.
         """
         (height, width), after = self.grid, self.grid_after(self.grid)
         share = after[0] * after[1] / (height * width)

@@ -1,6 +1,6 @@
-"""Dense Connector: more of the tower's layers for the same decoder (arXiv 2405.13800)."""
+"""Dense Connector (arXiv 2405.13800): features of several layers of the tower."""
 
-from typing import Literal
+from typing import Literal, Unpack
 
 import numpy as np
 import torch
@@ -9,32 +9,35 @@ from torch import Tensor
 
 from dpn.projectors._reduction import Rows, by_grid
 from dpn.projectors._regions import levels_of
-from dpn.projectors.base import Projector
+from dpn.projectors.base import Projector, ProjectorSizes
 from dpn.projectors.mlp import mlp, mlp_flops
 from dpn.tokens import Grid, window_of_row
 from dpn.vision import ImageGroup, Needs, VisualFeatures
 
-#: The source speaks of CLIP's 24 layers: hidden state i lies i/24 of the way.
+#: The paper's hidden states are those of CLIP's 24 layers; state i lies at i / 24 of the depth.
 DEPTH = 24
-#: Tokens of an earlier layer that `sti` averages to one.
+#: Number of tokens of an earlier layer that `sti` averages to one.
 STRIDE = 8
 
 
 class DenseConnectorProjector(Projector):
-    """Hidden states of several layers besides the last ones, then the MLP. It compresses nothing: a
-    control for what better features alone bring.
+    """Adds hidden states of earlier layers to the tower's tokens, then applies the MLP.
 
-    Hidden state 0 is the one before the first layer.
+    It does not compress: it shows the gain from better features alone. Hidden state 0 is the one
+    before the first layer.
 
     Args:
-        kind: `sti` adds rows: the states 7 and 15 of 24 layers, each average-pooled over 8 tokens
-            in a row, follow the image's own (of a last smaller run as well); `sci` puts the same
-            two states beside each token, before the MLP; `dci`, the default, instead the means of
-            the states 0 to 11 and 12 to 23.
-        depth: linear layers of the MLP.
-        keep: is ignored, as by `router=none`.
+        kind: how the states are added. `sti`: the states 7 and 15 of 24 layers, average-pooled over
+            8 consecutive tokens (fewer at the end), follow the image's tokens. `sci`: the same two
+            states are concatenated to each token before the MLP. `dci`: instead of them, the means
+            of the states 0 to 11 and 12 to 23 are.
+        depth: number of linear layers of the MLP.
+        keep: ignored, so that sweeps can include this projector.
     """
 
+    acts = "before the decoder, no compression"
+    meets_keep = "never"
+    own_weights = True
     ignores = ("keep",)
 
     def __init__(
@@ -42,30 +45,25 @@ class DenseConnectorProjector(Projector):
         kind: Literal["sti", "sci", "dci"] = "dci",
         depth: int = 2,
         keep: float | None = None,
-        *,
-        input_size: int,
-        output_size: int,
-        grid: Grid,
+        **sizes: Unpack[ProjectorSizes],
     ):
-        super().__init__(input_size=input_size, output_size=output_size, grid=grid)
+        super().__init__(**sizes)
         self.kind = kind
         states = range(DEPTH) if kind == "dci" else (7, 15)
         self.needs = Needs(layers=tuple(state / DEPTH for state in states))
-        self.layers = mlp(input_size if kind == "sti" else 3 * input_size, output_size, depth)
+        width = self.input_size if kind == "sti" else 3 * self.input_size
+        self.layers = mlp(width, self.output_size, depth)
 
     def grid_after(self, grid: Grid) -> Grid:
-        """See `Projector.grid_after`."""
         if self.kind != "sti":
             return grid
         cells = grid[0] * grid[1]
         return 1, cells + 2 * -(-cells // STRIDE)
 
     def flops(self, grid: Grid, after: Grid) -> int:
-        """See `Projector.flops`."""
         return mlp_flops(self.layers, after[0] * after[1])
 
     def forward(self, features: VisualFeatures) -> VisualFeatures:
-        """See `Projector.forward`."""
         return by_grid(features, self._connect)
 
     def _connect(self, group: ImageGroup) -> list[Rows]:
@@ -82,5 +80,5 @@ class DenseConnectorProjector(Projector):
 
 
 def averages(tokens: Tensor) -> Tensor:
-    """`[S, n, C]` averaged over runs of 8 tokens, the last one maybe shorter, `[S, n', C]`."""
+    """Average `[S, n, C]` over runs of 8 tokens, of which the last may be shorter, `[S, n', C]`."""
     return F.avg_pool1d(tokens.mT, STRIDE, ceil_mode=True).mT

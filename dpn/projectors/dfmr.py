@@ -1,33 +1,35 @@
-"""DFMR (LLaVA-Zip): the plainer an image, the more it is pooled (arXiv 2412.08771)."""
+"""DFMR of LLaVA-Zip (arXiv 2412.08771): images with little detail are pooled more."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from dpn.projectors._reduction import ReducingProjector, Rows, by_grid
+from dpn.projectors.base import ProjectorSizes
 from dpn.tokens import Grid, Kernel, pool_grid, pooled_grid, window_of_row
 from dpn.vision import ImageGroup, VisualFeatures
 
 
 class DFMRProjector(ReducingProjector):
-    """Average pooling of the tower's tokens by a kernel that each image chooses, then the MLP.
+    """Average-pools the tower's tokens with a kernel for each image, then applies the MLP.
 
-    For each kernel the deviation of a map is the standard deviation within a window, averaged over
-    windows and channels; the largest kernel whose deviation is not above the threshold is taken,
-    and none if all are above. The paper's kernels and thresholds are in none of the sources that we
-    have, nor whether the deviation divides by n or n - 1 (here n) and where a tie goes: these
-    defaults are ours, and a threshold has to be chosen for the tower at hand.
+    For each kernel, the deviation of an image is the standard deviation within a window, averaged
+    over windows and channels. The largest kernel whose deviation is at most the threshold is used,
+    or none if all deviations are above it. Our sources of the paper do not give its kernels and
+    thresholds, whether the deviation divides by n or n - 1 (here n), and how ties are resolved.
+    These defaults are ours, and a threshold must be chosen for the tower.
 
     Args:
         kernels: sides of the windows.
-        threshold: of the deviation, in the units of the tower's tokens.
-        keep: mean share of the tower's tokens to meet on training data, by a factor of the
-            threshold that is found before training and again after it.
-        depth: linear layers of the MLP.
+        threshold: largest deviation that is pooled, in the units of the tower's tokens.
+        keep: target for the mean share of the tower's tokens on training data, met by a factor of
+            the threshold that is found before training and again after it.
+        depth: number of linear layers of the MLP.
     """
 
+    meets_keep = "roughly"
     needs_keep: ClassVar[bool] = False
     adaptive = True
     calibrated = True
@@ -39,38 +41,33 @@ class DFMRProjector(ReducingProjector):
         threshold: float = 0.5,
         keep: float | None = None,
         depth: int = 2,
-        *,
-        input_size: int,
-        output_size: int,
-        grid: Grid,
+        **sizes: Unpack[ProjectorSizes],
     ):
-        super().__init__(keep, depth, input_size=input_size, output_size=output_size, grid=grid)
+        super().__init__(keep, depth, **sizes)
         self.kernels, self.threshold = sorted(kernels, reverse=True), threshold
-        # Log of the threshold's factor; see `dpn.training.calibration`.
+        # Logarithm of the factor of the threshold, see `dpn.training.calibration`.
         self.register_buffer("price", torch.empty((), dtype=torch.float32))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """The threshold starts as it is given."""
+        """Initialise the factor of the threshold as 1."""
         nn.init.zeros_(self.price)
 
     def grid_after(self, grid: Grid) -> Grid:
-        """See `Projector.grid_after`: an image that is not pooled."""
+        # Of an image that is not pooled.
         return grid
 
     def reach(self) -> tuple[float, float]:
-        """See `Projector.reach`: every image pooled by the largest kernel, or none at all."""
+        # If every image is pooled with the largest kernel, or none is.
         height, width = pooled_grid(self.grid, (max(self.kernels, default=1),) * 2)
         return height * width / (self.grid[0] * self.grid[1]), 1.0
 
     def check(self) -> list[str]:
-        """Kernels or a keep that can not be."""
         if all(side > 1 for side in self.kernels):
             return super().check()
         return [f"projector.kernels={self.kernels} must be sides of at least 2."]
 
     def forward(self, features: VisualFeatures) -> VisualFeatures:
-        """See `Projector.forward`."""
         return self.project(by_grid(features, self._pool))
 
     def _pool(self, group: ImageGroup) -> list[Rows]:
@@ -90,8 +87,8 @@ class DFMRProjector(ReducingProjector):
 
 @torch.no_grad()
 def deviation(maps: Tensor, kernel: Kernel) -> Tensor:
-    """Standard deviation within a window of `[S, h, w, C]`, averaged over windows and channels,
-    `[S]`.
+    """Compute the standard deviation within windows of `[S, h, w, C]`, mean over windows and
+    channels, `[S]`.
     """
     x = maps.float()
     mean = pool_grid(x, kernel, "avg")

@@ -1,45 +1,46 @@
-"""DivPrune: the most diverse tokens (arXiv 2503.02175)."""
+"""DivPrune (arXiv 2503.02175): keeps the most diverse tokens."""
+
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dpn.projectors._reduction import ReducingProjector, Rows, by_grid, chosen
+from dpn.projectors.base import ProjectorSizes
 from dpn.projectors.mlp import mlp_flops
 from dpn.tokens import Grid
 from dpn.vision import ImageGroup, VisualFeatures
 
 
 class DivPruneProjector(ReducingProjector):
-    """The MLP, then a greedy max-min choice of its tokens by cosine distance, in their order.
+    """Applies the MLP, then chooses tokens greedily by max-min cosine distance, in their order.
 
-    The first token is the one whose nearest other token is farthest away; then always the one whose
-    nearest chosen token is farthest away. No token is chosen twice, which the source leaves open
-    for tokens that are equal. Needs no training.
+    The first token is the one whose nearest other token is farthest away; each next token is the
+    one whose nearest chosen token is farthest away. No token is chosen twice; the paper does not
+    say what happens to equal tokens. It needs no training.
 
     Args:
-        keep: see `ReducingProjector`; the paper's 0.098 leaves 56 of 576 tokens.
-        depth: linear layers of the MLP.
+        keep: share of the tower's tokens that are chosen; the paper's 0.098 is 56 of 576.
+        depth: number of linear layers of the MLP.
     """
+
+    trainable = False
 
     def __init__(
         self,
         keep: float = 0.098,
         depth: int = 2,
-        *,
-        input_size: int,
-        output_size: int,
-        grid: Grid,
+        **sizes: Unpack[ProjectorSizes],
     ):
-        super().__init__(keep, depth, input_size=input_size, output_size=output_size, grid=grid)
+        super().__init__(keep, depth, **sizes)
 
     def flops(self, grid: Grid, after: Grid) -> int:
-        """The MLP and the cosine of every pair."""
+        """FLOPs of the MLP and of the cosine of every pair."""
         cells = grid[0] * grid[1]
         return mlp_flops(self.layers, cells) + 2 * cells**2 * self.output_size
 
     def forward(self, features: VisualFeatures) -> VisualFeatures:
-        """See `Projector.forward`."""
         return by_grid(self.project(features), self._choose)
 
     def _choose(self, group: ImageGroup) -> list[Rows]:
@@ -48,15 +49,18 @@ class DivPruneProjector(ReducingProjector):
 
 
 def max_min(distance: Tensor, count: int) -> Tensor:
-    """Places of `count` points that lie far apart, ascending, `[S, count]`.
+    """Choose points that are far apart from each other.
 
     Args:
-        distance: `[S, n, n]`.
-        count: at most n.
+        distance: distances between points, `[S, n, n]`.
+        count: number of points to choose, at most n.
+
+    Returns:
+        Their places, ascending, `[S, count]`.
     """
     every = torch.arange(len(distance), device=distance.device)
     nearest = distance.topk(min(2, distance.shape[1]), 1, largest=False).values[:, -1]  # [S, n]
-    gone = torch.zeros_like(nearest)  # -inf where a point was chosen
+    gone = torch.zeros_like(nearest)  # -inf for chosen points
     picked: list[Tensor] = []
     for _ in range(count):
         place = (nearest + gone).argmax(1)

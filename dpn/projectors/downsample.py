@@ -1,4 +1,4 @@
-"""A smaller image: the baseline that needs no method at all (arXiv 2510.07143)."""
+"""A smaller image as baseline for other methods (arXiv 2510.07143)."""
 
 import math
 
@@ -13,60 +13,60 @@ from dpn.vision.base import VisionTower
 
 
 class DownsampleProjector(ReducingProjector):
-    """The tower sees a smaller copy of each image; the MLP takes all of its tokens.
+    """Resizes each image before the tower and applies the MLP to all of the tower's tokens.
 
-    The copy is made from the pixels that the processor gives: bicubic with antialiasing, to whole
-    patches. Both sides shrink alike, so of an 8 x 8 grid a half is 6 x 6 tokens, 0.56. Unlike
-    every other projector this one makes the tower cheaper, too. Needs no training.
+    The processor's pixels are resized by bicubic interpolation with antialiasing, to whole patches.
+    Both sides are scaled by the same factor, so half of an 8 x 8 grid is 6 x 6 tokens, 0.56. Unlike
+    other projectors, this one makes the tower cheaper too. It needs no training.
 
     Args:
-        keep: share of the tower's tokens at the image's full size that is left, as near as the two
-            sides can come to it.
-        depth: linear layers of the MLP.
+        keep: target share of the tower's tokens at the image's full size, met as closely as whole
+            patches allow.
+        depth: number of linear layers of the MLP.
     """
 
-    def seen(self, grid: Grid) -> Grid:
-        """See `Projector.seen`."""
+    meets_keep = "roughly"
+
+    def tower_grid(self, grid: Grid) -> Grid:
         assert self.keep is not None
         sides = [max(1, round(n * math.sqrt(self.keep))) for n in grid]
         return sides[0], sides[1]
 
     def grid_after(self, grid: Grid) -> Grid:
-        """See `Projector.grid_after`."""
-        return self.seen(grid)
+        return self.tower_grid(grid)
 
     def flops(self, grid: Grid, after: Grid) -> int:
-        """See `Projector.flops`."""
         return mlp_flops(self.layers, after[0] * after[1])
 
-    def fit(self, tower: VisionTower) -> None:
-        """See `Projector.fit`.
+    def attach(self, tower: VisionTower) -> None:
+        """Check that the tower accepts smaller images.
 
         Raises:
-            ValueError: if the tower does not see smaller images as smaller grids.
+            ValueError: if it does not compute smaller grids for them.
         """
-        super().fit(tower)
+        super().attach(tower)
         size = (tower.image_size,) * 2
-        problem = "the tower sees it at the same grid as a larger one."
+        problem = "the tower computes the same grid as for a larger one."
         try:
-            if tower.grid_of(*self._size(size, tower.grid)) == self.seen(tower.grid):
+            if tower.grid_of(*self._size(size, tower.grid)) == self.tower_grid(tower.grid):
                 return
         except ValueError as error:
             problem = str(error)
         raise ValueError(
-            f"projector.keep={self.keep} asks this vision tower for a smaller image that it can not"
-            f" take; change keep, or take projector=pooled: {problem}"
+            f"projector.keep={self.keep} needs smaller images than this vision tower accepts;"
+            f" change keep, or use projector=pooled: {problem}"
         )
 
     def _size(self, size: tuple[int, int], grid: Grid) -> tuple[int, int]:
-        """Height and width of the copy of an image of a size and a grid."""
-        height, width = (n * m // g for n, m, g in zip(size, self.seen(grid), grid, strict=True))
+        """Return height and width of the resized image, given its size and grid."""
+        height, width = (
+            n * m // g for n, m, g in zip(size, self.tower_grid(grid), grid, strict=True)
+        )
         return height, width
 
-    def show(
+    def resize_images(
         self, pixel_values: Tensor, sizes: list[tuple[int, int]], grids: tuple[Grid, ...]
     ) -> tuple[Tensor, list[tuple[int, int]]]:
-        """See `Projector.show`."""
         small = [self._size(size, grid) for size, grid in zip(sizes, grids, strict=True)]
         canvas = pixel_values.new_zeros(
             len(small), 3, max(h for h, _ in small), max(w for _, w in small)
@@ -82,5 +82,4 @@ class DownsampleProjector(ReducingProjector):
         return canvas, small
 
     def forward(self, features: VisualFeatures) -> VisualFeatures:
-        """See `Projector.forward`."""
         return VisualFeatures(self.layers(features.tokens), features.grids)

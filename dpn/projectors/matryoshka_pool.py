@@ -1,29 +1,32 @@
-"""M3: nested scales of visual tokens in one model (arXiv 2405.17430)."""
+"""M3 (arXiv 2405.17430): one model for several scales of visual tokens."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Unpack
 
 from dpn.projectors._reduction import ReducingProjector, Rows, by_grid, context_of
+from dpn.projectors.base import ProjectorSizes
 from dpn.projectors.mlp import mlp_flops
 from dpn.tokens import Grid, Kernel, pool_grid, pooled_grid, window_of_row
 from dpn.vision import ImageGroup, VisualFeatures
 
 
 class MatryoshkaPoolProjector(ReducingProjector):
-    """The MLP, then average pooling by one of several kernels: training sees all of them, and
-    inference chooses one.
+    """Applies the MLP, then average pooling with one of several kernels, each a scale.
 
-    The paper averages the loss over all scales of every step. Here each step draws one scale, the
-    same for all images and processes, which has the same expectation at a fraction of the cost.
+    Training uses all scales, inference one of them. The paper averages the loss over all scales in
+    every step. Here each step draws one scale, the same for all images and processes, which has the
+    same expectation at a fraction of the cost.
 
     Args:
-        kernels: sides of the scales; those of the paper leave 576, 144, 36, 9 and 1 of 24 x 24
+        kernels: sides of the kernels; those of the paper leave 576, 144, 36, 9 and 1 of 24 x 24
             tokens. A kernel that is larger than an image pools all of it.
-        kernel: side at inference.
-        keep: instead of `kernel`, the scale that leaves nearly this share of the tower's tokens.
-        depth: linear layers of the MLP.
+        kernel: side of the kernel at inference.
+        keep: target share of the tower's tokens at inference; if given, the scale that is closest
+            to it replaces `kernel`.
+        depth: number of linear layers of the MLP.
     """
 
+    meets_keep = "roughly"
     needs_keep: ClassVar[bool] = False
 
     def __init__(
@@ -32,16 +35,13 @@ class MatryoshkaPoolProjector(ReducingProjector):
         kernel: int = 2,
         keep: float | None = None,
         depth: int = 2,
-        *,
-        input_size: int,
-        output_size: int,
-        grid: Grid,
+        **sizes: Unpack[ProjectorSizes],
     ):
-        super().__init__(keep, depth, input_size=input_size, output_size=output_size, grid=grid)
+        super().__init__(keep, depth, **sizes)
         self.kernels, self.kernel = tuple(kernels), kernel
 
     def kernel_for(self, grid: Grid) -> Kernel:
-        """The kernel of an image at inference."""
+        """Return the kernel of an image at inference."""
         fitting = [fitted(side, grid) for side in self.kernels]
         if self.keep is None:
             return fitted(self.kernel, grid)
@@ -49,15 +49,12 @@ class MatryoshkaPoolProjector(ReducingProjector):
         return min(fitting, key=lambda k: abs(_count(grid, k) / cells - (self.keep or 0)))
 
     def grid_after(self, grid: Grid) -> Grid:
-        """See `Projector.grid_after`."""
         return pooled_grid(grid, self.kernel_for(grid))
 
     def flops(self, grid: Grid, after: Grid) -> int:
-        """See `Projector.flops`."""
         return mlp_flops(self.layers, grid[0] * grid[1])
 
     def check(self) -> list[str]:
-        """A keep outside (0, 1], or kernels that can not be."""
         problems = super().check()
         if not self.kernels or min(*self.kernels, self.kernel) < 1:
             problems.append(
@@ -67,7 +64,6 @@ class MatryoshkaPoolProjector(ReducingProjector):
         return problems
 
     def forward(self, features: VisualFeatures) -> VisualFeatures:
-        """See `Projector.forward`."""
         drawn: int | None = None
         if self.training:
             drawn = self.kernels[int(context_of(features).draw_for_step() * len(self.kernels))]
@@ -82,7 +78,7 @@ class MatryoshkaPoolProjector(ReducingProjector):
 
 
 def fitted(side: int, grid: Grid) -> Kernel:
-    """A square kernel, cut to a grid."""
+    """Return a square kernel, cut to the size of a grid."""
     return min(side, grid[0]), min(side, grid[1])
 
 

@@ -1,34 +1,39 @@
-"""MQT: a query transformer whose first queries suffice (arXiv 2405.19315)."""
+"""MQT (arXiv 2405.19315): a query transformer of which any number of first queries can be used."""
 
 import math
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dpn.projectors._reduction import Rows, by_grid, context_of
-from dpn.projectors.base import Projector
+from dpn.projectors.base import Projector, ProjectorSizes
 from dpn.tokens import Grid
 from dpn.vision import ImageGroup, VisualFeatures
 from dpn.vision.vit import sincos_positions
 
 
 class MatryoshkaQueryProjector(Projector):
-    """The first m of some learned queries attend to the tokens of an image; m is drawn for each
-    training step and chosen at inference.
+    """The first m of several learned queries attend to the tokens of an image.
 
-    As in the source, queries carry the sine-cosine positions of a square grid, keys are the
-    positions of the tokens (the same table, bicubically resized) and values the tokens, each after
-    a LayerNorm; one matrix takes the result to the decoder's width. A draw is one of 2, 4, ... up
-    to all queries, the same for all images and processes. A row stands for no cells in particular.
+    m is drawn for each training step and chosen at inference. As in the release, queries have the
+    sine-cosine positions of a square grid, keys are the positions of the tokens (the same table,
+    resized bicubically) and values are the tokens, each after a LayerNorm; one matrix maps the
+    result to the decoder's width. Training draws m from 2, 4, ... up to all queries, the same for
+    all images and processes. A row does not belong to particular cells of the image.
 
     Args:
-        queries: learned, a square number.
-        rows: m at inference (and without draws in training); null: all queries.
-        keep: instead of `rows`, share of the tower's tokens, as far as there are queries.
-        elastic: whether training draws m; the source's first stage uses all queries.
-        heads: of the attention.
+        queries: number of learned queries, a square number.
+        rows: m at inference, and in training without draws; null: all queries.
+        keep: target share of the tower's tokens; if given, it determines `rows`, up to the number
+            of queries.
+        elastic: whether training draws m; the first stage of the paper uses all queries.
+        heads: number of attention heads.
     """
+
+    meets_keep = "roughly"  # at most as many tokens as queries
+    own_weights = True
 
     def __init__(
         self,
@@ -37,40 +42,33 @@ class MatryoshkaQueryProjector(Projector):
         keep: float | None = None,
         elastic: bool = True,
         heads: int = 16,
-        *,
-        input_size: int,
-        output_size: int,
-        grid: Grid,
+        **sizes: Unpack[ProjectorSizes],
     ):
-        super().__init__(input_size=input_size, output_size=output_size, grid=grid)
+        super().__init__(**sizes)
         self.count, self.rows, self.keep, self.elastic = queries, rows, keep, elastic
-        width, side = input_size, math.isqrt(queries)
+        width, side = self.input_size, math.isqrt(queries)
         self.queries = nn.Parameter(nn.init.trunc_normal_(torch.empty(queries, width), std=0.02))
         self.register_buffer("positions", sincos_positions((side, side), width, 10_000))
         self.norms = nn.ModuleList(nn.LayerNorm(width, eps=1e-6) for _ in range(3))
         self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
-        self.output = nn.Parameter(torch.randn(width, output_size) * output_size**-0.5)
+        self.output = nn.Parameter(torch.randn(width, self.output_size) * self.output_size**-0.5)
 
     def rows_of(self, grid: Grid) -> int:
-        """m at inference."""
+        """Return m at inference."""
         if self.keep is not None:
             return min(self.count, max(1, round(self.keep * grid[0] * grid[1])))
         return self.count if self.rows is None else self.rows
 
     def grid_after(self, grid: Grid) -> Grid:
-        """See `Projector.grid_after`."""
         return 1, self.rows_of(grid)
 
     def flops(self, grid: Grid, after: Grid) -> int:
-        """The attention and the output matrix."""
+        """FLOPs of the attention and of the output matrix."""
         cells, rows, width = grid[0] * grid[1], after[1], self.input_size
         attend = 2 * (rows + cells) * width**2 + 2 * rows * cells * width
         return 2 * (attend + rows * width * self.output_size)
 
     def check(self) -> list[str]:
-        """Queries that form no square, rows that there are no queries for, or an impossible
-        keep.
-        """
         problems = super().check()
         if self.count < 2 or math.isqrt(self.count) ** 2 != self.count:
             problems.append(f"projector.queries={self.count} must be a square number, e.g. 256.")
@@ -81,7 +79,6 @@ class MatryoshkaQueryProjector(Projector):
         return problems
 
     def forward(self, features: VisualFeatures) -> VisualFeatures:
-        """See `Projector.forward`."""
         drawn: int | None = None
         if self.training and self.elastic:
             drawn = 2 + 2 * int(context_of(features).draw_for_step() * (self.count // 2))

@@ -1,40 +1,39 @@
 """LLaVA-1.5's projector: two linear layers with a GELU between them (arXiv 2310.03744)."""
 
+from typing import Unpack
+
 from torch import nn
 
-from dpn.projectors.base import Projector
+from dpn.projectors.base import Projector, ProjectorSizes
 from dpn.tokens import Grid
 from dpn.vision import VisualFeatures
 
 
 class MLPProjector(Projector):
-    """Linear, GELU, Linear on every token.
+    """Applies linear layers with GELUs between them to every token.
 
     Args:
         depth: number of linear layers (LLaVA's `mlp2x_gelu` has 2).
-        keep: is ignored, as by `router=none`: every token stays.
+        keep: ignored, so that sweeps can include this projector: all tokens are kept.
     """
 
+    acts = "nowhere"
+    meets_keep = "never"
     ignores = ("keep",)
 
     def __init__(
         self,
         depth: int = 2,
         keep: float | None = None,
-        *,
-        input_size: int,
-        output_size: int,
-        grid: Grid,
+        **sizes: Unpack[ProjectorSizes],
     ):
-        super().__init__(input_size=input_size, output_size=output_size, grid=grid)
-        self.layers = mlp(input_size, output_size, depth)
+        super().__init__(**sizes)
+        self.layers = mlp(self.input_size, self.output_size, depth)
 
     def flops(self, grid: Grid, after: Grid) -> int:
-        """See `Projector.flops`."""
         return mlp_flops(self.layers, grid[0] * grid[1])
 
     def forward(self, features: VisualFeatures) -> VisualFeatures:
-        """See `Projector.forward`."""
         return VisualFeatures(self.layers(features.tokens), features.grids)
 
 
@@ -44,7 +43,7 @@ def mlp(
     depth: int,
     linear: type[nn.Linear] = nn.Linear,
 ) -> nn.Sequential:
-    """`depth` layers of a class `linear` with GELUs between them; see `MLPProjector`."""
+    """Build `depth` linear layers with GELUs between them, see `MLPProjector`."""
     layers: list[nn.Module] = [linear(input_size, output_size)]
     for _ in range(depth - 1):
         layers += [nn.GELU(), linear(output_size, output_size)]
@@ -52,5 +51,5 @@ def mlp(
 
 
 def mlp_flops(layers: nn.Sequential, rows: int) -> int:
-    """FLOPs (FMA = 2) of the linear layers for so many rows."""
+    """Return the FLOPs (FMA = 2) of the linear layers for a number of rows."""
     return sum(2 * rows * x.weight.numel() for x in layers if isinstance(x, nn.Linear))

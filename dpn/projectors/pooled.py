@@ -1,28 +1,29 @@
-"""Pooling before layer 0: the early-compression baseline that a pyramid has to beat."""
+"""Pooling before layer 0: the baseline of early compression."""
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Unpack
 
 import numpy as np
 import torch.nn.functional as F
 
 from dpn.projectors._reduction import ReducingProjector, Rows, by_grid
+from dpn.projectors.base import ProjectorSizes
 from dpn.projectors.mlp import mlp_flops
 from dpn.tokens import Grid, pool_grid, pooled_grid, window_of_row
 from dpn.vision import ImageGroup, VisualFeatures
 
 
 class PooledProjector(ReducingProjector):
-    """The MLP projector, then pooling of its tokens to fewer.
+    """Applies the MLP, then pools its tokens.
 
     Args:
-        kernel: [h, w], kernel = stride.
-        keep: instead of the kernel, the share of the tower's tokens that is left: the smallest grid
-            that keeps at least this share, by adaptive pooling (the share of visual MACs is nearly
-            the same).
+        kernel: kernel [h, w], which is also the stride.
+        keep: share of the tower's tokens to keep; if given, adaptive pooling to the smallest grid
+            with at least this share replaces the kernel. The share of visual MACs is nearly the
+            same.
         reduce: `max` or `avg`.
-        depth: linear layers of the MLP.
+        depth: number of linear layers of the MLP.
     """
 
     needs_keep: ClassVar[bool] = False
@@ -33,26 +34,20 @@ class PooledProjector(ReducingProjector):
         keep: float | None = None,
         reduce: Literal["max", "avg"] = "max",
         depth: int = 2,
-        *,
-        input_size: int,
-        output_size: int,
-        grid: Grid,
+        **sizes: Unpack[ProjectorSizes],
     ):
-        super().__init__(keep, depth, input_size=input_size, output_size=output_size, grid=grid)
+        super().__init__(keep, depth, **sizes)
         self.kernel, self.reduce = (kernel[0], kernel[1]), reduce
 
     def grid_after(self, grid: Grid) -> Grid:
-        """See `Projector.grid_after`."""
         if self.keep is None:
             return pooled_grid(grid, self.kernel)
         return smallest_grid(grid, self.keep)
 
     def flops(self, grid: Grid, after: Grid) -> int:
-        """See `Projector.flops`."""
         return mlp_flops(self.layers, grid[0] * grid[1])
 
     def forward(self, features: VisualFeatures) -> VisualFeatures:
-        """See `Projector.forward`."""
         return by_grid(self.project(features), self._pool)
 
     def _pool(self, group: ImageGroup) -> list[Rows]:
@@ -68,7 +63,6 @@ class PooledProjector(ReducingProjector):
         return [Rows(x, grid, owner) for x in rows.flatten(1, 2)]
 
     def check(self) -> list[str]:
-        """A kernel that does not fit the tower's grid, or a keep outside (0, 1]."""
         problems = super().check()
         fits = [1 <= k <= g for k, g in zip(self.kernel, self.grid, strict=True)]
         if not all(fits):
@@ -81,14 +75,15 @@ class PooledProjector(ReducingProjector):
 
 
 def nearest_row(grid: Grid, after: Grid) -> np.ndarray:
-    """Which cell of a coarser grid each cell of a grid lies in, `[h * w]`."""
+    """Return the cell of a coarser grid that each cell of a grid lies in, `[h * w]`."""
     row, column = (np.arange(n) * m // n for n, m in zip(grid, after, strict=True))
     return (row[:, None] * after[1] + column).flatten()
 
 
 def smallest_grid(grid: Grid, keep: float) -> Grid:
-    """The smallest grid of at least a share `keep` of the cells; of equal ones the one nearest the
-    same aspect.
+    """Return the smallest grid with at least a share `keep` of the cells.
+
+    Of equally small grids, it is the one whose aspect ratio is closest.
     """
     height, width = grid
     candidates = [

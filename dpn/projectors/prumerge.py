@@ -1,34 +1,33 @@
-"""PruMerge: the tokens that stand out to CLS, each with its neighbours merged in (arXiv
-2403.15388).
-"""
+"""PruMerge (arXiv 2403.15388): keeps the tokens that CLS attends to most, and merges others in."""
 
-from typing import ClassVar
+from typing import ClassVar, Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dpn.projectors._reduction import ReducingProjector, Rows, by_grid, inverse, on_host
+from dpn.projectors.base import ProjectorSizes
 from dpn.tokens import Grid
 from dpn.vision import ImageGroup, Needs, VisualFeatures
 
 
 class PruMergeProjector(ReducingProjector):
-    """Outliers of CLS's attention and one token for all others, then the MLP.
+    """Keeps the outliers of CLS's attention and one token for all others, then applies the MLP.
 
-    Attention and keys are those of the layer after the one whose output the tower hands on
-    (LLaVA's CLIP: layer 23, counted from 0; a tower without a further layer takes its last), one
+    Attention and keys are those of the layer after the one whose output the tower returns (LLaVA's
+    CLIP: layer 23, counted from 0; a tower without another layer uses its last). There is one
     softmax over the full width instead of one per head. A token is kept if its attention is an
-    outlier: above the third quartile by more than 1.5 times the distance of the quartiles; tokens
-    come in the order of falling attention. To each, the tokens with the largest cosine of keys are
-    added, weighed by their attention; a last token is the sum of all that were not kept, weighed
-    the same. Without an outlier there is only that one. Needs no training, but gains from it.
+    outlier: above the third quartile by more than 1.5 times the interquartile range. Tokens are
+    ordered by falling attention. The tokens whose keys have the largest cosine are added to each,
+    weighted by their attention. A last token is the sum of all tokens that were not kept, with the
+    same weights; without outliers it is the only one. It needs no training but improves with it.
 
     Args:
-        keep: share of the tower's tokens that is left, the last one included: the largest instead
-            of the outliers; null: outliers, as many as the image has.
-        neighbours: tokens added to each (the source's 32).
-        depth: linear layers of the MLP.
+        keep: share of the tower's tokens that enter the decoder, the last one included: the tokens
+            of largest attention instead of the outliers; null: all outliers of the image.
+        neighbours: number of tokens added to each (32 in the release).
+        depth: number of linear layers of the MLP.
     """
 
     needs_keep: ClassVar[bool] = False
@@ -39,25 +38,21 @@ class PruMergeProjector(ReducingProjector):
         keep: float | None = None,
         neighbours: int = 32,
         depth: int = 2,
-        *,
-        input_size: int,
-        output_size: int,
-        grid: Grid,
+        **sizes: Unpack[ProjectorSizes],
     ):
-        super().__init__(keep, depth, input_size=input_size, output_size=output_size, grid=grid)
+        super().__init__(keep, depth, **sizes)
         self.neighbours, self.adaptive = neighbours, keep is None
 
     def rows(self, cells: int) -> int:
-        """See `ReducingProjector.rows`; no more than a quarter of the tokens can be outliers."""
+        # At most a quarter of the tokens can be outliers.
         return cells // 4 + 1 if self.keep is None else super().rows(cells)
 
     def flops(self, grid: Grid, after: Grid) -> int:
-        """The MLP, CLS's attention and the cosines."""
+        """FLOPs of the MLP, of CLS's attention and of the cosines."""
         cells, kept = grid[0] * grid[1], after[0] * after[1] - 1
         return super().flops(grid, after) + 2 * (1 + cells + kept * cells) * self.input_size
 
     def forward(self, features: VisualFeatures) -> VisualFeatures:
-        """See `Projector.forward`."""
         return self.project(by_grid(features, self._merge))
 
     def _merge(self, group: ImageGroup) -> list[Rows]:
@@ -73,31 +68,36 @@ class PruMergeProjector(ReducingProjector):
         return [merge(*one, self.neighbours) for one in every]
 
     def choose(self, order: Tensor, outliers: int) -> Tensor:
-        """Which tokens are kept, given all by falling attention `[n]` and how many stand out."""
+        """Return the tokens to keep, given all by falling attention `[n]`.
+
+        Args:
+            order: places of the tokens.
+            outliers: number of outliers.
+        """
         return order[:outliers]
 
     def choose_exactly(self, order: Tensor, count: int) -> Tensor:
-        """The same, where so many are to be kept."""
+        """Return `count` tokens to keep, given all by falling attention `[n]`."""
         return order[:count]
 
 
 def outliers(attention: Tensor) -> Tensor:
-    """How many of `[S, n]` lie above the third quartile by more than 1.5 times the distance of the
-    quartiles, `[S]`.
+    """Count the values of `[S, n]` that are above the third quartile by more than 1.5 times the
+    interquartile range, `[S]`.
     """
     low, high = attention.quantile(attention.new_tensor([0.25, 0.75]), dim=1)
     return (attention > (high + 1.5 * (high - low))[:, None]).sum(1)
 
 
 def merge(tokens: Tensor, keys: Tensor, attention: Tensor, kept: Tensor, neighbours: int) -> Rows:
-    """The rows of one image.
+    """Compute the rows of one image.
 
     Args:
-        tokens: `[n, C]`.
-        keys: `[n, C]`.
-        attention: `[n]`.
-        kept: `[k]` places.
-        neighbours: added to each.
+        tokens: tokens `[n, C]`.
+        keys: keys of the tokens, `[n, C]`.
+        attention: attention of CLS to the tokens, `[n]`.
+        kept: places of the tokens that are kept, `[k]`.
+        neighbours: number of tokens added to each.
     """
     cells = len(tokens)
     unit = F.normalize(keys.float(), dim=-1)

@@ -1,33 +1,35 @@
-"""QueCC: few tokens that know the question (arXiv 2411.03312)."""
+"""QueCC (arXiv 2411.03312): few tokens, computed with the question."""
 
 from collections.abc import Sequence
+from typing import Unpack
 
 import torch
 from torch import nn
 
 from dpn.projectors._reduction import Rows, by_grid, context_of
 from dpn.projectors._regions import RegionAttention, RegionProjector, levels_of
+from dpn.projectors.base import ProjectorSizes
 from dpn.tokens import Grid, convolve_grid, window_of_row
 from dpn.vision import ImageGroup, VisualFeatures
 
 
 class QueryConvProjector(RegionProjector):
-    """The question is added to every token; two linear layers and a depthwise convolution make the
-    queries, one per square region; each attends to the tokens of several layers in its region; the
-    result goes through the MLP.
+    """Computes one token per square region with queries that depend on the question, then the MLP.
 
-    Which embedding of the question is added is open in the sources that we have: here the mean of
-    the text embeddings of the instruction, never of an answer. A region at the edge of a grid that
-    does not divide has fewer tokens, and the convolution the weights of these, scaled as if it were
-    full.
+    The question is added to every token. Two linear layers and a depthwise convolution turn the
+    tokens into queries, one per region, and each attends to the tokens of several layers in its
+    region. Our sources of the paper do not say which embedding of the question is added: here it is
+    the mean of the instruction's text embeddings, never of an answer. Regions at the edge of a grid
+    that the scale does not divide have fewer tokens; the convolution uses the weights of these,
+    scaled as if the region were full.
 
     Args:
-        scale: kernel and stride of the convolution (the source's 4 leaves 36 of 576 tokens).
-        keep: instead of the scale, the one that leaves nearly this share of the native grid.
-        levels: after which shares of the tower's layers its hidden states are read (as
-            TokenPacker's; which ones the source reads is open).
-        heads: of the attention.
-        depth: linear layers of the MLP.
+        scale: kernel and stride of the convolution (the paper's 4 leaves 36 of 576 tokens).
+        keep: target share of the native grid's tokens; if given, it determines the scale.
+        levels: places of the layers whose hidden states are read, as shares of the tower's depth
+            (TokenPacker's, as our sources do not give the paper's).
+        heads: number of attention heads.
+        depth: number of linear layers of the MLP.
     """
 
     def __init__(
@@ -37,22 +39,13 @@ class QueryConvProjector(RegionProjector):
         levels: Sequence[float] = (0.5, 0.667, 0.917, 0.958),
         heads: int = 8,
         depth: int = 2,
-        *,
-        input_size: int,
-        output_size: int,
-        grid: Grid,
+        **sizes: Unpack[ProjectorSizes],
     ):
-        super().__init__(
-            scale,
-            levels,
-            keep,
-            depth,
-            input_size=input_size,
-            output_size=output_size,
-            grid=grid,
+        super().__init__(scale, levels, keep, depth, **sizes)
+        width = self.input_size
+        self.question = nn.Sequential(
+            nn.Linear(self.output_size, width), nn.LayerNorm(width, eps=1e-6)
         )
-        width = input_size
-        self.question = nn.Sequential(nn.Linear(output_size, width), nn.LayerNorm(width, eps=1e-6))
         self.queries = nn.Sequential(
             nn.Linear(width, width),
             nn.GELU(),
@@ -63,13 +56,12 @@ class QueryConvProjector(RegionProjector):
         self.regions = RegionAttention(width, len(levels) * width, heads)
 
     def flops(self, grid: Grid, after: Grid) -> int:
-        """The MLP, the question, the queries, the convolution and the attention."""
+        """FLOPs of the MLP, the question, the queries, the convolution and the attention."""
         width, cells, left = self.input_size, grid[0] * grid[1], after[0] * after[1]
         queries = self.output_size * width + 2 * cells * width**2 + left * width * self.scale**2
         return super().flops(grid, after) + 2 * queries + self.regions.flops(grid, self.kernel)
 
     def forward(self, features: VisualFeatures) -> VisualFeatures:
-        """See `Projector.forward`."""
         texts = context_of(features).instructions
         means = torch.stack([text.mean(0) for text in texts]).to(features.tokens.dtype)
         questions = self.question(means)  # [I, C]

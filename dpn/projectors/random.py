@@ -1,4 +1,4 @@
-"""Tokens left at random: the baseline that most pruning methods are hardly better than."""
+"""Random tokens: a baseline for pruning methods."""
 
 import numpy as np
 import torch
@@ -8,14 +8,13 @@ from dpn.vision import ImageGroup, VisualFeatures
 
 
 class RandomProjector(ReducingProjector):
-    """A random share of the tokens, in their order, then the MLP.
+    """Keeps a random share of the tokens, in their order, then applies the MLP.
 
-    What is drawn for an image depends on seed, step, sample and the image's place in it. Arguments
-    as of `ReducingProjector`.
+    The draw depends on seed, step, sample and the image's place in it. The arguments are those of
+    `ReducingProjector`.
     """
 
     def forward(self, features: VisualFeatures) -> VisualFeatures:
-        """See `Projector.forward`."""
         context = context_of(features)
 
         def draw(group: ImageGroup):

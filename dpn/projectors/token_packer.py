@@ -1,6 +1,7 @@
-"""TokenPacker: a coarse token takes in the details of its region (arXiv 2407.02392)."""
+"""TokenPacker (arXiv 2407.02392): coarse tokens that attend to the details of their region."""
 
 from collections.abc import Sequence
+from typing import Unpack
 
 from torch import nn
 
@@ -12,25 +13,27 @@ from dpn.projectors._regions import (
     levels_of,
     resized,
 )
+from dpn.projectors.base import ProjectorSizes
 from dpn.projectors.mlp import mlp
 from dpn.tokens import Grid, window_of_row
 from dpn.vision import ImageGroup, VisualFeatures
 
 
 class TokenPackerProjector(RegionProjector):
-    """Queries are the tower's tokens, bilinearly resized to a coarser grid; each attends to the
-    tokens of several layers in its own square region; the result goes through the MLP.
+    """Resizes the tower's tokens to a coarser grid, lets them attend to their region, then the MLP.
 
-    Linear layers start from a normal of standard deviation 0.02, biases at zero. A region at the
-    edge of a grid that does not divide has fewer tokens, which the source leaves open.
+    The queries are the tower's tokens, resized bilinearly; each attends to the tokens of several
+    layers in its own square region. Linear layers are initialised from a normal of standard
+    deviation 0.02, biases with zero. Regions at the edge of a grid that the scale does not divide
+    have fewer tokens; the paper does not cover this case.
 
     Args:
         scale: side of a region (2, 3 or 4 in the paper: 144, 64 or 36 of 576 tokens).
-        keep: instead of the scale, the one that leaves nearly this share of the native grid.
-        levels: after which shares of the tower's layers its hidden states are read (of CLIP's 24
-            layers: 12, 16, 22 and 23).
-        heads: of the attention.
-        depth: linear layers of the MLP.
+        keep: target share of the native grid's tokens; if given, it determines the scale.
+        levels: places of the layers whose hidden states are read, as shares of the tower's depth
+            (of CLIP's 24 layers: 12, 16, 22 and 23).
+        heads: number of attention heads.
+        depth: number of linear layers of the MLP.
     """
 
     def __init__(
@@ -40,27 +43,22 @@ class TokenPackerProjector(RegionProjector):
         levels: Sequence[float] = (0.5, 0.667, 0.917, 0.958),
         heads: int = 8,
         depth: int = 2,
-        *,
-        input_size: int,
-        output_size: int,
-        grid: Grid,
+        **sizes: Unpack[ProjectorSizes],
     ):
-        super().__init__(
-            scale, levels, keep, depth, input_size=input_size, output_size=output_size, grid=grid
-        )
-        self.layers = mlp(input_size, output_size, depth, linear=SmallLinear)
+        super().__init__(scale, levels, keep, depth, **sizes)
+        width = self.input_size
+        self.layers = mlp(width, self.output_size, depth, linear=SmallLinear)
         self.queries = nn.Sequential(
-            SmallLinear(input_size, input_size, bias=False), nn.LayerNorm(input_size, eps=1e-6)
+            SmallLinear(width, width, bias=False), nn.LayerNorm(width, eps=1e-6)
         )
-        self.regions = RegionAttention(input_size, len(levels) * input_size, heads, SmallLinear)
+        self.regions = RegionAttention(width, len(levels) * width, heads, SmallLinear)
 
     def flops(self, grid: Grid, after: Grid) -> int:
-        """The MLP and the attention."""
+        """FLOPs of the MLP and of the attention."""
         queries = 2 * after[0] * after[1] * self.input_size**2
         return super().flops(grid, after) + queries + self.regions.flops(grid, self.kernel)
 
     def forward(self, features: VisualFeatures) -> VisualFeatures:
-        """See `Projector.forward`."""
         return self.project(by_grid(features, self._pack))
 
     def _pack(self, group: ImageGroup) -> list[Rows]:

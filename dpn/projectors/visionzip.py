@@ -1,6 +1,6 @@
-"""VisionZip: the tokens that CLS looks at, and the rest merged by key (arXiv 2412.04467)."""
+"""VisionZip (arXiv 2412.04467): keeps the tokens that CLS attends to and merges the others."""
 
-from typing import ClassVar
+from typing import ClassVar, Unpack
 
 import numpy as np
 import torch
@@ -8,35 +8,38 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dpn.projectors._reduction import ReducingProjector, Rows, by_grid, on_host, take
+from dpn.projectors.base import ProjectorSizes
 from dpn.tokens import Grid
 from dpn.vision import ImageGroup, Needs, VisualFeatures
 from dpn.vision.base import VisionTower
 
 
 class VisionZipProjector(ReducingProjector):
-    """Dominant and contextual tokens, then the MLP.
+    """Keeps dominant and contextual tokens, then applies the MLP.
 
-    Attention and keys are those of the layer whose output the tower hands on. Dominant are CLS
-    itself and the tokens with the largest attention of CLS, summed over heads, in their order. Of
-    the other tokens, evenly spaced ones are anchors; each of the rest goes to the anchor with the
-    largest cosine of keys (averaged over heads), and an anchor plus the average of what went to it
-    is a contextual token. An image of fewer tokens than asked for keeps all. Needs no training.
+    Attention and keys are those of the layer whose output the tower returns. Dominant tokens are
+    CLS itself and the tokens with the largest attention of CLS, summed over heads, in their order.
+    Of the other tokens, evenly spaced ones are anchors; each remaining token is assigned to the
+    anchor with the largest cosine of keys (averaged over heads). An anchor plus the mean of the
+    tokens assigned to it is a contextual token. An image with fewer tokens than requested keeps
+    all. It needs no training.
 
     Args:
-        keep: share of the tower's tokens that is left, divided among both kinds as the numbers say;
-            null: the numbers themselves.
-        dominant: tokens, CLS among them (54 and 10 are the source's example of 64 tokens).
-        contextual: tokens.
-        depth: linear layers of the MLP.
+        keep: share of the tower's tokens that enter the decoder, divided in the proportion of
+            `dominant` and `contextual`; null: these numbers themselves.
+        dominant: number of dominant tokens, CLS included (the paper's example of 64 tokens has 54
+            and 10).
+        contextual: number of contextual tokens.
+        depth: number of linear layers of the MLP.
     """
 
+    trainable = False
     needs_keep: ClassVar[bool] = False
     needs = Needs(attention="last", cls=True)
     heads = 1
 
-    def fit(self, tower: VisionTower) -> None:
-        """See `Projector.fit`."""
-        super().fit(tower)
+    def attach(self, tower: VisionTower) -> None:
+        super().attach(tower)
         self.heads = tower.heads
 
     def __init__(
@@ -45,16 +48,13 @@ class VisionZipProjector(ReducingProjector):
         dominant: int = 54,
         contextual: int = 10,
         depth: int = 2,
-        *,
-        input_size: int,
-        output_size: int,
-        grid: Grid,
+        **sizes: Unpack[ProjectorSizes],
     ):
-        super().__init__(keep, depth, input_size=input_size, output_size=output_size, grid=grid)
+        super().__init__(keep, depth, **sizes)
         self.dominant, self.contextual = dominant, contextual
 
     def numbers(self, cells: int) -> tuple[int, int]:
-        """Dominant and contextual tokens of an image."""
+        """Return the numbers of dominant and contextual tokens of an image."""
         dominant, contextual = self.dominant, self.contextual
         if self.keep is not None:
             rows = super().rows(cells)
@@ -64,11 +64,10 @@ class VisionZipProjector(ReducingProjector):
         return dominant, min(contextual, 1 + cells - dominant)
 
     def rows(self, cells: int) -> int:
-        """See `ReducingProjector.rows`."""
         return sum(self.numbers(cells))
 
     def flops(self, grid: Grid, after: Grid) -> int:
-        """The MLP, CLS's attention, the cosines and the averages."""
+        """FLOPs of the MLP, of CLS's attention, of the cosines and of the means."""
         cells, width = grid[0] * grid[1], self.input_size
         dominant, contextual = self.numbers(cells)
         others = 1 + cells - dominant - contextual
@@ -76,7 +75,6 @@ class VisionZipProjector(ReducingProjector):
         return super().flops(grid, after) + 2 * choice
 
     def check(self) -> list[str]:
-        """A keep outside (0, 1], or numbers that can not be."""
         problems = super().check()
         if self.dominant < 1 or self.contextual < 0:
             problems.append(
@@ -86,7 +84,6 @@ class VisionZipProjector(ReducingProjector):
         return problems
 
     def forward(self, features: VisualFeatures) -> VisualFeatures:
-        """See `Projector.forward`."""
         return self.project(by_grid(features, self._zip))
 
     def _zip(self, group: ImageGroup) -> list[Rows]:
@@ -114,14 +111,14 @@ class VisionZipProjector(ReducingProjector):
 
 
 def spaced(cells: int, count: int) -> np.ndarray:
-    """`count` evenly spaced places among so many, from the first one."""
+    """Return `count` evenly spaced places of `cells`, from the first one."""
     step = max(1, cells // count) if count else 1
     return np.arange(0, cells, step)[:count]
 
 
 def average(rows: Tensor, target: Tensor, count: int) -> Tensor:
-    """Averages of the rows `[S, n, C]` that went to each of `count` targets `[S, n]`, zero where
-    none did.
+    """Average the rows `[S, n, C]` of each of `count` targets `[S, n]`; zero for targets without
+    rows.
     """
     share = target[..., None] == torch.arange(count, device=target.device)  # [S, n, count]
     share = share.to(rows.dtype)

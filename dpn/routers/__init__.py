@@ -1,4 +1,7 @@
-"""What happens to visual tokens inside the decoder: one method, one file."""
+"""Methods that reduce visual tokens inside the decoder: one router, one file.
+
+Imports `common`, `tokens` and `cost`, but not the decoder or the model.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,10 +18,13 @@ _registry = Registry("dpn.routers", Router)
 names, resolve, build = _registry.names, _registry.resolve, _registry.build
 
 
-def settled(section: Mapping[str, Any]) -> dict[str, Any]:
-    """A router's section as a saved model holds it, see `Router.settled`."""
+def inline_files(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a router's config section with files replaced by their contents.
+
+    See `Router.inline_files`.
+    """
     arguments = {key: value for key, value in section.items() if key != "name"}
-    return {"name": section["name"], **resolve(section["name"]).settled(arguments)}
+    return {"name": section["name"], **resolve(section["name"]).inline_files(arguments)}
 
 
 __all__ = [
@@ -33,9 +39,9 @@ __all__ = [
     "Trace",
     "build",
     "count_rows",
+    "inline_files",
     "last_instruction_rows",
     "mean_attention",
     "names",
     "resolve",
-    "settled",
 ]

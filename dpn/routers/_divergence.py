@@ -1,4 +1,4 @@
-"""How much a router changes what a model predicts: the measure behind the choice of layers."""
+"""How much routers change the predictions of a model; a search chooses layers by it."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -13,32 +13,28 @@ from dpn.routers.base import Router
 def divergences(
     model: Any, batches: Iterable[Mapping[str, Any]], routers: Sequence[Router]
 ) -> list[float]:
-    """KL(with || without) of the last column's prediction, mean over all samples.
+    """Measure KL(with || without) of the last column's prediction, mean over all samples.
 
     Args:
-        model: a `DPNForConditionalGeneration` in evaluation mode; gets its router back.
+        model: a `DPNForConditionalGeneration` in evaluation mode; its own router does not act.
         batches: arguments of its `forward`, without labels.
-        routers: each is tried alone.
+        routers: routers, each compared with no router.
 
     Returns:
         One divergence per router.
     """
-    own = model.router
+    without = Router(**model.router.sizes)
     sums, count = torch.zeros(len(routers)), 0
-    try:
-        for batch in batches:
-            model.router = Router(text=own.text, grid=own.grid)
-            whole = _last_column(model, batch)
-            count += len(whole)
-            for place, router in enumerate(routers):
-                model.router = router
-                part = _last_column(model, batch)
-                sums[place] += (part.exp() * (part - whole)).sum().cpu()
-    finally:
-        model.router = own
+    for batch in batches:
+        whole = _last_column(model, batch, without)
+        count += len(whole)
+        for place, router in enumerate(routers):
+            part = _last_column(model, batch, router)
+            sums[place] += (part.exp() * (part - whole)).sum().cpu()
     return (sums / count).tolist()
 
 
-def _last_column(model: Any, batch: Mapping[str, Any]) -> Tensor:
-    """Log-probabilities of the last column, `[B, vocabulary]`."""
-    return model(**batch, logits_to_keep=1).logits[:, -1].float().log_softmax(-1)
+def _last_column(model: Any, batch: Mapping[str, Any], router: Router) -> Tensor:
+    """Return the log-probabilities of the last column, `[B, vocabulary]`."""
+    logits = model(**batch, logits_to_keep=1, router=router).logits
+    return logits[:, -1].float().log_softmax(-1)

@@ -1,36 +1,34 @@
-"""What the methods share that let fewer visual rows go on, a fixed share of them, at some depths.
+"""Base class of routers that keep a fixed share of the visual rows from certain depths on.
 
-A depth is the number of layers that ran before: at depth 2 rows are dropped after layer 1, before
-layer 2. Shares are of the rows with which an image entered the decoder.
+A depth is the number of layers that ran before: at depth 2 rows are dropped after layer 1 and
+before layer 2. A share is relative to the rows with which an image entered the decoder.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dpn.cost import TextShape
 from dpn.routers._strength import StrengthRouter
-from dpn.routers.base import Router, RoutingContext, Where
-from dpn.tokens import Decision, Grid, PackedTokens, Positions
+from dpn.routers.base import Router, RouterSizes, RoutingContext, Where
+from dpn.tokens import Decision, PackedTokens, Positions
 
 
 class DroppingRouter(StrengthRouter):
-    """At each depth of its schedule keeps the visual rows of every image that score highest.
+    """Keeps, at each depth of its schedule, the visual rows of every image with the highest scores.
 
-    Several images of a sample are treated one by one. Rows keep their order. Equal scores, as of an
-    image that comes only after the rows that ask, go to the first rows.
+    Each image of a sample is treated by itself. Rows keep their order. Among equal scores the first
+    rows are kept, e.g. for an image that comes after the text whose attention is the score.
 
     Args:
-        where: which layer's attention the hook sees at a depth: that of the layer before (`post`),
-            or of the one after (`pre`).
-        positions: see `dpn.tokens.packed.PackedTokens`.
-        strength: which the schedule follows from, see `StrengthRouter`.
-        bounds: see `StrengthRouter`.
-        keep: see `StrengthRouter`.
-        text: see `Router`.
-        grid: see `Router`.
+        where: layer whose attention `scores` can read at a depth: the layer before it (`post`) or
+            the layer after it (`pre`).
+        positions: `renumber` or `keep`, see `dpn.tokens.packed.PackedTokens`.
+        strength: parameter that the schedule depends on, see `StrengthRouter`.
+        bounds: smallest and largest strength.
+        keep: target share of visual MACs; if given, it determines the strength.
     """
 
     def __init__(
@@ -40,34 +38,32 @@ class DroppingRouter(StrengthRouter):
         strength: float,
         bounds: tuple[float, float],
         keep: float | None,
-        *,
-        text: TextShape,
-        grid: Grid,
+        **sizes: Unpack[RouterSizes],
     ):
-        super().__init__(strength, bounds, keep, text=text, grid=grid)
+        super().__init__(strength, bounds, keep, **sizes)
         self.where, self.positions = where, positions
         self.shares = self.schedule(self.strength)
 
     def schedule(self, strength: float) -> Mapping[int, float]:
-        """The share of an image's rows that goes on from each depth."""
-        raise TypeError(f"{type(self).__name__} does not say what it drops")
+        """Return the share of an image's rows that is kept at each depth."""
+        raise TypeError(f"{type(self).__name__} does not implement schedule")
 
     def left(self, share: float, entered: int, now: int) -> int:
-        """How many rows of an image go on where `share` of those that entered may.
+        """Return the number of rows of an image that are kept at a depth.
 
         Args:
-            share: of the schedule.
-            entered: rows of the image that entered the decoder.
-            now: rows that are there.
+            share: share of the entered rows, from the schedule.
+            entered: number of rows with which the image entered the decoder.
+            now: number of rows before the depth.
         """
         return min(now, int(entered * share))
 
     def scores(self, tokens: PackedTokens, context: RoutingContext) -> list[Tensor]:
-        """`[rows]` of each image: the higher, the rather a row goes on."""
-        raise TypeError(f"{type(self).__name__} does not say how it ranks rows")
+        """Return the scores `[rows]` of each image; rows with the highest scores are kept."""
+        raise TypeError(f"{type(self).__name__} does not implement scores")
 
     def between(self, layer: int, tokens: PackedTokens, context: RoutingContext) -> PackedTokens:
-        """See `Router.between`; one host synchronisation."""
+        # One host synchronisation, in `highest`.
         depth = layer + (self.where == "post")
         if depth not in self.shares:
             return tokens
@@ -77,12 +73,12 @@ class DroppingRouter(StrengthRouter):
         return left
 
     def reduce(self, tokens: PackedTokens, scores: Sequence[Tensor], share: float) -> PackedTokens:
-        """Let the highest scored rows of each image go on."""
+        """Keep the rows of each image with the highest scores."""
         counts = [self.left(share, span.entered, span.rows) for span in tokens.spans]
         return tokens.keep(highest(scores, counts))
 
     def rows(self, strength: float) -> list[int]:
-        """Visual rows that enter each layer, of an image of native size."""
+        """Return the number of visual rows that enter each layer, for an image of native size."""
         shares, entered = self.schedule(strength), self.grid[0] * self.grid[1]
         rows, now = [], entered
         for depth in range(self.text.num_layers):
@@ -92,16 +88,13 @@ class DroppingRouter(StrengthRouter):
         return rows
 
     def share(self, strength: float) -> float:
-        """Share of visual MACs of an image of native size."""
         full = self.text.full_macs(self.grid[0] * self.grid[1])
         return self.text.visual_macs(self.rows(strength)) / full
 
-    def rehearsed(self, most: bool) -> Router:
-        """As many rows as this one leaves, the first ones: without data none is better."""
+    def bound(self, most: bool) -> Router:
         return _FirstRows(self)
 
     def check(self) -> list[str]:
-        """Depths, strength and keep that can not be."""
         problems = []
         depths, last = list(self.shares), self.text.num_layers
         if depths != sorted(set(depths)) or not all(0 <= d <= last for d in depths):
@@ -113,25 +106,29 @@ class DroppingRouter(StrengthRouter):
 
 
 class _FirstRows(Router):
-    """Leaves the first rows of each image before every layer.
+    """Keeps the first rows of each image, as many as another router keeps.
 
     Args:
-        router: whose schedule it follows.
+        router: router whose schedule it follows.
     """
 
     where = "pre"
 
     def __init__(self, router: DroppingRouter):
-        super().__init__(text=router.text, grid=router.grid)
+        super().__init__(**router.sizes)
         self.positions, self.left = router.positions, router.rows(router.strength)
 
     def between(self, layer: int, tokens: PackedTokens, context: RoutingContext) -> PackedTokens:
-        """See `Router.between`."""
         return tokens.keep([np.arange(min(s.rows, self.left[layer])) for s in tokens.spans])
 
 
 def highest(scores: Sequence[Tensor], counts: Sequence[int]) -> list[np.ndarray]:
-    """Ascending places of the so many highest scores of each image; the first of equal ones."""
+    """Return the ascending places of each image's highest scores; of equal ones the first.
+
+    Args:
+        scores: scores `[rows]` of each image.
+        counts: number of places for each image.
+    """
     places = [
         score.argsort(descending=True, stable=True)[:count].sort().values
         for score, count in zip(scores, counts, strict=True)
@@ -140,20 +137,20 @@ def highest(scores: Sequence[Tensor], counts: Sequence[int]) -> list[np.ndarray]
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """`a @ b` in fp32, whatever autocast says: rows are ranked by small differences."""
+    """Compute `a @ b` in fp32 even under autocast: small differences decide how rows are ranked."""
     with torch.autocast(a.device.type, enabled=False):
         return a.float() @ b.float()
 
 
 def to_host(parts: Sequence[Tensor]) -> list[np.ndarray]:
-    """Integers of each image, in one synchronisation."""
+    """Copy the integers of each image to the host, with one synchronisation."""
     if not parts:
         return []
     return np.split(torch.cat(list(parts)).cpu().numpy(), np.cumsum([len(p) for p in parts])[:-1])
 
 
 def last_instruction_rows(tokens: PackedTokens, context: RoutingContext) -> list[list[int]]:
-    """Per sample the row of its last instruction token, which every method here may ask."""
+    """Return, per sample, a list with the row of its last instruction token."""
     return [
         [tokens.row(sample, max(end - 1, begin))]
         for sample, (begin, end) in enumerate(context.instruction)
@@ -163,13 +160,19 @@ def last_instruction_rows(tokens: PackedTokens, context: RoutingContext) -> list
 def mean_attention(
     tokens: PackedTokens, context: RoutingContext, rows: Sequence[Sequence[int]]
 ) -> list[Tensor]:
-    """`[rows]` of each image: attention from some rows of its sample, mean over heads and them."""
+    """Return the attention `[rows]` that each image gets, mean over heads and the given rows.
+
+    Args:
+        tokens: the pack.
+        context: context of the hook that calls this.
+        rows: rows of each sample whose attention is read.
+    """
     mean = [p.mean((0, 1)) for p in context.attention_scores(tokens, rows)]  # [n_b] per sample
     return of_images(tokens, mean)
 
 
 def of_images(tokens: PackedTokens, values: Sequence[Tensor]) -> list[Tensor]:
-    """Cuts the values of all rows of each sample down to the rows of each image."""
+    """Select the values of each image's rows from the values of all rows of each sample."""
     return [
         values[span.sample].narrow(0, start - tokens.offsets[span.sample], span.rows)
         for span, start in zip(tokens.spans, tokens.starts, strict=True)
@@ -177,7 +180,7 @@ def of_images(tokens: PackedTokens, values: Sequence[Tensor]) -> list[Tensor]:
 
 
 def record(layer: int, before: PackedTokens, after: PackedTokens, context: RoutingContext) -> None:
-    """Write down what a method without experts did: one option, taken with probability 1."""
+    """Add the decision of a method without experts to the trace: one option, with probability 1."""
     samples = tuple(b for b, rows in enumerate(before.visual_rows) if rows)
     context.trace.decisions.append(
         Decision(

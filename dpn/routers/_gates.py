@@ -1,4 +1,4 @@
-"""The small networks that routers choose with, and what these read."""
+"""Small networks with which routers choose, and the rows that they read."""
 
 from collections.abc import Sequence
 
@@ -10,18 +10,18 @@ from dpn.tokens import PackedTokens
 
 
 class Gate(nn.Module):
-    """Rates options: `[S, ...]` rows to `[S, E]` logits.
+    """Base class of gates, which turn rows `[S, ...]` into logits `[S, E]` of E options.
 
-    Computes in fp32, whatever precision its weights are stored in. A unit of its own where engines
-    share out weights, so every process calls it in every pass, be it with no rows.
+    Gates compute in fp32 whatever the precision of their weights. Engines that shard weights gather
+    each gate's weights when it is called, so every process must call it in every pass, even without
+    rows.
     """
 
 
 class SequentialGate(Gate, nn.Sequential):
-    """Steps one after the other."""
+    """A gate of several modules, applied one after the other."""
 
     def forward(self, read: Tensor) -> Tensor:
-        """Rows to logits."""
         with torch.autocast(read.device.type, enabled=False):
             out = read.float()
             for step in self:
@@ -31,9 +31,10 @@ class SequentialGate(Gate, nn.Sequential):
 
 
 class MLPGate(SequentialGate):
-    """LayerNorm, Linear(D, D/4), GELU, Linear(D/4, E) without biases: `[S, D] -> [S, E]` logits.
+    """LayerNorm, Linear(D, D/4), GELU, Linear(D/4, E) without biases: rows `[S, D]` to logits
+    `[S, E]`.
 
-    Linear starts as in PyTorch, which is kaiming_uniform(a=sqrt(5)).
+    Its linear layers have PyTorch's initial values, kaiming_uniform(a=sqrt(5)).
     """
 
     def __init__(self, width: int, experts: int):
@@ -47,9 +48,9 @@ class MLPGate(SequentialGate):
 
 
 class ExitGate(SequentialGate):
-    """Linear(D, hidden), GELU, Linear(hidden, 2) without biases: `[S, D]` to logits of two options.
+    """Linear(D, hidden), GELU, Linear(hidden, 2) without biases: rows `[S, D]` to logits `[S, 2]`.
 
-    Linear starts as xavier_uniform.
+    Its linear layers are initialised with xavier_uniform.
     """
 
     def __init__(self, width: int, hidden: int):
@@ -59,19 +60,17 @@ class ExitGate(SequentialGate):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start again."""
         for weight in self.parameters():
             nn.init.xavier_uniform_(weight)
 
 
 class LinearGate(Gate, nn.Linear):
-    """Linear(D, E) without bias."""
+    """Linear(D, E) without bias: rows `[S, D]` to logits `[S, E]`."""
 
     def __init__(self, width: int, experts: int):
         super().__init__(width, experts, bias=False)
 
     def forward(self, read: Tensor) -> Tensor:
-        """`[S, D]` rows to `[S, E]` logits."""
         with torch.autocast(read.device.type, enabled=False):
             return nn.functional.linear(read.float(), self.weight.float())
 
@@ -79,15 +78,15 @@ class LinearGate(Gate, nn.Linear):
 def mean_rows(
     tokens: PackedTokens, samples: Sequence[int], columns: Sequence[Sequence[int]]
 ) -> Tensor:
-    """Mean of the rows of some columns of each sample.
+    """Average the rows of some columns of each sample.
 
     Args:
         tokens: the pack.
-        samples: S of them.
-        columns: of `input_ids`, at least one of each of these samples.
+        samples: indices of S samples.
+        columns: columns of `input_ids` for each of these samples, at least one.
 
     Returns:
-        fp32 `[S, D]`.
+        Means in fp32, `[S, D]`.
     """
     counts = torch.tensor([len(own) for own in columns], dtype=torch.long)
     every = np.array([column for own in columns for column in own], dtype=np.int64)

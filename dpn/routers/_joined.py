@@ -1,50 +1,44 @@
-"""What the methods share that are made of others, one after the other."""
+"""Base class of routers that combine other routers."""
 
 from collections.abc import Sequence
 from functools import reduce
-from typing import Any
+from typing import Any, Unpack
 
 from torch import nn
 
-from dpn.cost import TextShape
-from dpn.routers.base import Router, RoutingContext, Where
-from dpn.tokens import Grid, LayerPlan, PackedTokens
+from dpn.routers.base import Router, RouterSizes, RoutingContext, Where
+from dpn.tokens import LayerPlan, PackedTokens
 
 
 class JoinedRouter(Router):
-    """Applies every member before and after each layer, in their order.
+    """Applies all members before and after each layer, in order.
 
     Args:
-        members: the routers.
-        text: see `Router`.
-        grid: see `Router`.
+        members: routers to combine.
     """
 
-    def __init__(self, members: Sequence[Router], *, text: TextShape, grid: Grid):
-        super().__init__(text=text, grid=grid)
+    def __init__(self, members: Sequence[Router], **sizes: Unpack[RouterSizes]):
+        super().__init__(**sizes)
         self.members: Any = nn.ModuleList(members)
         self.positions = members[0].positions if members else "renumber"
 
     def at(
         self, where: Where, layer: int, tokens: PackedTokens, context: RoutingContext
     ) -> PackedTokens:
-        """Every member in turn."""
         for member in self.members:
             tokens = member.at(where, layer, tokens, context)
         return tokens
 
     def within(self, layer: int, tokens: PackedTokens, context: RoutingContext) -> LayerPlan | None:
-        """What is left of a layer where every member leaves something out."""
         return joined([member.within(layer, tokens, context) for member in self.members])
 
-    def rehearsed(self, most: bool) -> Router:
-        """Every member's stand-in."""
-        members = [member.rehearsed(most) for member in self.members]
-        other = JoinedRouter(members, text=self.text, grid=self.grid)
+    def bound(self, most: bool) -> Router:
+        members = [member.bound(most) for member in self.members]
+        other = JoinedRouter(members, **self.sizes)
         other.positions = self.positions
         return other
 
 
 def joined(plans: Sequence[LayerPlan | None]) -> LayerPlan | None:
-    """One plan that leaves out what any of these does."""
+    """Merge plans into one that leaves out everything that any of them leaves out."""
     return reduce(lambda one, other: one.joined(other) if one else other, plans, None)

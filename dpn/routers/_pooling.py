@@ -1,16 +1,15 @@
-"""What `static`, `random` and `dpe` share: at a few layers, one kernel out of several pools a
-sample's visual rows.
+"""Base class of routers that pool a sample's visual rows at a few layers with one of several
+kernels.
 """
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Unpack
 
 import torch
 from torch import Tensor
 
 from dpn.common.distributed import connect
-from dpn.cost import TextShape
 from dpn.routers._pooling_plan import (
     Grids,
     PoolingPlan,
@@ -20,17 +19,17 @@ from dpn.routers._pooling_plan import (
     is_nested,
     quarter_layers,
 )
-from dpn.routers.base import Router, RoutingContext, check_keep
-from dpn.tokens import Decision, Grid, PackedTokens, Positions
+from dpn.routers.base import Router, RouterSizes, RoutingContext, check_keep
+from dpn.tokens import Decision, PackedTokens, Positions
 
 
 class GateChoice(NamedTuple):
-    """What `choose` picks at a gate.
+    """Result of `PoolingRouter.choose`.
 
     Attributes:
-        experts: `[S]`.
-        probs: `[S, E]`.
-        read: see `Decision`.
+        experts: chosen experts, `[S]`.
+        probs: probabilities of all experts, `[S, E]`.
+        read: rows that the gate read, see `dpn.tokens.Decision`.
     """
 
     experts: Tensor
@@ -39,8 +38,8 @@ class GateChoice(NamedTuple):
 
 
 class PoolingRouter(Router):
-    """At each layer of its plan, pools every sample's visual rows with the kernel that `choose`
-    picks.
+    """Pools every sample's visual rows at each layer of its plan, with a kernel that the subclass
+    chooses in `choose`.
     """
 
     def __init__(
@@ -52,14 +51,12 @@ class PoolingRouter(Router):
         positions: Positions,
         min_rows: int,
         keep: float | None,
-        *,
-        text: TextShape,
-        grid: Grid,
         min_pooled: int = 1,
+        **sizes: Unpack[RouterSizes],
     ):
-        super().__init__(text=text, grid=grid)
+        super().__init__(**sizes)
         self.where, self.positions, self.reduce, self.keep = where, positions, reduce, keep
-        layers = quarter_layers(text.num_layers) if layers is None else tuple(layers)
+        layers = quarter_layers(self.text.num_layers) if layers is None else tuple(layers)
         self.plan = PoolingPlan(layers, as_plan_kernels(kernels, len(layers)), min_rows, min_pooled)
 
     def choose(
@@ -70,32 +67,31 @@ class PoolingRouter(Router):
         allowed: Tensor,
         context: RoutingContext,
     ) -> GateChoice:
-        """Pick an expert for each sample.
+        """Choose an expert for each sample.
 
         Args:
-            gate: place in the plan.
+            gate: index of the layer in the plan.
             tokens: the pack.
-            samples: the S samples to decide about.
-            allowed: bool `[S, E]` on the host.
-            context: what else may be looked at.
+            samples: indices of the S samples to choose for.
+            allowed: experts that each sample may get, bool `[S, E]` on the host.
+            context: context of the pass.
         """
-        raise TypeError(f"{type(self).__name__} does not say how it chooses")
+        raise TypeError(f"{type(self).__name__} does not implement choose")
 
     def scale(self, probs: Tensor, experts: Tensor) -> Tensor | None:
-        """`[S]` factor of the visual rows of each routed sample; None leaves them as they are."""
+        """Return a factor `[S]` for the visual rows of each routed sample; None: 1."""
         return None
 
     def weights(self, gate: int) -> list[Tensor | None] | None:
-        """Convolution weights of each expert at a gate; None pools with `reduce`."""
+        """Return the convolution weights of each expert at a gate; None: pool with `reduce`."""
         return None
 
     def routed(self, gate: int, tokens: PackedTokens, context: RoutingContext) -> tuple[int, ...]:
-        """The samples that are large enough to be routed."""
+        """Return the samples that have enough visual rows to be routed."""
         rows = tokens.visual_rows
         return tuple(b for b, n in enumerate(rows) if n > 0 and self.plan.eligible(gate, n))
 
     def between(self, layer: int, tokens: PackedTokens, context: RoutingContext) -> PackedTokens:
-        """See `Router.between`; at most one host synchronisation."""
         if layer not in self.plan.layers:
             return tokens
         gate = self.plan.layers.index(layer)
@@ -136,7 +132,7 @@ class PoolingRouter(Router):
         kernels = [(1, 1) if e is None else self.plan.kernels[gate][e] for e in experts]
         place = {b: i for i, b in enumerate(samples)}
         if scale is not None:
-            one = scale.new_ones(1)  # the factor of samples that are not routed
+            one = scale.new_ones(1)  # factor of samples that are not routed
             index = [place.get(span.sample, len(samples)) for span in tokens.spans]
             scale = torch.cat([scale, one])[torch.tensor(index).to(scale.device)]
         return tokens.pool(
@@ -146,24 +142,23 @@ class PoolingRouter(Router):
             scale=scale,
         )
 
-    def rehearsed(self, most: bool) -> Router:
-        """Every sample takes the kernel that leaves most or fewest rows, of those it may get."""
+    def bound(self, most: bool) -> Router:
         sign = 1 if most else -1
 
         def pick(gate: int, samples: Sequence[int], allowed: Tensor, choice: GateChoice) -> Tensor:
-            if choice.read is None:  # chances that no data change
+            if choice.read is None:  # the probabilities do not depend on data
                 allowed = allowed & (choice.probs > 0)
             sizes = torch.tensor([sign * float(h * w) for h, w in self.plan.kernels[gate]])
             return sizes.expand(allowed.shape).masked_fill(~allowed, torch.inf).argmin(1)
 
         return self._picking(pick)
 
-    def forced(self, route: Sequence[Any]) -> Router:
-        """See `Router.forced`; `min_rows` is not looked at."""
+    def with_route(self, route: Sequence[Any]) -> Router:
+        # `min_rows` is ignored: the route is given.
         layers = len(self.plan.layers)
         if len(route) != layers:
             raise ValueError(
-                f"It has {len(route)} kernels, the router picks one at {layers} layers."
+                f"The route has {len(route)} kernels; the router chooses one at {layers} layers."
             )
         takes = []
         for given, kernels in zip(route, self.plan.kernels, strict=True):
@@ -171,11 +166,11 @@ class PoolingRouter(Router):
                 in_turn = as_plan_kernels(given if is_nested(given) else [given], 1)[0]
             except (TypeError, IndexError):
                 raise ValueError(
-                    f"{given} is neither a kernel [h, w] nor a list of some."
+                    f"{given} is neither a kernel [h, w] nor a list of kernels."
                 ) from None
             if missing := [kernel for kernel in in_turn if kernel not in kernels]:
                 raise ValueError(
-                    f"It has kernel {missing[0]}, the router has {list(kernels)} there."
+                    f"The route has kernel {missing[0]}; the router has {list(kernels)} there."
                 )
             takes.append([kernels.index(kernel) for kernel in in_turn])
 
@@ -185,7 +180,7 @@ class PoolingRouter(Router):
         return self._picking(pick)
 
     def _picking(self, pick: Callable[[int, Sequence[int], Tensor, GateChoice], Tensor]) -> Router:
-        """This router with other experts than its own choice, which is still computed."""
+        """Return this router with other experts; its own choice is still computed."""
         router, choose = copy.copy(self), self.choose
 
         def chosen(
@@ -199,11 +194,10 @@ class PoolingRouter(Router):
         return router
 
     def check(self) -> list[str]:
-        """Layers, kernels and keep that can not be."""
         return check_plan(self.plan, self.text, self.grid) + check_keep(self)
 
     def reach(self) -> tuple[float, float]:
-        """The share if every sample took the smallest, or the largest, option everywhere."""
+        # The shares if every sample takes the smallest or the largest option at all layers.
         shares = []
         for pick in (min, max):
             grids: Grids = (self.grid,)

@@ -1,4 +1,4 @@
-"""Which kernels may pool a sample where, and the rows and the work that follow."""
+"""Kernels that may pool a sample at each layer, and the rows and MACs that result."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,24 +13,24 @@ PAPER_KERNELS: tuple[Kernel, ...] = ((1, 1), (1, 2), (2, 2))
 
 
 def quarter_layers(num_layers: int) -> tuple[int, ...]:
-    """The layers that end the first, second and third quarter of a decoder: 7, 15, 23 of 32."""
+    """Return the layers that end the first three quarters of a decoder: 7, 15 and 23 of 32."""
     return tuple(num_layers * k // 4 - 1 for k in (1, 2, 3))
 
 
 def count_rows(grids: Grids) -> int:
-    """Rows of all grids together."""
+    """Return the number of rows of all grids together."""
     return sum(h * w for h, w in grids)
 
 
 @dataclass(frozen=True)
 class PoolingPlan:
-    """Which kernels may be used where; every choice and every expected cost follows from it.
+    """Layers at which rows are pooled, and the kernels that may be used there.
 
     Attributes:
-        layers: where a kernel is chosen, ascending.
-        kernels: the experts of each of these layers.
-        min_rows: a kernel that would leave a sample fewer rows is not allowed.
-        min_pooled: a sample with fewer rows is not routed.
+        layers: layers at which a kernel is chosen, ascending.
+        kernels: kernels of the experts at each of these layers.
+        min_rows: fewest rows that a kernel may leave of a sample.
+        min_pooled: fewest rows that a sample must have to be routed.
     """
 
     layers: tuple[int, ...]
@@ -39,15 +39,14 @@ class PoolingPlan:
     min_pooled: int = 1
 
     def eligible(self, gate: int, rows: int) -> bool:
-        """Whether a sample with so many visual rows is routed at a gate."""
+        """Return whether a sample with `rows` visual rows is routed at a gate."""
         largest = max(h * w for h, w in self.kernels[gate])
         return rows >= max(largest, self.min_pooled)
 
     def options(self, gate: int, grids: Grids) -> tuple[Grids | None, ...]:
-        """What each expert of a gate would leave of a sample; None where it is not allowed.
+        """Return the grids that each expert of a gate leaves of a sample; None: not allowed.
 
-        At least one is allowed: the one that leaves most rows, which is the identity if there is
-            one.
+        The expert that leaves most rows is always allowed.
         """
         after = [
             tuple(pooled_grid(grid, kernel_on(grid, kernel)) for grid in grids)
@@ -57,13 +56,12 @@ class PoolingPlan:
         return tuple(g if count_rows(g) >= min(self.min_rows, largest) else None for g in after)
 
     def expected_macs(self, probs: Sequence[Any], grids: Grids, text: TextShape, where: str) -> Any:
-        """Visual MACs of one sample, expected over independent choices at all gates.
+        """Return the expected visual MACs of one sample, with independent choices at all gates.
 
         Args:
-            probs: per gate, the probability of each expert, `[E]` or `[E, S]` for S samples of
-                these grids; an expert that is not allowed gives its share to the others, as in
-                sampling.
-            grids: what enters the decoder.
+            probs: probability of each expert at each gate, `[E]`, or `[E, S]` for S samples of
+                these grids; they are renormalised over the allowed experts, as in sampling.
+            grids: grids of the rows that enter the decoder.
             text: sizes of the decoder.
             where: whether a gate acts before (`pre`) or after (`post`) its layer.
         """
@@ -88,19 +86,19 @@ class PoolingPlan:
 
 
 def as_plan_kernels(kernels: Sequence[Any], num_layers: int) -> tuple[tuple[Kernel, ...], ...]:
-    """Kernels per layer from one list for all layers, or from one list per layer."""
+    """Return kernels per layer, given one list for all layers or one list per layer."""
     per_layer = kernels if kernels and is_nested(kernels[0]) else [kernels] * num_layers
     return tuple(tuple((int(k[0]), int(k[1])) for k in layer) for layer in per_layer)
 
 
 def is_nested(item: Any) -> bool:
-    """Whether it is a list of kernels, not a kernel."""
+    """Return whether `item` is a list of kernels rather than one kernel."""
     return len(item) > 0 and not isinstance(item[0], int)
 
 
 def check_plan(plan: PoolingPlan, text: TextShape, grid: Grid) -> list[str]:
-    """A sentence for each layer beyond the depth and each kernel that no grid at its depth can
-    fill.
+    """Return an error sentence for each layer that the decoder does not have and each kernel that
+    is larger than any grid at its layer.
     """
     problems = []
     if len(plan.kernels) != len(plan.layers):
@@ -123,7 +121,7 @@ def check_plan(plan: PoolingPlan, text: TextShape, grid: Grid) -> list[str]:
             if min(kernel) < 1 or height > largest[0] or width > largest[1]:
                 problems.append(
                     f"router.kernels has {list(kernel)} at layer {layer}, where the grid is at most"
-                    f" {largest[0]} x {largest[1]}; take a smaller kernel there."
+                    f" {largest[0]} x {largest[1]}; use a smaller kernel there."
                 )
         if kernels:
             usable = [(max(1, h), max(1, w)) for h, w in kernels]

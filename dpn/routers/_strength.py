@@ -1,19 +1,18 @@
-"""What the methods share that follow from one number, for which `keep` can stand."""
+"""Base class of routers whose cost depends on one parameter, which `keep` can determine."""
 
-from dpn.cost import TextShape, solve_for_keep
-from dpn.routers.base import Router, check_keep
-from dpn.tokens import Grid
+from typing import Unpack
+
+from dpn.cost import solve_for_keep
+from dpn.routers.base import Router, RouterSizes, check_keep
 
 
 class StrengthRouter(Router):
-    """A router with one parameter of its own.
+    """A router whose cost depends on one parameter, its strength.
 
     Args:
-        strength: that parameter.
-        bounds: its smallest and largest value.
-        keep: share of visual MACs to come closest to instead, by a search for the strength.
-        text: see `Router`.
-        grid: see `Router`.
+        strength: value of the parameter, unless `keep` is given.
+        bounds: smallest and largest value of the parameter.
+        keep: target share of visual MACs; the strength whose share is closest to it is used.
     """
 
     def __init__(
@@ -21,25 +20,21 @@ class StrengthRouter(Router):
         strength: float,
         bounds: tuple[float, float],
         keep: float | None,
-        *,
-        text: TextShape,
-        grid: Grid,
+        **sizes: Unpack[RouterSizes],
     ):
-        super().__init__(text=text, grid=grid)
+        super().__init__(**sizes)
         self.keep, self.bounds = keep, bounds
         self.strength = strength if keep is None else solve_for_keep(keep, self.share, *bounds)
 
     def share(self, strength: float) -> float:
-        """Share of visual MACs of an image of native size."""
-        raise TypeError(f"{type(self).__name__} does not count its cost")
+        """Return the share of visual MACs at a strength, for an image of native size."""
+        raise TypeError(f"{type(self).__name__} does not implement share")
 
     def reach(self) -> tuple[float, float]:
-        """The shares at both ends of the method's own parameter."""
         low, high = sorted(map(self.share, self.bounds))
         return low, high
 
     def check(self) -> list[str]:
-        """A strength or a keep that can not be."""
         low, high = self.bounds
         problems = check_keep(self)
         if self.keep is None and not low <= self.strength <= high:

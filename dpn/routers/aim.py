@@ -1,44 +1,46 @@
-"""AIM (arXiv 2412.03248): similar visual rows are merged before the decoder, and the less important
-ones dropped step by step inside it.
-"""
+"""AIM (arXiv 2412.03248): merges similar visual rows before the decoder and drops others inside."""
 
 from collections.abc import Sequence
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
-from dpn.cost import TextShape
 from dpn.routers._dropping import DroppingRouter, dot, of_images, record, to_host
-from dpn.routers.base import RoutingContext, Where
-from dpn.tokens import Grid, PackedTokens, Positions
+from dpn.routers.base import RouterSizes, RoutingContext, Where
+from dpn.tokens import PackedTokens, Positions
 
 #: `get_importance` of the source: temperature of its softmax, steps of its page rank.
 TEMPERATURE, STEPS = 0.1, 5
 
 
 class AIMRouter(DroppingRouter):
-    """Merges a share of the rows before layer 0 and lets go of the others over some later layers.
+    """Merges similar rows before layer 0 and drops the remaining ones over some later layers.
 
-    As in LaVi-Lab/AIM: `token_merge.py` merges every second row into its most similar one of the
-    others (ToMe's bipartite matching, cosine of embeddings, plain average), at most half of the
-    rows at a time, half of them twice by default; `modeling_qwen2.py` ranks rows after a layer by a
-    page rank over its attention (softmax of logits / 0.1, 5 steps from a uniform start, root mean
-    square over heads) and keeps int(n * (1 - (layer - first + 1) / steps)) of n merged rows after
-    layer `first` and those that follow, none after the last of them.
+    As in LaVi-Lab/AIM: `token_merge.py` merges every second row into the most similar of the other
+    rows (ToMe's bipartite matching, cosine of embeddings, plain average), at most half of the rows
+    at a time, by default twice half of them. `modeling_qwen2.py` ranks rows after a layer by a page
+    rank over its attention (softmax of logits / 0.1, 5 steps from a uniform start, root mean square
+    over heads). It keeps int(n * (1 - (layer - first + 1) / steps)) of n merged rows after layer
+    `first` and the following layers, none after the last of them.
 
-    Differences: rows are gone, where the released code masks them, so they have no vote in later
-    page ranks either; the page rank runs over the instruction alone, in training too; where less
-    than half of the rows are merged at a time, rows keep their order in the image (there the
-    unmerged ones stand first). Left open there: several images of a sample are treated one by one.
+    Differences to the release: rows are removed, where the release masks them, so they do not take
+    part in later page ranks. The page rank covers the instruction only, in training too. Where less
+    than half of the rows are merged at a time, rows keep their order in the image; in the release
+    the unmerged rows come first. The release has one image per sample; here each image of a sample
+    is treated by itself.
 
     Args:
-        merge: share of an image's rows left by merging; 0.25.
+        merge: share of an image's rows that is left after merging.
         first: first layer after which rows are dropped; default: half of the depth, 14 of 28.
-        steps: layers after which rows are dropped; default: 8 of 28, and its like elsewhere.
-        positions: `keep`, as released: merged rows are numbered without gaps, and keep that number
-            when others go; or `renumber`.
-        keep: share of visual MACs to meet instead, by choosing `merge`.
+        steps: number of layers after which rows are dropped; default: 8 of 28, scaled to the depth.
+        positions: `keep`, as released: merged rows are numbered without gaps and keep their number
+            when others are dropped; or `renumber`.
+        keep: target share of visual MACs, met by choosing `merge`.
     """
+
+    trainable = False
+    uncounted_flops = True
 
     def __init__(
         self,
@@ -47,22 +49,19 @@ class AIMRouter(DroppingRouter):
         steps: int | None = None,
         positions: Positions = "keep",
         keep: float | None = None,
-        *,
-        text: TextShape,
-        grid: Grid,
+        **sizes: Unpack[RouterSizes],
     ):
-        layers = text.num_layers
+        layers = sizes["text"].num_layers
         self.first = layers // 2 if first is None else first
         self.steps = max(1, round(layers * 8 / 28)) if steps is None else steps
-        super().__init__("post", positions, merge, (0.0, 1.0), keep, text=text, grid=grid)
+        super().__init__("post", positions, merge, (0.0, 1.0), keep, **sizes)
 
     def schedule(self, strength: float) -> dict[int, float]:
-        """Merging at depth 0; inside, shares of the merged rows."""
+        """Share of the rows at depth 0; share of the merged rows at later depths."""
         inside = {self.first + s: (self.steps - s) / self.steps for s in range(1, self.steps + 1)}
         return {0: strength, **inside}
 
     def rows(self, strength: float) -> list[int]:
-        """See `DroppingRouter.rows`."""
         shares, entered = self.schedule(strength), self.grid[0] * self.grid[1]
         now = merged = merged_rows(shares.pop(0), entered)
         rows = []
@@ -74,7 +73,7 @@ class AIMRouter(DroppingRouter):
     def at(
         self, where: Where, layer: int, tokens: PackedTokens, context: RoutingContext
     ) -> PackedTokens:
-        """Merging stands before layer 0, dropping after layers."""
+        # Merging happens before layer 0, dropping after layers.
         if (where, layer) != ("pre", 0):
             return super().at(where, layer, tokens, context)
         merged = merge_similar(
@@ -84,7 +83,7 @@ class AIMRouter(DroppingRouter):
         return merged.restart()
 
     def scores(self, tokens: PackedTokens, context: RoutingContext) -> list[Tensor]:
-        """Page rank of the instruction's rows; 0 for an image that comes after it."""
+        """Page rank of the instruction's rows; 0 for an image that comes after the instruction."""
         rows: list[range] = []
         for sample, (begin, end) in enumerate(context.instruction):
             last = tokens.row(sample, max(end - 1, begin))
@@ -94,12 +93,16 @@ class AIMRouter(DroppingRouter):
 
 
 def merged_rows(share: float, entered: int) -> int:
-    """How many rows merging leaves; the last one has no other to merge into."""
+    """Return the number of rows that merging leaves, at least one."""
     return max(1, int(entered * share))
 
 
 def importance(probs: Tensor) -> Tensor:
-    """Page rank `[n]` of a sample's rows, from the probabilities `[R, H, n]` of the first R."""
+    """Compute the page rank `[n]` of a sample's rows from the attention of the first R.
+
+    Args:
+        probs: attention probabilities, `[R, H, n]`.
+    """
     count = len(probs)
     square = probs[:, :, :count].transpose(0, 1)  # [H, R, R]
     moves = (square.log() / TEMPERATURE).softmax(-1)
@@ -111,7 +114,7 @@ def importance(probs: Tensor) -> Tensor:
 
 
 def merge_similar(tokens: PackedTokens, counts: Sequence[int]) -> PackedTokens:
-    """Merge rows of every image until so many are left, at most half of them at a time."""
+    """Merge rows of every image until `counts` are left, at most half of them at a time."""
     while any(span.rows > n for span, n in zip(tokens.spans, counts, strict=True)):
         targets = [
             matched(tokens.hidden.narrow(0, start, span.rows), span.rows - n)
@@ -123,14 +126,14 @@ def merge_similar(tokens: PackedTokens, counts: Sequence[int]) -> PackedTokens:
 
 @torch.no_grad()
 def matched(rows: Tensor, remove: int) -> Tensor:
-    """One round of bipartite matching (ToMe, arXiv 2210.09461).
+    """Match rows in one round of bipartite matching (ToMe, arXiv 2210.09461).
 
     Args:
-        rows: `[n, D]` of an image; even ones may merge into odd ones.
-        remove: how many should merge; at most half of the rows do.
+        rows: rows `[n, D]` of an image; even rows may merge into odd ones.
+        remove: number of rows to merge; at most half of all rows are.
 
     Returns:
-        `[n]` new row of each row.
+        New row of each row, `[n]`.
     """
     unit = torch.nn.functional.normalize(rows.float(), dim=-1)
     remove = min(remove, len(rows) // 2)

@@ -1,15 +1,16 @@
-"""What a router is, what it may look at, and the record of what it decided."""
+"""Base class of routers, and the context that their hooks receive."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dpn.common.seeded import uniform
-from dpn.cost import TextShape, check_share
+from dpn.cost import MeetsKeep, TextShape, check_share
 from dpn.tokens import Grid, LayerPlan, PackedTokens, Positions, Trace
 
 #: See `RoutingContext.attention_scores`.
@@ -23,23 +24,23 @@ def _outside_the_loop(tokens: PackedTokens, rows: Sequence[Sequence[int]]) -> li
 
 @dataclass(frozen=True)
 class RoutingContext:
-    """What a router may look at besides the rows; none of it depends on answers.
+    """Inputs of a router in addition to the rows; none of them depends on answers.
 
     Attributes:
-        instruction: per sample, first and end column of the text before the first supervised token.
-        router_columns: per sample, the columns of its `<ROUTER>` tokens.
-        keys: `[B]` uint64 that names each sample; sampling depends on it, not on the place in the
+        instruction: first and end column of each sample's text before its first supervised token.
+        router_columns: columns of each sample's `<ROUTER>` tokens.
+        keys: uint64 key of each sample, `[B]`; sampling depends on it, not on the place in the
             batch.
-        training: whether routes are explored.
-        seed: of the run.
+        training: whether the model is in training mode, where routes are sampled.
+        seed: seed of the run.
         step: optimizer step.
-        trace: the record to add to.
-        entered: the pack that entered the first layer, embeddings of text among it.
-        attention_scores: called as `attention_scores(tokens, rows)` with the pack that the hook got
-            and, per sample, R_b rows of it: their attention probabilities over the sample's n_b
-            rows, fp32 `[R_b, H, n_b]` without gradient. Before a layer they are those of the layer
-            about to run, after it those of the layer that ran. At a layer where a router needs
-            them, it asks on every process, whatever the samples are: sharded weights are gathered.
+        trace: record of this pass, to which decisions are added.
+        entered: the pack that entered the first layer, with the embeddings of text.
+        attention_scores: function `attention_scores(tokens, rows)` of the hook's pack and R_b rows
+            of each sample. It returns their attention probabilities over the sample's n_b rows,
+            fp32 `[R_b, H, n_b]` without gradient: before a layer those of that layer, after it
+            those of the layer that ran. A router that needs them at a layer must call it there on
+            every process, whatever the samples are, because sharded weights are gathered.
     """
 
     instruction: tuple[tuple[int, int], ...]
@@ -53,98 +54,164 @@ class RoutingContext:
     attention_scores: AttentionScores = _outside_the_loop
 
     def uniform(self, layer: int, samples: Sequence[int]) -> Tensor:
-        """A number in [0, 1) for each sample, `[S]` on the host; the same in every process and
-        batch.
+        """Draw a number in [0, 1) for each sample, `[S]` on the host.
+
+        The number depends on seed, step, layer and sample, not on the process or the batch.
         """
         keys = self.keys[list(samples)]
         return torch.from_numpy(uniform(keys, self.seed, self.step, layer))
 
 
-class Router(nn.Module):
-    """Decides what happens to visual rows inside the decoder. This base class does nothing.
+class RouterSizes(TypedDict):
+    """Arguments that the model passes to every router's constructor.
 
-    A constructor's annotated arguments are the keys of the method's YAML; `text` and `grid` are
-    given by the model.
+    Attributes:
+        text: sizes of the decoder.
+        grid: grid of the visual tokens that enter the decoder for an image of native size.
+    """
+
+    text: TextShape
+    grid: Grid
+
+
+class Router(nn.Module):
+    """Base class of routers, which reduce visual rows inside the decoder.
+
+    The class itself keeps all rows.
+
+    The annotated arguments of a subclass's constructor are the keys of its YAML file. Its last
+    parameter is `**sizes: Unpack[RouterSizes]`, which the model passes in and which the constructor
+    passes on to this class.
 
     Args:
         text: sizes of the decoder.
-        grid: of the vision tower's tokens for an image of its native size, after the projector.
+        grid: grid of the visual tokens that enter the decoder for an image of native size.
     """
+
+    #: Where it acts, for tables: `between layers`, `within layers` or `nowhere`.
+    acts: ClassVar[str] = "between layers"
+    #: How well `keep` is met: `exactly`, to one row, head, unit or layer; `roughly`, on average,
+    #: after calibration or by the nearest of a few settings; `never`, if it is ignored or refused.
+    meets_keep: ClassVar[MeetsKeep] = "exactly"
+    #: Whether models are trained with it; False for training-free methods.
+    trainable: ClassVar[bool] = True
+    #: Whether it has weights, so that a model that was trained without it needs more training.
+    own_weights: ClassVar[bool] = False
+    #: Whether a `keep` of 1 computes exactly what `router=none` computes.
+    lossless: ClassVar[bool] = True
+    #: Whether it multiplies matrices that `dpn.cost.prefill_flops` leaves out: those of its gates,
+    #: or similarities of the rows that it merges.
+    uncounted_flops: ClassVar[bool] = False
 
     where: Where = "post"
     positions: Positions = "renumber"
     keep: float | None = None
-    #: Whether `keep` is met by choosing a price on training data after training
-    #: (`dpn.training.calibration`).
+    #: Whether `keep` is met by a price that is found on training data after training, see
+    #: `dpn.training.calibration`.
     calibrated: ClassVar[bool] = False
-    #: Names of the losses that train its gates; `loss=auto` takes the first one, with a `keep` the
-    #: first one that steers to it. None: the language loss alone.
+    #: Names of the losses that train its gates; empty: the language loss only. `loss=auto` uses the
+    #: first of them, and with a `keep` the first that steers towards it.
     losses: ClassVar[tuple[str, ...]] = ()
-    #: Arguments that it accepts, so that sweeps can include it, and never reads.
+    #: Arguments that are accepted, so that sweeps can include the method, and never read.
     ignores: ClassVar[tuple[str, ...]] = ()
+    #: File name, in a run's folder, of each setting that `tools/search.py` writes to one.
+    files: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    #: Number of training questions that `search` uses by default.
+    search_samples: ClassVar[int] = 20
 
     def __init__(self, *, text: TextShape, grid: Grid):
         super().__init__()
         self.text, self.grid = text, grid
 
+    @property
+    def sizes(self) -> RouterSizes:
+        """Sizes that the model passed to the constructor, to build another router like this one."""
+        return {"text": self.text, "grid": self.grid}
+
     @classmethod
-    def settled(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments as a saved model holds them: what a file says in the place of its path."""
+    def inline_files(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Replace paths of files among the arguments by the contents, as a saved model has them."""
         return dict(arguments)
 
     def between(self, layer: int, tokens: PackedTokens, context: RoutingContext) -> PackedTokens:
-        """Change which visual rows go on; called after (`where=pre`: before) every layer."""
+        """Change the visual rows; called after every layer, or with `where=pre` before it."""
         return tokens
 
     def at(
         self, where: Where, layer: int, tokens: PackedTokens, context: RoutingContext
     ) -> PackedTokens:
-        """What the layer loop calls, before and after every layer."""
+        """Hook that the layer loop calls before (`pre`) and after (`post`) every layer."""
         return self.between(layer, tokens, context) if where == self.where else tokens
 
     def within(self, layer: int, tokens: PackedTokens, context: RoutingContext) -> LayerPlan | None:
-        """What a layer does for visual rows; None: all of it."""
+        """Return what a layer computes for visual rows; None: everything."""
         return None
 
-    def rehearsed(self, most: bool) -> "Router":
-        """A router that stands in for this one in a dry run, where there are shapes but no data.
+    def bound(self, most: bool) -> "Router":
+        """Return a router that does a bound of this one's work without reading data, for dry runs.
 
         Args:
-            most: whether it leaves as many rows as this router can, or as few.
+            most: whether it keeps as many rows as this router can, or as few.
         """
         return self
 
     def expected_rows(self) -> float:
-        """Rows of an image of the native size in a layer, mean over the layers, as far as it is
-        known before training: all that enter, or the share of the tower's that `keep` asks for.
+        """Estimate the rows of an image of native size per layer, before training.
+
+        Without a `keep` these are all rows that enter the decoder.
         """
         entering = self.grid[0] * self.grid[1]
         if self.keep is None:
             return entering
         return min(entering, self.keep * (self.text.base_rows or entering))
 
-    def forced(self, route: Sequence[Any]) -> "Router":
-        """This router with a route that no data change, to be timed with random weights.
+    def with_route(self, route: Sequence[Any]) -> "Router":
+        """Return this router with a fixed route, to time it with random weights.
 
         Args:
-            route: a kernel [h, w] for each layer at which it picks one, or several that samples
-                take in turn.
+            route: for each layer at which the router chooses a kernel, a kernel [h, w], or a list
+                of kernels that the samples use in turn.
 
         Raises:
-            ValueError: if it can not take that route.
+            ValueError: if the router cannot take that route.
         """
         raise ValueError("The router picks no kernels.")
 
+    @classmethod
+    def search(cls, model: Any, batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Find settings of this method on data, see `tools/search.py`.
+
+        Further arguments of a method's own `search` are options of that command.
+
+        Args:
+            model: a trained `DPNForConditionalGeneration` in evaluation mode; its own router does
+                not act.
+            batches: arguments of its `forward`, without labels.
+
+        Returns:
+            Value of each setting that was found; empty for methods that search for none.
+        """
+        return {}
+
+    @classmethod
+    def example(cls, text: TextShape) -> dict[str, Any]:
+        """Stand-ins for settings that come from `search`, to try the method without data.
+
+        Args:
+            text: sizes of the decoder.
+        """
+        return {}
+
     def check(self) -> list[str]:
-        """Everything that is wrong with the arguments, one sentence each; empty if all is well."""
+        """Return an error sentence for each problem of the arguments; empty if there is none."""
         return []
 
     def reach(self) -> tuple[float, float]:
-        """Lowest and highest share of visual MACs that `keep` can ask for at the native grid."""
+        """Return the lowest and highest `keep` that is possible, for an image of native size."""
         return 1.0, 1.0
 
 
 def check_keep(router: Router) -> list[str]:
-    """A sentence if `router.keep` is no share, or none that this router can reach."""
+    """Return an error sentence if `router.keep` is not a share, or out of the router's reach."""
     way_out = "change where and how strongly the router acts (its other settings)"
     return check_share("router.keep", router.keep, router.reach, 5e-3, way_out)

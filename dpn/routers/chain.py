@@ -1,47 +1,45 @@
-"""Several routers, one after the other, e.g. `fastv` early and `vtw` deep in the decoder."""
+"""Several routers combined, e.g. `fastv` early and `vtw` deep in the decoder."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 from dpn import routers as family
-from dpn.cost import TextShape, Unreachable
+from dpn.cost import Unreachable
 from dpn.routers._joined import JoinedRouter
-from dpn.tokens import Grid
+from dpn.routers.base import RouterSizes
 
 
 class ChainRouter(JoinedRouter):
-    """Applies every member before and after each layer, in their order.
+    """Applies all members before and after each layer, in order.
 
     Args:
-        routers: sections like that of a router alone, each with a `name`; with `positions`, where
-            they have them, that are the same for all.
-        keep: must stay null; members may have one each, which counts what they do alone.
+        routers: config section of each member, with its `name`; all members must have the same
+            `positions`.
+        keep: must be null; each member may have its own, which counts the member's work alone.
     """
+
+    meets_keep = "never"
 
     def __init__(
         self,
         routers: Sequence[Mapping[str, Any]],
         keep: float | None = None,
-        *,
-        text: TextShape,
-        grid: Grid,
+        **sizes: Unpack[RouterSizes],
     ):
-        members = [family.build(**section, text=text, grid=grid) for section in routers]
-        super().__init__(members, text=text, grid=grid)
+        members = [family.build(**section, **sizes) for section in routers]
+        super().__init__(members, **sizes)
         self.keep = keep
 
     @classmethod
-    def settled(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """See `Router.settled`; every member's."""
-        return {**arguments, "routers": [family.settled(s) for s in arguments["routers"]]}
+    def inline_files(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        return {**arguments, "routers": [family.inline_files(s) for s in arguments["routers"]]}
 
     def check(self) -> list[str]:
-        """What is wrong with a member, or between them."""
         problems: list[str] = []
         if self.keep is not None:
             sentence = (
-                f"router.keep={self.keep} of a chain is not shared out; set router.routers[i].keep"
-                " of its members instead."
+                f"router.keep={self.keep} has no meaning for a chain; set router.routers[i].keep of"
+                " its members instead."
             )
             problems.append(Unreachable(sentence))
         if len({member.positions for member in self.members}) > 1:
@@ -53,8 +51,8 @@ class ChainRouter(JoinedRouter):
         for number, member in enumerate(self.members):
             if member.calibrated and member.keep is not None:
                 problems.append(
-                    f"router.routers[{number}].keep={member.keep} would be met by calibration,"
-                    " which a chain has not; set it to null."
+                    f"router.routers[{number}].keep={member.keep} needs calibration, which a chain"
+                    " does not support; set it to null."
                 )
             problems += [f"router.routers[{number}]: {problem}" for problem in member.check()]
         return problems

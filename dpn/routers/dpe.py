@@ -1,49 +1,56 @@
 """Dynamic pooling experts: the router of the Dynamic Pyramid Network (arXiv 2503.20322).
 
-At each of its layers a gate reads the sample's `<ROUTER>` rows, picks a pooling kernel for its
-visual rows and multiplies these rows by the probability of what it picked, which is how the
-language loss alone teaches the gate.
+At each of its layers a gate reads the sample's `<ROUTER>` rows, chooses a pooling kernel for its
+visual rows and multiplies these rows by the probability of that choice. Through this factor the
+language loss alone trains the gate.
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from dpn.cost import TextShape
 from dpn.routers._gates import Gate, LinearGate, MLPGate, mean_rows
 from dpn.routers._pooling import GateChoice, PoolingRouter
 from dpn.routers._pooling_plan import PAPER_KERNELS
-from dpn.routers.base import RoutingContext
+from dpn.routers.base import RouterSizes, RoutingContext
 from dpn.routers.random import draw
-from dpn.tokens import Grid, PackedTokens, Positions
+from dpn.tokens import PackedTokens, Positions
 
 
 class DPERouter(PoolingRouter):
-    """Pooling experts behind a learned gate; the defaults are those of the released training call.
+    """Pools visual rows with the kernel that a learned gate chooses.
+
+    The defaults are those of the released training call.
 
     Args:
-        layers: 0-based layers; default: those that end the first, second and third quarter.
-        kernels: the experts' kernels [h, w] for all layers, or one list per layer.
-        reduce: `max`, `avg` or `conv` (depthwise, learned, starts as the average).
-        where: `post` routes after the layer, `pre` before it.
+        layers: 0-based indices of the layers with a gate; default: those that end the first, second
+            and third quarter of the decoder.
+        kernels: kernels [h, w] of the experts, one list for all layers or one list per layer.
+        reduce: `max`, `avg` or `conv` (learned depthwise convolution, initialised as the average).
+        where: whether rows are pooled after the layer (`post`) or before it (`pre`).
         positions: `renumber` or `keep`, see `dpn.tokens.packed.PackedTokens`.
-        min_rows: an expert that would leave a sample fewer rows is not allowed; `reference`: 18 in
-            training, no bound in evaluation, and samples below 16 rows are never routed.
+        min_rows: fewest rows that an expert may leave of a sample; `reference`: 18 in training, no
+            limit in evaluation, and samples below 16 rows are never routed.
         eligibility: `sample`: a sample is routed if it has at least as many rows as the largest
-            kernel; `reference`: none is unless all of the batch have.
+            kernel; `reference`: samples are routed only if all of the batch have.
         gate: `mlp`: LayerNorm, Linear(D, D/4), GELU, Linear(D/4, E) without biases; `linear`:
             Linear(D, E).
-        temperature: divides the gate's logits.
-        token: read the `<ROUTER>` tokens (`router`) or the last instruction token before the first
-            answer (`last`).
-        read: which `<ROUTER>` tokens of a conversation are averaged: `all`, or the `first`, which
-            no answer precedes.
-        detach: whether the gate's gradient stops at the rows it reads.
-        keep: share of visual MACs to meet in evaluation, by a price on rows found after training.
+        temperature: divisor of the gate's logits.
+        token: tokens that the gate reads: the `<ROUTER>` tokens (`router`) or the last instruction
+            token before the first answer (`last`).
+        read: `<ROUTER>` tokens of a conversation that are averaged: `all`, or only the `first`,
+            which no answer precedes.
+        detach: whether the gate's gradient stops at the rows that it reads.
+        keep: target share of visual MACs in evaluation, met by a price on rows that is found after
+            training.
     """
 
+    meets_keep = "roughly"
+    own_weights = True
+    lossless = False  # rows are multiplied by the probability of the chosen expert
+    uncounted_flops = True
     calibrated: ClassVar[bool] = True
     losses: ClassVar[tuple[str, ...]] = ("hinge", "budget", "policy")
     price: Tensor
@@ -63,9 +70,7 @@ class DPERouter(PoolingRouter):
         read: Literal["all", "first"] = "all",
         detach: bool = False,
         keep: float | None = None,
-        *,
-        text: TextShape,
-        grid: Grid,
+        **sizes: Unpack[RouterSizes],
     ):
         self.as_reference = min_rows == "reference"
         super().__init__(
@@ -76,13 +81,12 @@ class DPERouter(PoolingRouter):
             positions,
             18 if isinstance(min_rows, str) else min_rows,
             keep,
-            text=text,
-            grid=grid,
             min_pooled=16 if min_rows == "reference" else 1,
+            **sizes,
         )
         self.eligibility, self.temperature, self.token = eligibility, temperature, token
         self.read, self.detach = read, detach
-        width = text.hidden_size
+        width = self.text.hidden_size
         self.gates = nn.ModuleDict(
             {
                 str(layer): GATES[gate](width, len(experts))
@@ -94,20 +98,19 @@ class DPERouter(PoolingRouter):
             for layer, experts in zip(self.plan.layers, self.plan.kernels, strict=False):
                 shapes = [(width, 1, h, w) for h, w in experts]
                 self.experts[str(layer)] = nn.ParameterList([torch.empty(s) for s in shapes])
-        # Subtracted from the logits in evaluation, times the share of rows that an expert keeps:
-        # a bias of the gate, so rows are scaled by the probability that chose them. It is found by
-        # `dpn.training.calibration`.
+        # In evaluation, the price times the share of rows that an expert keeps is subtracted from
+        # the logits. It biases the gate itself, so rows are scaled by the resulting probability.
+        # `dpn.training.calibration` finds it.
         self.register_buffer("price", torch.empty((), dtype=torch.float32))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Experts of `reduce=conv` start as averages, the price as zero."""
+        """Initialise the experts of `reduce=conv` as averages and the price as zero."""
         nn.init.zeros_(self.price)
         for weight in self.experts.parameters():
             nn.init.constant_(weight, 1 / (weight.shape[2] * weight.shape[3]))
 
     def routed(self, gate: int, tokens: PackedTokens, context: RoutingContext) -> tuple[int, ...]:
-        """The samples that are large enough, or with `eligibility=reference` all or none."""
         samples = super().routed(gate, tokens, context)
         if self.eligibility == "reference":
             with_image = sum(n > 0 for n in tokens.visual_rows)
@@ -117,9 +120,10 @@ class DPERouter(PoolingRouter):
     def read_rows(
         self, tokens: PackedTokens, samples: Sequence[int], context: RoutingContext
     ) -> Tensor:
-        """The mean of the rows that the gate reads, fp32 `[S, D]`.
+        """Average the rows that the gate reads, fp32 `[S, D]`.
 
-        A sample without `<ROUTER>` token, or `token=last`, reads its last instruction row.
+        For a sample without `<ROUTER>` token, and with `token=last`, it reads the last instruction
+        row.
         """
         columns = []
         for sample in samples:
@@ -137,7 +141,7 @@ class DPERouter(PoolingRouter):
         allowed: Tensor,
         context: RoutingContext,
     ) -> GateChoice:
-        """Sample from the gate's softmax in training, take the most probable in evaluation."""
+        """Sample from the gate's softmax in training; use the most probable expert otherwise."""
         layer = self.plan.layers[gate]
         read = self.read_rows(tokens, samples, context)
         logits = self.gates[str(layer)](read) / self.temperature
@@ -148,21 +152,20 @@ class DPERouter(PoolingRouter):
         if context.training:
             uniform = context.uniform(layer, samples).to(probs.device, non_blocking=True)
             return GateChoice(draw(probs.detach(), allowed, uniform), probs, read.detach())
-        if self.as_reference:  # the reference checks rows in training only
+        if self.as_reference:  # the reference checks min_rows in training only
             allowed = torch.ones_like(allowed)
         best = logits.masked_fill(~allowed, -torch.inf).argmax(-1)
         return GateChoice(best, probs, read.detach())
 
     def kept_shares(self, gate: int) -> Tensor:
-        """`[E]` share of the rows that each expert keeps, on the host."""
+        """Return the share of the rows that each expert keeps, `[E]` on the host."""
         return torch.tensor([1 / (h * w) for h, w in self.plan.kernels[gate]])
 
     def scale(self, probs: Tensor, experts: Tensor) -> Tensor:
-        """The chosen expert's probability, the identity's included."""
+        """Return the chosen expert's probability, also for the identity."""
         return probs.gather(1, experts[:, None])[:, 0]
 
     def weights(self, gate: int) -> list[Tensor | None] | None:
-        """The depthwise weights of `reduce=conv`."""
         if self.reduce != "conv":
             return None
         return list(self.experts[str(self.plan.layers[gate])].parameters())

@@ -1,43 +1,46 @@
-"""Dynamic visual-token exit (arXiv 2411.19628): once a gate sees that the text has taken in the
-image, its rows leave.
+"""Dynamic visual-token exit, DyVTE (arXiv 2411.19628): a gate decides after which layer all visual
+rows are dropped.
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dpn.cost import TextShape
 from dpn.routers._gates import ExitGate, mean_rows
-from dpn.routers.base import Router, RoutingContext, check_keep
-from dpn.tokens import Decision, Grid, PackedTokens, Positions
+from dpn.routers.base import Router, RouterSizes, RoutingContext, check_keep
+from dpn.tokens import Decision, PackedTokens, Positions
 
 NAMES = ("stay", "leave")
 
 
 class DyVTERouter(Router):
-    """After each layer a gate decides whether all visual rows of the sample leave, for good.
+    """After each layer a gate decides whether all visual rows of a sample are dropped.
 
     As in `modeling_llama.py` of DoubtedSteam/DyVTE: a gate is Linear(2D, 2048), GELU,
-    Linear(2048, 2) without biases and reads the mean of the text rows between the image and the
-    last instruction token, beside that token's row; a sample leaves after the first layer at which
-    the second logit is the larger one. The 0.1 of dropout that the release makes is never used
-    there, nor here. Gates learn from `loss=exit`, in a finished model that stays as it is:
-    `stage=gates`. In training no row ever leaves: the loss tries one layer in a further pass.
+    Linear(2048, 2) without biases. It reads two rows: the mean of the text rows between the image
+    and the last instruction token, and that token's row. A sample's visual rows are dropped after
+    the first layer at which the second logit is the larger one. The release defines a dropout of
+    0.1 but never applies it; here there is none. The gates are trained by `loss=exit` in a finished
+    model that does not change: `stage=gates`. In training no rows are dropped; the loss tests one
+    layer in another pass.
 
-    Answers are never read, in later turns neither. Left open there: of several images of a sample,
-    text is read from behind the first one. The gate after the last layer is left out, which could
-    save nothing. Gates that were never trained leave at random, as there.
+    Answers are never read, in later turns neither. The release has one image per sample; with
+    several images, text after the first one is read. There is no gate after the last layer, where
+    dropping rows saves nothing. Untrained gates drop rows at random, as in the release.
 
     Args:
         hidden: width of the gates.
         positions: `keep`, as released, or `renumber`.
-        keep: share of visual MACs to meet in evaluation, by a price on staying found after
-            training.
+        keep: target share of visual MACs in evaluation, met by a price on staying that is found
+            after training.
     """
 
+    meets_keep = "roughly"
+    own_weights = True
+    uncounted_flops = True
     calibrated: ClassVar[bool] = True
     losses: ClassVar[tuple[str, ...]] = ("exit",)
     price: Tensor
@@ -47,28 +50,26 @@ class DyVTERouter(Router):
         hidden: int = 2048,
         positions: Positions = "keep",
         keep: float | None = None,
-        *,
-        text: TextShape,
-        grid: Grid,
+        **sizes: Unpack[RouterSizes],
     ):
-        super().__init__(text=text, grid=grid)
+        super().__init__(**sizes)
         self.positions, self.keep, self.hidden = positions, keep, hidden
         self.gates = nn.ModuleDict(
             {
-                str(layer): ExitGate(2 * text.hidden_size, max(1, hidden))
-                for layer in range(text.num_layers - 1)
+                str(layer): ExitGate(2 * self.text.hidden_size, max(1, hidden))
+                for layer in range(self.text.num_layers - 1)
             }
         )
-        # Added to the logit of leaving in evaluation; see `dpn.training.calibration`.
+        # Added to the logit of dropping in evaluation, see `dpn.training.calibration`.
         self.register_buffer("price", torch.empty((), dtype=torch.float32))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """The price starts as zero."""
+        """Initialise the price as zero."""
         nn.init.zeros_(self.price)
 
     def between(self, layer: int, tokens: PackedTokens, context: RoutingContext) -> PackedTokens:
-        """See `Router.between`; one host synchronisation, none in training."""
+        # One host synchronisation in evaluation, none in training.
         if str(layer) not in self.gates:
             return tokens
         samples = tuple(b for b, rows in enumerate(tokens.visual_rows) if rows)
@@ -94,9 +95,9 @@ class DyVTERouter(Router):
     def read_rows(
         self, tokens: PackedTokens, samples: Sequence[int], context: RoutingContext
     ) -> Tensor:
-        """Mean text row and last instruction row, fp32 `[S, 2D]`, detached.
+        """Return mean text row and last instruction row, fp32 `[S, 2D]`, detached.
 
-        Where no text stands between the image and the last token, its row is both.
+        Without text between the image and the last token, the token's row is used for both.
         """
         text, last = [], []
         for sample in samples:
@@ -110,14 +111,13 @@ class DyVTERouter(Router):
         return torch.cat(parts, 1).detach()
 
     def check(self) -> list[str]:
-        """A width or a keep that can not be."""
         problems = check_keep(self)
         if self.hidden < 1:
             problems.append(f"router.hidden={self.hidden} must be at least 1.")
         return problems
 
     def reach(self) -> tuple[float, float]:
-        """The shares if every sample left after the first layer, or never."""
+        # The shares if the rows of every sample are dropped after the first layer, or never.
         entering = self.grid[0] * self.grid[1]
         layer, full = self.text.layer_macs(entering), self.text.full_macs(entering)
         return layer / full, self.text.num_layers * layer / full

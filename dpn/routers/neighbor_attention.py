@@ -1,39 +1,40 @@
-"""Neighbour-aware visual attention of YOPO (arXiv 2410.06169, section 3): visual rows see the rows
-around them.
+"""Neighbour-aware visual attention of YOPO (arXiv 2410.06169, section 3): visual rows attend to the
+rows around them.
 """
 
 from collections.abc import Sequence
+from typing import Unpack
 
-from dpn.cost import TextShape
 from dpn.routers._planned import PlannedRouter
-from dpn.tokens import Grid, LayerPlan
+from dpn.routers.base import RouterSizes
+from dpn.tokens import LayerPlan
 
 
 class NeighborAttentionRouter(PlannedRouter):
-    """Among visual rows each sees those at most `radius` grid rows and columns away, later ones
-    included, as the released mask has it; text before the image as ever, and text sees all.
+    """Each visual row attends to the visual rows at most `radius` grid rows and columns away.
 
-    The release knows one image; of several, each row sees its own image's only.
+    As in the released mask, these include later rows. Visual rows still attend to the text before
+    the image, and text attends to everything before it. The release has one image per sample; with
+    several, visual rows attend to their own image only.
 
     Args:
-        radius: 2, the window of 5 x 5 in `finetune_yopo.sh` (`attncut_w=5`); a comment in the
-            release says 3 x 3.
-        layers: 0-based; default: all, as released.
-        keep: share of visual MACs to come closest to instead, by choosing the radius.
+        radius: distance in grid rows and columns; 2 is the 5 x 5 window of `finetune_yopo.sh`
+            (`attncut_w=5`), while a comment in the release says 3 x 3.
+        layers: 0-based indices of the layers that do so; default: all, as released.
+        keep: target share of visual MACs; the radius whose share is closest to it is used.
     """
+
+    lossless = False  # visual rows attend to later ones
 
     def __init__(
         self,
         radius: int = 2,
         layers: Sequence[int] | None = None,
         keep: float | None = None,
-        *,
-        text: TextShape,
-        grid: Grid,
+        **sizes: Unpack[RouterSizes],
     ):
-        bounds = (0.0, float(max(grid)))
-        super().__init__(layers, radius, bounds, keep, text=text, grid=grid)
+        bounds = (0.0, float(max(sizes["grid"])))
+        super().__init__(layers, radius, bounds, keep, **sizes)
 
     def plan_of(self, layer: int, strength: float) -> LayerPlan:
-        """A window."""
         return LayerPlan(radius=round(strength))

@@ -1,14 +1,16 @@
-"""No compression: every visual row goes through every layer."""
+"""No compression: every layer processes every visual row."""
 
-from dpn.cost import TextShape
-from dpn.routers.base import Router
-from dpn.tokens import Grid
+from typing import Unpack
+
+from dpn.routers.base import Router, RouterSizes
 
 
 class NoRouter(Router):
-    """The same path as every other method, with no decisions; `keep` is accepted and ignored."""
+    """Keeps all rows; `keep` is ignored."""
 
+    acts = "nowhere"
+    meets_keep = "never"
     ignores = ("keep",)
 
-    def __init__(self, keep: float | None = None, *, text: TextShape, grid: Grid):
-        super().__init__(text=text, grid=grid)
+    def __init__(self, keep: float | None = None, **sizes: Unpack[RouterSizes]):
+        super().__init__(**sizes)

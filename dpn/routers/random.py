@@ -1,33 +1,36 @@
-"""Random pooling: the control that any router has to beat at the same share."""
+"""Random pooling: the control for other routers at the same share."""
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor
 
-from dpn.cost import TextShape
 from dpn.routers._pooling import GateChoice, PoolingRouter
 from dpn.routers._pooling_plan import PAPER_KERNELS, count_rows
-from dpn.routers.base import RoutingContext
-from dpn.tokens import Grid, PackedTokens, Positions
+from dpn.routers.base import RouterSizes, RoutingContext
+from dpn.tokens import PackedTokens, Positions
 
 
 class RandomRouter(PoolingRouter):
-    """Draw a kernel for each sample, in training and evaluation; DPN's `pooling_type: random`.
+    """Pools with a random kernel for each sample, in training and evaluation.
 
-    The draw is keyed by seed, step and sample, so an evaluation repeats itself.
+    This is DPN's `pooling_type: random`. The draw depends on seed, step and sample, so evaluations
+    are reproducible.
 
     Args:
-        layers: 0-based layers; default: those that end the first, second and third quarter.
-        kernels: kernels [h, w] to draw from, for all layers, or one list per layer.
+        layers: 0-based indices of the layers that pool; default: those that end the first, second
+            and third quarter of the decoder.
+        kernels: kernels [h, w] to draw from, one list for all layers or one list per layer.
         reduce: `max` or `avg`.
-        where: `post` pools after the layer, `pre` before it.
-        positions: `renumber` or `keep`.
-        min_rows: a kernel that would leave a sample fewer rows is not drawn.
-        keep: expected share of visual MACs; default: every kernel is equally likely.
+        where: whether rows are pooled after the layer (`post`) or before it (`pre`).
+        positions: `renumber` or `keep`, see `dpn.tokens.packed.PackedTokens`.
+        min_rows: fewest rows that a kernel may leave of a sample.
+        keep: expected share of visual MACs; null: all kernels are equally likely.
     """
+
+    meets_keep = "roughly"
 
     def __init__(
         self,
@@ -38,13 +41,9 @@ class RandomRouter(PoolingRouter):
         positions: Positions = "renumber",
         min_rows: int = 18,
         keep: float | None = None,
-        *,
-        text: TextShape,
-        grid: Grid,
+        **sizes: Unpack[RouterSizes],
     ):
-        super().__init__(
-            layers, kernels, reduce, where, positions, min_rows, keep, text=text, grid=grid
-        )
+        super().__init__(layers, kernels, reduce, where, positions, min_rows, keep, **sizes)
         self.chances = self._tilted(0.0) if keep is None else self._chances_for(keep)
 
     def choose(
@@ -55,15 +54,15 @@ class RandomRouter(PoolingRouter):
         allowed: Tensor,
         context: RoutingContext,
     ) -> GateChoice:
-        """Draw among the allowed kernels."""
         probs = torch.tensor(self.chances[gate]).expand(len(samples), -1)
         return GateChoice(
             draw(probs, allowed, context.uniform(self.plan.layers[gate], samples)), probs
         )
 
     def _tilted(self, tilt: float) -> list[list[float]]:
-        """Probabilities proportional to exp(tilt / kernel area): equal at 0, for small kernels
-        above it.
+        """Return probabilities proportional to exp(tilt / kernel area).
+
+        They are equal at a tilt of 0; a larger tilt favours small kernels.
         """
         every = []
         for kernels in self.plan.kernels:
@@ -85,15 +84,15 @@ class RandomRouter(PoolingRouter):
 
 
 def draw(probs: Tensor, allowed: Tensor, uniform: Tensor) -> Tensor:
-    """Sample an allowed expert for each row by the inverse of the cumulative probability.
+    """Sample an allowed expert for each sample by inverting the cumulative probability.
 
     Args:
-        probs: `[S, E]`.
-        allowed: bool `[S, E]`.
-        uniform: `[S]` in [0, 1).
+        probs: probabilities `[S, E]`.
+        allowed: experts that may be chosen, bool `[S, E]`.
+        uniform: random numbers in [0, 1), `[S]`.
 
     Returns:
-        `[S]` experts.
+        Experts, `[S]`.
     """
     cumulative = (probs.double() * allowed).cumsum(1)
     threshold = uniform[:, None] * cumulative[:, -1:]

@@ -1,46 +1,48 @@
-"""RedundancyLens (arXiv 2501.19036): less attention and a sparse FFN for visual rows in the layers
-that need them least.
-"""
+"""RedundancyLens (arXiv 2501.19036): less attention and FFN for visual rows in some layers."""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Unpack
 
-from dpn.cost import TextShape
 from dpn.routers._divergence import divergences
 from dpn.routers._planned import PlannedRouter
-from dpn.routers.base import Router
-from dpn.tokens import Grid, LayerPlan
+from dpn.routers.base import Router, RouterSizes
+from dpn.tokens import LayerPlan
 
-COMMAND = "python tools/find_layers.py run=RUN method=redundancy_lens"
+COMMAND = "python tools/search.py run=RUN router=redundancy_lens"
 KINDS = ("attention", "ffn")
-#: Layers by kind, the first to be reduced first.
+#: Layers for each kind, in the order in which they are reduced.
 Ranking = Mapping[str, Sequence[int]]
 
 
 class RedundancyLensRouter(PlannedRouter):
-    """Hollow attention and a probe-activated dynamic FFN in some layers, in the order of a ranking.
+    """Hollow attention and a probe-activated dynamic FFN in the layers that a ranking puts first.
 
-    Hollow attention: a visual row sees text before it and, among visual rows, those of a window
-    before it; text sees all. Dynamic FFN: in each layer a probe of an image's rows tells which
-    hidden units are the most active, and all its rows use these only.
+    Hollow attention: a visual row attends to the text before it and to the visual rows within a
+    window before it; text attends to everything before it. Dynamic FFN: in each layer, some rows of
+    an image, the probe, determine the most active hidden units, and all its rows use only these.
 
-    Neither the text of the paper beyond its abstract nor the release (L-Hugh/RedundancyLens) was
-    at hand: the defaults of window, ratio and probe, the activation act(gate) * up whose absolute
-    mean counts, and rankings of attention and FFN apart are those of a port by others. Chosen here:
-    the probe is evenly spaced, windows and units are those of one image, half of the layers (which
-    the abstract finds to be free) are reduced, the deepest first where no ranking is given.
+    This was written from the abstract of the paper, without its text or the release
+    (L-Hugh/RedundancyLens). The defaults of window, ratio and probe, the activation act(gate) * up
+    whose absolute mean is compared, and separate rankings for attention and FFN come from a port by
+    others. These are our choices: probe rows are evenly spaced, windows and units belong to one
+    image, and half of the layers are reduced (which the abstract reports to be free), the deepest
+    first if there is no ranking.
 
     Args:
-        ranking: layers of `attention` and of `ffn`, the first to be reduced first, or the file that
-            `tools/find_layers.py` writes; default: from the last layer on.
-        reduced: how many layers of each; default: half.
-        window: 256 visual rows.
-        ratio: share of the hidden units; 0.2.
-        probe: one in so many rows is probed; 10.
-        keep: share of visual MACs to come closest to instead, by choosing how many layers.
+        ranking: layers for `attention` and for `ffn` in the order in which they are reduced, or the
+            file that `tools/search.py` writes; default: from the last layer backwards.
+        reduced: number of layers that are reduced, of each kind; default: half.
+        window: number of visual rows in a window.
+        ratio: share of the hidden units that visual rows use.
+        probe: distance between probe rows: one row in every `probe`.
+        keep: target share of visual MACs; the number of layers whose share is closest is used.
     """
+
+    trainable = False
+    files = MappingProxyType({"ranking": "layer_ranking.json"})
 
     def __init__(
         self,
@@ -50,31 +52,35 @@ class RedundancyLensRouter(PlannedRouter):
         ratio: float = 0.2,
         probe: int = 10,
         keep: float | None = None,
-        *,
-        text: TextShape,
-        grid: Grid,
+        **sizes: Unpack[RouterSizes],
     ):
-        layers = text.num_layers
+        layers = sizes["text"].num_layers
         last_first = range(layers - 1, -1, -1)
         self.ranking = read_ranking(ranking) or dict.fromkeys(KINDS, last_first)
         self.window, self.ratio, self.probe = window, ratio, probe
         strength = layers // 2 if reduced is None else reduced
-        super().__init__(None, strength, (0.0, float(layers)), keep, text=text, grid=grid)
+        super().__init__(None, strength, (0.0, float(layers)), keep, **sizes)
 
     @classmethod
-    def settled(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """With the ranking that the file holds."""
+    def inline_files(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
         return {**arguments, "ranking": read_ranking(arguments.get("ranking"))}
 
+    @classmethod
+    def search(cls, model: Any, batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Rank the layers for each kind of reduction, see `rank_layers`."""
+        reduction = cls(**model.router.sizes).reduction
+        plans = {kind: reduction(kind == "attention", kind == "ffn") for kind in KINDS}
+        return {"ranking": {kind: rank_layers(model, batches, p) for kind, p in plans.items()}}
+
     def plan_of(self, layer: int, strength: float) -> LayerPlan | None:
-        """What is reduced in a layer if so many of each kind are."""
+        """Return the plan of a layer when the first `strength` layers of each kind are reduced."""
         attention, ffn = (layer in self.ranking[kind][: round(strength)] for kind in KINDS)
         if not attention and not ffn:
             return None
         return self.reduction(attention, ffn)
 
     def reduction(self, attention: bool, ffn: bool) -> LayerPlan:
-        """A layer whose attention, FFN or both are reduced."""
+        """Return the plan of a layer whose attention, FFN or both are reduced."""
         units = max(1, round(self.text.ffn_size * self.ratio))
         return LayerPlan(
             ffn=units if ffn else None,
@@ -83,7 +89,6 @@ class RedundancyLensRouter(PlannedRouter):
         )
 
     def check(self) -> list[str]:
-        """As for all, the ranking and the sizes."""
         problems, layers = super().check(), list(range(self.text.num_layers))
         for kind in KINDS:
             if sorted(self.ranking[kind]) != layers:
@@ -101,16 +106,16 @@ class RedundancyLensRouter(PlannedRouter):
 
 
 def read_ranking(ranking: Ranking | str | None) -> Ranking | None:
-    """The layers of a file; a ranking is returned as it is.
+    """Read a ranking from a file; a mapping is checked and returned.
 
     Raises:
-        ValueError: if there is no such file, or it holds no ranking.
+        ValueError: if the file does not exist or has no ranking.
     """
     found: Any = ranking
     if isinstance(ranking, str):
         path = Path(ranking)
         if not path.is_file():
-            raise ValueError(f"router.ranking={ranking} is no file; make it with `{COMMAND}`.")
+            raise ValueError(f"router.ranking={ranking} does not exist; make it with `{COMMAND}`.")
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
@@ -119,42 +124,42 @@ def read_ranking(ranking: Ranking | str | None) -> Ranking | None:
         return None
     if not isinstance(found, Mapping) or any(not isinstance(found.get(k), list) for k in KINDS):
         raise ValueError(
-            f"router.ranking={ranking} holds no lists `attention` and `ffn`; make them with"
+            f"router.ranking={ranking} has no lists `attention` and `ffn`; make them with"
             f" `{COMMAND}`."
         )
     return {kind: found[kind] for kind in KINDS}
 
 
 class _Chosen(Router):
-    """Follows given plans."""
+    """Follows given plans of layers."""
 
     plans: Mapping[int, LayerPlan]
 
     def within(self, layer: int, tokens: Any, context: Any) -> LayerPlan | None:
-        """See `Router.within`."""
         return self.plans.get(layer)
 
 
 def rank_layers(model: Any, batches: Sequence[Mapping[str, Any]], plan: LayerPlan) -> list[int]:
-    """Greedy search: at each step the layer joins whose reduction changes predictions least.
+    """Rank layers greedily: each step adds the layer whose reduction changes predictions least.
 
-    The measure is that of `vtw`, the divergence of the last column's prediction; the paper's is
-    left open here.
+    The measure is that of `vtw`, the divergence of the last column's prediction, because the
+    paper's measure is unknown to us.
 
     Args:
-        model: a `DPNForConditionalGeneration` in evaluation mode; gets its router back.
-        batches: arguments of its `forward`, without labels; L * L / 2 passes over them are made.
-        plan: what is reduced.
+        model: a `DPNForConditionalGeneration` in evaluation mode; its own router does
+            not act.
+        batches: arguments of its `forward`, without labels; they are passed over L * L / 2 times.
+        plan: plan of a reduced layer.
 
     Returns:
-        All layers, the first to be reduced first.
+        All layers, in the order in which they are reduced.
     """
-    own = model.router
-    left, ranking = list(range(own.text.num_layers)), list[int]()
+    sizes: RouterSizes = model.router.sizes
+    left, ranking = list(range(sizes["text"].num_layers)), list[int]()
     while left:
         tried = []
         for layer in left:
-            tried.append(_Chosen(text=own.text, grid=own.grid))
+            tried.append(_Chosen(**sizes))
             tried[-1].plans = dict.fromkeys([*ranking, layer], plan)
         found = divergences(model, batches, tried)
         best = left[found.index(min(found))]

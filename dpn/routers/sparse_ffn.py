@@ -1,19 +1,20 @@
 """Sparse visual projection of YOPO (arXiv 2410.06169, section 3): a narrow FFN for visual rows."""
 
 from collections.abc import Sequence
+from typing import Unpack
 
-from dpn.cost import TextShape
 from dpn.routers._planned import PlannedRouter
-from dpn.tokens import Grid, LayerPlan
+from dpn.routers.base import RouterSizes
+from dpn.tokens import LayerPlan
 
 
 class SparseFFNRouter(PlannedRouter):
-    """Visual rows use the first m / ratio hidden units of the FFN, unranked, as released.
+    """Visual rows use the first m / ratio of the FFN's m hidden units, as released.
 
     Args:
-        ratio: m is divided by it; 2, `mlpcut` of `finetune_yopo.sh`.
-        layers: 0-based; default: all, as released.
-        keep: share of visual MACs to meet instead, by choosing the number of units.
+        ratio: divisor of the number of hidden units; 2 is `mlpcut` of `finetune_yopo.sh`.
+        layers: 0-based indices of the layers that do so; default: all, as released.
+        keep: target share of visual MACs, met by choosing the number of units.
     """
 
     def __init__(
@@ -21,21 +22,17 @@ class SparseFFNRouter(PlannedRouter):
         ratio: float = 2.0,
         layers: Sequence[int] | None = None,
         keep: float | None = None,
-        *,
-        text: TextShape,
-        grid: Grid,
+        **sizes: Unpack[RouterSizes],
     ):
         self.ratio = ratio
-        units = text.ffn_size / max(ratio, 1.0)
-        bounds = (1.0, float(text.ffn_size))
-        super().__init__(layers, units, bounds, keep, text=text, grid=grid)
+        width = sizes["text"].ffn_size
+        units, bounds = width / max(ratio, 1.0), (1.0, float(width))
+        super().__init__(layers, units, bounds, keep, **sizes)
 
     def plan_of(self, layer: int, strength: float) -> LayerPlan:
-        """So many units."""
         return LayerPlan(ffn=int(strength))
 
     def check(self) -> list[str]:
-        """As for all, and a ratio that would widen the FFN."""
         if self.ratio < 1:
-            return [f"router.ratio={self.ratio} must be at least 1, which leaves every unit."]
+            return [f"router.ratio={self.ratio} must be at least 1, which keeps all units."]
         return super().check()

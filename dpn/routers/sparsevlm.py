@@ -1,45 +1,50 @@
-"""SparseVLM (arXiv 2410.04417): words of the question that see the image rate its rows; what they
-rate low is dropped, some of it merged into a few rows.
+"""SparseVLM (arXiv 2410.04417): drops the visual rows that relevant words of the question attend to
+least, and merges some of them into a few rows.
 """
 
 from collections.abc import Sequence
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
-from dpn.cost import TextShape
 from dpn.routers._dropping import DroppingRouter, dot, mean_attention, to_host
-from dpn.routers.base import RoutingContext
-from dpn.tokens import Grid, PackedTokens, Positions
+from dpn.routers.base import RouterSizes, RoutingContext
+from dpn.tokens import PackedTokens, Positions
 
-#: Of 32 layers, those that run before each cut: the released cuts stand after layers 2, 6 and 15.
+#: Numbers of layers before each cut, of 32: the released cuts are after layers 2, 6 and 15.
 DEPTHS = (3, 7, 16)
 
 
 class SparseVLMRouter(DroppingRouter):
-    """After each of its layers keeps the visual rows that the raters attend to in that layer.
+    """After some layers, keeps the visual rows that the raters attend to most in that layer.
 
-    As in version 1.0 of Gumpest/SparseVLMs (`modelling_sparse_llama.py`, `score.py`): raters are
-    the text rows after the image whose embedding gets more than the mean weight, where every visual
-    row spreads a softmax of dot products over the text. A row's score is the raters' attention to
-    it, mean over heads and raters. Of m dropped rows the int(0.3 m) + 1 best are merged into a
-    tenth of their number, plus one, by density peaks clustering (k nearest neighbours, k = the
-    number of clusters), and stand behind the kept ones.
+    As in version 1.0 of Gumpest/SparseVLMs (`modelling_sparse_llama.py`, `score.py`): every visual
+    row distributes a softmax of dot products over the embeddings of the text after the image, and
+    the raters are the text rows that get more than the mean weight. The score of a visual row is
+    the attention that it gets from the raters, mean over heads and raters. Of m dropped rows, the
+    int(0.3 m) + 1 best are merged into a tenth of their number, plus one, by density peaks
+    clustering (k nearest neighbours, k = number of clusters). Merged rows come after the kept ones.
 
-    Differences: the text is the instruction alone, in training too; where no text stands after the
-    first image, or none gets more than the mean, all of the instruction's text rates; no noise is
-    added to the densities; a cut that finds no more rows than it may keep drops none, not one.
-    Left open there: several images of a sample are each pruned alone, by the same raters.
+    Differences to the release: only the instruction's text is used, in training too. If there is no
+    text after the first image, or no row gets more than the mean, all of the instruction's text are
+    raters. No noise is added to the densities. A cut that gets no more rows than it may keep drops
+    none instead of one. The release has one image per sample; here each image is pruned by itself,
+    with the same raters.
 
     Args:
-        layers: cuts stand after these; default: 2, 6 and 15 of 32, and their like elsewhere.
-        counts: shares of an image's rows kept at each; default: 300, 200 and 110 of 576, the
-            released counts for 192 rows on average.
-        recycle: whether the better ones of the dropped rows are merged.
+        layers: layers after which rows are dropped; default: 2, 6 and 15 of 32, scaled to the
+            depth.
+        counts: share of an image's rows that is kept after each of these layers; default: 300, 200
+            and 110 of 576, the released counts for 192 rows on average.
+        recycle: whether the best of the dropped rows are merged.
         positions: `renumber`, as released, or `keep`.
-        keep: share of visual MACs to meet instead of `counts` as they are: each is raised to one
-            power, found by search (ours; the paper has four tables of counts).
+        keep: target share of visual MACs, met by raising all `counts` to one power (our choice; the
+            paper has four tables of counts).
     """
+
+    trainable = False
+    uncounted_flops = True
 
     def __init__(
         self,
@@ -48,44 +53,42 @@ class SparseVLMRouter(DroppingRouter):
         recycle: bool = True,
         positions: Positions = "renumber",
         keep: float | None = None,
-        *,
-        text: TextShape,
-        grid: Grid,
+        **sizes: Unpack[RouterSizes],
     ):
-        self.layers = like_depths(text.num_layers) if layers is None else list(layers)
+        self.layers = like_depths(sizes["text"].num_layers) if layers is None else list(layers)
         self.counts, self.recycle = list(counts), recycle
-        super().__init__("post", positions, 1.0, (0.0, 16.0), keep, text=text, grid=grid)
+        super().__init__("post", positions, 1.0, (0.0, 16.0), keep, **sizes)
 
     def schedule(self, strength: float) -> dict[int, float]:
-        """The counts to the power of the strength."""
+        """Share of the rows at each depth, the counts to the power of the strength."""
         pairs = zip(self.layers, self.counts, strict=False)
         return {layer + 1: share**strength for layer, share in pairs}
 
     def kept(self, share: float, entered: int, now: int) -> int:
-        """Rows that go on as they are."""
+        """Return the number of rows that are kept unchanged."""
         return min(now, round(entered * share))
 
     def left(self, share: float, entered: int, now: int) -> int:
-        """Rows that go on, those of recycled ones included."""
+        """Return the number of rows that are left, merged ones included."""
         kept = self.kept(share, entered, now)
         return kept + self.recycled(now - kept)[1]
 
     def recycled(self, dropped: int) -> tuple[int, int]:
-        """How many of the dropped rows are merged, and into how many."""
+        """Return how many of the dropped rows are merged, and into how many rows."""
         if not self.recycle or not dropped:
             return 0, 0
         merged = int(dropped * 0.3) + 1
         return merged, int(merged / 10) + 1
 
     def scores(self, tokens: PackedTokens, context: RoutingContext) -> list[Tensor]:
-        """The raters' attention in the layer that just ran."""
+        """Attention that each row gets from the raters in the layer that ran."""
         every = raters(context)
         rows = [[tokens.row(b, column) for column in columns] for b, columns in enumerate(every)]
         return mean_attention(tokens, context, rows)
 
     @torch.no_grad()
     def targets(self, hidden: Tensor, scores: Tensor, kept: int) -> Tensor:
-        """The new row of each row of an image, -1 if it is gone; see `PackedTokens.merge`."""
+        """Return the new row of each row of an image, -1 if it is dropped."""
         order = scores.argsort(descending=True, stable=True)
         merged, clusters = self.recycled(len(order) - kept)
         target = torch.full_like(order, -1)
@@ -96,7 +99,7 @@ class SparseVLMRouter(DroppingRouter):
         return target
 
     def reduce(self, tokens: PackedTokens, scores: Sequence[Tensor], share: float) -> PackedTokens:
-        """Keep the best rows and merge some of the others."""
+        """Keep the rows with the highest scores and merge some of the others."""
         targets = [
             self.targets(
                 tokens.hidden.narrow(0, start, span.rows),
@@ -108,7 +111,6 @@ class SparseVLMRouter(DroppingRouter):
         return tokens.merge(to_host(targets))
 
     def check(self) -> list[str]:
-        """As for all, and one share for each layer."""
         if len(self.counts) != len(self.layers) or len(set(self.layers)) < len(self.layers):
             return [
                 f"router.counts gives {len(self.counts)} shares for router.layers={self.layers};"
@@ -120,7 +122,7 @@ class SparseVLMRouter(DroppingRouter):
 
 
 def like_depths(num_layers: int) -> list[int]:
-    """The layers before the released cuts, 2, 6 and 15 of 32, scaled to another decoder."""
+    """Scale the layers before the released cuts, 2, 6 and 15 of 32, to another decoder."""
     layers: list[int] = []
     for depth in DEPTHS:
         layers.append(max(round(depth * num_layers / 32) - 1, layers[-1] + 1 if layers else 0))
@@ -129,7 +131,7 @@ def like_depths(num_layers: int) -> list[int]:
 
 @torch.no_grad()
 def raters(context: RoutingContext) -> list[list[int]]:
-    """Per sample, the columns of the instruction's text rows that rate; none without an image."""
+    """Return the columns of each sample's raters; none without an image."""
     pack = context.entered
     assert pack is not None, "the layer loop gives it"
     images: dict[int, list[int]] = {}
@@ -153,14 +155,14 @@ def raters(context: RoutingContext) -> list[list[int]]:
 
 
 def density_peaks(rows: Tensor, clusters: int) -> Tensor:
-    """Density peaks clustering with nearest neighbours, `cluster_and_merge` of the source.
+    """Cluster rows by density peaks with nearest neighbours, as `cluster_and_merge` of the release.
 
     Args:
-        rows: `[n, D]`.
-        clusters: how many, at most n; also the number of neighbours that tell a row's density.
+        rows: rows `[n, D]`.
+        clusters: number of clusters, at most n, and of neighbours that define a row's density.
 
     Returns:
-        `[n]` cluster of each row; every cluster has a row.
+        Cluster of each row, `[n]`; every cluster has at least one row.
     """
     distance = torch.cdist(rows, rows) / rows.shape[1] ** 0.5
     near = distance.topk(clusters, largest=False).values

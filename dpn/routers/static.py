@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import product
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor
@@ -10,23 +10,26 @@ from torch import Tensor
 from dpn.cost import TextShape
 from dpn.routers._pooling import GateChoice, PoolingRouter
 from dpn.routers._pooling_plan import PAPER_KERNELS, PoolingPlan, count_rows, quarter_layers
-from dpn.routers.base import RoutingContext
+from dpn.routers.base import RouterSizes, RoutingContext
 from dpn.tokens import Grid, Kernel, PackedTokens, Positions
 
 
 class StaticRouter(PoolingRouter):
-    """Pool every sample alike; DPN's `pooling_type: static`.
+    """Pools every sample with the same kernels; DPN's `pooling_type: static`.
 
     Args:
-        layers: 0-based layers; default: those that end the first, second and third quarter.
-        kernels: one kernel [h, w] per layer, or one for all; default 2 x 2.
+        layers: 0-based indices of the layers that pool; default: those that end the first, second
+            and third quarter of the decoder.
+        kernels: one kernel [h, w] per layer, or one for all layers.
         reduce: `max` or `avg`.
-        where: `post` pools after the layer, `pre` before it.
+        where: whether rows are pooled after the layer (`post`) or before it (`pre`).
         positions: `renumber` or `keep`, see `dpn.tokens.packed.PackedTokens`.
-        min_rows: a kernel that would leave a sample fewer rows is not applied to it.
-        keep: instead of kernels, the share of visual MACs to come closest to with 1x1, 1x2 and 2x2
-            kernels.
+        min_rows: fewest rows that a kernel may leave of a sample; otherwise it is not applied.
+        keep: target share of visual MACs; the combination of 1x1, 1x2 and 2x2 kernels whose share
+            is closest to it replaces `kernels`.
     """
+
+    meets_keep = "roughly"
 
     def __init__(
         self,
@@ -37,19 +40,15 @@ class StaticRouter(PoolingRouter):
         positions: Positions = "renumber",
         min_rows: int = 1,
         keep: float | None = None,
-        *,
-        text: TextShape,
-        grid: Grid,
+        **sizes: Unpack[RouterSizes],
     ):
-        layers = quarter_layers(text.num_layers) if layers is None else tuple(layers)
+        layers = quarter_layers(sizes["text"].num_layers) if layers is None else tuple(layers)
         if keep is not None:
-            kernels = kernels_for_share(keep, layers, where, text, grid)
+            kernels = kernels_for_share(keep, layers, where, **sizes)
         per_layer = [kernels] * len(layers) if isinstance(kernels[0], int) else kernels
-        # The identity stands second: what a sample gets that is too small for the kernel.
+        # The identity comes second, for samples that are too small for the kernel.
         pairs = [[tuple(kernel), (1, 1)] for kernel in per_layer]
-        super().__init__(
-            layers, pairs, reduce, where, positions, min_rows, keep, text=text, grid=grid
-        )
+        super().__init__(layers, pairs, reduce, where, positions, min_rows, keep, **sizes)
 
     def choose(
         self,
@@ -59,12 +58,11 @@ class StaticRouter(PoolingRouter):
         allowed: Tensor,
         context: RoutingContext,
     ) -> GateChoice:
-        """The layer's kernel where it is allowed."""
         experts = (~allowed[:, 0]).long()
         return GateChoice(experts, torch.nn.functional.one_hot(experts, 2).float())
 
     def reach(self) -> tuple[float, float]:
-        """From 2 x 2 pooling at every layer to none."""
+        # The shares of 2 x 2 pooling at every layer and of none.
         shares = [
             _share(
                 (kernel,) * len(self.plan.layers),
@@ -81,7 +79,7 @@ class StaticRouter(PoolingRouter):
 def kernels_for_share(
     keep: float, layers: tuple[int, ...], where: str, text: TextShape, grid: Grid
 ) -> tuple[Kernel, ...]:
-    """The kernels out of 1x1, 1x2 and 2x2 whose share of visual MACs is closest to `keep`."""
+    """Return the kernels, of 1x1, 1x2 and 2x2, whose share of visual MACs is closest to `keep`."""
     return min(
         product(PAPER_KERNELS, repeat=len(layers)),
         key=lambda kernels: abs(_share(kernels, layers, where, text, grid) - keep),

@@ -1,38 +1,44 @@
-"""YOPO (arXiv 2410.06169): all four ways in which visual rows need less than text."""
+"""YOPO (arXiv 2410.06169): four reductions of the work for visual rows, combined."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Unpack
 
 from torch import nn
 
 from dpn.cost import TextShape, solve_for_keep
 from dpn.routers._joined import JoinedRouter, joined
 from dpn.routers._planned import native_macs
-from dpn.routers.base import check_keep
+from dpn.routers.base import RouterSizes, check_keep
 from dpn.routers.head_pruning import HeadPruningRouter, Scores, read_scores
 from dpn.routers.layer_drop import LayerDropRouter
 from dpn.routers.neighbor_attention import NeighborAttentionRouter
 from dpn.routers.sparse_ffn import SparseFFNRouter
-from dpn.tokens import Grid
 
 
 class YOPORouter(JoinedRouter):
-    """`neighbor_attention`, `head_pruning`, `sparse_ffn` and `layer_drop` in one; see each for what
-    it does and what the release leaves open. Defaults are those of `finetune_yopo.sh`, which trains
-    the 13B, with the layers scaled to the depth.
+    """Combines `neighbor_attention`, `head_pruning`, `sparse_ffn` and `layer_drop`.
 
-    A `keep` is met by one strength s for all four, 1 for the arguments as they are: the layers
-    without visual rows, the FFN units left out and the threshold are multiplied by s, the radius is
-    divided by it. At 0 nothing is left out, and each visual row sees its whole image.
+    Each of these routers documents its method and how it differs from the release. The defaults are
+    those of `finetune_yopo.sh`, which trains the 13B, with the layers scaled to the depth.
+
+    A `keep` is met by one strength s for all four methods, which is 1 for the given arguments: the
+    number of layers without visual rows, the number of unused FFN units and the threshold are
+    multiplied by s, the radius is divided by s. At s = 0 nothing is left out, and each visual row
+    attends to its whole image.
 
     Args:
-        radius: 2, see `neighbor_attention`.
-        scores: see `head_pruning`; without them every head stays.
-        threshold: 0.035, see `head_pruning`.
-        ratio: 2, see `sparse_ffn`.
-        k: half of the layers, see `layer_drop`.
-        keep: share of visual MACs to come closest to instead.
+        radius: distance in grid rows and columns, see `neighbor_attention`.
+        scores: scores of heads or their file, see `head_pruning`; null: all heads are kept.
+        threshold: smallest score of the heads that are kept, see `head_pruning`.
+        ratio: divisor of the number of FFN units, see `sparse_ffn`.
+        k: number of layers with visual rows, see `layer_drop`; default: half of the layers.
+        keep: target share of visual MACs; the strength whose share is closest to it is used.
     """
+
+    acts = "within layers"
+    lossless = False  # visual rows attend to later ones
+    files = HeadPruningRouter.files
+    search_samples = HeadPruningRouter.search_samples
 
     def __init__(
         self,
@@ -42,28 +48,35 @@ class YOPORouter(JoinedRouter):
         ratio: float = 2.0,
         k: int | None = None,
         keep: float | None = None,
-        *,
-        text: TextShape,
-        grid: Grid,
+        **sizes: Unpack[RouterSizes],
     ):
-        super().__init__([], text=text, grid=grid)
+        super().__init__([], **sizes)
         self.radius, self.threshold, self.ratio = radius, threshold, ratio
-        self.k = text.num_layers // 2 if k is None else k
+        self.k = self.text.num_layers // 2 if k is None else k
         self.scores = read_scores(scores)
         self.keep, self.positions = keep, "keep"
-        self.bounds = 0.0, float(text.num_layers)  # where every method is at its end
+        self.bounds = 0.0, float(self.text.num_layers)  # every method is at its limit there
         strength = 1.0 if keep is None else solve_for_keep(keep, self.share, *self.bounds)
         self.members = nn.ModuleList(self.parts(strength).values())
 
     @classmethod
-    def settled(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """With the scores that the file holds."""
-        return HeadPruningRouter.settled(arguments)
+    def inline_files(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        return HeadPruningRouter.inline_files(arguments)
+
+    @classmethod
+    def search(cls, model: Any, batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Measure the scores of heads, see `head_pruning`."""
+        return HeadPruningRouter.search(model, batches)
+
+    @classmethod
+    def example(cls, text: TextShape) -> dict[str, Any]:
+        """Scores of heads, see `head_pruning`."""
+        return HeadPruningRouter.example(text)
 
     def parts(self, strength: float) -> dict[str, Any]:
-        """The four methods, by name, each as far as the strength says."""
+        """Return the routers of the four methods at a strength, by name."""
         layers, units = self.text.num_layers, self.text.ffn_size
-        sizes: Any = {"text": self.text, "grid": self.grid}
+        sizes = self.sizes
         radius = min(max(self.grid), self.radius / strength) if strength else max(self.grid)
         ratio = self.ratio / max(self.ratio * (1 - strength) + strength, self.ratio / units)
         k = max(0, round(layers - strength * (layers - self.k)))
@@ -78,7 +91,6 @@ class YOPORouter(JoinedRouter):
         return parts
 
     def share(self, strength: float) -> float:
-        """Share of visual MACs of an image of native size."""
         parts = self.parts(strength)
         k = round(parts.pop("layer_drop").strength)
         plans = list(zip(*(part.plans for part in parts.values()), strict=True))[:k]
@@ -87,11 +99,9 @@ class YOPORouter(JoinedRouter):
         return macs / self.text.full_macs(whole)
 
     def reach(self) -> tuple[float, float]:
-        """The shares at both ends of the strength."""
         high, low = map(self.share, self.bounds)
         return low, high
 
     def check(self) -> list[str]:
-        """What is wrong with the keep, or with the arguments of one of the four."""
         problems = [f"{n}: {p}" for n, part in self.parts(1.0).items() for p in part.check()]
         return check_keep(self) + problems

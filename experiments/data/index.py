@@ -79,8 +79,8 @@ def peak_mb() -> float:
 
 def open_rows(file: Path) -> dict[str, Any]:
     """Open the rows, which makes the index if there is none; measure time and peak memory."""
-    from dpn.data.base import Split
     from dpn.data.rows import FileRows
+    from dpn.data.sources.base import Split
 
     before, started = peak_mb(), time.perf_counter()
     rows = FileRows(Split(file, file.parent))

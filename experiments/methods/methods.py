@@ -1,9 +1,15 @@
-"""Methods of the study, their targets and their runs."""
+"""Methods of the study, their targets and their runs.
 
-from collections.abc import Iterator, Sequence
+A new router or projector is included according to the facts on its class, see `dpn.routers.Router`
+and `dpn.projectors.Projector`. `OWN` has only what this study does differently for some methods.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from dpn import projectors, routers
 from dpn.config.compose import compose
 from dpn.runs.path import run_path
 
@@ -32,58 +38,54 @@ class Method:
 
     part: str
     acts: str
-    free: bool = True
-    trained: tuple[str, ...] | None = TUNED
-    start: tuple[str, ...] = ("init.model={base}",)
-    own: tuple[str, ...] = ()
-    keeps: tuple[float | None, ...] = KEEPS
+    free: bool
+    trained: tuple[str, ...] | None
+    start: tuple[str, ...]
+    own: tuple[str, ...]
+    keeps: tuple[float | None, ...]
 
 
-#: Only the gates are trained.
-_GATES = ("stage=gates", "trainer.max_steps=60", "router.hidden=96")
-#: Output of `tools/head_scores.py` for the base run.
-_SCORES = ("router.scores={base}/head_scores.json",)
-#: Output of `tools/find_layers.py` for the base run.
-_RANKING = ("router.ranking={base}/layer_ranking.json",)
-#: All parts but the projector.
-_NEW = ("init.language={base}", "init.vision={base}")
-_BETWEEN, _BEFORE, _WITHIN = "between layers", "before the decoder", "within layers"
-METHODS = {
-    "none": Method("router", "nowhere", keeps=(None,)),
-    "random": Method("router", _BETWEEN),
-    "static": Method("router", _BETWEEN),
-    "dpe": Method("router", _BETWEEN, free=False),
-    "fastv": Method("router", _BETWEEN, trained=None),
-    "pyramid_drop": Method("router", _BETWEEN),
-    "sparsevlm": Method("router", _BETWEEN, trained=None),
-    "vtw": Method("router", _BETWEEN, trained=None),
-    "aim": Method("router", _BETWEEN, trained=None),
-    "dyvte": Method("router", _BETWEEN, free=False, trained=_GATES),
-    "layer_drop": Method("router", _WITHIN),
-    "neighbor_attention": Method("router", _WITHIN, keeps=(None,)),
-    "head_pruning": Method("router", _WITHIN, own=_SCORES, keeps=(*KEEPS, MORE)),
-    "sparse_ffn": Method("router", _WITHIN),
-    "yopo": Method("router", _WITHIN, own=_SCORES),
-    "redundancy_lens": Method("router", _WITHIN, trained=None, own=_RANKING),
-    "depth_routing": Method("router", _WITHIN, free=False),
-    "random (projector)": Method("projector", _BEFORE),
-    "downsample": Method("projector", _BEFORE),
-    "pooled": Method("projector", _BEFORE),
-    "divprune": Method("projector", _BEFORE, trained=None),
-    "visionzip": Method("projector", _BEFORE, trained=None),
-    "prumerge": Method("projector", _BEFORE),
-    "prumerge_plus": Method("projector", _BEFORE),
-    "dfmr": Method("projector", _BEFORE),
-    "matryoshka_pool": Method("projector", _BEFORE),
-    "matryoshka_query": Method(
-        "projector", _BEFORE, free=False, start=_NEW, own=("projector.queries=64",)
-    ),
-    "token_packer": Method("projector", _BEFORE, free=False, start=_NEW),
-    "query_conv": Method("projector", _BEFORE, free=False, start=_NEW),
-    "dense_connector": Method(
-        "projector", "before it, no compression", free=False, start=_NEW, keeps=(None,)
-    ),
+#: The control run has this projector; a chain consists of other methods.
+LEFT_OUT = ("mlp", "chain")
+OWN: Mapping[str, Mapping[str, Any]] = {
+    # Only the gates are trained.
+    "dyvte": {"trained": ("stage=gates", "trainer.max_steps=60", "router.hidden=96")},
+    "neighbor_attention": {"keeps": (None,)},  # its share is always near 1
+    "head_pruning": {"keeps": (*KEEPS, MORE)},
+    "matryoshka_query": {"own": ("projector.queries=64",)},  # as many as there are tokens
 }
+
+
+def _method(part: str, name: str, kind: Any) -> Method:
+    """Build a line of the table from the facts on a class and `OWN`."""
+    is_new = part == "projector" and kind.own_weights
+    start = ("init.language={base}", "init.vision={base}") if is_new else ("init.model={base}",)
+    files = getattr(kind, "files", {})  # output of `tools/search.py` for the base run
+    settings: dict[str, Any] = {
+        "free": not kind.own_weights,
+        "trained": TUNED if kind.trainable else None,
+        "start": start,
+        "own": tuple(f"{part}.{key}={{base}}/{file}" for key, file in files.items()),
+        "keeps": (None,) if kind.meets_keep == "never" else KEEPS,
+    }
+    return Method(part, kind.acts, **settings | OWN.get(name, {}))
+
+
+def _methods() -> dict[str, Method]:
+    """Collect all methods, ordered by where they act."""
+    found = {}
+    for part, family in (("router", routers), ("projector", projectors)):
+        for name in family.names():
+            if name not in LEFT_OUT:
+                taken = name in found
+                kind = family.resolve(name)
+                found[f"{name} ({part})" if taken else name] = _method(part, name, kind)
+    order = ("nowhere", "between layers", "within layers")
+    place = {acts: number for number, acts in enumerate(order)}
+    return dict(sorted(found.items(), key=lambda item: place.get(item[1].acts, len(order))))
+
+
+METHODS = _methods()
 
 
 @dataclass(frozen=True)

@@ -41,13 +41,13 @@ BENCH = (
 def prepare(seed: int) -> None:
     """Train the base run and compute the scores of its heads and the ranking of its layers."""
     train(compose("train", ["router=none", f"seed={seed}"]))
-    tools = HERE.parents[1] / "tools"
-    for file, tool, *arguments in (
-        ("head_scores.json", "head_scores.py"),
-        ("layer_ranking.json", "find_layers.py", "method=redundancy_lens"),
+    tool = HERE.parents[1] / "tools" / "search.py"
+    for router, file in (
+        ("head_pruning", "head_scores.json"),
+        ("redundancy_lens", "layer_ranking.json"),
     ):
         if not (base(seed) / file).exists():
-            command = [sys.executable, str(tools / tool), f"run={base(seed)}", *arguments]
+            command = [sys.executable, str(tool), f"run={base(seed)}", f"router={router}"]
             subprocess.run(command, check=True)
 
 

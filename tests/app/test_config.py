@@ -1,17 +1,22 @@
 import subprocess
 import sys
 from itertools import chain, zip_longest
+from typing import Unpack
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 
+from dpn import losses
 from dpn.cli.arguments import read_arguments
 from dpn.cli.diagnose import diagnose
 from dpn.config import preflight, renamed
 from dpn.config.compose import CONFIG_DIR, compose
-from dpn.config.schema import check_arguments, matches
+from dpn.config.schema import check_arguments, keyword_only, matches
+from dpn.cost import TextShape
+from dpn.routers.base import RouterSizes
 from dpn.runs.request import ConfigError
+from dpn.tokens import Grid
 
 GROUPS = {
     folder.name: sorted(path.stem for path in folder.glob("*.yaml"))
@@ -30,14 +35,20 @@ CHOICES = [
     for names in zip_longest(*(GROUPS[group] for group in groups))
 ]
 
-#: Overrides that a choice requires.
-REQUIRED = {
-    ("stage", "apply"): ["init.model=gpt2"],
-    ("loss", "budget"): ["router.keep=0.6"],
-    ("loss", "policy"): ["router.keep=0.6"],
-    ("loss", "exit"): ["router=dyvte"],
-    ("loss", "depth"): ["router=depth_routing"],
-}
+
+def further(group, choice):
+    """Overrides that a choice needs beside it."""
+    if (group, choice) == ("stage", "apply"):
+        return ["init.model=gpt2"]
+    if group == "model" and choice not in GROUPS["recipe"]:
+        return ["recipe=tiny"]
+    if group == "projector":  # without a grid the default keep is out of the router's reach
+        return ["router=none"]
+    if group == "loss" and choice not in ("auto", "language"):
+        able = preflight.trainable_by(choice)
+        keep = ["router.keep=0.6"] if losses.resolve(choice).needs_keep else []
+        return ["router=" + ("dpe" if "dpe" in able else able[0]), *keep]
+    return []
 
 
 def problems(*overrides: str, sweep: bool = False) -> list[str]:
@@ -65,16 +76,14 @@ def data_root(tmp_path_factory):
 def test_every_choice_composes_and_passes(choices, data_root):
     overrides = [f"paths.data_root={data_root}"]
     for group, choice in choices:
-        overrides += [f"{group}={choice}", *REQUIRED.get((group, choice), [])]
-        if group == "projector":  # without a grid the router cannot reach its default keep
-            overrides.append("router=none")
+        overrides += [f"{group}={choice}", *further(group, choice)]
     request = compose("train", overrides)
     allowed = (
         "give model.weights.",
         "give init.model=",
         "needs a GPU",
         "`optim=muon` needs whole matrices",
-        "`python tools/head_scores.py run=RUN` and give router.scores",
+        "`python tools/search.py run=RUN router=head_pruning` and give router.scores",
     )
     assert [p for p in problems_of(request) if not any(hint in p for hint in allowed)] == []
 
@@ -151,7 +160,7 @@ MISTAKES = {
     },
     "image that the tower cannot take": {
         "model=llava_hr_tiny": "",
-        "projector=downsample": "projector.keep=0.5 asks this vision tower for a smaller image",
+        "projector=downsample": "projector.keep=0.5 needs smaller images than this vision",
     },
     "keep out of reach": {"router.keep=0.02": "router.keep=0.02 cannot be reached, only 0."},
     "hinge with keep": {"loss=hinge": "`loss=hinge` has its own target", "router.keep=0.6": ""},
@@ -271,6 +280,25 @@ def test_arguments_that_the_code_passes_are_not_settings():
     assert check_arguments("part", part, arguments) == []
     (found,) = check_arguments("part", part, arguments, given=["grid"])
     assert "`part.grid` is not a setting" in found
+
+
+def test_what_the_code_gives_may_be_one_typed_dict():
+    """As routers and projectors write it; a third party's may still name every keyword."""
+
+    def short(width: int = 1, **sizes: Unpack[RouterSizes]):
+        """A part that hands on what the code gives."""
+
+    def long(width: int = 1, *, text: TextShape, grid: Grid):
+        """A part that names it."""
+
+    for part in (short, long):
+        assert keyword_only(part) == ["text", "grid"]
+        given = {"given": keyword_only(part)}
+        assert check_arguments("part", part, {"width": 2}, **given) == []
+        (found,) = check_arguments("part", part, {"widht": 2}, **given)
+        assert "`part.widht` is not a setting; did you mean `width`?" in found
+        (found,) = check_arguments("part", part, {"grid": [8, 8]}, **given)
+        assert "`part.grid` is not a setting" in found
 
 
 def test_unsupported_attention_and_compilation():

@@ -25,16 +25,14 @@ EXTRAS = ("hydra/launcher=ray", "sweep=pareto_optuna")
 #: What is wrong with a command only here: its files and GPUs are the reader's.
 READERS = (
     "does not exist",
-    "is no folder",
     "is not a folder",
     "needs a GPU",
     "give model.weights.",
     "`stage=apply` needs the run",
     "needs a launcher that starts processes",
     "`optim=muon` needs whole matrices",
-    "tools/head_scores.py",
+    "tools/search.py",
     "cannot be reached, only",
-    "can not be reached, only",
 )
 
 

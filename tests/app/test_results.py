@@ -1,5 +1,6 @@
 import io
 import json
+import re
 import shutil
 import sys
 
@@ -21,7 +22,7 @@ from dpn.runs.request import ConfigError
 from dpn.train import train
 from dpn.training.calibration import measured_share
 from tests.app.conftest import timeless, tiny_run, without_times
-from tools import find_layers, head_scores
+from tools import search
 
 
 @pytest.fixture(scope="module")
@@ -258,19 +259,38 @@ def test_metrics_as_a_table(squares, tmp_path):
     assert "val/loss" not in head  # validation comes after 3 steps
 
 
-def test_scores_of_heads_go_from_a_run_into_a_model(finished, squares, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["head_scores.py", f"run={finished}", "samples=8"])
-    head_scores.main()
+def test_scores_of_heads_go_from_a_run_into_a_model(
+    finished, squares, tmp_path, monkeypatch, capsys
+):
+    line = ["search.py", f"run={finished}", "router=head_pruning", "samples=8"]
+    monkeypatch.setattr(sys, "argv", line)
+    search.main()
     path = finished / "head_scores.json"
     scores = read_json(path)["layers"]
     assert [len(row) for row in scores] == [2] * 4
-    command = ["router=head_pruning", f"router.scores={path}", "router.threshold=0"]
+    command = [*capsys.readouterr().out.split(), "router.threshold=0"]
+    assert command[:2] == ["router=head_pruning", f"router.scores={path}"]
     pruned = train(compose("train", [*tiny_run(squares, tmp_path), *command]))
     section = read_json(pruned / "model" / "config.json")["router_config"]
     assert section["scores"] == scores
-    monkeypatch.setattr(sys, "argv", ["head_scores.py", f"run={tmp_path}"])
+    monkeypatch.setattr(sys, "argv", ["search.py", f"run={tmp_path}", "router=head_pruning"])
     with pytest.raises(SystemExit):
-        head_scores.main()
+        search.main()
+    assert "config.yaml; give the folder of a finished run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("router", "options", "sentence"),
+    [
+        ("dpe", {}, "`router=dpe` has no settings to search for; depth_routing, head_pruning"),
+        ("vtv", {}, "`router=vtv` is unknown; did you mean `vtw`?"),
+        ("vtw", {"smaples": 4}, "`smaples` is no setting; did you mean `samples`?"),
+        ("vtw", {"eta": "high"}, "`eta=high` has the wrong type, it takes a number"),
+    ],
+)
+def test_a_search_that_can_not_be_is_refused_before_a_model_is_read(router, options, sentence):
+    with pytest.raises(ConfigError, match=re.escape(sentence)):
+        search.search("no_such_run", router, **options)
 
 
 def test_heads_are_not_scored_on_text_alone(finished, squares, tmp_path):
@@ -284,14 +304,16 @@ def test_heads_are_not_scored_on_text_alone(finished, squares, tmp_path):
     config = (run / "config.yaml").read_text().replace(str(squares), str(tmp_path))
     (run / "config.yaml").write_text(config)
     with pytest.raises(DataError, match="was trained on text alone"):
-        head_scores.head_scores(str(run))
+        search.search(str(run), "head_pruning")
 
 
-@pytest.mark.parametrize("method", ["vtw", "redundancy_lens"])
-def test_found_layers_make_a_router(method, finished, squares, tmp_path, monkeypatch, capsys):
-    line = ["find_layers.py", f"run={finished}", f"method={method}", "samples=4"]
+@pytest.mark.parametrize("method", ["vtw", "redundancy_lens", "depth_routing", "yopo"])
+def test_what_a_search_finds_makes_a_router(
+    method, finished, squares, tmp_path, monkeypatch, capsys
+):
+    line = ["search.py", f"run={finished}", f"router={method}", "samples=4"]
     monkeypatch.setattr(sys, "argv", line)
-    find_layers.main()
+    search.main()
     overrides = capsys.readouterr().out.split()
     assert overrides[0] == f"router={method}"
     preflight.check(compose("train", [*tiny_run(squares, tmp_path), *overrides]))

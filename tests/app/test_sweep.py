@@ -45,6 +45,16 @@ def test_a_sweep_has_the_name_of_its_settings():
     assert name != name_of("router=static,dpe", "seed=0,1")
 
 
+def test_a_sweep_over_methods_finds_what_can_be_trained():
+    _, jobs = compose_jobs("train", ["sweep=methods", "router.keep=0.6"])
+    shares = {job.config.router.name: job.config.router.keep for job in jobs}
+    assert len(shares) == len(jobs)
+    assert {"static", "random", "dpe", "head_pruning", "depth_routing"} <= set(shares)
+    assert set(shares).isdisjoint({"fastv", "vtw", "redundancy_lens", "chain"})
+    assert shares.pop("none") is None
+    assert set(shares.values()) == {0.6}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted({*SWEEPS} - {"pareto_optuna"}))
 def test_jobs_of_ready_sweeps_can_run(name):
@@ -57,7 +67,7 @@ def test_jobs_of_ready_sweeps_can_run(name):
             preflight.check(job)
             can_run += 1
         except ConfigError as error:
-            assert "head_scores.py" in str(error) or error.unreachable  # noqa: PT017
+            assert "tools/search.py" in str(error) or error.unreachable  # noqa: PT017
     assert can_run > len(jobs) / 2
 
 

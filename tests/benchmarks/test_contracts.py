@@ -1,12 +1,14 @@
-"""Contract tests of all benchmarks.
+"""Contract tests of all benchmarks, on small official files that each benchmark's test file writes.
 
-Each benchmark's test file defines `make(root)`, which writes tiny official files, and `DAMAGED`,
-which lists by file a change of its last row or an edit of its value, with the error it must give;
-`make_val` and `DAMAGED_VAL` are the same for `split=val`.
+A benchmark's test file, tests/benchmarks/test_NAME.py, has a function `make(root)` that writes
+them. It may have `DAMAGED`: per file, edits and the error sentence that each must cause; and, for
+`split=val`, `make_val` and `DAMAGED_VAL`. A benchmark with `make_val` has a usual split that a
+server scores.
 """
 
 import json
 from importlib import import_module
+from importlib.util import find_spec
 
 import pytest
 
@@ -21,22 +23,23 @@ SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
-#: Benchmarks with tables, whose own test files test damaged ones.
-TABLES = ("mmbench", "mmbench_cn")
-#: Benchmarks whose default split is scored by a server, and `split=val` locally.
-FOR_A_SERVER = ("vizwiz", "vqav2")
 
 
 def module_of(name):
-    return import_module(f"tests.benchmarks.test_{name}")
+    """The benchmark's test file, None if there is none."""
+    module = f"tests.benchmarks.test_{name}"
+    return import_module(module) if find_spec(module) else None
 
 
 def damages():
     """Yield benchmark, split, damaged file, kind of damage and expected error message."""
-    usual = [(name, {}, "DAMAGED") for name in benchmarks.names() if name not in TABLES]
-    for name, split, table in usual + [(n, {"split": "val"}, "DAMAGED_VAL") for n in FOR_A_SERVER]:
-        for file, cases in getattr(module_of(name), table).items():
-            yield from ((name, split, file, how, sentence) for how, sentence in cases)
+    for split, table in (({}, "DAMAGED"), ({"split": "val"}, "DAMAGED_VAL")):
+        for name in benchmarks.names():
+            for file, cases in getattr(module_of(name), table, {}).items():
+                yield from ((name, split, file, how, sentence) for how, sentence in cases)
+
+
+FOR_A_SERVER = [name for name in benchmarks.names() if hasattr(module_of(name), "make_val")]
 
 
 @pytest.fixture(params=benchmarks.names())
@@ -46,7 +49,10 @@ def name(request):
 
 @pytest.fixture
 def tests(name):
-    return module_of(name)
+    module = module_of(name)
+    if not hasattr(module, "make"):
+        pytest.fail(f"Write tests/benchmarks/test_{name}.py with a function make(root).")
+    return module
 
 
 @pytest.fixture

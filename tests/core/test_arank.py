@@ -1,10 +1,10 @@
-"""The ranks that `tools/arank.py` prints, against attention maps of the stock model."""
+"""The ranks of layers for `router=depth_routing`, against attention maps of the stock model."""
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tools.arank import mean_ranks
+from dpn.routers.depth_routing import DepthRoutingRouter, mean_ranks
 
 from .conftest import collate, make_model, make_samples, without
 from .eager import Eager
@@ -30,3 +30,5 @@ def test_ranks_equal_those_of_eager_attention_maps(tolerance):
             expected[layer] += (singular > least * singular[:, :1]).sum(1).float().mean() / 5
     torch.testing.assert_close(torch.tensor(found), expected)
     assert len(set(found)) > 1 or tolerance is None
+    layers = DepthRoutingRouter.search(model, batches, tolerance)["layers"]
+    assert [found[layer] for layer in layers] == sorted(found)

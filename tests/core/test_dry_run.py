@@ -140,7 +140,7 @@ def test_gates_run_on_a_forced_route():
 @pytest.mark.parametrize(
     ("name", "route", "problem"),
     [
-        ("dpe", [[2, 2]], "It has 1 kernels, the router picks one at 2 layers"),
+        ("dpe", [[2, 2]], "has 1 kernels; the router chooses one at 2 layers"),
         ("dpe", [[2, 2], [3, 3]], r"has kernel \(3, 3\)"),
         ("dpe", [2, 2], "2 is neither a kernel"),
         ("none", [[2, 2]], "picks no kernels"),

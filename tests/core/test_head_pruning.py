@@ -46,11 +46,10 @@ def test_a_score_gives_the_vote_at_every_threshold(side):
     samples = [s for seed in (1, 2) for s in make_samples(seed=seed)]
     batches = [collate(samples[:5], side), collate(samples[5:], side)]
     ends = [(b["labels"] != -100).long().argmax(1) for b in batches]
-    scores = head_pruning.measure(
+    scores = head_pruning.HeadPruningRouter.search(
         model,
         [without(b, "labels") | {"instruction_end": e} for b, e in zip(batches, ends, strict=True)],
-    )
-    assert type(model.router).__module__ == "dpn.routers.static"  # its own router is restored
+    )["scores"]
     ratios = [ratios_by_hand(model, *s) for s in samples if (s[0] == IMAGE).any()]
     assert len(ratios) == 8
     for layer in range(4):
@@ -101,7 +100,7 @@ WRONG = {
     "no lists": ({"a": 1}, "has 0 layers of no heads"),
     "infinite": ([[0.1, float("inf")]] * 4, "holds inf in layer 0"),
     "words": ([[0.1, 0.2]] * 3 + [[0.1, "a"]], "holds a in layer 3"),
-    "missing": (None, "python tools/head_scores.py run=RUN"),
+    "missing": (None, "python tools/search.py run=RUN router=head_pruning"),
 }
 
 
@@ -114,7 +113,7 @@ def test_unsuitable_scores_are_refused_with_one_sentence(kind, tmp_path):
         scores = str(path)
     (problem,) = routers.build("head_pruning", scores=scores, text=TINY, grid=(4, 4)).check()
     assert sentence in problem
-    assert "python tools/head_scores.py run=RUN" in problem
+    assert "python tools/search.py run=RUN router=head_pruning" in problem
 
 
 def test_missing_scores_are_refused():
@@ -128,7 +127,7 @@ def test_an_invalid_file_is_refused(content, tmp_path):
     path = tmp_path / "head_scores.json"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(ValueError, match=r"make it( again)? with `python tools/head_scores.py"):
+    with pytest.raises(ValueError, match=r"make it( again)? with `python tools/search.py"):
         routers.build("head_pruning", scores=str(path), text=TINY, grid=(4, 4))
 
 
@@ -136,4 +135,4 @@ def test_a_chain_settles_its_members(tmp_path):
     path = tmp_path / "head_scores.json"
     path.write_text(json.dumps({"layers": [[0.1, 0.2]] * 4}))
     section = {"name": "chain", "routers": [{"name": "head_pruning", "scores": str(path)}]}
-    assert routers.settled(section)["routers"][0]["scores"] == [[0.1, 0.2]] * 4
+    assert routers.inline_files(section)["routers"][0]["scores"] == [[0.1, 0.2]] * 4

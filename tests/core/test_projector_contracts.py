@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from dpn import DPNForConditionalGeneration, cost, projectors
 from dpn.config.compose import CONFIG_DIR
 from dpn.cost import Unreachable
+from dpn.projectors.base import NEAR
 
 from .conftest import collate, make_model, make_samples, without
 from .test_cost import count
@@ -23,19 +24,11 @@ CASES = SETTINGS | {
 }
 #: One case of each method, with half of the tokens where that can be asked for.
 METHODS = {name: f"{name}, half" if f"{name}, half" in CASES else name for name in SETTINGS}
-#: Where 0.5 of a 24 x 24 grid is not to be had: what is nearest to it, or not below.
-NEAREST = {
-    "downsample": (17 / 24) ** 2,
-    "matryoshka_pool": 0.25,
-    "token_packer": 0.25,
-    "query_conv": 0.25,
-    "matryoshka_query": 256 / 576,  # it has no more queries
-    "dfmr": 1.0,  # an image that is not pooled
-}
-#: Those of them that are too far from 0.5 to stand for it.
-FAR = ("matryoshka_pool", "token_packer", "query_conv")
-#: Projectors that compress nothing take any `keep`, and ignore it.
-IGNORES_KEEP = ("mlp", "dense_connector")
+
+
+@pytest.fixture(params=SETTINGS)
+def name(request):
+    return request.param
 
 
 def model_of(case, router=None):
@@ -87,7 +80,7 @@ def test_owners_and_the_positions_that_follow_from_them(case):
         assert span.owner.shape == (span.source[0] * span.source[1],)
         assert span.owner.min() >= -1
         assert span.owner.max() < span.rows
-        assert span.source in (model.projector.seen(grid), span.grid)
+        assert span.source in (model.projector.tower_grid(grid), span.grid)
     expected = []
     for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
         position = 0
@@ -162,15 +155,34 @@ def test_every_projector_has_a_keep():
     assert all("keep" in settings for settings in SETTINGS.values())
 
 
-@pytest.mark.parametrize("name", [name for name in SETTINGS if name not in IGNORES_KEEP])
-def test_keep_is_met(name):
-    settings = CASES[f"{name}, half"]
+def test_facts_of_the_class(name):
+    kind = projectors.resolve(name)
+    weights, plain = (
+        {name: p.shape for name, p in model.projector.named_parameters()}
+        for model in (model_of(METHODS[name]), make_model())
+    )
+    assert kind.own_weights == (weights != plain)
+    assert (kind.meets_keep == "never") == ("keep" in kind.ignores)
+    assert set(kind.ignores) <= set(SETTINGS[name])
+
+
+def test_half_of_the_tokens_of_llava(name):
+    """Met to a token, or as nearly as the method can, or refused if that is too far."""
+    kind, half = projectors.resolve(name), CASES[f"{name}, half"]
     with torch.device("meta"):
         sizes = {"input_size": 32, "output_size": 32, "grid": (24, 24)}
-        projector = projectors.build(**settings, **sizes)
+        projector = projectors.build(**half, **sizes)
         height, width = projector.grid_after((24, 24))
-        assert height * width / 576 == pytest.approx(NEAREST.get(name, 0.5))
-        problems = projector.check()
-        assert [type(problem) for problem in problems] == [Unreachable] * (name in FAR)
-        bad = projectors.build(**settings | {"keep": 1.5}, **sizes)
+        share, problems = height * width / 576, projector.check()
+        if kind.meets_keep == "never":
+            assert problems == []
+            return
+        if kind.meets_keep == "exactly":
+            assert share == pytest.approx(0.5)
+        elif not kind.calibrated:
+            assert projector.reach() == pytest.approx((share, share))
+        low, high = projector.reach()
+        far = not low - NEAR <= 0.5 <= high + NEAR
+        assert [type(problem) for problem in problems] == [Unreachable] * far
+        bad = projectors.build(**half | {"keep": 1.5}, **sizes)
         assert any("projector.keep=1.5 must be" in problem for problem in bad.check())

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from dpn import projectors
 from dpn.vision import VisualFeatures
 
 from .conftest import collate, make_model, make_samples
@@ -188,3 +189,22 @@ def test_dense_connector(kind):
             rows = [torch.cat([r, *m]) for r, m in zip(rows, means, strict=True)]
         expected.append(torch.stack(rows))
     check(projector, given, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "share", "is_near"),
+    [
+        ("downsample", (17 / 24) ** 2, True),
+        ("matryoshka_pool", 0.25, False),
+        ("token_packer", 0.25, False),
+        ("query_conv", 0.25, False),
+        ("matryoshka_query", 256 / 576, True),  # all of its queries
+    ],
+)
+def test_what_is_nearest_to_half_of_the_tokens_of_llava(name, share, is_near):
+    with torch.device("meta"):
+        sizes = {"input_size": 32, "output_size": 32, "grid": (24, 24)}
+        projector = projectors.build(name, keep=0.5, **sizes)
+        height, width = projector.grid_after((24, 24))
+        assert height * width / 576 == pytest.approx(share)
+        assert (projector.check() == []) == is_near

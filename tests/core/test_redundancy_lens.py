@@ -50,9 +50,7 @@ def predicted(model, batch, reduced):
 def test_layers_are_ranked_by_a_greedy_search():
     model = make_model({"name": "static"}, seed=4)
     batches = [without(collate(make_samples(which)), "labels") for which in ([0, 1], [3, 4])]
-    own = model.router
     ranking = rank_layers(model, batches, LayerPlan(ffn=1))
-    assert model.router is own
     chosen = []
     while len(chosen) < 4:
         change = {}
@@ -72,10 +70,10 @@ def test_a_file_is_read_and_saved_as_numbers(tmp_path):
     path.write_text(json.dumps(ranking))
     section = {"name": "redundancy_lens", "ranking": str(path)}
     assert lens(ranking=str(path)).ranking == ranking
-    assert routers.settled(section) == {"name": "redundancy_lens", "ranking": ranking}
+    assert routers.inline_files(section) == {"name": "redundancy_lens", "ranking": ranking}
     path.write_text('{"attention": [1]}')
     for bad in (str(path), str(tmp_path / "none.json")):
-        with pytest.raises(ValueError, match=r"find_layers.py run=RUN method=redundancy_lens"):
+        with pytest.raises(ValueError, match=r"tools/search.py run=RUN router=redundancy_lens"):
             lens(ranking=bad)
 
 

@@ -8,7 +8,7 @@ import torch
 from omegaconf import OmegaConf
 
 from dpn import DPNForConditionalGeneration, routers
-from dpn.cost import TextShape, decoder_flops, prefill_flops, visual_macs
+from dpn.cost import TextShape, Unreachable, decoder_flops, prefill_flops, visual_macs
 from dpn.training.calibration import LARGEST_PRICE
 
 from .conftest import ROUTER, collate, make_model, make_samples, without
@@ -17,30 +17,15 @@ from .test_cost import count
 FOLDER = Path(__file__).parents[2] / "configs" / "router"
 #: What the YAMLs take from other groups.
 OTHERS = {"model": {"min_rows": 1, "gate_temperature": 10.0}, "loss": {"keep": None}}
-#: What a YAML leaves open because it comes from data, for a decoder.
-OPEN = {
-    "head_pruning": lambda text: {"scores": head_scores(text)},
-    "yopo": lambda text: {"scores": head_scores(text)},
-}
 ROUTERS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
-#: `keep` is ignored by `none`, and a chain's members have their own.
-WITH_KEEP = [name for name in ROUTERS if name not in ("none", "chain")]
-#: These meet it in expectation, by calibration, or with one of a few kernels; or their gates are as
-#: wide as the decoder.
-ROUGH = ("random", "dpe", "static", "dyvte", "depth_routing")
-#: With all of the work, these compute something else: visual rows see later ones, or have a factor.
-OTHER_WITH_ALL = ("neighbor_attention", "yopo", "depth_routing")
-#: Gates, or similarities of rows that are merged.
-OWN_PRODUCTS = ("dpe", "dyvte", "depth_routing", "aim", "sparsevlm")
+KINDS = {name: routers.resolve(name) for name in ROUTERS}
+WITH_KEEP = [name for name, kind in KINDS.items() if kind.meets_keep != "never"]
+#: Gates would be as wide as the decoder of a 7B, which is too large here.
+EXACT = [
+    name for name, kind in KINDS.items() if kind.meets_keep == "exactly" and not kind.own_weights
+]
 LLAVA = TextShape(32, 4096, 4096, 11008, kv_heads=2)
 TINY = TextShape(4, 32, 16, 48, kv_heads=2)
-
-
-def head_scores(text):
-    """Some of every size, half of them above the default threshold."""
-    scores = torch.linspace(0.001, 0.069, text.num_layers * text.kv_heads)
-    mixed = scores[torch.randperm(len(scores), generator=torch.Generator().manual_seed(0))]
-    return mixed.view(text.num_layers, text.kv_heads).tolist()
 
 
 @cache
@@ -51,8 +36,8 @@ def section_of(name):
 
 
 def config_of(name, text=TINY):
-    """The same, complete."""
-    return {**section_of(name), **OPEN.get(name, lambda text: {})(text)}
+    """That section with stand-ins for what comes from data."""
+    return {**section_of(name), **KINDS[name].example(text)}
 
 
 def close(got, expected):
@@ -138,7 +123,7 @@ def test_prefill_flops_equal_the_counter(name, model, which):
     batch = without(collate([(ids, ids, images)]), "labels")
     out, counted = count(lambda: model(**batch, logits_to_keep=1))
     (formula,) = prefill_flops(model, out.trace, [len(ids) - len(images)])
-    if name in OWN_PRODUCTS:
+    if KINDS[name].uncounted_flops:
         assert formula < counted
     else:
         assert formula == counted
@@ -199,13 +184,24 @@ def test_answers_never_change_what_goes_on(model):
 def test_the_whole_share_is_no_compression_or_refused(name):
     model = make_model({**config_of(name), "keep": 1.0}, seed=3)
     batch, plain = collate(make_samples()), make_model(seed=3)
-    if model.router.check():
-        assert "cannot be reached" in model.router.check()[0]
-    elif model.router.calibrated:  # its rows are scaled
+    if problems := model.router.check():
+        assert [type(problem) for problem in problems] == [Unreachable]
+        return
+    if model.router.calibrated:
         model.router.price.fill_(-LARGEST_PRICE)
         assert model(**batch).trace.visual_rows == plain(**batch).trace.visual_rows
-    elif name not in OTHER_WITH_ALL:
+    if model.router.lossless:
         close(model(**batch).logits, plain(**batch).logits)
+
+
+def test_facts_of_the_class(name, model):
+    kind = KINDS[name]
+    assert kind.own_weights == any(True for _ in model.router.parameters())
+    assert set(kind.ignores) | set(kind.files) <= set(section_of(name))
+    if kind.meets_keep == "never":
+        asked = routers.build(**{**config_of(name), "keep": 0.5}, **model.router.sizes)
+        refused = [isinstance(problem, Unreachable) for problem in asked.check()]
+        assert refused == ([] if "keep" in kind.ignores else [True])
 
 
 @pytest.fixture(scope="module")
@@ -215,14 +211,14 @@ def deep():
 
 
 @pytest.mark.parametrize("keep", [0.3, 0.5, 0.65])
-@pytest.mark.parametrize("name", [name for name in WITH_KEEP if name not in ROUGH])
+@pytest.mark.parametrize("name", EXACT)
 @torch.no_grad()
 def test_keep_is_met_at_the_size_of_llava(deep, name, keep):
     """All 576 rows and 32 layers, of a narrow decoder; the share counts the widths of a 7B."""
     router = routers.build(**{**config_of(name, LLAVA), "keep": keep}, text=LLAVA, grid=(24, 24))
     low, high = router.reach()
     if not low <= keep <= high:
-        assert "cannot be reached" in router.check()[0]
+        assert isinstance(router.check()[0], Unreachable)
         return
     assert router.check() == []
     deep.router = router

@@ -267,3 +267,16 @@ def test_one_synchronisation_per_layer(monkeypatch):
     model.router = routers.build("none", text=model.router.text, grid=model.router.grid)
     model(**batch)
     assert dpe - sum(calls.values()) == 2
+
+
+@torch.no_grad()
+def test_a_router_that_is_given_brings_its_own_numbering():
+    """Pooled rows start with gaps in their positions under `keep`, and without under `renumber`."""
+    model = make_model({"name": "none"}, {"name": "pooled"}, seed=3)
+    batch, seen = collate(make_samples()), {}
+    for positions in ("keep", "renumber"):
+        given = routers.build("vtw", k=2, positions=positions, **model.router.sizes)
+        seen[positions] = model(**batch, router=given).logits
+        same = make_model({"name": "vtw", "k": 2, "positions": positions}, {"name": "pooled"}, 3)
+        assert torch.equal(same(**batch).logits, seen[positions])
+    assert not torch.allclose(seen["keep"], seen["renumber"])

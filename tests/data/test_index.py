@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 import dpn.data.index
-from dpn.data.base import Split
 from dpn.data.batch import DataError
 from dpn.data.index import open_index
 from dpn.data.rows import FileRows
+from dpn.data.sources.base import Split
 from tests.data.conftest import gpt, human, row
 
 ODD = r"""

@@ -151,12 +151,12 @@ def test_corpus_is_the_text_that_the_model_sees(write):
 
 
 def test_sources_are_found_by_file_name_with_a_schema():
-    assert dpn.data.names() == ["llava_json", "mosaic"]
+    assert {"llava_json", "mosaic"} <= set(dpn.data.names())
     for name in dpn.data.names():
         parameters = dict(inspect.signature(dpn.data.resolve(name)).parameters)
         assert {"batch_size", "num_workers", "on_error", "seed"} <= set(parameters)
         assert all(p.annotation is not p.empty for p in parameters.values())
-    with pytest.raises(ValueError, match="'mosiac'; there is llava_json, mosaic"):
+    with pytest.raises(ValueError, match=r"'mosiac'; there is .*llava_json, mosaic"):
         dpn.data.resolve("mosiac")
 
 
@@ -170,7 +170,7 @@ def test_missing_files_are_reported_together(write, processor):
         "`data.num_workers=-1` is not possible; it can be at least 0.",
         "`data.train_file=no.json` does not exist; give the JSON file's path.",
         "`data.val_file=nor.json` does not exist; give the JSON file's path.",
-        "`data.image_root=none` is no folder; give the images'.",
+        "`data.image_root=none` is not a folder; give the images'.",
         "`data.template=v2` is unknown; there is plain, v1, short.",
     ]
 
@@ -204,10 +204,10 @@ def test_held_out_rows_are_the_same_for_all_seeds_and_never_trained_on(
 def test_impossible_held_out_splits_are_refused(write, processor):
     file = write(answers_of(4))
     whole = data_of(file, processor, holdout=4)
-    with pytest.raises(DataError, match=r"`data.holdout=4` of 4 rows leaves no row to train on"):
+    with pytest.raises(DataError, match=r"`data.holdout=4` of 4 rows leaves no rows to train on"):
         whole.train_dataloader()
     for amount in (-1, 0, 1.5):
         (found,) = data_of(file, processor, holdout=amount).source.check()
         assert found.startswith(f"`data.holdout={amount}` is not possible")
     (found,) = data_of(file, processor, holdout=1, val_file=str(file)).source.check()
-    assert found.startswith("`data.val_file` and `data.holdout` both say")
+    assert found.startswith("`data.val_file` and `data.holdout` both determine")

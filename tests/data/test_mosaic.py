@@ -9,10 +9,10 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import dpn.data
-from dpn.data.base import Source
 from dpn.data.index import open_index
-from dpn.data.mosaic import Mosaic, is_complete
 from dpn.data.rows import Conversations, FileRows
+from dpn.data.sources.base import Source
+from dpn.data.sources.mosaic import Mosaic, is_complete
 from dpn.data.tokenizer import train_tokenizer
 from dpn.model import DPNProcessor
 
@@ -245,16 +245,16 @@ def test_rows_take_the_path_of_any_llava_file(mosaic):
     [
         (
             {"counts": [3, 17]},
-            "`data.counts=[3, 17]` is not possible; it lists numbers from 0 to 16.",
+            "`data.counts=[3, 17]` is not possible; list numbers from 0 to 16.",
         ),
         (
             {"side": 2},
-            "`data.counts=[2, 6, 10, 14]` is not possible; it lists numbers from 0 to 1.",
+            "`data.counts=[2, 6, 10, 14]` is not possible; list numbers from 0 to 1.",
         ),
-        ({"counts": []}, "`data.counts=[]` is not possible; it lists numbers from 0 to 16."),
+        ({"counts": []}, "`data.counts=[]` is not possible; list numbers from 0 to 16."),
         ({"turns": 5}, "`data.turns=5` is not possible; it can be 1 to 4."),
-        ({"side": 9}, "`data.side=9` is not possible; it has to be even."),
-        ({"tint": 0}, "`data.tint=0` is not possible; it can be above 0, up to 1."),
+        ({"side": 9}, "`data.side=9` is not possible; it must be even."),
+        ({"tint": 0}, "`data.tint=0` must be above 0 and at most 1."),
         ({"mix": {"fin": 1}}, "`data.mix` names 'fin'; there is coarse, medium, fine."),
         ({"mix": {"fine": 0}}, "`data.mix={'fine': 0}` must hold positive whole numbers."),
         ({"batch_size": 0}, "`data.batch_size=0` is not possible; it can be at least 1."),
@@ -270,5 +270,5 @@ def test_impossible_settings_are_refused_before_anything_is_written(arguments, s
 
 
 def test_a_source_must_define_split():
-    with pytest.raises(TypeError, match="does not say where its rows are"):
+    with pytest.raises(TypeError, match="does not implement split"):
         Source().split("train")

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from dpn.data.base import Split
 from dpn.data.batch import DataError
 from dpn.data.rows import Conversations, FileRows, Questions
+from dpn.data.sources.base import Split
 from tests.data.conftest import gpt, human, row
 
 SEEN = human("<image>\nWhat colour is the cat?")

@@ -1,4 +1,4 @@
-"""What a mosaic of handwritten digits shows, and the questions that can be asked about it.
+"""Contents of the mosaics of handwritten digits, and the questions about them.
 
 A mosaic is a grid of small cells, each empty or with a handwritten digit (scikit-learn's
 `load_digits`), under a tint for each quadrant.
@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-DIGIT = 8  # pixels of a digit's side in load_digits
-INKS = 16  # its grey levels
-VAL_DIGITS = 397  # digit images that only validation sees; training has the other 1,400
+DIGIT = 8  # height and width in pixels of a digit in load_digits
+INKS = 16  # largest grey level
+VAL_DIGITS = 397  # digit images for validation only; training has the other 1,400
 PLACES = ("top left", "top right", "bottom left", "bottom right")
 TINTS = {
     "red": (1, 0.25, 0.25),
@@ -29,25 +29,25 @@ NUMBERS = f"{_NUMBERS} fifteen sixteen".split()
 
 @dataclass(frozen=True)
 class Scene:
-    """What a mosaic shows.
+    """Content of a mosaic.
 
     Attributes:
         tints: name of each quadrant's tint, in the order of `PLACES`.
-        images: `[side, side]` number of the digit image in each cell, -1 for none.
+        images: index of the digit image in each cell, `[side, side]`; -1: none.
     """
 
     tints: tuple[str, ...]
     images: np.ndarray
 
     def quadrant(self, number: int) -> np.ndarray:
-        """`[side / 2, side / 2]` cells of a quadrant."""
+        """Return the cells of a quadrant, `[side / 2, side / 2]`."""
         half = len(self.images) // 2
         top, left = (half * place for place in divmod(number, 2))
         return self.images[top : top + half, left : left + half]
 
 
 class Exchange(NamedTuple):
-    """A question, its answer, and how many digits one has to look at."""
+    """A question, its answer, and the number of digits that the answer depends on."""
 
     question: str
     answer: str
@@ -59,8 +59,9 @@ class Family:
     """Questions of one level of detail.
 
     Attributes:
-        full: whether every cell has a digit, or only a few scattered ones.
-        ask: the turns about a scene, as many as are wanted for quadrants. No answer tells another.
+        full: whether all cells have a digit, or only a few scattered ones.
+        ask: function that returns the turns about a scene, given the number of questions about
+            quadrants; no answer reveals another.
     """
 
     full: bool
@@ -68,7 +69,7 @@ class Family:
 
 
 def ask_tints(scene: Scene, turns: int, rng: np.random.Generator) -> list[Exchange]:
-    """The first quadrants in reading order."""
+    """Ask for the colours of the first quadrants, in reading order."""
     return [
         Exchange(f"What colour is the {place} quadrant?", tint, 0)
         for place, tint in islice(zip(PLACES, scene.tints, strict=True), turns)
@@ -76,7 +77,7 @@ def ask_tints(scene: Scene, turns: int, rng: np.random.Generator) -> list[Exchan
 
 
 def ask_numbers(scene: Scene, turns: int, rng: np.random.Generator) -> list[Exchange]:
-    """The first quadrants in reading order."""
+    """Ask for the numbers of digits in the first quadrants, in reading order."""
     exchanges = []
     for number, place in enumerate(PLACES[:turns]):
         count = int((scene.quadrant(number) >= 0).sum())
@@ -86,7 +87,7 @@ def ask_numbers(scene: Scene, turns: int, rng: np.random.Generator) -> list[Exch
 
 
 def ask_digits(scene: Scene, turns: int, rng: np.random.Generator) -> list[Exchange]:
-    """Two, four, six ... rows from the top; in half of the conversations the rest after them."""
+    """Ask for the first 2, 4, 6 ... rows; in half of the conversations also for the rest."""
     side = len(scene.images)
     height = 2 * int(rng.integers(1, side // 2 + 1))
     asked = [(f"Read the first {height} rows.", scene.images[:height])]
@@ -104,7 +105,7 @@ FAMILIES = {
 
 @cache
 def load_digits() -> tuple[np.ndarray, np.ndarray]:
-    """Ink `[n, 8, 8]` in 0..16 and label `[n]` of all digit images."""
+    """Return the ink `[n, 8, 8]`, from 0 to 16, and the labels `[n]` of all digit images."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -112,7 +113,7 @@ def load_digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 def split_digits(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The digit images of training and of validation."""
+    """Return the digit images of training and of validation."""
     order = np.random.default_rng(seed).permutation(len(load_digits()[1]))
     return order[VAL_DIGITS:], order[:VAL_DIGITS]
 
@@ -120,7 +121,14 @@ def split_digits(seed: int) -> tuple[np.ndarray, np.ndarray]:
 def draw(
     rng: np.random.Generator, pool: np.ndarray, side: int, counts: Sequence[int] | None
 ) -> Scene:
-    """A scene with digits of the pool: in every cell, or so many scattered over each quadrant."""
+    """Draw a scene with digits of the pool, in every cell or scattered over each quadrant.
+
+    Args:
+        rng: random number generator.
+        pool: indices of the digit images to draw from.
+        side: number of cells along a side.
+        counts: possible numbers of digits in a quadrant; None: a digit in every cell.
+    """
     tints = tuple(str(rng.choice(list(TINTS))) for _ in PLACES)
     scene = Scene(tints, rng.choice(pool, (side, side)))
     if counts is not None:
@@ -133,7 +141,7 @@ def draw(
 
 
 def paint(scene: Scene, tint: float) -> Image.Image:
-    """The picture: white ink on the quadrants' tints."""
+    """Draw the image: white ink on the tints of the quadrants."""
     inks, _ = load_digits()
     side = len(scene.images)
     ink = np.where((scene.images >= 0)[..., None, None], inks[scene.images], 0) / INKS
@@ -145,6 +153,6 @@ def paint(scene: Scene, tint: float) -> Image.Image:
 
 
 def read(images: np.ndarray) -> str:
-    """The digits of some cells in reading order."""
+    """Return the digits of some cells in reading order."""
     _, labels = load_digits()
     return "".join(map(str, labels[images[images >= 0]]))

@@ -1,8 +1,8 @@
-"""The embedded data set: mosaics of handwritten digits, with questions at three levels of detail.
+"""The built-in data set: mosaics of handwritten digits, with questions at three levels of detail.
 
-`coarse` questions ask for tints and survive any pooling, `medium` ones for the number of digits,
-`fine` ones for the digits themselves. Training and validation use disjoint digit images. The data
-set is written once, as PNG files and JSON in LLaVA's format.
+`coarse` questions ask for tints, which survive any pooling, `medium` ones for the number of digits
+and `fine` ones for the digits themselves. Training and validation use disjoint digit images. The
+data set is written once, as PNG files and JSON in LLaVA's format.
 """
 
 import hashlib
@@ -17,27 +17,37 @@ from typing import Any, Literal
 import numpy as np
 from filelock import FileLock
 
-from dpn.data._scenes import FAMILIES, NUMBERS, PLACES, Exchange, draw, paint, read, split_digits
-from dpn.data.base import Source, Split, SplitName
+from dpn.data.sources._scenes import (
+    FAMILIES,
+    NUMBERS,
+    PLACES,
+    Exchange,
+    draw,
+    paint,
+    read,
+    split_digits,
+)
+from dpn.data.sources.base import Source, Split, SplitName
 
 FORMAT = 5  # raise it when the same arguments give different files
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mosaic(Source):
-    """Mosaics and conversations about them, all turns of one family.
+    """Mosaics and conversations about them; all turns of a conversation belong to one family.
 
     Args:
-        root: folder under which the data set is written.
-        stage: `questions`, or `captions`: the whole mosaic is read out, with template `plain`.
-        train_images: mosaics to train on, each with one conversation and one caption.
-        val_images: mosaics of each family that are held out.
+        root: folder below which the data set is written.
+        stage: kind of text: `questions`, or `captions` with all digits of a mosaic and the template
+            `plain`.
+        train_images: number of mosaics to train on, each with one conversation and one caption.
+        val_images: number of mosaics of each family to validate on.
         mix: relative number of training mosaics of each family.
-        side: cells of a mosaic's side.
-        counts: how many digits a quadrant can have where they are scattered (`medium`).
-        turns: questions about quadrants in a conversation, in reading order.
-        tint: brightness of the tints, from black 0 to 1.
-        data_seed: of the mosaics.
+        side: number of cells along a mosaic's side.
+        counts: possible numbers of digits in a quadrant with scattered digits (`medium`).
+        turns: number of questions about quadrants in a conversation, in reading order.
+        tint: brightness of the tints, from 0 (black) to 1.
+        data_seed: seed of the mosaics.
     """
 
     root: str
@@ -52,7 +62,6 @@ class Mosaic(Source):
     data_seed: int = 0
 
     def check(self) -> list[str]:
-        """See `Source.check`."""
         quadrant = (self.side // 2) ** 2
         problems = super().check() + self._outside(
             {
@@ -65,12 +74,12 @@ class Mosaic(Source):
         most = min(quadrant, len(NUMBERS) - 1)
         if not self.counts or not all(0 <= count <= most for count in self.counts):
             problems.append(
-                f"`data.counts={self.counts}` is not possible; it lists numbers from 0 to {most}."
+                f"`data.counts={self.counts}` is not possible; list numbers from 0 to {most}."
             )
         if self.side % 2:
-            problems.append(f"`data.side={self.side}` is not possible; it has to be even.")
+            problems.append(f"`data.side={self.side}` is not possible; it must be even.")
         if not 0 < self.tint <= 1:
-            problems.append(f"`data.tint={self.tint}` is not possible; it can be above 0, up to 1.")
+            problems.append(f"`data.tint={self.tint}` must be above 0 and at most 1.")
         if unknown := sorted(set(self.mix) - set(FAMILIES)):
             problems.append(f"`data.mix` names {unknown[0]!r}; there is {', '.join(FAMILIES)}.")
         elif min(self.mix.values(), default=0) < 0 or not sum(self.mix.values()):
@@ -79,21 +88,21 @@ class Mosaic(Source):
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """Everything that decides about the files' content."""
+        """All settings that the content of the files depends on."""
         own = set(Mosaic.__annotations__) - {"root", "stage"}
         return {"format": FORMAT} | {name: getattr(self, name) for name in sorted(own)}
 
     @property
     def folder(self) -> Path:
-        """Where the files are; other arguments have another folder."""
+        """Folder of the files, which depends on the settings in `recipe`."""
         text = json.dumps(self.recipe, sort_keys=True)
         return Path(self.root) / f"mosaic-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
     def prepare(self) -> None:
-        """Write the files unless a complete data set is there; see `Source.prepare`.
+        """Write the files unless a complete data set exists.
 
-        A lock lets one process write while others wait; the rename makes files that are seen at all
-        complete, and a folder that was damaged since is written again.
+        A lock lets one process write while others wait. The folder is renamed when it is complete,
+        and a damaged folder is written again.
         """
         if problems := self.check():
             raise ValueError(" ".join(problems))
@@ -138,11 +147,10 @@ class Mosaic(Source):
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
 
     def split(self, name: SplitName) -> Split:
-        """See `Source.split`."""
         return self._split(name, self.stage)
 
     def corpus(self) -> list[Split]:
-        """See `Source.corpus`: both stages have one tokenizer."""
+        # Both stages share one tokenizer.
         return [self._split("train", "captions"), self._split("train", "questions")]
 
     def _split(self, name: SplitName, stage: str) -> Split:
@@ -154,12 +162,12 @@ FileRow = dict[str, Any]
 
 
 def endless(mix: Mapping[str, int]) -> Iterator[str]:
-    """Families in turn, as often as the mix says."""
+    """Yield families in turn forever, each as often as the mix says."""
     return cycle([family for family, times in mix.items() for _ in range(times)])
 
 
 def row(name: str, image: str, turns: Sequence[Exchange]) -> FileRow:
-    """A row in LLaVA's format."""
+    """Build a row in LLaVA's format."""
     messages = []
     for number, turn in enumerate(turns):
         mark = "" if number else "<image>\n"
@@ -168,13 +176,13 @@ def row(name: str, image: str, turns: Sequence[Exchange]) -> FileRow:
     return {"id": name, "image": image, "conversations": messages}
 
 
-# Files that are complete or not there -------------------------------------------------------------
+# Detection of incomplete data sets ----------------------------------------------------------------
 
 MANIFEST = "manifest.json"
 
 
 def digest(folder: Path) -> str:
-    """Fingerprint of the names and bytes of all files but the manifest and the rows' indices."""
+    """Hash the names and bytes of all files except the manifest and the indices of rows."""
     total = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name != MANIFEST and not path.name.startswith("."):
@@ -184,7 +192,7 @@ def digest(folder: Path) -> str:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether every file is there as it was written."""
+    """Return whether all files are as they were written."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         return manifest["digest"] == digest(folder)

@@ -1,0 +1,110 @@
+"""Find settings of a router on the training data of a run.
+
+    python tools/search.py run=RUN router=head_pruning            # which heads look at images
+    python tools/search.py run=RUN router=redundancy_lens         # which layers to reduce first
+    python tools/search.py run=RUN router=vtw eta=0.0005          # from which layer on to drop rows
+    python tools/search.py run=RUN router=depth_routing samples=64 tolerance=1e-3
+
+Prints the overrides that use what was found. Scores of heads are written to RUN/head_scores.json,
+rankings of layers to RUN/layer_ranking.json.
+"""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dpn import inference, routers
+from dpn.cli.arguments import read_arguments
+from dpn.cli.door import readable_errors, set_up_logging
+from dpn.common.files import write_json
+from dpn.config import build
+from dpn.config.compose import compose
+from dpn.config.schema import check_arguments, nearest
+from dpn.data.batch import DataError
+from dpn.routers import Router
+from dpn.runs.request import ConfigError
+
+
+def search(
+    run: str,
+    router: str,
+    samples: int | None = None,
+    data: str | None = None,
+    device: str = "auto",
+    **options: Any,
+) -> list[str]:
+    """Run the `search` of a router's class, and return the overrides that use what was found.
+
+    Args:
+        run: run folder, or with `data` also a Hugging Face model folder.
+        router: name of the router; the model's own does not act.
+        samples: number of questions; default: the router's `search_samples`.
+        data: choice of the data group; default: the data of the run.
+        device: `auto`, `cpu` or `cuda`.
+        options: further arguments of the router's `search`.
+
+    Raises:
+        ConfigError: if the router has nothing to search for, or an option is none of its own.
+        DataError: if the training data has no images.
+    """
+    kind = searcher(router)
+    options = {key: yaml.safe_load(str(value)) for key, value in options.items()}
+    problems = check_arguments(
+        "", kind.search, options, given=["model", "batches"], suggest=["samples", "data", "device"]
+    )
+    if problems:
+        raise ConfigError(problems)
+    if data is None:
+        model, module = build.load_run(Path(run), device)
+    else:
+        model, processor = inference.load(Path(run), device)
+        module = build.data_module(compose("train", [f"data={data}"]).config.data)
+        module.processor = processor
+        module.prepare_data()
+    batches = inference.training_prompts(module, model.device, samples or kind.search_samples)
+    if not any("pixel_values" in batch for batch in batches):
+        raise DataError(f"run={run} was trained on text alone; the search needs images.")
+    found = kind.search(model, batches, **options)
+    return [f"router={router}", *(written(kind, run, *item) for item in found.items())]
+
+
+def searcher(router: str) -> type[Router]:
+    """The class of a router that has settings to search for."""
+    able = [
+        name
+        for name in routers.names()
+        if routers.resolve(name).search.__func__ is not Router.search.__func__
+    ]
+    if router in able:
+        return routers.resolve(router)
+    if router in routers.names():
+        raise ConfigError(
+            [f"`router={router}` has no settings to search for; {', '.join(able)} have."]
+        )
+    raise ConfigError([f"`router={router}` is unknown; {nearest(router, able)}"])
+
+
+def written(kind: type[Router], run: str, setting: str, value: Any) -> str:
+    """The override for a setting, after its file is written if it has one.
+
+    A file holds a JSON mapping; a list, which has an item per layer, is its `layers`.
+    """
+    if setting not in kind.files:
+        return f"router.{setting}={str(value).replace(' ', '')}"
+    path = Path(run) / kind.files[setting]
+    write_json(path, value if isinstance(value, Mapping) else {"layers": value})
+    return f"router.{setting}={path}"
+
+
+def main() -> None:
+    """Command line of `python tools/search.py`."""
+    set_up_logging()
+    with readable_errors():
+        print(*search(**read_arguments(search, sys.argv[1:])))
+
+
+if __name__ == "__main__":
+    main()
