@@ -29,13 +29,13 @@ class Chat:
     is the one to the ids of the whole conversation, with the first turn's route.
 
     Args:
-        model: model in eval mode.
-        processor: the model's processor.
-        max_new_tokens: maximum length of an answer.
-        temperature: sampling temperature; 0 always takes the most probable token.
+        model: Model in eval mode.
+        processor: The model's processor.
+        max_new_tokens: Maximum length of an answer.
+        temperature: Sampling temperature; 0 always takes the most probable token.
 
     Attributes:
-        messages: the conversation so far, in the form that `DPNProcessor.prompt` takes.
+        messages: The conversation so far, in the form that `DPNProcessor.prompt` takes.
     """
 
     def __init__(
@@ -61,16 +61,16 @@ class Chat:
         """Send a message and return the answer.
 
         Args:
-            prompt: text of the message; in the first turn `<image>` marks may set the places of the
+            prompt: Text of the message; in the first turn `<image>` marks may set the places of the
                 images.
-            images: images of the conversation, in the first turn only.
+            images: Images of the conversation, in the first turn only.
             streamer: Hugging Face streamer that receives the answer's ids as they are generated.
 
         Returns:
             The answer, see `dpn.inference.answer`; its `prefill_flops` cover this turn alone.
 
         Raises:
-            DataError: if the message is invalid, or has an image in a later turn.
+            DataError: If the message is invalid, or has an image in a later turn.
         """
         message = question(prompt, images)
         if self.messages:

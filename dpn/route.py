@@ -49,18 +49,18 @@ def route(
     """Answer questions about an image, and draw their routes.
 
     Args:
-        run: run folder or Hugging Face model folder.
-        image: file, or several with commas between them.
-        prompt: one or several questions; `<image>` marks may say where the images belong.
+        run: Run folder or Hugging Face model folder.
+        image: File, or several with commas between them.
+        prompt: One or several questions; `<image>` marks may say where the images belong.
         to: PNG to write; None: no file is written.
-        max_new_tokens: upper limit of an answer.
+        max_new_tokens: Upper limit of an answer.
         device: `auto`, `cpu` or `cuda`.
 
     Returns:
         The route of each question.
 
     Raises:
-        ConfigError: if there is no image, no question or no token to answer with, or `to` is not
+        ConfigError: If there is no image, no question or no token to answer with, or `to` is not
             a PNG.
     """
     questions = [prompt] if isinstance(prompt, str) else prompt
@@ -174,7 +174,7 @@ def _questions(prompt: str) -> str | list[str]:
     """The questions of `[one,another]`, a list as in Hydra's overrides; other text is one question.
 
     Raises:
-        ConfigError: if the list cannot be read.
+        ConfigError: If the list cannot be read.
     """
     if not (prompt.startswith("[") and prompt.endswith("]")):
         return prompt

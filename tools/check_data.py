@@ -47,12 +47,12 @@ class Settings:
     """Schema of the config.
 
     Attributes:
-        data: section `data`.
-        paths: section `paths`.
-        split: split to read.
-        tokenizer: folder or Hub name of the tokenizer; None: lengths are counted in words.
-        examples: number of bad rows of each kind, and of longest rows, to show.
-        seed: seed of the data's order.
+        data: Section `data`.
+        paths: Section `paths`.
+        split: Split to read.
+        tokenizer: Folder or Hub name of the tokenizer; None: lengths are counted in words.
+        examples: Number of bad rows of each kind, and of longest rows, to show.
+        seed: Seed of the data's order.
     """
 
     data: dict[str, Any]
@@ -68,11 +68,11 @@ class Finding:
     """Result for one row.
 
     Attributes:
-        number: index of the row in the file.
-        name: id of the row.
-        source: first part of the path of its first image, or `no image`.
-        length: number of ids, with one per image, or of words.
-        problems: kind and error sentence of each problem.
+        number: Index of the row in the file.
+        name: Id of the row.
+        source: First part of the path of its first image, or `no image`.
+        length: Number of ids, with one per image, or of words.
+        problems: Kind and error sentence of each problem.
     """
 
     number: int
@@ -87,7 +87,7 @@ class Report:
     """Counts of all findings.
 
     Attributes:
-        examples: number of bad rows of each kind, and of longest rows, to keep.
+        examples: Number of bad rows of each kind, and of longest rows, to keep.
     """
 
     examples: int
@@ -116,9 +116,9 @@ class Check(Dataset[Finding]):
     """Dataset of findings, one per row; bad rows raise nothing.
 
     Args:
-        split: split to read.
-        source: source with the limits on samples.
-        processor: processor that counts ids; None: lengths are counted in words.
+        split: Split to read.
+        source: Source with the limits on samples.
+        processor: Processor that counts ids; None: lengths are counted in words.
     """
 
     def __init__(self, split: Split, source: Source, processor: DPNProcessor | None):
@@ -166,7 +166,7 @@ def check(request: Request) -> None:
     """Check the config.
 
     Raises:
-        ConfigError: with every problem of the config.
+        ConfigError: With every problem of the config.
     """
     config = build.plain(request.config)
     problems = check_arguments("", Settings, config) + check_part("data", config["data"], data)

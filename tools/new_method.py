@@ -103,11 +103,11 @@ def write(kind: str, name: str, root: Path) -> list[Path]:
 
     Args:
         kind: `router` or `projector`.
-        name: name of the method.
-        root: folder of the checkout.
+        name: Name of the method.
+        root: Folder of the checkout.
 
     Raises:
-        SystemExit: if the name is invalid or taken.
+        SystemExit: If the name is invalid or taken.
     """
     if not (name.isidentifier() and name == name.lower() and name[0] != "_" != name[-1]):
         raise SystemExit(

@@ -39,16 +39,16 @@ def search(
     """Run the `search` of a router's class, and return the overrides that use what was found.
 
     Args:
-        run: run folder, or with `data` also a Hugging Face model folder.
-        router: name of the router; the model's own does not act.
-        samples: number of questions; default: the router's `search_samples`.
-        data: choice of the data group; default: the data of the run.
+        run: Run folder, or with `data` also a Hugging Face model folder.
+        router: Name of the router; the model's own does not act.
+        samples: Number of questions; default: the router's `search_samples`.
+        data: Choice of the data group; default: the data of the run.
         device: `auto`, `cpu` or `cuda`.
-        options: further arguments of the router's `search`.
+        options: Further arguments of the router's `search`.
 
     Raises:
-        ConfigError: if the router has nothing to search for, or an option is none of its own.
-        DataError: if the training data has no images.
+        ConfigError: If the router has nothing to search for, or an option is none of its own.
+        DataError: If the training data has no images.
     """
     kind = searcher(router)
     options = {key: yaml.safe_load(str(value)) for key, value in options.items()}

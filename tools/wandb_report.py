@@ -28,12 +28,12 @@ def wandb_report(run: str, entity: str, project: str = "dpn") -> str:
     """Upload the dashboard and return its address.
 
     Args:
-        run: folder of a finished run.
-        entity: user or team on Weights & Biases.
-        project: project whose runs are shown.
+        run: Folder of a finished run.
+        entity: User or team on Weights & Biases.
+        project: Project whose runs are shown.
 
     Raises:
-        RunError: if the package or the API key is missing, or Weights & Biases refuses the upload.
+        RunError: If the package or the API key is missing, or Weights & Biases refuses the upload.
     """
     names = list(results(*read_results(Path(run))))
     try:

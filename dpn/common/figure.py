@@ -17,8 +17,8 @@ def drawn_to(path: Path, size: tuple[float, float], dpi: int = 120) -> Iterator[
 
     Args:
         path: PNG to write.
-        size: width and height in inches.
-        dpi: pixels per inch.
+        size: Width and height in inches.
+        dpi: Pixels per inch.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

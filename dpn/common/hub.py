@@ -31,7 +31,7 @@ def find(name: str) -> Path:
     """The local file or folder of a name, downloaded if necessary.
 
     Raises:
-        FileNotFoundError: if it exists neither here nor on the Hub.
+        FileNotFoundError: If it exists neither here nor on the Hub.
     """
     if Path(name).exists():
         return Path(name)

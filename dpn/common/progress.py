@@ -25,9 +25,9 @@ class Bar:
     """A progress bar, drawn until it is closed; where there is no terminal, nothing is drawn.
 
     Args:
-        title: what is done.
-        total: steps in all.
-        done: steps done before.
+        title: What is done.
+        total: Steps in all.
+        done: Steps done before.
         drawn: False: draw nothing on a terminal either.
     """
 
@@ -67,11 +67,11 @@ def progress(
     """Yield the items and show how many are done, how many a second, and the time left.
 
     Args:
-        items: e.g. batches.
-        title: what is done.
-        total: sum of all sizes; default: the number of items.
-        size: size of an item, e.g. its samples; asked after the caller is done with it.
-        unit: unit of the sizes.
+        items: E.g. batches.
+        title: What is done.
+        total: Sum of all sizes; default: the number of items.
+        size: Size of an item, e.g. its samples; asked after the caller is done with it.
+        unit: Unit of the sizes.
     """
     whole: int = len(items) if total is None else total  # type: ignore[arg-type]
     start, done = time.perf_counter(), 0

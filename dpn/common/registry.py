@@ -12,10 +12,10 @@ class Registry:
     """All classes of one kind, e.g. all routers.
 
     Args:
-        package: import path of the package; `base.py` and files that start with an underscore do
+        package: Import path of the package; `base.py` and files that start with an underscore do
             not count.
-        base: base class; each file defines exactly one public subclass of it.
-        group: entry point group of third parties; default: the package.
+        base: Base class; each file defines exactly one public subclass of it.
+        group: Entry point group of third parties; default: the package.
     """
 
     def __init__(self, package: str, base: type[Any], group: str | None = None):
@@ -41,7 +41,7 @@ class Registry:
         """Return the class of a name.
 
         Raises:
-            ValueError: if the name is unknown.
+            ValueError: If the name is unknown.
         """
         if name not in self.names():
             raise ValueError(

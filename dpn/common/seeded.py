@@ -10,7 +10,7 @@ def uniform(keys: np.ndarray, *words: int) -> np.ndarray:
 
     Args:
         keys: uint64, any shape.
-        words: integers that name the draw, e.g. seed and step.
+        words: Integers that name the draw, e.g. seed and step.
     """
     return (_folded(keys, words) >> np.uint64(11)).astype(np.float64) / 2**53
 

@@ -14,10 +14,10 @@ class Table:
     """A table of text cells.
 
     Attributes:
-        title: title above the table.
-        head: titles of the columns.
-        body: rows of cells.
-        note: note below the table.
+        title: Title above the table.
+        head: Titles of the columns.
+        body: Rows of cells.
+        note: Note below the table.
     """
 
     title: str

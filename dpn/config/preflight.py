@@ -178,7 +178,7 @@ def _resolve(request: Request) -> Node:
     """Resolve the whole config to plain values; an unknown run folder gets a placeholder.
 
     Raises:
-        ConfigError: if a value is missing, or refers to one that does not exist.
+        ConfigError: If a value is missing, or refers to one that does not exist.
     """
     whole = request.config.copy()
     if OmegaConf.select(whole, "paths.run_dir", default="") is None:

@@ -21,11 +21,11 @@ def check_share(
     """Check a target share of visual MACs; return a list with one error sentence, or an empty one.
 
     Args:
-        key: config key, for the sentence.
-        keep: target share; None is valid.
-        reach: function that returns the smallest and largest share that the method can reach.
-        tolerance: distance from these limits that still counts as reachable.
-        way_out: other changes that the sentence suggests.
+        key: Config key, for the sentence.
+        keep: Target share; None is valid.
+        reach: Function that returns the smallest and largest share that the method can reach.
+        tolerance: Distance from these limits that still counts as reachable.
+        way_out: Other changes that the sentence suggests.
     """
     if keep is None:
         return []
@@ -44,10 +44,10 @@ def solve_for_keep(keep: float, share: Callable[[float], float], low: float, hig
     """Find the parameter of a method at which its share of visual MACs is `keep`, by bisection.
 
     Args:
-        keep: target share.
-        share: function that returns the share at a parameter; monotonic from `low` to `high`.
-        low: smallest parameter.
-        high: largest parameter.
+        keep: Target share.
+        share: Function that returns the share at a parameter; monotonic from `low` to `high`.
+        low: Smallest parameter.
+        high: Largest parameter.
 
     Returns:
         The parameter; if the target is out of reach, the end of the range that is closer to it.

@@ -23,12 +23,12 @@ class LayerCost:
     """Cost of one decoder layer for one sample.
 
     Attributes:
-        visual_macs: visual MACs, see `macs.py`.
+        visual_macs: Visual MACs, see `macs.py`.
         linear_flops: FLOPs of the projections and the FFN in a prefill.
-        last_flops: the part of `linear_flops` that belongs to the last matrix product.
+        last_flops: The part of `linear_flops` that belongs to the last matrix product.
         attention_flops: FLOPs of queries times keys and of scores times values in a prefill.
-        cached_rows: number of rows whose keys and values are cached.
-        kv_numbers: number of scalars in these keys and values.
+        cached_rows: Number of rows whose keys and values are cached.
+        kv_numbers: Number of scalars in these keys and values.
         decode_flops: FLOPs of the first token after the prompt.
         row_flops: FLOPs that one more cached row adds to a decoding step.
     """
@@ -50,7 +50,7 @@ class Cost:
     Attributes:
         vision_flops: FLOPs of the vision tower.
         projector_flops: FLOPs of the projector.
-        layers: cost of each decoder layer.
+        layers: Cost of each decoder layer.
         score_flops: FLOPs of the attention scores that routers read, see `score_flops`.
         head_flops: FLOPs of the language head for one row.
     """
@@ -94,7 +94,7 @@ class Cost:
         """Return the bytes of the key/value cache after the prompt.
 
         Args:
-            number_bytes: bytes of one scalar, e.g. 2 for bf16.
+            number_bytes: Bytes of one scalar, e.g. 2 for bf16.
         """
         return number_bytes * sum(layer.kv_numbers for layer in self.layers)
 
@@ -107,8 +107,8 @@ class Cost:
         the pixels: less than 0.5 % of the total with LLaVA-1.5-7B.
 
         Args:
-            supervised: number of text rows that have logits.
-            checkpoint_layers: whether the layers of tower and decoder are recomputed.
+            supervised: Number of text rows that have logits.
+            checkpoint_layers: Whether the layers of tower and decoder are recomputed.
         """
         once = self.vision_flops + self.projector_flops + self.decoder_flops
         once += supervised * self.head_flops
@@ -121,10 +121,10 @@ def costs(model: Any, trace: Trace, text_columns: Sequence[int]) -> list[Cost]:
     """Return the cost of each sample of a forward pass.
 
     Args:
-        model: a `DPNForConditionalGeneration` on any device; its tower and projector count their
+        model: A `DPNForConditionalGeneration` on any device; its tower and projector count their
             own FLOPs.
-        trace: trace of the pass.
-        text_columns: number of columns of each sample that are neither padding nor `<image>`.
+        trace: Trace of the pass.
+        text_columns: Number of columns of each sample that are neither padding nor `<image>`.
     """
     config = model.config.text_config
     found = []
@@ -152,9 +152,9 @@ def layer_cost(text_rows: int, work: Work, plan: LayerPlan | None, text_config: 
     """Return the cost of one sample in one decoder layer.
 
     Args:
-        text_rows: number of text rows.
-        work: work for the visual rows.
-        plan: the layer's plan.
+        text_rows: Number of text rows.
+        work: Work for the visual rows.
+        plan: The layer's plan.
         text_config: Hugging Face text config.
     """
     shape, q = TextShape.from_config(text_config), query_width(text_config)
@@ -198,8 +198,8 @@ def score_flops(queries: int, rows: int, text_config: Any) -> int:
     Counts the projections of the queries and of all keys, and the products of both.
 
     Args:
-        queries: number of query rows of a sample.
-        rows: number of all rows of the sample.
+        queries: Number of query rows of a sample.
+        rows: Number of all rows of the sample.
         text_config: Hugging Face text config.
     """
     shape, q = TextShape.from_config(text_config), query_width(text_config)
@@ -226,8 +226,8 @@ def append_flops(text_rows: int, held: Sequence[int], text_config: Any) -> int:
     """Return the FLOPs of appending text to a cache, including one row of the language head.
 
     Args:
-        text_rows: number of rows appended to each layer; 1 for a new token.
-        held: number of rows that each layer's cache held before.
+        text_rows: Number of rows appended to each layer; 1 for a new token.
+        held: Number of rows that each layer's cache held before.
         text_config: Hugging Face text config.
     """
     alone = decoder_flops([text_rows] * len(held), text_config)

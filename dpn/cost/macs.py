@@ -18,12 +18,12 @@ class TextShape:
     """Sizes of a text model that determine its visual MACs.
 
     Attributes:
-        num_layers: number of decoder layers, L.
-        hidden_size: width d.
-        kv_size: width of keys or values over all key/value heads, d_kv.
-        ffn_size: width of the FFN, m.
-        kv_heads: number of key/value heads.
-        base_rows: number of the vision tower's uncompressed tokens for an image of the native size,
+        num_layers: Number of decoder layers, L.
+        hidden_size: Width d.
+        kv_size: Width of keys or values over all key/value heads, d_kv.
+        ffn_size: Width of the FFN, m.
+        kv_heads: Number of key/value heads.
+        base_rows: Number of the vision tower's uncompressed tokens for an image of the native size,
             the reference of all shares; None: the number of rows that enter the decoder.
     """
 
@@ -60,12 +60,12 @@ class TextShape:
         """Return the visual MACs of one layer.
 
         Args:
-            rows: number of visual rows, n.
-            pairs: number of pairs of visual rows whose attention score is computed; default: n^2.
-            heads: number of key/value heads in which visual rows have queries, values and outputs;
+            rows: Number of visual rows, n.
+            pairs: Number of pairs of visual rows whose attention score is computed; default: n^2.
+            heads: Number of key/value heads in which visual rows have queries, values and outputs;
                 keys are computed in all heads. Default: all.
-            ffn: number of hidden units of the FFN; default: all.
-            probed: number of rows for which all hidden units are computed in order to choose among
+            ffn: Number of hidden units of the FFN; default: all.
+            probed: Number of rows for which all hidden units are computed in order to choose among
                 them.
         """
         d, m = self.hidden_size, self.ffn_size if ffn is None else ffn
@@ -83,7 +83,7 @@ class TextShape:
         """Return the visual MACs of an image without any compression.
 
         Args:
-            entering: number of the image's rows that enter the decoder, used without `base_rows`.
+            entering: Number of the image's rows that enter the decoder, used without `base_rows`.
         """
         return self.num_layers * self.layer_macs(self.base_rows or entering)
 

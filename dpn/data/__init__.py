@@ -17,9 +17,9 @@ def build(name: str, *, processor: Any = None, **arguments: Any) -> "DataModule"
     """Build the data module of a source; `resolve(name)` has the arguments' schema.
 
     Args:
-        name: file name in `dpn/data/sources`, or a third party's entry point.
-        processor: a `DPNProcessor`; may be set later, before the first loader.
-        arguments: settings of the source.
+        name: File name in `dpn/data/sources`, or a third party's entry point.
+        processor: A `DPNProcessor`; may be set later, before the first loader.
+        arguments: Settings of the source.
     """
     from dpn.data.module import DataModule
 

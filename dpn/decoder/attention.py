@@ -54,14 +54,14 @@ def packed_attention(
 
     Args:
         module: Hugging Face attention module.
-        query: queries `[1, H, N, Dh]`.
-        key: keys `[1, Hkv, N, Dh]`.
-        value: values `[1, Hkv, N, Dh]`.
-        attention_mask: mask for Hugging Face's SDPA; not used with `packing`.
-        scaling: factor of the scores; default: 1 / sqrt(Dh).
-        dropout: dropout probability.
-        packing: attention over packed rows, which knows where samples begin and fills the cache.
-        **kwargs: further arguments of Hugging Face's SDPA.
+        query: Queries `[1, H, N, Dh]`.
+        key: Keys `[1, Hkv, N, Dh]`.
+        value: Values `[1, Hkv, N, Dh]`.
+        attention_mask: Mask for Hugging Face's SDPA; not used with `packing`.
+        scaling: Factor of the scores; default: 1 / sqrt(Dh).
+        dropout: Dropout probability.
+        packing: Attention over packed rows, which knows where samples begin and fills the cache.
+        **kwargs: Further arguments of Hugging Face's SDPA.
     """
     if packing is None:
         return sdpa_attention_forward(
@@ -87,9 +87,9 @@ class PrefillAttention:
     """Causal attention within each sample of a pack.
 
     Attributes:
-        tokens: the pack; only its lengths are used.
-        backend: name of the backend.
-        write: function that fills a cache, called as `write(layer, key, value)`.
+        tokens: The pack; only its lengths are used.
+        backend: Name of the backend.
+        write: Function that fills a cache, called as `write(layer, key, value)`.
     """
 
     tokens: PackedTokens

@@ -18,9 +18,9 @@ class Stage:
     """State shared by all layers that hold the same rows.
 
     Attributes:
-        lengths: number of rows that each sample holds, `[B]`, on the CPU.
-        positions: rotary position of each sample's next row, `[B]`, on the CPU.
-        places: sample and place in the buffer of each row at prefill, `[N]` each.
+        lengths: Number of rows that each sample holds, `[B]`, on the CPU.
+        positions: Rotary position of each sample's next row, `[B]`, on the CPU.
+        places: Sample and place in the buffer of each row at prefill, `[N]` each.
     """
 
     lengths: Tensor
@@ -38,8 +38,8 @@ class RaggedCache(Cache):
     `get_seq_length` counts columns of `input_ids`, as `generate` expects, not rows.
 
     Attributes:
-        trace: trace of the prefill.
-        columns: number of `input_ids` columns processed so far, padding included.
+        trace: Trace of the prefill.
+        columns: Number of `input_ids` columns processed so far, padding included.
     """
 
     def __init__(self) -> None:

@@ -18,8 +18,8 @@ class QueryRows(NamedTuple):
     """Query rows whose attention a router reads.
 
     Attributes:
-        rows: indices of the query rows in the pack, for each sample.
-        offsets: first row of each sample, followed by the number of rows.
+        rows: Indices of the query rows in the pack, for each sample.
+        offsets: First row of each sample, followed by the number of rows.
     """
 
     rows: tuple[tuple[int, ...], ...]
@@ -33,7 +33,7 @@ class DecoderLayer(nn.Module):
     sharding or checkpointing hooks on this module cover everything that the layer computes.
 
     Args:
-        layer: decoder layer of a Llama-like model, whose parameters all belong to its children.
+        layer: Decoder layer of a Llama-like model, whose parameters all belong to its children.
     """
 
     def __init__(self, layer: nn.Module):
@@ -77,15 +77,15 @@ class DecoderLayer(nn.Module):
         """Compute the attention probabilities of some query rows over the rows of their sample.
 
         Args:
-            hidden: hidden states that enter the layer, `[1, N, D]`.
+            hidden: Hidden states that enter the layer, `[1, N, D]`.
             queries: R_b query rows of each sample.
-            position_embeddings: cosines and sines of the N rows.
+            position_embeddings: Cosines and sines of the N rows.
 
         Returns:
             Causal attention probabilities of each sample, fp32 `[R_b, H, n_b]`.
 
         Raises:
-            ValueError: if the layer has no separate projections of queries and keys.
+            ValueError: If the layer has no separate projections of queries and keys.
         """
         attention: Any = self.self_attn
         if not (hasattr(attention, "q_proj") and hasattr(attention, "k_proj")):
@@ -116,10 +116,10 @@ def _probabilities(query: Tensor, key: Tensor, place: Tensor, scaling: float) ->
     """Compute the causal attention probabilities of one sample, fp32 `[R, H, n]`.
 
     Args:
-        query: queries `[R, H, Dh]`.
-        key: keys of the sample, `[n, Hkv, Dh]`.
-        place: place of each query in the sample, `[R]`.
-        scaling: factor of the scores.
+        query: Queries `[R, H, Dh]`.
+        key: Keys of the sample, `[n, Hkv, Dh]`.
+        place: Place of each query in the sample, `[R]`.
+        scaling: Factor of the scores.
     """
     grouped = query.float().unflatten(1, (key.shape[1], -1))  # [R, Hkv, H / Hkv, Dh]
     with torch.autocast(query.device.type, enabled=False):

@@ -34,12 +34,12 @@ def prefill(
 
     Args:
         language: Hugging Face text model whose layers are `DecoderLayer`s.
-        router: router that is called before and after every layer.
-        tokens: the pack.
-        context: routing context; its trace records the rows of every layer.
-        backend: attention backend.
-        cache: empty cache to fill.
-        checkpoint_layers: whether layers (never the router) are recomputed in the backward pass.
+        router: Router that is called before and after every layer.
+        tokens: The pack.
+        context: Routing context; its trace records the rows of every layer.
+        backend: Attention backend.
+        cache: Empty cache to fill.
+        checkpoint_layers: Whether layers (never the router) are recomputed in the backward pass.
 
     Returns:
         The pack after the last layer, before the final norm.
@@ -82,8 +82,8 @@ class _AttentionScores:
     """Implements `RoutingContext.attention_scores` for the current layer of the loop.
 
     Attributes:
-        layer: the current layer.
-        before: pack that entered the current layer; None until that layer has run.
+        layer: The current layer.
+        before: Pack that entered the current layer; None until that layer has run.
     """
 
     def __init__(self, language: Any, trace: Trace):
@@ -141,11 +141,11 @@ class AppendAttention:
     """Attention of new rows to a layer's cached rows and to the new rows before them.
 
     Attributes:
-        cache: cache that holds the layer's rows.
-        counts: number of new rows of each sample.
+        cache: Cache that holds the layer's rows.
+        counts: Number of new rows of each sample.
         places: (sample, place in the buffer) of each new row, `[M]` each.
-        mask: attention mask, bool `[B, 1, longest new, longest]`.
-        take: new row at each place of the padded queries, `[B, longest new]`.
+        mask: Attention mask, bool `[B, 1, longest new, longest]`.
+        take: New row at each place of the padded queries, `[B, longest new]`.
     """
 
     cache: RaggedCache
@@ -177,9 +177,9 @@ def append(language: Any, hidden: Tensor, counts: Sequence[int], cache: RaggedCa
 
     Args:
         language: Hugging Face text model whose layers are `DecoderLayer`s.
-        hidden: embeddings `[M, D]`, sample after sample.
-        counts: number of new rows of each sample; may be 0.
-        cache: filled cache, to which the new rows are added.
+        hidden: Embeddings `[M, D]`, sample after sample.
+        counts: Number of new rows of each sample; may be 0.
+        cache: Filled cache, to which the new rows are added.
 
     Returns:
         Hidden states `[M, D]` after the last layer, before the final norm.

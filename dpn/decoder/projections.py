@@ -44,12 +44,12 @@ def rotated(
     """Compute rotated queries (`q`) or keys (`k`) of some heads like the stock attention.
 
     Args:
-        attention: stock attention module.
+        attention: Stock attention module.
         kind: `q` or `k`.
-        normed: hidden states after the layer's first norm, `[n, D]`.
-        cos: rotary cosines of each row, `[n, Dh]`.
-        sin: rotary sines of each row, `[n, Dh]`.
-        heads: indices of the heads; default: all.
+        normed: Hidden states after the layer's first norm, `[n, D]`.
+        cos: Rotary cosines of each row, `[n, Dh]`.
+        sin: Rotary sines of each row, `[n, Dh]`.
+        heads: Indices of the heads; default: all.
 
     Returns:
         Queries or keys `[n, heads, Dh]`.

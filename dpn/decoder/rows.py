@@ -18,8 +18,8 @@ class PlannedRows:
     """Indices and masks of a pack's text and visual rows, shared by all layers with the same rows.
 
     Attributes:
-        tokens: the pack.
-        attention: attention over the pack, which also fills the cache.
+        tokens: The pack.
+        attention: Attention over the pack, which also fills the cache.
     """
 
     tokens: PackedTokens
@@ -116,9 +116,9 @@ class Blocks(NamedTuple):
     """Blocks of one image's rows as queries, and the rows of the image that they attend to.
 
     Attributes:
-        take: query rows, `[b, q]`.
-        keys: key rows, `[b, k]`.
-        sees: attention mask, bool `[b, q, k]`.
+        take: Query rows, `[b, q]`.
+        keys: Key rows, `[b, k]`.
+        sees: Attention mask, bool `[b, q, k]`.
     """
 
     take: np.ndarray
@@ -177,10 +177,10 @@ class Queries:
     """A padded batch of query rows.
 
     Attributes:
-        take: indices of the queries among the text (or visual) rows, `[b, q]`.
-        keys: rows of their keys, `[b, k]`.
-        sees: attention mask, bool `[b, 1, q, k]`.
-        filled: indices into the flat `[b * q]` that are not padding, in the order of the rows.
+        take: Indices of the queries among the text (or visual) rows, `[b, q]`.
+        keys: Rows of their keys, `[b, k]`.
+        sees: Attention mask, bool `[b, 1, q, k]`.
+        filled: Indices into the flat `[b * q]` that are not padding, in the order of the rows.
     """
 
     take: Tensor
@@ -194,9 +194,9 @@ class Neighbourhood:
     """Blocks of visual rows of images with the same grid, and the rows that they attend to.
 
     Attributes:
-        take: indices of the queries among the visual rows, `[S * b, q]`.
-        keys: rows of their keys, `[S * b, k]`: text before the image, then rows of the image.
-        sees: attention mask, bool `[S * b, 1, q, k]`.
+        take: Indices of the queries among the visual rows, `[S * b, q]`.
+        keys: Rows of their keys, `[S * b, k]`: text before the image, then rows of the image.
+        sees: Attention mask, bool `[S * b, 1, q, k]`.
     """
 
     take: Tensor

@@ -29,11 +29,11 @@ def run(
     """Run a stock layer, but for visual rows only the parts that the plan keeps.
 
     Args:
-        layer: layer with the submodules of a Llama-like Hugging Face layer.
-        hidden: hidden states that enter the layer, `[1, N, D]`.
-        plan: plan for the visual rows.
-        rows: indices of the pack's text and visual rows.
-        position_embeddings: cosines and sines, `[1, N, Dh]` each.
+        layer: Layer with the submodules of a Llama-like Hugging Face layer.
+        hidden: Hidden states that enter the layer, `[1, N, D]`.
+        plan: Plan for the visual rows.
+        rows: Indices of the pack's text and visual rows.
+        position_embeddings: Cosines and sines, `[1, N, Dh]` each.
 
     Returns:
         Hidden states `[1, N, D]` after the layer.
@@ -109,11 +109,11 @@ def _queries_of(
     """Compute queries in all heads for text rows and in the active heads for visual rows.
 
     Args:
-        attention: stock attention module.
-        normed: hidden states after the layer's first norm, `[N, D]`.
-        kv: active key/value heads.
-        rows: indices of the pack's text and visual rows.
-        rotary: cosines and sines, `[N, Dh]` each.
+        attention: Stock attention module.
+        normed: Hidden states after the layer's first norm, `[N, D]`.
+        kv: Active key/value heads.
+        rows: Indices of the pack's text and visual rows.
+        rotary: Cosines and sines, `[N, Dh]` each.
 
     Returns:
         Queries of text rows `[Nt, H, Dh]` and of visual rows `[Nv, active, Dh]`; indices of the
@@ -204,13 +204,13 @@ def _sdpa(
     """Call SDPA on rows that are selected by index.
 
     Args:
-        query: queries `[n, H, Dh]`.
-        key: keys `[m, Hkv, Dh]`.
-        value: values `[m, Hkv, Dh]`.
-        take: indices of the queries, `[b, q]`.
-        keys: indices of the keys and values, `[b, k]`.
-        sees: attention mask, bool `[b, 1, q, k]`.
-        scaling: factor of the scores.
+        query: Queries `[n, H, Dh]`.
+        key: Keys `[m, Hkv, Dh]`.
+        value: Values `[m, Hkv, Dh]`.
+        take: Indices of the queries, `[b, q]`.
+        keys: Indices of the keys and values, `[b, k]`.
+        sees: Attention mask, bool `[b, 1, q, k]`.
+        scaling: Factor of the scores.
 
     Returns:
         Attention output `[b * q, H, Dh]`.

@@ -20,9 +20,9 @@ class RoutingLoss(nn.Module):
     passed in by the caller.
 
     Args:
-        reduction: samples that means are taken over: those of all processes (`global`) or of this
+        reduction: Samples that means are taken over: those of all processes (`global`) or of this
             process only (`reference`).
-        router: router whose decisions the loss reads.
+        router: Router whose decisions the loss reads.
     """
 
     #: Whether the loss steers the visual work towards `router.keep`.

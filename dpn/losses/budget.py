@@ -21,8 +21,8 @@ class BudgetLoss(RoutingLoss):
     gates gave on the route that it took.
 
     Args:
-        weight: factor of the loss.
-        reduction: samples that means are taken over, see `RoutingLoss`.
+        weight: Factor of the loss.
+        reduction: Samples that means are taken over, see `RoutingLoss`.
     """
 
     needs_keep: ClassVar[bool] = True

@@ -19,8 +19,8 @@ class DepthLoss(RoutingLoss):
     There the mean is over text rows, too; here it is over visual rows only.
 
     Args:
-        weight: factor of the loss; gamma-MoD uses 0.01.
-        reduction: samples that means are taken over, see `RoutingLoss`.
+        weight: Factor of the loss; gamma-MoD uses 0.01.
+        reduction: Samples that means are taken over, see `RoutingLoss`.
     """
 
     def __init__(self, weight: float = 0.01, reduction: Reduction = "global", *, router: Router):

@@ -24,9 +24,9 @@ class ExitLoss(RoutingLoss):
     behave alike; the released code leaves them out of the step.
 
     Args:
-        agreement: share of tokens that must stay the same.
-        margin: largest factor by which the language loss may grow.
-        reduction: samples that means are taken over, see `RoutingLoss`.
+        agreement: Share of tokens that must stay the same.
+        margin: Largest factor by which the language loss may grow.
+        reduction: Samples that means are taken over, see `RoutingLoss`.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class ExitLoss(RoutingLoss):
         tokens.
 
         Raises:
-            ValueError: if the passes had no labels.
+            ValueError: If the passes had no labels.
         """
         probe = trace.probe
         if probe is None or probe.predicted is None or trace.predicted is None:

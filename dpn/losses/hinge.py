@@ -20,11 +20,11 @@ class HingeLoss(RoutingLoss):
     the expert that already leads; this follows the paper's recipe.
 
     Args:
-        weight: factor of the loss.
-        target: lower bound of the mean.
+        weight: Factor of the loss.
+        target: Lower bound of the mean.
         hinge_mean: `per_layer`: one mean per layer; `reference`: one mean over all layers together,
             like the aliased list in the released code.
-        reduction: samples that means are taken over, see `RoutingLoss`.
+        reduction: Samples that means are taken over, see `RoutingLoss`.
     """
 
     def __init__(

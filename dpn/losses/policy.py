@@ -19,11 +19,11 @@ class PolicyLoss(BudgetLoss):
     the model.
 
     Args:
-        weight: factor of the budget loss.
-        policy_weight: factor of the policy gradient.
-        entropy_weight: factor of the gates' mean entropy in nats, which is maximised so that gates
+        weight: Factor of the budget loss.
+        policy_weight: Factor of the policy gradient.
+        entropy_weight: Factor of the gates' mean entropy in nats, which is maximised so that gates
             do not settle on an expert before the model has adapted to pooled rows.
-        reduction: samples that means are taken over, see `RoutingLoss`.
+        reduction: Samples that means are taken over, see `RoutingLoss`.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class PolicyLoss(BudgetLoss):
         """Return the weighted loss.
 
         Raises:
-            ValueError: if the gates read no rows, or the pass had no labels.
+            ValueError: If the gates read no rows, or the pass had no labels.
         """
         loss = super().forward(trace)
         for decision in trace.decisions:

@@ -37,9 +37,9 @@ class Case:
     """Contenders on one batch.
 
     Args:
-        runners: contenders `ours`, `none` and optionally `hf`, see `dpn.measure.contenders`.
-        batch: batch whose samples all have the same number of columns.
-        load: settings of the measurement.
+        runners: Contenders `ours`, `none` and optionally `hf`, see `dpn.measure.contenders`.
+        batch: Batch whose samples all have the same number of columns.
+        load: Settings of the measurement.
     """
 
     def __init__(self, runners: Mapping[str, Any], batch: Batch, load: Load):

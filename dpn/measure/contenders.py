@@ -28,7 +28,7 @@ class Contender(Protocol):
     """An implementation that answers prompts and trains.
 
     Attributes:
-        parts: its modules: `vision`, `projector`, `text`, `head`, `router` if there is one, and
+        parts: Its modules: `vision`, `projector`, `text`, `head`, `router` if there is one, and
             `whole`.
     """
 

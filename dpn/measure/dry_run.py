@@ -35,11 +35,11 @@ class Step:
     """Memory and FLOPs of the forward and backward pass of a micro-batch.
 
     Attributes:
-        saved: bytes that the forward pass saves for the backward pass.
-        saved_by_layer: part of `saved` by decoder layer, including the router after it.
-        peak: bytes at the highest moment, see `ResourceMeter`.
+        saved: Bytes that the forward pass saves for the backward pass.
+        saved_by_layer: Part of `saved` by decoder layer, including the router after it.
+        peak: Bytes at the highest moment, see `ResourceMeter`.
         flops: FLOPs of both passes, with recomputed layers.
-        share: mean visual MACs divided by those of the tower's uncompressed tokens.
+        share: Mean visual MACs divided by those of the tower's uncompressed tokens.
     """
 
     saved: int
@@ -65,12 +65,12 @@ def prefill(
     """Prefill one sample with one image of the native size, on fake tensors.
 
     Args:
-        config: configuration of the model.
-        text_columns: number of text columns of the sample.
-        route: action of the router.
+        config: Configuration of the model.
+        text_columns: Number of text columns of the sample.
+        route: Action of the router.
 
     Raises:
-        NeedsData: if the number of rows depends on the content of the image.
+        NeedsData: If the number of rows depends on the content of the image.
     """
     model, batch = _faked(meta_model(config), torch.float32, 1, text_columns)
     model.router = fixed(model.router, route)
@@ -101,13 +101,13 @@ def training_step(
     """A forward and a backward pass of samples with one image of the native size each.
 
     Args:
-        model: on the meta device; stays as it is.
-        batch_size: number of samples.
-        text: text tokens of each sample; the last half of them is supervised.
-        rows: action of the router, or `all`.
-        dtype: dtype of the weights.
-        autocast: whether bf16 autocast is on.
-        probes: whether the routing loss needs another pass with all rows.
+        model: On the meta device; stays as it is.
+        batch_size: Number of samples.
+        text: Text tokens of each sample; the last half of them is supervised.
+        rows: Action of the router, or `all`.
+        dtype: Dtype of the weights.
+        autocast: Whether bf16 autocast is on.
+        probes: Whether the routing loss needs another pass with all rows.
     """
     model, batch = _faked(model, dtype, batch_size, text)
     for parameter in model.parameters():

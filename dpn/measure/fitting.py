@@ -21,11 +21,11 @@ def verdict(
     """A sentence: whether the largest batch fits into a GPU and, if not, what would make it fit.
 
     Args:
-        rehearsal: rehearsal of the run.
-        setup: engine, precision and number of GPUs.
-        texts: text tokens of each sample of a batch, by the name of the batch.
-        memory_gib: memory of a GPU.
-        global_batch: samples of a step, if their number is fixed.
+        rehearsal: Rehearsal of the run.
+        setup: Engine, precision and number of GPUs.
+        texts: Text tokens of each sample of a batch, by the name of the batch.
+        memory_gib: Memory of a GPU.
+        global_batch: Samples of a step, if their number is fixed.
     """
     sizes = {name: rehearsal.memory(setup, text).total for name, text in texts.items()}
     samples = max(reversed(sizes), key=sizes.__getitem__)

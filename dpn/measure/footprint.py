@@ -27,13 +27,13 @@ class Setup:
 
     Attributes:
         engine: `single`, `ddp`, `fsdp2`, `zero2` or `zero3`.
-        half: whether it computes in bf16 (`bf16-mixed`) or in fp32 (`32-true`).
-        processes: number of GPUs on all nodes.
-        batch_size: samples per GPU and micro-batch.
-        rows_per_batch: instead of `batch_size`, most rows of a micro-batch after the expected
+        half: Whether it computes in bf16 (`bf16-mixed`) or in fp32 (`32-true`).
+        processes: Number of GPUs on all nodes.
+        batch_size: Samples per GPU and micro-batch.
+        rows_per_batch: Instead of `batch_size`, most rows of a micro-batch after the expected
             compression, see `dpn.data.row_budget`.
-        reduce_bucket: number of gradients that ZeRO reduces at once.
-        live_parameters: largest number of weights that ZeRO-3 keeps gathered.
+        reduce_bucket: Number of gradients that ZeRO reduces at once.
+        live_parameters: Largest number of weights that ZeRO-3 keeps gathered.
     """
 
     engine: str
@@ -50,9 +50,9 @@ class Memory:
     """Bytes on one GPU.
 
     Attributes:
-        held: bytes that stay through a step, by name.
-        passing: bytes that the forward and backward pass add at their peak, by name.
-        update: bytes that the optimizer adds while it steps, after those passes.
+        held: Bytes that stay through a step, by name.
+        passing: Bytes that the forward and backward pass add at their peak, by name.
+        update: Bytes that the optimizer adds while it steps, after those passes.
     """
 
     held: dict[str, int]
@@ -96,8 +96,8 @@ class Rehearsal:
         """Bytes on one GPU, with the most rows that the router can leave.
 
         Args:
-            setup: engine, precision and number of GPUs.
-            text: text tokens of each sample.
+            setup: Engine, precision and number of GPUs.
+            text: Text tokens of each sample.
         """
         ways: tuple[RowsSetting, ...] = ("most", "all") if self.module.dense else ("most",)
         steps = [self.step(setup, text, rows) for rows in ways]
@@ -118,9 +118,9 @@ class Rehearsal:
         """A step of one GPU's micro-batch of samples with one image of the native size each.
 
         Args:
-            setup: engine, precision and number of GPUs.
-            text: text tokens of each sample; the last half of them is supervised.
-            rows: action of the router: it leaves the `most` or the `fewest` rows that it can, or
+            setup: Engine, precision and number of GPUs.
+            text: Text tokens of each sample; the last half of them is supervised.
+            rows: Action of the router: it leaves the `most` or the `fewest` rows that it can, or
                 does not act (`all`).
         """
         dtype, autocast = _precision(setup)

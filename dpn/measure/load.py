@@ -11,20 +11,20 @@ class Load:
     """What `dpn.bench` measures, and how. For lists, every combination is measured.
 
     Attributes:
-        batch_size: number of samples, each with one image.
-        text_columns: number of text columns of a sample.
-        new_tokens: number of new tokens of an answer.
-        route: action of the router: it chooses itself (`own`), leaves the most or the fewest rows
+        batch_size: Number of samples, each with one image.
+        text_columns: Number of text columns of a sample.
+        new_tokens: Number of new tokens of an answer.
+        route: Action of the router: it chooses itself (`own`), leaves the most or the fewest rows
             that it can, or pools with given kernels at its layers, see `Router.with_route`.
-        pairs: number of measured rounds; 0: only costs, computed from the configuration.
-        train: whether to time a training step.
-        profile: whether to measure the time of each part of the model.
-        attention: attention backend.
-        checkpoint_layers: whether a training step uses activation checkpointing.
-        compile_layers: whether to compile the layers; those of Hugging Face's model are not.
-        device: device; `auto` is the GPU if there is one.
-        dtype: dtype of the weights.
-        seed: seed of weights, images and text.
+        pairs: Number of measured rounds; 0: only costs, computed from the configuration.
+        train: Whether to time a training step.
+        profile: Whether to measure the time of each part of the model.
+        attention: Attention backend.
+        checkpoint_layers: Whether a training step uses activation checkpointing.
+        compile_layers: Whether to compile the layers; those of Hugging Face's model are not.
+        device: Device; `auto` is the GPU if there is one.
+        dtype: Dtype of the weights.
+        seed: Seed of weights, images and text.
     """
 
     batch_size: int | list[int] = 8

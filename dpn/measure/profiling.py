@@ -32,9 +32,9 @@ def profile(contender: Any, call: Callable[[Any], object], rounds: int = 3) -> d
     """Seconds of each of `PARTS` in one call.
 
     Args:
-        contender: contender to profile, see `dpn.measure.contenders`.
-        call: function of the contender to measure.
-        rounds: number of measured calls, after an unmeasured one; the shortest counts.
+        contender: Contender to profile, see `dpn.measure.contenders`.
+        call: Function of the contender to measure.
+        rounds: Number of measured calls, after an unmeasured one; the shortest counts.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else the profiler prints a line
     with ExitStack() as stack:

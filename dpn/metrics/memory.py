@@ -23,13 +23,13 @@ class ResourceMeter(TorchDispatchMode):
     """Context manager that counts the bytes of live storages, and FLOPs (FMA = 2).
 
     Args:
-        weights: tensors that are not counted.
+        weights: Tensors that are not counted.
 
     Attributes:
-        live: current bytes by kind: activations, and copies of weights in another precision.
+        live: Current bytes by kind: activations, and copies of weights in another precision.
         peak: `live` at the moment when its sum was largest.
-        place: part of the model that allocates now; set by the caller.
-        made_by: current bytes by the `place` that allocated them.
+        place: Part of the model that allocates now; set by the caller.
+        made_by: Current bytes by the `place` that allocated them.
         flops: FLOPs so far.
     """
 

@@ -18,12 +18,12 @@ class Ratio:
     """Time of a candidate divided by the time of a baseline.
 
     Attributes:
-        ratio: median over pairs.
-        low: lower end of the 95 % interval of that median (bootstrap over pairs).
-        high: upper end of the interval.
-        candidate_ms: median time of the candidate.
-        baseline_ms: median time of the baseline.
-        pairs: number of measured pairs.
+        ratio: Median over pairs.
+        low: Lower end of the 95 % interval of that median (bootstrap over pairs).
+        high: Upper end of the interval.
+        candidate_ms: Median time of the candidate.
+        baseline_ms: Median time of the baseline.
+        pairs: Number of measured pairs.
     """
 
     ratio: float
@@ -47,9 +47,9 @@ def race(
     """Time all contenders in every round, with the order reversed from round to round.
 
     Args:
-        contenders: functions that do the work once and return the seconds of its parts.
-        rounds: number of measured rounds.
-        warmup: number of unmeasured rounds before them.
+        contenders: Functions that do the work once and return the seconds of its parts.
+        rounds: Number of measured rounds.
+        warmup: Number of unmeasured rounds before them.
     """
     rows = []
     for number in range(-warmup, rounds):
@@ -88,10 +88,10 @@ def compare(
     """Time a candidate and a baseline in pairs, with the order reversed from pair to pair.
 
     Args:
-        candidate: function to judge.
-        baseline: function to compare with.
-        pairs: number of measured pairs.
-        warmup: number of unmeasured pairs before them.
+        candidate: Function to judge.
+        baseline: Function to compare with.
+        pairs: Number of measured pairs.
+        warmup: Number of unmeasured pairs before them.
     """
     calls = {"candidate": lambda: timed(candidate), "baseline": lambda: timed(baseline)}
     return ratio(**race(calls, pairs, warmup)["call"])

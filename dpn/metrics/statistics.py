@@ -18,11 +18,11 @@ class Difference:
     """A mean paired difference and its 95 % interval.
 
     Attributes:
-        mean: mean difference, positive if the candidate is better.
-        low: lower end of the interval.
-        high: upper end of the interval.
-        seeds: number of pairs of runs.
-        questions: number of questions that all runs answered.
+        mean: Mean difference, positive if the candidate is better.
+        low: Lower end of the interval.
+        high: Upper end of the interval.
+        seeds: Number of pairs of runs.
+        questions: Number of questions that all runs answered.
     """
 
     mean: float
@@ -51,12 +51,12 @@ def paired_difference(candidate: np.ndarray, baseline: np.ndarray, seed: int = 0
     single answer it is infinite.
 
     Args:
-        candidate: scores `[S, Q]` of S seeds and Q questions.
-        baseline: scores `[S, Q]` of the same seeds and questions.
-        seed: seed of the bootstrap.
+        candidate: Scores `[S, Q]` of S seeds and Q questions.
+        baseline: Scores `[S, Q]` of the same seeds and questions.
+        seed: Seed of the bootstrap.
 
     Raises:
-        ValueError: if the shapes differ or there is no score.
+        ValueError: If the shapes differ or there is no score.
     """
     if candidate.shape != baseline.shape or candidate.ndim != 2 or not candidate.size:
         raise ValueError(

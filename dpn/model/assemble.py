@@ -15,7 +15,7 @@ def build_vision(config: DPNConfig) -> tuple[VisionTower, Projector]:
     """Build the vision tower and the projector, which is not attached to the tower yet.
 
     Raises:
-        ValueError: if a name is unknown or its arguments are invalid.
+        ValueError: If a name is unknown or its arguments are invalid.
     """
     text: Any = config.text_config
     tower = vision.build(**(config.vision_config or {}))

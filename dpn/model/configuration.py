@@ -12,13 +12,13 @@ class DPNConfig(PreTrainedConfig):
     """Configuration of `DPNForConditionalGeneration`.
 
     Attributes:
-        text_config: config of any Llama-like Hugging Face text model.
-        vision_config: name of a file in dpn/vision (key `name`) and arguments of its tower.
-        projector_config: name of a file in dpn/projectors (key `name`) and arguments of its
+        text_config: Config of any Llama-like Hugging Face text model.
+        vision_config: Name of a file in dpn/vision (key `name`) and arguments of its tower.
+        projector_config: Name of a file in dpn/projectors (key `name`) and arguments of its
             projector.
-        router_config: name of a file in dpn/routers (key `name`) and arguments of its router.
-        image_token_id: id of `<image>`, which stands once per image in `input_ids`.
-        router_token_id: id of `<ROUTER>`; None if it is not used.
+        router_config: Name of a file in dpn/routers (key `name`) and arguments of its router.
+        image_token_id: Id of `<image>`, which stands once per image in `input_ids`.
+        router_token_id: Id of `<ROUTER>`; None if it is not used.
     """
 
     model_type = MODEL_TYPE

@@ -20,8 +20,8 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Return the cross entropy of each row in fp32, `[n]`.
 
     Args:
-        logits: logits `[n, vocabulary]`.
-        targets: target ids `[n]`.
+        logits: Logits `[n, vocabulary]`.
+        targets: Target ids `[n]`.
     """
     rows = max(1, CHUNK // logits.shape[1])
     if len(logits) <= rows:

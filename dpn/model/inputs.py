@@ -17,10 +17,10 @@ class HostBatch:
     """CPU copies of ids, mask and labels, made once per forward.
 
     Attributes:
-        ids: token ids `[B, T]`.
-        mask: attention mask, bool `[B, T]`; with a filled cache it includes the cache's columns.
-        labels: labels `[B, T]`, or None.
-        instruction: first and end column of each sample's text before its first supervised token.
+        ids: Token ids `[B, T]`.
+        mask: Attention mask, bool `[B, T]`; with a filled cache it includes the cache's columns.
+        labels: Labels `[B, T]`, or None.
+        instruction: First and end column of each sample's text before its first supervised token.
     """
 
     ids: np.ndarray
@@ -81,7 +81,7 @@ class HostBatch:
         padding.
 
         Args:
-            keep: number of last columns (0: all), or indices of columns.
+            keep: Number of last columns (0: all), or indices of columns.
         """
         batch, width = self.mask.shape
         if torch.is_tensor(keep):
@@ -108,9 +108,9 @@ def by_sample(
     """Group the grids of all images by sample.
 
     Args:
-        grids: grid of each image.
-        owners: sample of each image.
-        batch: number of samples.
+        grids: Grid of each image.
+        owners: Sample of each image.
+        batch: Number of samples.
     """
     return tuple(
         tuple(g for g, owner in zip(grids, owners, strict=True) if owner == b) for b in range(batch)

@@ -36,10 +36,10 @@ class DPNOutput(ModelOutput):
     """Output of `DPNForConditionalGeneration.forward`.
 
     Attributes:
-        loss: language loss, if labels were given.
-        logits: logits `[B, K, vocabulary]` of the requested columns; None in training.
-        past_key_values: the ragged cache, if one was given or requested.
-        trace: rows of every layer and all decisions.
+        loss: Language loss, if labels were given.
+        logits: Logits `[B, K, vocabulary]` of the requested columns; None in training.
+        past_key_values: The ragged cache, if one was given or requested.
+        trace: Rows of every layer and all decisions.
     """
 
     loss: Tensor | None = None
@@ -52,8 +52,8 @@ class DPNForConditionalGeneration(RaggedGenerationMixin, PreTrainedModel):
     """A vision tower, a projector, and a stock text model with a router between its layers.
 
     Args:
-        config: sizes and parts of the model.
-        empty_language: whether text model and language head take no memory until their weights are
+        config: Sizes and parts of the model.
+        empty_language: Whether text model and language head take no memory until their weights are
             loaded, see `dpn.checkpoints.load`.
     """
 
@@ -136,35 +136,35 @@ class DPNForConditionalGeneration(RaggedGenerationMixin, PreTrainedModel):
         """Run the model: a prefill or training pass, or with a filled cache a decoding step.
 
         Args:
-            input_ids: token ids `[B, T]`, with one `<image>` id per image.
-            attention_mask: mask `[B, T]`, 0 for padding on the left or right; with a filled cache
+            input_ids: Token ids `[B, T]`, with one `<image>` id per image.
+            attention_mask: Mask `[B, T]`, 0 for padding on the left or right; with a filled cache
                 it includes the cache's columns.
-            labels: target ids `[B, T]`, -100 where not supervised.
-            pixel_values: pixels `[I, 3, Hmax, Wmax]`, with each image in the upper left corner.
-            image_sizes: height and width of each image in pixels, `[I, 2]`; default: the size of
+            labels: Target ids `[B, T]`, -100 where not supervised.
+            pixel_values: Pixels `[I, 3, Hmax, Wmax]`, with each image in the upper left corner.
+            image_sizes: Height and width of each image in pixels, `[I, 2]`; default: the size of
                 `pixel_values`.
-            image_sample: sample of each image, `[I]`, ascending; default: in the order of the
+            image_sample: Sample of each image, `[I]`, ascending; default: in the order of the
                 `<image>` ids.
-            sample_ids: integer keys `[B]` for the sampling of routes; default: a hash of the
+            sample_ids: Integer keys `[B]` for the sampling of routes; default: a hash of the
                 instruction.
-            step: optimizer step, a key for the sampling of routes.
-            seed: seed of the run, a key for the sampling of routes.
-            instruction_end: column after each sample's instruction, `[B]`, used without labels;
+            step: Optimizer step, a key for the sampling of routes.
+            seed: Seed of the run, a key for the sampling of routes.
+            instruction_end: Column after each sample's instruction, `[B]`, used without labels;
                 default: the end of the sample.
-            num_items_in_batch: number that the sum of the tokens' losses is divided by; default:
+            num_items_in_batch: Number that the sum of the tokens' losses is divided by; default:
                 the number of supervised tokens.
-            past_key_values: an empty cache to fill, or a filled one to append text to.
-            use_cache: whether to fill a new cache.
-            logits_to_keep: number of last columns that get logits (0: all), or indices of columns.
+            past_key_values: An empty cache to fill, or a filled one to append text to.
+            use_cache: Whether to fill a new cache.
+            logits_to_keep: Number of last columns that get logits (0: all), or indices of columns.
                 Padding on the right is not counted; logits of padding columns are zero.
-            return_logits: whether to return logits; default: True, except in training with labels,
+            return_logits: Whether to return logits; default: True, except in training with labels,
                 where only the logits of supervised rows are computed.
-            compress: whether the router acts; False computes the same as `router=none`.
-            router: router that acts in place of the model's own, with its own `positions`.
-            return_dict: accepted for Hugging Face, always True.
+            compress: Whether the router acts; False computes the same as `router=none`.
+            router: Router that acts in place of the model's own, with its own `positions`.
+            return_dict: Accepted for Hugging Face, always True.
 
         Raises:
-            ValueError: if images and `<image>` ids do not match, or the attention mask has holes.
+            ValueError: If images and `<image>` ids do not match, or the attention mask has holes.
         """
         if past_key_values is not None and not isinstance(past_key_values, RaggedCache):
             raise ValueError(
@@ -357,11 +357,11 @@ def image_context(
     """Build the context of a projector.
 
     Args:
-        text: text embeddings `[n, D]`.
-        text_index: place of each embedding in the flat `[B, width]` ids, `[n]`.
-        width: number of columns of the ids.
-        owners: sample of each image, `[I]`, ascending.
-        context: routing context of the samples.
+        text: Text embeddings `[n, D]`.
+        text_index: Place of each embedding in the flat `[B, width]` ids, `[n]`.
+        width: Number of columns of the ids.
+        owners: Sample of each image, `[I]`, ascending.
+        context: Routing context of the samples.
     """
     edges = [b * width + np.array(context.instruction[b]) for b in owners]
     rows = np.searchsorted(text_index, np.reshape(edges, (-1, 2)))

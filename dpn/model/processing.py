@@ -51,14 +51,14 @@ class DPNProcessor(ProcessorMixin):
             tokens are added, and a missing padding token becomes the unknown token as in LLaVA.
         template: `v1`, `short` (v1 without its system text) or `plain`.
         image_mode: `pad`, `square` or `none`, see `ImageTransform`.
-        image_size: height and width in pixels.
-        image_mean: mean of each channel, in [0, 1].
-        image_std: standard deviation of each channel.
-        patch_size: patch size of the vision tower in pixels.
-        router_token: whether `<ROUTER>` ends every human turn of a sample with images.
+        image_size: Height and width in pixels.
+        image_mean: Mean of each channel, in [0, 1].
+        image_std: Standard deviation of each channel.
+        patch_size: Patch size of the vision tower in pixels.
+        router_token: Whether `<ROUTER>` ends every human turn of a sample with images.
 
     Attributes:
-        transform: conversion of a PIL image to normalised pixels `[3, H, W]`.
+        transform: Conversion of a PIL image to normalised pixels `[3, H, W]`.
         chat_template: Jinja version of `prompt`, saved for other programs and never read back.
     """
 
@@ -117,11 +117,11 @@ class DPNProcessor(ProcessorMixin):
         """Build the prompt for the next answer: `... USER: <image>\\nWhat?<ROUTER> ASSISTANT:`.
 
         Args:
-            messages: messages of the form `{"role": "user" | "assistant", "content": text or typed
+            messages: Messages of the form `{"role": "user" | "assistant", "content": text or typed
                 parts}`, or with LLaVA's keys `from` and `value`; the last one is the user's.
 
         Raises:
-            DataError: if the messages are invalid, see `read_turns`.
+            DataError: If the messages are invalid, see `read_turns`.
         """
         turns = read_turns(messages)
         check_words(turns, self.tokenizer.eos_token)
@@ -133,11 +133,11 @@ class DPNProcessor(ProcessorMixin):
         """Encode what follows the text of an answer: the end of its turn and the user's next turn.
 
         Args:
-            message: the user's next message, without images; see `prompt`.
-            images: whether the conversation has images.
+            message: The user's next message, without images; see `prompt`.
+            images: Whether the conversation has images.
 
         Raises:
-            DataError: if the message contains an image or is invalid, see `read_turns`.
+            DataError: If the message contains an image or is invalid, see `read_turns`.
         """
         turns = read_turns([message])
         if not self.style.instruction:
@@ -170,22 +170,22 @@ class DPNProcessor(ProcessorMixin):
         """Convert prompts and their images to model inputs.
 
         Args:
-            text: one or several prompts, with one `<image>` mark per image.
+            text: One or several prompts, with one `<image>` mark per image.
             images: PIL images, files or URLs: one, a flat list in the order of the marks, or one
                 list per prompt.
-            messages: one or several conversations in place of `text`, see `prompt`.
-            padding_side: side of the padding; `left` for generation.
-            return_tensors: only `pt`.
-            padding: accepted for Hugging Face, always True.
-            videos: accepted for Hugging Face, always None.
-            audio: accepted for Hugging Face, always None.
+            messages: One or several conversations in place of `text`, see `prompt`.
+            padding_side: Side of the padding; `left` for generation.
+            return_tensors: Only `pt`.
+            padding: Accepted for Hugging Face, always True.
+            videos: Accepted for Hugging Face, always None.
+            audio: Accepted for Hugging Face, always None.
 
         Returns:
             `input_ids [B, T]`, `attention_mask [B, T]` and, with images, `pixel_values [I, 3, Hmax,
             Wmax]`, `image_sizes [I, 2]`, `image_sample [I]`.
 
         Raises:
-            DataError: if marks and images do not match.
+            DataError: If marks and images do not match.
         """
         if return_tensors != "pt":
             raise ValueError(f"return_tensors={return_tensors!r} is not supported; use 'pt'.")
@@ -238,13 +238,13 @@ class DPNProcessor(ProcessorMixin):
         """Load a processor from a folder or the Hub; no code is loaded or run.
 
         Args:
-            folder: a folder, or a name on the Hub.
-            options: arguments of the processor to override, and `revision`, `cache_dir`, `token`,
+            folder: A folder, or a name on the Hub.
+            options: Arguments of the processor to override, and `revision`, `cache_dir`, `token`,
                 `local_files_only`.
 
         Raises:
-            OSError: if the folder or a file does not exist.
-            ValueError: if the file has settings that a processor does not know.
+            OSError: If the folder or a file does not exist.
+            ValueError: If the file has settings that a processor does not know.
         """
         hub = ("revision", "cache_dir", "token", "local_files_only")
         where = {name: options[name] for name in hub if name in options}

@@ -19,9 +19,9 @@ class Rows(NamedTuple):
     """Tokens that a projector leaves of one image.
 
     Attributes:
-        tokens: tokens `[m, C]`.
-        grid: grid of the tokens; 1 x m if they form none.
-        owner: row of each cell of the image's grid, see `VisualFeatures.owners`.
+        tokens: Tokens `[m, C]`.
+        grid: Grid of the tokens; 1 x m if they form none.
+        owner: Row of each cell of the image's grid, see `VisualFeatures.owners`.
     """
 
     tokens: Tensor
@@ -33,12 +33,12 @@ class ReducingProjector(Projector):
     """Applies LLaVA's MLP to fewer tokens than the tower provides.
 
     Args:
-        keep: share of the tower's tokens that enter the decoder, rounded to the nearest token but
+        keep: Share of the tower's tokens that enter the decoder, rounded to the nearest token but
             at least one; the share of visual MACs is nearly the same.
-        depth: number of linear layers of the MLP.
+        depth: Number of linear layers of the MLP.
 
     Attributes:
-        needs_keep: whether `keep` is required, because no other setting determines the number.
+        needs_keep: Whether `keep` is required, because no other setting determines the number.
     """
 
     needs_keep: ClassVar[bool] = True
@@ -118,7 +118,7 @@ def context_of(features: VisualFeatures) -> ImageContext:
     """Return the context of features.
 
     Raises:
-        ValueError: if the features have none.
+        ValueError: If the features have none.
     """
     if features.context is None:
         raise ValueError(

@@ -27,10 +27,10 @@ class RegionProjector(ReducingProjector):
     """Computes one token for each square region of the grid, from several layers of the tower.
 
     Args:
-        scale: side of a region.
-        levels: places of the layers whose hidden states are read, as shares of the tower's depth.
-        keep: target share of the native grid's tokens; if given, it determines the scale.
-        depth: number of linear layers of the MLP.
+        scale: Side of a region.
+        levels: Places of the layers whose hidden states are read, as shares of the tower's depth.
+        keep: Target share of the native grid's tokens; if given, it determines the scale.
+        depth: Number of linear layers of the MLP.
     """
 
     meets_keep = "roughly"
@@ -68,10 +68,10 @@ class RegionAttention(nn.Module):
     """Attention in which each query attends to the tokens of its own region only.
 
     Args:
-        width: width of queries and result, C.
-        source_size: width of the tokens that are attended to.
-        heads: number of attention heads.
-        linear: class of the linear layers, which determines their initial values.
+        width: Width of queries and result, C.
+        source_size: Width of the tokens that are attended to.
+        heads: Number of attention heads.
+        linear: Class of the linear layers, which determines their initial values.
     """
 
     def __init__(
@@ -87,10 +87,10 @@ class RegionAttention(nn.Module):
         """Compute the attention of each query to its region.
 
         Args:
-            queries: one query per region, `[S, h' * w', C]`.
-            source: tokens that are attended to, `[S, h * w, source_size]`.
-            grid: height and width of the tokens' grid, h and w.
-            kernel: height and width of a region; regions at the edge may be smaller.
+            queries: One query per region, `[S, h' * w', C]`.
+            source: Tokens that are attended to, `[S, h * w, source_size]`.
+            grid: Height and width of the tokens' grid, h and w.
+            kernel: Height and width of a region; regions at the edge may be smaller.
 
         Returns:
             One row per query, `[S, h' * w', C]`.

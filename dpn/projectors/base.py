@@ -19,7 +19,7 @@ class ProjectorSizes(TypedDict):
     Attributes:
         input_size: C, width of the vision tower's tokens.
         output_size: D, width of the decoder.
-        grid: grid of the vision tower's tokens for an image of native size.
+        grid: Grid of the vision tower's tokens for an image of native size.
     """
 
     input_size: int
@@ -38,20 +38,20 @@ class Projector(nn.Module):
     Args:
         input_size: C, width of the vision tower's tokens.
         output_size: D, width of the decoder.
-        grid: grid of the vision tower's tokens for an image of native size.
+        grid: Grid of the vision tower's tokens for an image of native size.
 
     Attributes:
-        acts: where it acts, for tables.
-        meets_keep: how well `keep` is met: `exactly`, to one token; `roughly`, after calibration or
+        acts: Where it acts, for tables.
+        meets_keep: How well `keep` is met: `exactly`, to one token; `roughly`, after calibration or
             by the nearest of a few grids; `never`, if it is ignored.
-        trainable: whether models are trained with it; False for training-free methods.
-        own_weights: whether it has other weights than LLaVA's MLP, so that a model that was trained
+        trainable: Whether models are trained with it; False for training-free methods.
+        own_weights: Whether it has other weights than LLaVA's MLP, so that a model that was trained
             with `projector=mlp` needs more training.
-        needs: additional features that it needs from the tower.
-        adaptive: whether the number of tokens depends on the content of an image.
-        calibrated: whether `keep` is met by a price that is found on training data, see
+        needs: Additional features that it needs from the tower.
+        adaptive: Whether the number of tokens depends on the content of an image.
+        calibrated: Whether `keep` is met by a price that is found on training data, see
             `dpn.training.calibration`.
-        ignores: arguments that are accepted, so that sweeps can include the method, and never read.
+        ignores: Arguments that are accepted, so that sweeps can include the method, and never read.
     """
 
     acts: ClassVar[str] = "before the decoder"
@@ -80,7 +80,7 @@ class Projector(nn.Module):
         """Request the additional features that are needed from the tower.
 
         Raises:
-            ValueError: if the tower cannot provide them.
+            ValueError: If the tower cannot provide them.
         """
         tower.request(self.needs)
 
@@ -94,9 +94,9 @@ class Projector(nn.Module):
         """Resize images for the tower; by default they are unchanged.
 
         Args:
-            pixel_values: pixels `[I, 3, Hmax, Wmax]`, with each image in the upper left corner.
+            pixel_values: Pixels `[I, 3, Hmax, Wmax]`, with each image in the upper left corner.
             sizes: (height, width) of each image in pixels.
-            grids: grid of each image at this size.
+            grids: Grid of each image at this size.
 
         Returns:
             Pixels and sizes of the resized images.
@@ -111,8 +111,8 @@ class Projector(nn.Module):
         """Return the FLOPs (FMA = 2) of one image.
 
         Args:
-            grid: grid of the image at its full size.
-            after: grid of the tokens that are left.
+            grid: Grid of the image at its full size.
+            after: Grid of the tokens that are left.
         """
         raise TypeError(f"{type(self).__name__} does not implement flops")
 

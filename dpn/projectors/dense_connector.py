@@ -27,12 +27,12 @@ class DenseConnectorProjector(Projector):
     before the first layer.
 
     Args:
-        kind: how the states are added. `sti`: the states 7 and 15 of 24 layers, average-pooled over
+        kind: How the states are added. `sti`: the states 7 and 15 of 24 layers, average-pooled over
             8 consecutive tokens (fewer at the end), follow the image's tokens. `sci`: the same two
             states are concatenated to each token before the MLP. `dci`: instead of them, the means
             of the states 0 to 11 and 12 to 23 are.
-        depth: number of linear layers of the MLP.
-        keep: ignored, so that sweeps can include this projector.
+        depth: Number of linear layers of the MLP.
+        keep: Ignored, so that sweeps can include this projector.
     """
 
     acts = "before the decoder, no compression"

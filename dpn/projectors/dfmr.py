@@ -22,11 +22,11 @@ class DFMRProjector(ReducingProjector):
     These defaults are ours, and a threshold must be chosen for the tower.
 
     Args:
-        kernels: sides of the windows.
-        threshold: largest deviation that is pooled, in the units of the tower's tokens.
-        keep: target for the mean share of the tower's tokens on training data, met by a factor of
+        kernels: Sides of the windows.
+        threshold: Largest deviation that is pooled, in the units of the tower's tokens.
+        keep: Target for the mean share of the tower's tokens on training data, met by a factor of
             the threshold that is found before training and again after it.
-        depth: number of linear layers of the MLP.
+        depth: Number of linear layers of the MLP.
     """
 
     meets_keep = "roughly"

@@ -21,8 +21,8 @@ class DivPruneProjector(ReducingProjector):
     say what happens to equal tokens. It needs no training.
 
     Args:
-        keep: share of the tower's tokens that are chosen; the paper's 0.098 is 56 of 576.
-        depth: number of linear layers of the MLP.
+        keep: Share of the tower's tokens that are chosen; the paper's 0.098 is 56 of 576.
+        depth: Number of linear layers of the MLP.
     """
 
     trainable = False
@@ -52,8 +52,8 @@ def max_min(distance: Tensor, count: int) -> Tensor:
     """Choose points that are far apart from each other.
 
     Args:
-        distance: distances between points, `[S, n, n]`.
-        count: number of points to choose, at most n.
+        distance: Distances between points, `[S, n, n]`.
+        count: Number of points to choose, at most n.
 
     Returns:
         Their places, ascending, `[S, count]`.

@@ -20,9 +20,9 @@ class DownsampleProjector(ReducingProjector):
     other projectors, this one makes the tower cheaper too. It needs no training.
 
     Args:
-        keep: target share of the tower's tokens at the image's full size, met as closely as whole
+        keep: Target share of the tower's tokens at the image's full size, met as closely as whole
             patches allow.
-        depth: number of linear layers of the MLP.
+        depth: Number of linear layers of the MLP.
     """
 
     meets_keep = "roughly"
@@ -42,7 +42,7 @@ class DownsampleProjector(ReducingProjector):
         """Check that the tower accepts smaller images.
 
         Raises:
-            ValueError: if it does not compute smaller grids for them.
+            ValueError: If it does not compute smaller grids for them.
         """
         super().attach(tower)
         size = (tower.image_size,) * 2

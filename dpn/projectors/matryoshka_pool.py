@@ -18,12 +18,12 @@ class MatryoshkaPoolProjector(ReducingProjector):
     same expectation at a fraction of the cost.
 
     Args:
-        kernels: sides of the kernels; those of the paper leave 576, 144, 36, 9 and 1 of 24 x 24
+        kernels: Sides of the kernels; those of the paper leave 576, 144, 36, 9 and 1 of 24 x 24
             tokens. A kernel that is larger than an image pools all of it.
-        kernel: side of the kernel at inference.
-        keep: target share of the tower's tokens at inference; if given, the scale that is closest
+        kernel: Side of the kernel at inference.
+        keep: Target share of the tower's tokens at inference; if given, the scale that is closest
             to it replaces `kernel`.
-        depth: number of linear layers of the MLP.
+        depth: Number of linear layers of the MLP.
     """
 
     meets_keep = "roughly"

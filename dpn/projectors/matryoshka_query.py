@@ -24,12 +24,12 @@ class MatryoshkaQueryProjector(Projector):
     all images and processes. A row does not belong to particular cells of the image.
 
     Args:
-        queries: number of learned queries, a square number.
-        rows: m at inference, and in training without draws; null: all queries.
-        keep: target share of the tower's tokens; if given, it determines `rows`, up to the number
+        queries: Number of learned queries, a square number.
+        rows: M at inference, and in training without draws; null: all queries.
+        keep: Target share of the tower's tokens; if given, it determines `rows`, up to the number
             of queries.
-        elastic: whether training draws m; the first stage of the paper uses all queries.
-        heads: number of attention heads.
+        elastic: Whether training draws m; the first stage of the paper uses all queries.
+        heads: Number of attention heads.
     """
 
     meets_keep = "roughly"  # at most as many tokens as queries

@@ -13,8 +13,8 @@ class MLPProjector(Projector):
     """Applies linear layers with GELUs between them to every token.
 
     Args:
-        depth: number of linear layers (LLaVA's `mlp2x_gelu` has 2).
-        keep: ignored, so that sweeps can include this projector: all tokens are kept.
+        depth: Number of linear layers (LLaVA's `mlp2x_gelu` has 2).
+        keep: Ignored, so that sweeps can include this projector: all tokens are kept.
     """
 
     acts = "nowhere"

@@ -18,12 +18,12 @@ class PooledProjector(ReducingProjector):
     """Applies the MLP, then pools its tokens.
 
     Args:
-        kernel: kernel [h, w], which is also the stride.
-        keep: share of the tower's tokens to keep; if given, adaptive pooling to the smallest grid
+        kernel: Kernel [h, w], which is also the stride.
+        keep: Share of the tower's tokens to keep; if given, adaptive pooling to the smallest grid
             with at least this share replaces the kernel. The share of visual MACs is nearly the
             same.
         reduce: `max` or `avg`.
-        depth: number of linear layers of the MLP.
+        depth: Number of linear layers of the MLP.
     """
 
     needs_keep: ClassVar[bool] = False

@@ -24,10 +24,10 @@ class PruMergeProjector(ReducingProjector):
     same weights; without outliers it is the only one. It needs no training but improves with it.
 
     Args:
-        keep: share of the tower's tokens that enter the decoder, the last one included: the tokens
+        keep: Share of the tower's tokens that enter the decoder, the last one included: the tokens
             of largest attention instead of the outliers; null: all outliers of the image.
-        neighbours: number of tokens added to each (32 in the release).
-        depth: number of linear layers of the MLP.
+        neighbours: Number of tokens added to each (32 in the release).
+        depth: Number of linear layers of the MLP.
     """
 
     needs_keep: ClassVar[bool] = False
@@ -71,8 +71,8 @@ class PruMergeProjector(ReducingProjector):
         """Return the tokens to keep, given all by falling attention `[n]`.
 
         Args:
-            order: places of the tokens.
-            outliers: number of outliers.
+            order: Places of the tokens.
+            outliers: Number of outliers.
         """
         return order[:outliers]
 
@@ -93,11 +93,11 @@ def merge(tokens: Tensor, keys: Tensor, attention: Tensor, kept: Tensor, neighbo
     """Compute the rows of one image.
 
     Args:
-        tokens: tokens `[n, C]`.
-        keys: keys of the tokens, `[n, C]`.
-        attention: attention of CLS to the tokens, `[n]`.
-        kept: places of the tokens that are kept, `[k]`.
-        neighbours: number of tokens added to each.
+        tokens: Tokens `[n, C]`.
+        keys: Keys of the tokens, `[n, C]`.
+        attention: Attention of CLS to the tokens, `[n]`.
+        kept: Places of the tokens that are kept, `[k]`.
+        neighbours: Number of tokens added to each.
     """
     cells = len(tokens)
     unit = F.normalize(keys.float(), dim=-1)

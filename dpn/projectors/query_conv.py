@@ -24,12 +24,12 @@ class QueryConvProjector(RegionProjector):
     scaled as if the region were full.
 
     Args:
-        scale: kernel and stride of the convolution (the paper's 4 leaves 36 of 576 tokens).
-        keep: target share of the native grid's tokens; if given, it determines the scale.
-        levels: places of the layers whose hidden states are read, as shares of the tower's depth
+        scale: Kernel and stride of the convolution (the paper's 4 leaves 36 of 576 tokens).
+        keep: Target share of the native grid's tokens; if given, it determines the scale.
+        levels: Places of the layers whose hidden states are read, as shares of the tower's depth
             (TokenPacker's, as our sources do not give the paper's).
-        heads: number of attention heads.
-        depth: number of linear layers of the MLP.
+        heads: Number of attention heads.
+        depth: Number of linear layers of the MLP.
     """
 
     def __init__(

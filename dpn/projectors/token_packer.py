@@ -28,12 +28,12 @@ class TokenPackerProjector(RegionProjector):
     have fewer tokens; the paper does not cover this case.
 
     Args:
-        scale: side of a region (2, 3 or 4 in the paper: 144, 64 or 36 of 576 tokens).
-        keep: target share of the native grid's tokens; if given, it determines the scale.
-        levels: places of the layers whose hidden states are read, as shares of the tower's depth
+        scale: Side of a region (2, 3 or 4 in the paper: 144, 64 or 36 of 576 tokens).
+        keep: Target share of the native grid's tokens; if given, it determines the scale.
+        levels: Places of the layers whose hidden states are read, as shares of the tower's depth
             (of CLIP's 24 layers: 12, 16, 22 and 23).
-        heads: number of attention heads.
-        depth: number of linear layers of the MLP.
+        heads: Number of attention heads.
+        depth: Number of linear layers of the MLP.
     """
 
     def __init__(

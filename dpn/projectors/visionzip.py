@@ -25,12 +25,12 @@ class VisionZipProjector(ReducingProjector):
     all. It needs no training.
 
     Args:
-        keep: share of the tower's tokens that enter the decoder, divided in the proportion of
+        keep: Share of the tower's tokens that enter the decoder, divided in the proportion of
             `dominant` and `contextual`; null: these numbers themselves.
-        dominant: number of dominant tokens, CLS included (the paper's example of 64 tokens has 54
+        dominant: Number of dominant tokens, CLS included (the paper's example of 64 tokens has 54
             and 10).
-        contextual: number of contextual tokens.
-        depth: number of linear layers of the MLP.
+        contextual: Number of contextual tokens.
+        depth: Number of linear layers of the MLP.
     """
 
     trainable = False

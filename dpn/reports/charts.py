@@ -21,13 +21,13 @@ class Series:
     """Points of one method.
 
     Attributes:
-        method: method whose look the points have; None for a line that belongs to no method.
-        name: name of the line.
-        x: x values.
-        y: y values.
-        labels: text of each point, shown when the mouse hovers over it.
-        x_error: standard deviation over seeds of the x values; empty: none.
-        y_error: standard deviation over seeds of the y values; empty: none.
+        method: Method whose look the points have; None for a line that belongs to no method.
+        name: Name of the line.
+        x: X values.
+        y: Y values.
+        labels: Text of each point, shown when the mouse hovers over it.
+        x_error: Standard deviation over seeds of the x values; empty: none.
+        y_error: Standard deviation over seeds of the y values; empty: none.
     """
 
     method: str | None
@@ -44,13 +44,13 @@ class Chart:
     """Content of a chart.
 
     Attributes:
-        name: name of its file.
-        title: title of the chart.
-        x: title of the x axis.
-        y: title of the y axis.
-        series: series in drawing order.
-        mode: joined marks, a line, or steps.
-        alt_text: description for screen readers.
+        name: Name of its file.
+        title: Title of the chart.
+        x: Title of the x axis.
+        y: Title of the y axis.
+        series: Series in drawing order.
+        mode: Joined marks, a line, or steps.
+        alt_text: Description for screen readers.
     """
 
     name: str

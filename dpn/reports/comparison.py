@@ -13,9 +13,9 @@ class Comparison:
     """The runs in some folders.
 
     Attributes:
-        runs: all runs.
-        points: finished runs, grouped by their settings.
-        left_out: runs that did not finish, and runs that repeat the seed of another one.
+        runs: All runs.
+        points: Finished runs, grouped by their settings.
+        left_out: Runs that did not finish, and runs that repeat the seed of another one.
     """
 
     runs: Sequence[Run]
@@ -32,7 +32,7 @@ def compare(folders: Sequence[Path]) -> Comparison:
     """Read all runs in some folders.
 
     Raises:
-        FileNotFoundError: if a folder does not exist, or there is no run in them.
+        FileNotFoundError: If a folder does not exist, or there is no run in them.
     """
     runs = [read_run(folder) for folder in find_runs(folders)]
     points, repeated = points_of([run for run in runs if run.outcome == "finished"])

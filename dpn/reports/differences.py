@@ -15,9 +15,9 @@ def differences(rows: Sequence[Row], others: Sequence[Row], other: str) -> list[
     """Tables of the questions that went better or worse than with another model.
 
     Args:
-        rows: scored answers of a model.
-        others: scored answers of the other model.
-        other: name of the other model.
+        rows: Scored answers of a model.
+        others: Scored answers of the other model.
+        other: Name of the other model.
     """
     theirs = {question(row): row for row in others if row["score"] is not None}
     scored = [row for row in rows if row["score"] is not None]

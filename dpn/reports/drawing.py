@@ -22,8 +22,8 @@ def figure(chart: Chart, methods: Sequence[str]) -> "go.Figure":
     """A chart for the page, whose script adds the page's colours.
 
     Args:
-        chart: chart to draw.
-        methods: all methods; their order determines their looks.
+        chart: Chart to draw.
+        methods: All methods; their order determines their looks.
     """
     import plotly.graph_objects as go
 

@@ -35,9 +35,9 @@ class HeldOutImage:
     """A held-out image and what was kept of it.
 
     Attributes:
-        point: point whose model answered.
-        words: question, answer and route.
-        panels: data URLs of the pictures by their titles.
+        point: Point whose model answered.
+        words: Question, answer and route.
+        panels: Data URLs of the pictures by their titles.
     """
 
     point: Point
@@ -82,10 +82,10 @@ class RouteShares:
     """Routes of a point's prompts.
 
     Attributes:
-        point: point whose prompts these are.
-        layers: layers at which the router chooses.
-        experts: chosen experts, each with a number.
-        groups: name of each family and difficulty, its number of prompts, and their shares by layer
+        point: Point whose prompts these are.
+        layers: Layers at which the router chooses.
+        experts: Chosen experts, each with a number.
+        groups: Name of each family and difficulty, its number of prompts, and their shares by layer
             and expert.
     """
 

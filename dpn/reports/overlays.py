@@ -27,8 +27,8 @@ def draw_overlay(
 
     Args:
         pixels: `[H, W, 3]` in 0..255.
-        owners: per layer, `[h, w]` row that holds each cell, -1 for none.
-        text: lines above the pictures: question, answer, route.
+        owners: Per layer, `[h, w]` row that holds each cell, -1 for none.
+        text: Lines above the pictures: question, answer, route.
         path: PNG to write.
     """
     panels = _panels(owners)
@@ -53,7 +53,7 @@ def read_overlay(path: Path) -> tuple[dict[str, Image.Image], list[str]]:
     """Panels, by their titles, and lines of text of a picture that `draw_overlay` wrote.
 
     Raises:
-        OSError: if the file is not a complete picture.
+        OSError: If the file is not a complete picture.
     """
     with Image.open(path) as picture:
         picture.load()

@@ -16,11 +16,11 @@ def write_report(folder: Path, against: str | None = None) -> Path:
     """Write report.md and the figures from metrics.json and rows.jsonl.
 
     Args:
-        folder: folder of the results.
-        against: folder of another model's results on the same questions.
+        folder: Folder of the results.
+        against: Folder of another model's results on the same questions.
 
     Raises:
-        FileNotFoundError: if one of the folders has no results.
+        FileNotFoundError: If one of the folders has no results.
     """
     metrics, rows = read_results(folder)
     status: dict[str, Any] = read_json(folder / "status.json") or {}
@@ -57,7 +57,7 @@ def read_results(folder: Path) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Metrics and rows of a folder.
 
     Raises:
-        FileNotFoundError: if it has none.
+        FileNotFoundError: If it has none.
     """
     metrics = read_json(folder / "metrics.json")
     if metrics is None or not (folder / "rows.jsonl").exists():

@@ -31,9 +31,9 @@ class Point:
     """Runs that differ only in their seed.
 
     Attributes:
-        method: overrides without seed and budget, as far as they differ from other points.
-        settings: all settings but the seed, by their dotted keys.
-        runs: one run for each seed.
+        method: Overrides without seed and budget, as far as they differ from other points.
+        settings: All settings but the seed, by their dotted keys.
+        runs: One run for each seed.
     """
 
     method: str

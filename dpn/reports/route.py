@@ -22,9 +22,9 @@ class LayerChoice:
     """A router's decision at one layer.
 
     Attributes:
-        title: which layer.
-        probs: probability of each option.
-        chosen: the chosen option; None if every row decides for itself.
+        title: Which layer.
+        probs: Probability of each option.
+        chosen: The chosen option; None if every row decides for itself.
     """
 
     title: str
@@ -37,9 +37,9 @@ class RouteStep:
     """What is left of the images from one layer to the next change.
 
     Attributes:
-        title: first layer of the step, and its number of visual rows.
-        owners: for each image `[h, w]`, the row that holds each cell; -1 if no row does.
-        choices: decisions that led to the step.
+        title: First layer of the step, and its number of visual rows.
+        owners: For each image `[h, w]`, the row that holds each cell; -1 if no row does.
+        choices: Decisions that led to the step.
     """
 
     title: str
@@ -52,11 +52,11 @@ class Route:
     """One question's way through the decoder.
 
     Attributes:
-        question: text of the question.
-        answer: the model's answer.
-        remarks: sentences about the whole route.
+        question: Text of the question.
+        answer: The model's answer.
+        remarks: Sentences about the whole route.
         images: `[H, W, 3]` in 0..255, as the model sees them.
-        steps: steps in the order of the layers, at least one.
+        steps: Steps in the order of the layers, at least one.
     """
 
     question: str
@@ -87,12 +87,12 @@ class _Block:
     """The part of a figure that shows one route.
 
     Args:
-        route: the route to show.
-        columns: pictures in a line.
-        width: inches.
+        route: The route to show.
+        columns: Pictures in a line.
+        width: Inches.
 
     Attributes:
-        height: inches.
+        height: Inches.
     """
 
     def __init__(self, route: Route, columns: int, width: float) -> None:

@@ -35,14 +35,14 @@ class Run:
     """Content of a run folder.
 
     Attributes:
-        folder: path of the folder.
-        outcome: one of `OUTCOMES`, `damaged`, or `evaluation` for a folder of `dpn.eval`.
-        problem: error that ended the run, or what is damaged; empty if it finished.
-        config: resolved settings.
-        overrides: overrides of its command; None for runs that did not record them.
-        metrics: content of metrics.json.
-        rows: its answers.
-        curves: values logged in training.
+        folder: Path of the folder.
+        outcome: One of `OUTCOMES`, `damaged`, or `evaluation` for a folder of `dpn.eval`.
+        problem: Error that ended the run, or what is damaged; empty if it finished.
+        config: Resolved settings.
+        overrides: Overrides of its command; None for runs that did not record them.
+        metrics: Content of metrics.json.
+        rows: Its answers.
+        curves: Values logged in training.
     """
 
     folder: Path
@@ -64,7 +64,7 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
     """All run folders in some folders, at any depth, each once.
 
     Raises:
-        FileNotFoundError: if one of the folders does not exist, or there is no run in them.
+        FileNotFoundError: If one of the folders does not exist, or there is no run in them.
     """
     found: dict[Path, Path] = {}
     for folder in folders:

@@ -16,9 +16,9 @@ def divergences(
     """Measure KL(with || without) of the last column's prediction, mean over all samples.
 
     Args:
-        model: a `DPNForConditionalGeneration` in evaluation mode; its own router does not act.
-        batches: arguments of its `forward`, without labels.
-        routers: routers, each compared with no router.
+        model: A `DPNForConditionalGeneration` in evaluation mode; its own router does not act.
+        batches: Arguments of its `forward`, without labels.
+        routers: Routers, each compared with no router.
 
     Returns:
         One divergence per router.

@@ -23,12 +23,12 @@ class DroppingRouter(StrengthRouter):
     rows are kept, e.g. for an image that comes after the text whose attention is the score.
 
     Args:
-        where: layer whose attention `scores` can read at a depth: the layer before it (`post`) or
+        where: Layer whose attention `scores` can read at a depth: the layer before it (`post`) or
             the layer after it (`pre`).
         positions: `renumber` or `keep`, see `dpn.tokens.packed.PackedTokens`.
-        strength: parameter that the schedule depends on, see `StrengthRouter`.
-        bounds: smallest and largest strength.
-        keep: target share of visual MACs; if given, it determines the strength.
+        strength: Parameter that the schedule depends on, see `StrengthRouter`.
+        bounds: Smallest and largest strength.
+        keep: Target share of visual MACs; if given, it determines the strength.
     """
 
     def __init__(
@@ -52,9 +52,9 @@ class DroppingRouter(StrengthRouter):
         """Return the number of rows of an image that are kept at a depth.
 
         Args:
-            share: share of the entered rows, from the schedule.
-            entered: number of rows with which the image entered the decoder.
-            now: number of rows before the depth.
+            share: Share of the entered rows, from the schedule.
+            entered: Number of rows with which the image entered the decoder.
+            now: Number of rows before the depth.
         """
         return min(now, int(entered * share))
 
@@ -109,7 +109,7 @@ class _FirstRows(Router):
     """Keeps the first rows of each image, as many as another router keeps.
 
     Args:
-        router: router whose schedule it follows.
+        router: Router whose schedule it follows.
     """
 
     where = "pre"
@@ -126,8 +126,8 @@ def highest(scores: Sequence[Tensor], counts: Sequence[int]) -> list[np.ndarray]
     """Return the ascending places of each image's highest scores; of equal ones the first.
 
     Args:
-        scores: scores `[rows]` of each image.
-        counts: number of places for each image.
+        scores: Scores `[rows]` of each image.
+        counts: Number of places for each image.
     """
     places = [
         score.argsort(descending=True, stable=True)[:count].sort().values
@@ -163,9 +163,9 @@ def mean_attention(
     """Return the attention `[rows]` that each image gets, mean over heads and the given rows.
 
     Args:
-        tokens: the pack.
-        context: context of the hook that calls this.
-        rows: rows of each sample whose attention is read.
+        tokens: The pack.
+        context: Context of the hook that calls this.
+        rows: Rows of each sample whose attention is read.
     """
     mean = [p.mean((0, 1)) for p in context.attention_scores(tokens, rows)]  # [n_b] per sample
     return of_images(tokens, mean)

@@ -81,9 +81,9 @@ def mean_rows(
     """Average the rows of some columns of each sample.
 
     Args:
-        tokens: the pack.
-        samples: indices of S samples.
-        columns: columns of `input_ids` for each of these samples, at least one.
+        tokens: The pack.
+        samples: Indices of S samples.
+        columns: Columns of `input_ids` for each of these samples, at least one.
 
     Returns:
         Means in fp32, `[S, D]`.

@@ -14,7 +14,7 @@ class JoinedRouter(Router):
     """Applies all members before and after each layer, in order.
 
     Args:
-        members: routers to combine.
+        members: Routers to combine.
     """
 
     def __init__(self, members: Sequence[Router], **sizes: Unpack[RouterSizes]):

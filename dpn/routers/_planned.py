@@ -14,9 +14,9 @@ class PlannedRouter(StrengthRouter):
 
     Args:
         layers: 0-based indices of the reduced layers; default: all.
-        strength: parameter that the plans depend on, see `StrengthRouter`.
-        bounds: smallest and largest strength.
-        keep: target share of visual MACs; if given, it determines the strength.
+        strength: Parameter that the plans depend on, see `StrengthRouter`.
+        bounds: Smallest and largest strength.
+        keep: Target share of visual MACs; if given, it determines the strength.
     """
 
     acts = "within layers"

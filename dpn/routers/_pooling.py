@@ -27,9 +27,9 @@ class GateChoice(NamedTuple):
     """Result of `PoolingRouter.choose`.
 
     Attributes:
-        experts: chosen experts, `[S]`.
-        probs: probabilities of all experts, `[S, E]`.
-        read: rows that the gate read, see `dpn.tokens.Decision`.
+        experts: Chosen experts, `[S]`.
+        probs: Probabilities of all experts, `[S, E]`.
+        read: Rows that the gate read, see `dpn.tokens.Decision`.
     """
 
     experts: Tensor
@@ -70,11 +70,11 @@ class PoolingRouter(Router):
         """Choose an expert for each sample.
 
         Args:
-            gate: index of the layer in the plan.
-            tokens: the pack.
-            samples: indices of the S samples to choose for.
-            allowed: experts that each sample may get, bool `[S, E]` on the host.
-            context: context of the pass.
+            gate: Index of the layer in the plan.
+            tokens: The pack.
+            samples: Indices of the S samples to choose for.
+            allowed: Experts that each sample may get, bool `[S, E]` on the host.
+            context: Context of the pass.
         """
         raise TypeError(f"{type(self).__name__} does not implement choose")
 

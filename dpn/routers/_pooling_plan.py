@@ -27,10 +27,10 @@ class PoolingPlan:
     """Layers at which rows are pooled, and the kernels that may be used there.
 
     Attributes:
-        layers: layers at which a kernel is chosen, ascending.
-        kernels: kernels of the experts at each of these layers.
-        min_rows: fewest rows that a kernel may leave of a sample.
-        min_pooled: fewest rows that a sample must have to be routed.
+        layers: Layers at which a kernel is chosen, ascending.
+        kernels: Kernels of the experts at each of these layers.
+        min_rows: Fewest rows that a kernel may leave of a sample.
+        min_pooled: Fewest rows that a sample must have to be routed.
     """
 
     layers: tuple[int, ...]
@@ -59,11 +59,11 @@ class PoolingPlan:
         """Return the expected visual MACs of one sample, with independent choices at all gates.
 
         Args:
-            probs: probability of each expert at each gate, `[E]`, or `[E, S]` for S samples of
+            probs: Probability of each expert at each gate, `[E]`, or `[E, S]` for S samples of
                 these grids; they are renormalised over the allowed experts, as in sampling.
-            grids: grids of the rows that enter the decoder.
-            text: sizes of the decoder.
-            where: whether a gate acts before (`pre`) or after (`post`) its layer.
+            grids: Grids of the rows that enter the decoder.
+            text: Sizes of the decoder.
+            where: Whether a gate acts before (`pre`) or after (`post`) its layer.
         """
         ends = [layer + (where == "post") for layer in self.layers] + [text.num_layers]
 

@@ -10,9 +10,9 @@ class StrengthRouter(Router):
     """A router whose cost depends on one parameter, its strength.
 
     Args:
-        strength: value of the parameter, unless `keep` is given.
-        bounds: smallest and largest value of the parameter.
-        keep: target share of visual MACs; the strength whose share is closest to it is used.
+        strength: Value of the parameter, unless `keep` is given.
+        bounds: Smallest and largest value of the parameter.
+        keep: Target share of visual MACs; the strength whose share is closest to it is used.
     """
 
     def __init__(

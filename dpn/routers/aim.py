@@ -31,12 +31,12 @@ class AIMRouter(DroppingRouter):
     is treated by itself.
 
     Args:
-        merge: share of an image's rows that is left after merging.
-        first: first layer after which rows are dropped; default: half of the depth, 14 of 28.
-        steps: number of layers after which rows are dropped; default: 8 of 28, scaled to the depth.
+        merge: Share of an image's rows that is left after merging.
+        first: First layer after which rows are dropped; default: half of the depth, 14 of 28.
+        steps: Number of layers after which rows are dropped; default: 8 of 28, scaled to the depth.
         positions: `keep`, as released: merged rows are numbered without gaps and keep their number
             when others are dropped; or `renumber`.
-        keep: target share of visual MACs, met by choosing `merge`.
+        keep: Target share of visual MACs, met by choosing `merge`.
     """
 
     trainable = False
@@ -101,7 +101,7 @@ def importance(probs: Tensor) -> Tensor:
     """Compute the page rank `[n]` of a sample's rows from the attention of the first R.
 
     Args:
-        probs: attention probabilities, `[R, H, n]`.
+        probs: Attention probabilities, `[R, H, n]`.
     """
     count = len(probs)
     square = probs[:, :, :count].transpose(0, 1)  # [H, R, R]
@@ -129,8 +129,8 @@ def matched(rows: Tensor, remove: int) -> Tensor:
     """Match rows in one round of bipartite matching (ToMe, arXiv 2210.09461).
 
     Args:
-        rows: rows `[n, D]` of an image; even rows may merge into odd ones.
-        remove: number of rows to merge; at most half of all rows are.
+        rows: Rows `[n, D]` of an image; even rows may merge into odd ones.
+        remove: Number of rows to merge; at most half of all rows are.
 
     Returns:
         New row of each row, `[n]`.

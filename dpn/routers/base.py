@@ -27,16 +27,16 @@ class RoutingContext:
     """Inputs of a router in addition to the rows; none of them depends on answers.
 
     Attributes:
-        instruction: first and end column of each sample's text before its first supervised token.
-        router_columns: columns of each sample's `<ROUTER>` tokens.
+        instruction: First and end column of each sample's text before its first supervised token.
+        router_columns: Columns of each sample's `<ROUTER>` tokens.
         keys: uint64 key of each sample, `[B]`; sampling depends on it, not on the place in the
             batch.
-        training: whether the model is in training mode, where routes are sampled.
-        seed: seed of the run.
-        step: optimizer step.
-        trace: record of this pass, to which decisions are added.
-        entered: the pack that entered the first layer, with the embeddings of text.
-        attention_scores: function `attention_scores(tokens, rows)` of the hook's pack and R_b rows
+        training: Whether the model is in training mode, where routes are sampled.
+        seed: Seed of the run.
+        step: Optimizer step.
+        trace: Record of this pass, to which decisions are added.
+        entered: The pack that entered the first layer, with the embeddings of text.
+        attention_scores: Function `attention_scores(tokens, rows)` of the hook's pack and R_b rows
             of each sample. It returns their attention probabilities over the sample's n_b rows,
             fp32 `[R_b, H, n_b]` without gradient: before a layer those of that layer, after it
             those of the layer that ran. A router that needs them at a layer must call it there on
@@ -66,8 +66,8 @@ class RouterSizes(TypedDict):
     """Arguments that the model passes to every router's constructor.
 
     Attributes:
-        text: sizes of the decoder.
-        grid: grid of the visual tokens that enter the decoder for an image of native size.
+        text: Sizes of the decoder.
+        grid: Grid of the visual tokens that enter the decoder for an image of native size.
     """
 
     text: TextShape
@@ -84,8 +84,8 @@ class Router(nn.Module):
     passes on to this class.
 
     Args:
-        text: sizes of the decoder.
-        grid: grid of the visual tokens that enter the decoder for an image of native size.
+        text: Sizes of the decoder.
+        grid: Grid of the visual tokens that enter the decoder for an image of native size.
     """
 
     #: Where it acts, for tables: `between layers`, `within layers` or `nowhere`.
@@ -151,7 +151,7 @@ class Router(nn.Module):
         """Return a router that does a bound of this one's work without reading data, for dry runs.
 
         Args:
-            most: whether it keeps as many rows as this router can, or as few.
+            most: Whether it keeps as many rows as this router can, or as few.
         """
         return self
 
@@ -169,11 +169,11 @@ class Router(nn.Module):
         """Return this router with a fixed route, to time it with random weights.
 
         Args:
-            route: for each layer at which the router chooses a kernel, a kernel [h, w], or a list
+            route: For each layer at which the router chooses a kernel, a kernel [h, w], or a list
                 of kernels that the samples use in turn.
 
         Raises:
-            ValueError: if the router cannot take that route.
+            ValueError: If the router cannot take that route.
         """
         raise ValueError("The router picks no kernels.")
 
@@ -184,9 +184,9 @@ class Router(nn.Module):
         Further arguments of a method's own `search` are options of that command.
 
         Args:
-            model: a trained `DPNForConditionalGeneration` in evaluation mode; its own router does
+            model: A trained `DPNForConditionalGeneration` in evaluation mode; its own router does
                 not act.
-            batches: arguments of its `forward`, without labels.
+            batches: Arguments of its `forward`, without labels.
 
         Returns:
             Value of each setting that was found; empty for methods that search for none.
@@ -198,7 +198,7 @@ class Router(nn.Module):
         """Stand-ins for settings that come from `search`, to try the method without data.
 
         Args:
-            text: sizes of the decoder.
+            text: Sizes of the decoder.
         """
         return {}
 

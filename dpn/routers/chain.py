@@ -13,9 +13,9 @@ class ChainRouter(JoinedRouter):
     """Applies all members before and after each layer, in order.
 
     Args:
-        routers: config section of each member, with its `name`; all members must have the same
+        routers: Config section of each member, with its `name`; all members must have the same
             `positions`.
-        keep: must be null; each member may have its own, which counts the member's work alone.
+        keep: Must be null; each member may have its own, which counts the member's work alone.
     """
 
     meets_keep = "never"

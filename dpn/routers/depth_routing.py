@@ -43,13 +43,13 @@ class DepthRoutingRouter(StrengthRouter):
     that answer; rows before the answer never do.
 
     Args:
-        capacity: share of an image's rows that take part in training; 0.5, as released.
+        capacity: Share of an image's rows that take part in training; 0.5, as released.
         layers: 0-based indices of the layers that rows may skip; default: all but the first 3 of
             32, scaled to the depth, and the last, as with `arank_mod`. `tools/search.py` ranks
             layers.
-        threshold: smallest p of the rows that take part in evaluation; null: as in training.
-        positions: numbering of rows within these layers: `renumber`, as released, or `keep`.
-        keep: target share of visual MACs, met by choosing the capacity.
+        threshold: Smallest p of the rows that take part in evaluation; null: as in training.
+        positions: Numbering of rows within these layers: `renumber`, as released, or `keep`.
+        keep: Target share of visual MACs, met by choosing the capacity.
     """
 
     acts = "within layers"
@@ -101,8 +101,8 @@ class DepthRoutingRouter(StrengthRouter):
         """Return the ascending places of each image's rows that take part.
 
         Args:
-            scores: probabilities `[rows]` of each image.
-            training: whether the model is in training mode.
+            scores: Probabilities `[rows]` of each image.
+            training: Whether the model is in training mode.
         """
         if training or self.keep is not None or self.threshold is None:
             return highest(scores, [self.left(len(score)) for score in scores])
@@ -153,9 +153,9 @@ class DepthRoutingRouter(StrengthRouter):
         """Rank the layers by ARank, the mean rank of their attention maps.
 
         Args:
-            model: see `Router.search`.
-            batches: see `Router.search`.
-            tolerance: share of the largest singular value below which others count as zero;
+            model: See `Router.search`.
+            batches: See `Router.search`.
+            tolerance: Share of the largest singular value below which others count as zero;
                 None: the default of `torch.linalg.matrix_rank`.
 
         Returns:
@@ -177,8 +177,8 @@ class _RankOfMaps(Router):
     rows, since each row attends to itself.
 
     Args:
-        like: router of the model, for its sizes and positions.
-        tolerance: see `DepthRoutingRouter.search`.
+        like: Router of the model, for its sizes and positions.
+        tolerance: See `DepthRoutingRouter.search`.
     """
 
     def __init__(self, like: Router, tolerance: float | None = None):

@@ -27,23 +27,23 @@ class DPERouter(PoolingRouter):
     Args:
         layers: 0-based indices of the layers with a gate; default: those that end the first, second
             and third quarter of the decoder.
-        kernels: kernels [h, w] of the experts, one list for all layers or one list per layer.
+        kernels: Kernels [h, w] of the experts, one list for all layers or one list per layer.
         reduce: `max`, `avg` or `conv` (learned depthwise convolution, initialised as the average).
-        where: whether rows are pooled after the layer (`post`) or before it (`pre`).
+        where: Whether rows are pooled after the layer (`post`) or before it (`pre`).
         positions: `renumber` or `keep`, see `dpn.tokens.packed.PackedTokens`.
-        min_rows: fewest rows that an expert may leave of a sample; `reference`: 18 in training, no
+        min_rows: Fewest rows that an expert may leave of a sample; `reference`: 18 in training, no
             limit in evaluation, and samples below 16 rows are never routed.
         eligibility: `sample`: a sample is routed if it has at least as many rows as the largest
             kernel; `reference`: samples are routed only if all of the batch have.
         gate: `mlp`: LayerNorm, Linear(D, D/4), GELU, Linear(D/4, E) without biases; `linear`:
             Linear(D, E).
-        temperature: divisor of the gate's logits.
-        token: tokens that the gate reads: the `<ROUTER>` tokens (`router`) or the last instruction
+        temperature: Divisor of the gate's logits.
+        token: Tokens that the gate reads: the `<ROUTER>` tokens (`router`) or the last instruction
             token before the first answer (`last`).
         read: `<ROUTER>` tokens of a conversation that are averaged: `all`, or only the `first`,
             which no answer precedes.
-        detach: whether the gate's gradient stops at the rows that it reads.
-        keep: target share of visual MACs in evaluation, met by a price on rows that is found after
+        detach: Whether the gate's gradient stops at the rows that it reads.
+        keep: Target share of visual MACs in evaluation, met by a price on rows that is found after
             training.
     """
 

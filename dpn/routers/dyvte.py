@@ -32,9 +32,9 @@ class DyVTERouter(Router):
     dropping rows saves nothing. Untrained gates drop rows at random, as in the release.
 
     Args:
-        hidden: width of the gates.
+        hidden: Width of the gates.
         positions: `keep`, as released, or `renumber`.
-        keep: target share of visual MACs in evaluation, met by a price on staying that is found
+        keep: Target share of visual MACs in evaluation, met by a price on staying that is found
             after training.
     """
 

@@ -23,7 +23,7 @@ class FastVRouter(DroppingRouter):
             in its Hugging Face port).
         ratio: R, share of rows that are dropped; 0.5 (0.75 in the port).
         positions: `keep`, as released, or `renumber`.
-        keep: target share of visual MACs, met by choosing R.
+        keep: Target share of visual MACs, met by choosing R.
     """
 
     trainable = False

@@ -36,11 +36,11 @@ class HeadPruningRouter(PlannedRouter):
     nor how heads that share keys are pruned, here all or none of a group, by its highest score.
 
     Args:
-        scores: score per layer and key/value head, or the file that `tools/search.py` writes.
-        threshold: smallest score of the heads that are kept; 0.035 belongs to `headmask_30` for the
+        scores: Score per layer and key/value head, or the file that `tools/search.py` writes.
+        threshold: Smallest score of the heads that are kept; 0.035 belongs to `headmask_30` for the
             13B, with which `finetune_yopo.sh` trains.
-        keep_layers: number of first layers that keep all heads.
-        keep: target share of visual MACs; the threshold whose share is closest to it is used.
+        keep_layers: Number of first layers that keep all heads.
+        keep: Target share of visual MACs; the threshold whose share is closest to it is used.
     """
 
     files = MappingProxyType({"scores": "head_scores.json"})
@@ -72,15 +72,15 @@ class HeadPruningRouter(PlannedRouter):
         """Measure the scores of a model's heads; the release uses 100 samples.
 
         Args:
-            model: see `Router.search`.
-            batches: see `Router.search`.
+            model: See `Router.search`.
+            batches: See `Router.search`.
 
         Returns:
             `scores` per layer and key/value head: the r that two fifths of the samples exceed, of
             the head with the highest one in its group.
 
         Raises:
-            ValueError: if no sample has an image.
+            ValueError: If no sample has an image.
         """
         watch = _Watch(**model.router.sizes)
         watch.ratios = [[] for _ in range(watch.text.num_layers)]
@@ -120,7 +120,7 @@ def read_scores(scores: Scores | str | None) -> Scores | None:
     """Read scores from a file; numbers are returned unchanged.
 
     Raises:
-        ValueError: if the file does not exist or has no scores.
+        ValueError: If the file does not exist or has no scores.
     """
     if not isinstance(scores, str):
         return scores
@@ -163,7 +163,7 @@ class _Watch(Router):
     """Records the ratio r of every head and keeps all rows.
 
     Attributes:
-        ratios: ratios `[H]` per layer and sample with an image.
+        ratios: Ratios `[H]` per layer and sample with an image.
     """
 
     ratios: list[list[Tensor]]

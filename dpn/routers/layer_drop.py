@@ -15,7 +15,7 @@ class LayerDropRouter(VTWRouter):
     Args:
         k: K, number of layers with visual rows; default: half of the layers, like `layercut` 20 of
             the 13B's 40 in `finetune_yopo.sh`.
-        keep: target share of visual MACs; the K whose share is closest to it is used.
+        keep: Target share of visual MACs; the K whose share is closest to it is used.
     """
 
     acts = "within layers"

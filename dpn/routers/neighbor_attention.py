@@ -18,10 +18,10 @@ class NeighborAttentionRouter(PlannedRouter):
     several, visual rows attend to their own image only.
 
     Args:
-        radius: distance in grid rows and columns; 2 is the 5 x 5 window of `finetune_yopo.sh`
+        radius: Distance in grid rows and columns; 2 is the 5 x 5 window of `finetune_yopo.sh`
             (`attncut_w=5`), while a comment in the release says 3 x 3.
         layers: 0-based indices of the layers that do so; default: all, as released.
-        keep: target share of visual MACs; the radius whose share is closest to it is used.
+        keep: Target share of visual MACs; the radius whose share is closest to it is used.
     """
 
     lossless = False  # visual rows attend to later ones

@@ -21,10 +21,10 @@ class PyramidDropRouter(DroppingRouter):
     answer is used. The release has one image per sample; here each image is pruned by itself.
 
     Args:
-        layers: layers before which rows are dropped; default: at each quarter, 8, 16 and 24 of 32.
-        ratio: share of the rows that is kept at each of them.
+        layers: Layers before which rows are dropped; default: at each quarter, 8, 16 and 24 of 32.
+        ratio: Share of the rows that is kept at each of them.
         positions: `renumber`, as released, or `keep`.
-        keep: target share of visual MACs, met by choosing the ratio.
+        keep: Target share of visual MACs, met by choosing the ratio.
     """
 
     def __init__(

@@ -22,12 +22,12 @@ class RandomRouter(PoolingRouter):
     Args:
         layers: 0-based indices of the layers that pool; default: those that end the first, second
             and third quarter of the decoder.
-        kernels: kernels [h, w] to draw from, one list for all layers or one list per layer.
+        kernels: Kernels [h, w] to draw from, one list for all layers or one list per layer.
         reduce: `max` or `avg`.
-        where: whether rows are pooled after the layer (`post`) or before it (`pre`).
+        where: Whether rows are pooled after the layer (`post`) or before it (`pre`).
         positions: `renumber` or `keep`, see `dpn.tokens.packed.PackedTokens`.
-        min_rows: fewest rows that a kernel may leave of a sample.
-        keep: expected share of visual MACs; null: all kernels are equally likely.
+        min_rows: Fewest rows that a kernel may leave of a sample.
+        keep: Expected share of visual MACs; null: all kernels are equally likely.
     """
 
     meets_keep = "roughly"
@@ -87,9 +87,9 @@ def draw(probs: Tensor, allowed: Tensor, uniform: Tensor) -> Tensor:
     """Sample an allowed expert for each sample by inverting the cumulative probability.
 
     Args:
-        probs: probabilities `[S, E]`.
-        allowed: experts that may be chosen, bool `[S, E]`.
-        uniform: random numbers in [0, 1), `[S]`.
+        probs: Probabilities `[S, E]`.
+        allowed: Experts that may be chosen, bool `[S, E]`.
+        uniform: Random numbers in [0, 1), `[S]`.
 
     Returns:
         Experts, `[S]`.

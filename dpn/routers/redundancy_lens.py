@@ -32,13 +32,13 @@ class RedundancyLensRouter(PlannedRouter):
     first if there is no ranking.
 
     Args:
-        ranking: layers for `attention` and for `ffn` in the order in which they are reduced, or the
+        ranking: Layers for `attention` and for `ffn` in the order in which they are reduced, or the
             file that `tools/search.py` writes; default: from the last layer backwards.
-        reduced: number of layers that are reduced, of each kind; default: half.
-        window: number of visual rows in a window.
-        ratio: share of the hidden units that visual rows use.
-        probe: distance between probe rows: one row in every `probe`.
-        keep: target share of visual MACs; the number of layers whose share is closest is used.
+        reduced: Number of layers that are reduced, of each kind; default: half.
+        window: Number of visual rows in a window.
+        ratio: Share of the hidden units that visual rows use.
+        probe: Distance between probe rows: one row in every `probe`.
+        keep: Target share of visual MACs; the number of layers whose share is closest is used.
     """
 
     trainable = False
@@ -109,7 +109,7 @@ def read_ranking(ranking: Ranking | str | None) -> Ranking | None:
     """Read a ranking from a file; a mapping is checked and returned.
 
     Raises:
-        ValueError: if the file does not exist or has no ranking.
+        ValueError: If the file does not exist or has no ranking.
     """
     found: Any = ranking
     if isinstance(ranking, str):
@@ -146,10 +146,10 @@ def rank_layers(model: Any, batches: Sequence[Mapping[str, Any]], plan: LayerPla
     paper's measure is unknown to us.
 
     Args:
-        model: a `DPNForConditionalGeneration` in evaluation mode; its own router does
+        model: A `DPNForConditionalGeneration` in evaluation mode; its own router does
             not act.
-        batches: arguments of its `forward`, without labels; they are passed over L * L / 2 times.
-        plan: plan of a reduced layer.
+        batches: Arguments of its `forward`, without labels; they are passed over L * L / 2 times.
+        plan: Plan of a reduced layer.
 
     Returns:
         All layers, in the order in which they are reduced.

@@ -12,9 +12,9 @@ class SparseFFNRouter(PlannedRouter):
     """Visual rows use the first m / ratio of the FFN's m hidden units, as released.
 
     Args:
-        ratio: divisor of the number of hidden units; 2 is `mlpcut` of `finetune_yopo.sh`.
+        ratio: Divisor of the number of hidden units; 2 is `mlpcut` of `finetune_yopo.sh`.
         layers: 0-based indices of the layers that do so; default: all, as released.
-        keep: target share of visual MACs, met by choosing the number of units.
+        keep: Target share of visual MACs, met by choosing the number of units.
     """
 
     def __init__(

@@ -33,13 +33,13 @@ class SparseVLMRouter(DroppingRouter):
     with the same raters.
 
     Args:
-        layers: layers after which rows are dropped; default: 2, 6 and 15 of 32, scaled to the
+        layers: Layers after which rows are dropped; default: 2, 6 and 15 of 32, scaled to the
             depth.
-        counts: share of an image's rows that is kept after each of these layers; default: 300, 200
+        counts: Share of an image's rows that is kept after each of these layers; default: 300, 200
             and 110 of 576, the released counts for 192 rows on average.
-        recycle: whether the best of the dropped rows are merged.
+        recycle: Whether the best of the dropped rows are merged.
         positions: `renumber`, as released, or `keep`.
-        keep: target share of visual MACs, met by raising all `counts` to one power (our choice; the
+        keep: Target share of visual MACs, met by raising all `counts` to one power (our choice; the
             paper has four tables of counts).
     """
 
@@ -158,8 +158,8 @@ def density_peaks(rows: Tensor, clusters: int) -> Tensor:
     """Cluster rows by density peaks with nearest neighbours, as `cluster_and_merge` of the release.
 
     Args:
-        rows: rows `[n, D]`.
-        clusters: number of clusters, at most n, and of neighbours that define a row's density.
+        rows: Rows `[n, D]`.
+        clusters: Number of clusters, at most n, and of neighbours that define a row's density.
 
     Returns:
         Cluster of each row, `[n]`; every cluster has at least one row.

@@ -20,12 +20,12 @@ class StaticRouter(PoolingRouter):
     Args:
         layers: 0-based indices of the layers that pool; default: those that end the first, second
             and third quarter of the decoder.
-        kernels: one kernel [h, w] per layer, or one for all layers.
+        kernels: One kernel [h, w] per layer, or one for all layers.
         reduce: `max` or `avg`.
-        where: whether rows are pooled after the layer (`post`) or before it (`pre`).
+        where: Whether rows are pooled after the layer (`post`) or before it (`pre`).
         positions: `renumber` or `keep`, see `dpn.tokens.packed.PackedTokens`.
-        min_rows: fewest rows that a kernel may leave of a sample; otherwise it is not applied.
-        keep: target share of visual MACs; the combination of 1x1, 1x2 and 2x2 kernels whose share
+        min_rows: Fewest rows that a kernel may leave of a sample; otherwise it is not applied.
+        keep: Target share of visual MACs; the combination of 1x1, 1x2 and 2x2 kernels whose share
             is closest to it replaces `kernels`.
     """
 

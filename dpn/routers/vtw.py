@@ -19,7 +19,7 @@ class VTWRouter(DroppingRouter):
         k: K, number of layers with visual rows; default: 15 of 32, as released for LLaVA-1.5-7B,
             scaled to the depth. `python tools/search.py run=RUN router=vtw` finds one.
         positions: `keep`, as in `VTW.py` of lzhxmu/VTW, or `renumber`.
-        keep: target share of visual MACs; the K whose share is closest to it is used.
+        keep: Target share of visual MACs; the K whose share is closest to it is used.
     """
 
     trainable = False
@@ -54,10 +54,10 @@ class VTWRouter(DroppingRouter):
         and 0.0005 for 13B, on 20 samples (`lmms_eval/__main__.py` of lzhxmu/VTW).
 
         Args:
-            model: see `Router.search`.
-            batches: see `Router.search`.
-            eta: largest divergence that is accepted.
-            first: smallest K.
+            model: See `Router.search`.
+            batches: See `Router.search`.
+            eta: Largest divergence that is accepted.
+            first: Smallest K.
 
         Returns:
             `k`; the number of layers if no K is accepted.

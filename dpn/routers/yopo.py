@@ -27,12 +27,12 @@ class YOPORouter(JoinedRouter):
     attends to its whole image.
 
     Args:
-        radius: distance in grid rows and columns, see `neighbor_attention`.
-        scores: scores of heads or their file, see `head_pruning`; null: all heads are kept.
-        threshold: smallest score of the heads that are kept, see `head_pruning`.
-        ratio: divisor of the number of FFN units, see `sparse_ffn`.
-        k: number of layers with visual rows, see `layer_drop`; default: half of the layers.
-        keep: target share of visual MACs; the strength whose share is closest to it is used.
+        radius: Distance in grid rows and columns, see `neighbor_attention`.
+        scores: Scores of heads or their file, see `head_pruning`; null: all heads are kept.
+        threshold: Smallest score of the heads that are kept, see `head_pruning`.
+        ratio: Divisor of the number of FFN units, see `sparse_ffn`.
+        k: Number of layers with visual rows, see `layer_drop`; default: half of the layers.
+        keep: Target share of visual MACs; the strength whose share is closest to it is used.
     """
 
     acts = "within layers"

@@ -13,7 +13,7 @@ def commit(*also: str) -> str | None:
     for an installed package.
 
     Args:
-        also: further paths, relative to the checkout, whose changes count.
+        also: Further paths, relative to the checkout, whose changes count.
     """
     if not (ROOT / ".git").exists():
         return None

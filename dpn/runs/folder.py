@@ -53,10 +53,10 @@ class RunFolder:
     Entering it as a context manager claims the folder; leaving it records how the run ended.
 
     Args:
-        path: the folder.
-        identity: hash of the run's config; a folder with a run of another hash is refused.
-        settings: content of config.yaml.
-        command: command line of this run.
+        path: The folder.
+        identity: Hash of the run's config; a folder with a run of another hash is refused.
+        settings: Content of config.yaml.
+        command: Command line of this run.
         writer: False for all processes of a distributed run but the first, which only read.
     """
 
@@ -84,9 +84,9 @@ class RunFolder:
         """The folder of a request; `paths.run_dir` of its config becomes the folder's path.
 
         Args:
-            request: request whose folder this is.
-            path: folder to use instead of the one that follows from the request.
-            writer: whether this process writes, see `RunFolder`.
+            request: Request whose folder this is.
+            path: Folder to use instead of the one that follows from the request.
+            writer: Whether this process writes, see `RunFolder`.
         """
         config = request.config
         path = path or run_path(request)

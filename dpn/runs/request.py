@@ -31,16 +31,16 @@ class Request:
     """A command line: a composed config and where it came from.
 
     Attributes:
-        config: the composed config.
-        overrides: overrides of the command, without Hydra's own.
-        experiment: choice of the experiment group, or `main`.
-        door: name of the front door, e.g. `train` for `dpn.train`.
-        in_sweep: whether this is a job of a multirun.
-        launched: whether a launcher started a process for that job.
-        model: choice of the model group.
-        sweep: name of the multirun, which depends on its command alone; processes that a job
+        config: The composed config.
+        overrides: Overrides of the command, without Hydra's own.
+        experiment: Choice of the experiment group, or `main`.
+        door: Name of the front door, e.g. `train` for `dpn.train`.
+        in_sweep: Whether this is a job of a multirun.
+        launched: Whether a launcher started a process for that job.
+        model: Choice of the model group.
+        sweep: Name of the multirun, which depends on its command alone; processes that a job
             starts have it too.
-        job: number of the job in the multirun.
+        job: Number of the job in the multirun.
     """
 
     config: DictConfig

@@ -46,9 +46,9 @@ class Sweep:
     """A multirun: holds its folder while the jobs run, and summarizes their outcomes at the end.
 
     Args:
-        command: request of the multirun itself, see `dpn.config.compose.compose_jobs`.
-        jobs: requests of the jobs, as far as they are known at the start.
-        place: function from a request to the folder of its results.
+        command: Request of the multirun itself, see `dpn.config.compose.compose_jobs`.
+        jobs: Requests of the jobs, as far as they are known at the start.
+        place: Function from a request to the folder of its results.
     """
 
     def __init__(self, command: Request, jobs: Sequence[Request], place: Place) -> None:
@@ -148,7 +148,7 @@ def _following(folder: Path) -> Iterator[None]:
     """While the block runs, let a process with a launcher stop when the sweep is stopped.
 
     Raises:
-        Interrupted: if the sweep was stopped before.
+        Interrupted: If the sweep was stopped before.
     """
     follows = die_with_launcher()
     if (follows or is_launcher()) and (folder / STOP).exists():

@@ -21,7 +21,7 @@ class End:
     Attributes:
         outcome: `ok`, `skipped` (finished before the sweep began), `unreachable`, `failed`,
             `interrupted`, `running` (by another process), or `not started`.
-        why: reason in a sentence, if there is one.
+        why: Reason in a sentence, if there is one.
     """
 
     outcome: str
@@ -37,8 +37,8 @@ def summarize(folder: Path, started: float) -> str | None:
     """Print the outcome of each run, and write the outcomes to summary.md.
 
     Args:
-        folder: folder of the sweep.
-        started: start of the sweep, in seconds since the epoch.
+        folder: Folder of the sweep.
+        started: Start of the sweep, in seconds since the epoch.
 
     Returns:
         Number of runs that are not done, by outcome, in words; None if all are done.

@@ -28,8 +28,8 @@ def run(request: Request, folder: RunFolder) -> None:
     """Run a request with torchrun.
 
     Raises:
-        Interrupted: if the run was stopped by a signal.
-        RunError: if the run failed.
+        Interrupted: If the run was stopped by a signal.
+        RunError: If the run failed.
     """
     count = processes(request.config.trainer)
     threads = max(1, torch.get_num_threads() // count)

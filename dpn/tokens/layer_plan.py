@@ -16,18 +16,18 @@ class LayerPlan:
     """What one layer computes for visual rows. A field that is None changes nothing.
 
     Attributes:
-        radius: largest distance in grid lines and in grid columns up to which a visual row attends
+        radius: Largest distance in grid lines and in grid columns up to which a visual row attends
             to visual rows of its own image, earlier and later ones; it attends to no other visual
             rows.
-        heads: active key/value heads of visual rows. In the other heads visual rows do not attend
+        heads: Active key/value heads of visual rows. In the other heads visual rows do not attend
             and their values are zero for all rows; the attention weight on them is lost, not
             redistributed.
-        ffn: number of hidden units of the FFN, counted from the first one.
-        window: number of preceding visual rows of its own image that a visual row attends to, next
+        ffn: Number of hidden units of the FFN, counted from the first one.
+        window: Number of preceding visual rows of its own image that a visual row attends to, next
             to itself; it attends to no other visual rows.
-        probe: stride of the rows whose mean activation chooses the `ffn` hidden units of each
+        probe: Stride of the rows whose mean activation chooses the `ffn` hidden units of each
             image (the largest ones, in place of the first ones), see `probed_rows`.
-        rows: ascending places of the rows of each span that take part. The others skip the layer
+        rows: Ascending places of the rows of each span that take part. The others skip the layer
             unchanged: no row attends to them there, nor later in that layer's cache.
         scale: fp32 factor of the FFN's output for each visual row that takes part.
     """
@@ -44,7 +44,7 @@ class LayerPlan:
         """Combine two plans: leave out everything that either of them leaves out.
 
         Raises:
-            ValueError: if both plans let rows skip the layer.
+            ValueError: If both plans let rows skip the layer.
         """
         if other is None:
             return self
@@ -77,10 +77,10 @@ class Work(NamedTuple):
     """Amount of work of one layer for the visual rows of one sample.
 
     Attributes:
-        rows: number of visual rows.
-        pairs: number of pairs of visual rows whose attention score is computed.
-        text_pairs: number of such pairs of a visual query and a text key.
-        probed: number of rows for which all hidden units of the FFN are computed in order to choose
+        rows: Number of visual rows.
+        pairs: Number of pairs of visual rows whose attention score is computed.
+        text_pairs: Number of such pairs of a visual query and a text key.
+        probed: Number of rows for which all hidden units of the FFN are computed in order to choose
             among the units.
     """
 
@@ -100,10 +100,10 @@ def work_of(
     """Return the work of a layer for one sample.
 
     Args:
-        plan: the layer's plan.
-        images: grids of the sample's images.
-        before: number of text rows before each image; default: none.
-        text: number of text rows in the sample.
+        plan: The layer's plan.
+        images: Grids of the sample's images.
+        before: Number of text rows before each image; default: none.
+        text: Number of text rows in the sample.
     """
     sizes = [height * width for height, width in images]
     rows, probed = sum(sizes), 0

@@ -35,11 +35,11 @@ class PackedTokens:
     """A batch of text and visual rows, packed without padding.
 
     Attributes:
-        hidden: hidden states `[N, D]`.
-        columns_of: number of `input_ids` columns of each sample that are not padding.
-        left: number of padding columns to the left of each sample.
-        spans: the visual spans, in the order of their rows.
-        numbering: rotary positions of rows after a reduction: `renumber` counts the remaining rows
+        hidden: Hidden states `[N, D]`.
+        columns_of: Number of `input_ids` columns of each sample that are not padding.
+        left: Number of padding columns to the left of each sample.
+        spans: The visual spans, in the order of their rows.
+        numbering: Rotary positions of rows after a reduction: `renumber` counts the remaining rows
             from 0, `keep` lets every row keep its initial position (a pooled row: the position of
             its first cell).
     """
@@ -143,8 +143,8 @@ class PackedTokens:
         """Return the rows of many columns at once, see `row`.
 
         Args:
-            samples: sample of each column, `[R]`.
-            columns: columns of `input_ids`, `[R]`, none of them padding.
+            samples: Sample of each column, `[R]`.
+            columns: Columns of `input_ids`, `[R]`, none of them padding.
 
         Returns:
             Row of each column, `[R]`, on the device of `hidden`.
@@ -197,11 +197,11 @@ class PackedTokens:
         call.
 
         Args:
-            kernels: kernel (= stride) of each span, see `kernel_on`; (1, 1) does not pool.
+            kernels: Kernel (= stride) of each span, see `kernel_on`; (1, 1) does not pool.
             reduce: `max` or `avg`.
-            weights: depthwise convolution weights `[D, 1, kh, kw]` of each span, used in place of
+            weights: Depthwise convolution weights `[D, 1, kh, kw]` of each span, used in place of
                 `reduce`.
-            scale: factor of each span's rows, `[spans]`; applied without pooling, too.
+            scale: Factor of each span's rows, `[spans]`; applied without pooling, too.
         """
         groups: dict[tuple, list[int]] = {}
         weights = weights or [None] * len(self.spans)
@@ -260,7 +260,7 @@ class PackedTokens:
         """Keep some visual rows and drop the others.
 
         Args:
-            rows: ascending places of the rows to keep within each span; an empty array drops all
+            rows: Ascending places of the rows to keep within each span; an empty array drops all
                 rows of the span.
         """
         spans = []
@@ -312,17 +312,17 @@ def pack(
     """Pack text embeddings and visual tokens into one batch without padding.
 
     Args:
-        text: embeddings `[n, D]` of all columns of `input_ids` that are neither padding nor
+        text: Embeddings `[n, D]` of all columns of `input_ids` that are neither padding nor
             `<image>`, sample after sample.
-        attention_mask: bool `[B, T]`, False for padding, which may be left or right of a sample.
+        attention_mask: Bool `[B, T]`, False for padding, which may be left or right of a sample.
         image_columns: (sample, column) of every image, ascending.
-        visual: visual tokens `[h * w, D]` of every image.
-        grids: height and width of every image's visual tokens.
-        numbering: rotary positions after a reduction, see `PackedTokens`.
-        sources: cell map of every image, see `Span.start`.
+        visual: Visual tokens `[h * w, D]` of every image.
+        grids: Height and width of every image's visual tokens.
+        numbering: Rotary positions after a reduction, see `PackedTokens`.
+        sources: Cell map of every image, see `Span.start`.
 
     Raises:
-        ValueError: if a sample is empty or has padding in its middle.
+        ValueError: If a sample is empty or has padding in its middle.
     """
     columns_of = tuple(attention_mask.sum(1).tolist())
     left = tuple(attention_mask.argmax(1).tolist())

@@ -15,13 +15,13 @@ class Span:
     """The visual rows of one image.
 
     Attributes:
-        sample: sample that the image belongs to.
-        image: index of the image among all images of the batch.
-        column: the `<image>` column of `input_ids`.
-        grid: height and width of the remaining rows; 1 x n once they no longer form a grid.
-        owner: row of this span that represents each cell of the vision tower, `[cells]`; -1 for
+        sample: Sample that the image belongs to.
+        image: Index of the image among all images of the batch.
+        column: The `<image>` column of `input_ids`.
+        grid: Height and width of the remaining rows; 1 x n once they no longer form a grid.
+        owner: Row of this span that represents each cell of the vision tower, `[cells]`; -1 for
             cells that no row represents.
-        source: grid of those cells.
+        source: Grid of those cells.
     """
 
     sample: int

@@ -17,14 +17,14 @@ class Decision:
 
     Attributes:
         layer: 0-based decoder layer.
-        samples: the S samples that the decision is about.
-        grids: grids of those samples before the decision, one per image.
-        experts: index of the chosen expert among the router's options at this layer, `[S]`.
-        probs: probabilities of the experts, `[S, E]`, with gradient where the router is trained.
-        kept: number of visual rows of those samples after the decision.
-        read: vector that each choice was computed from, `[S, D]`, detached; None for routers that
+        samples: The S samples that the decision is about.
+        grids: Grids of those samples before the decision, one per image.
+        experts: Index of the chosen expert among the router's options at this layer, `[S]`.
+        probs: Probabilities of the experts, `[S, E]`, with gradient where the router is trained.
+        kept: Number of visual rows of those samples after the decision.
+        read: Vector that each choice was computed from, `[S, D]`, detached; None for routers that
             read no rows.
-        names: names of the experts, e.g. `2x2`; empty where there is no choice.
+        names: Names of the experts, e.g. `2x2`; empty where there is no choice.
     """
 
     layer: int
@@ -43,8 +43,8 @@ class RowDecision:
 
     Attributes:
         layer: 0-based decoder layer.
-        logits: logits of the options, `[Nv, E]`, with gradient where the router is trained.
-        chosen: index of the chosen option, `[Nv]`.
+        logits: Logits of the options, `[Nv, E]`, with gradient where the router is trained.
+        chosen: Index of the chosen option, `[Nv]`.
     """
 
     layer: int
@@ -57,21 +57,21 @@ class Trace:
     """The record of one forward pass, read by losses, metrics, logs and reports.
 
     Attributes:
-        tower_grids: the vision tower's uncompressed grids of each sample, one per image at its
+        tower_grids: The vision tower's uncompressed grids of each sample, one per image at its
             original size.
-        grids: the grids of each sample that entered the decoder, one per image.
-        visual_rows: for each layer, the number of visual rows of each sample that enter it, without
+        grids: The grids of each sample that entered the decoder, one per image.
+        visual_rows: For each layer, the number of visual rows of each sample that enter it, without
             those that skip it.
-        decisions: decisions about whole samples, in the order of the layers.
-        sample_loss: mean language loss of each sample's supervised tokens, `[B]`, detached; nan for
+        decisions: Decisions about whole samples, in the order of the layers.
+        sample_loss: Mean language loss of each sample's supervised tokens, `[B]`, detached; nan for
             samples without any, None without labels.
-        predicted: most probable token at each supervised place of each sample; None without labels.
-        plans: plan of each layer.
-        work: for each layer, the work for the visual rows of each sample.
-        score_reads: for each call of `RoutingContext.attention_scores`, the number of query rows
+        predicted: Most probable token at each supervised place of each sample; None without labels.
+        plans: Plan of each layer.
+        work: For each layer, the work for the visual rows of each sample.
+        score_reads: For each call of `RoutingContext.attention_scores`, the number of query rows
             and of all rows of each sample.
-        probe: trace of the extra pass that the routing loss requested, see `RoutingLoss.probe`.
-        row_decisions: decisions about single rows, in the order of the layers.
+        probe: Trace of the extra pass that the routing loss requested, see `RoutingLoss.probe`.
+        row_decisions: Decisions about single rows, in the order of the layers.
     """
 
     tower_grids: tuple[tuple[Grid, ...], ...]

@@ -40,12 +40,12 @@ def calibrate(
     """Set a part's price so that its share comes closest to its `keep`.
 
     Args:
-        model: the model; it is left in evaluation mode.
-        batches: training data as arguments of `forward`, without labels.
+        model: The model; it is left in evaluation mode.
+        batches: Training data as arguments of `forward`, without labels.
         part: `router`, whose share is that of visual MACs, or `projector`, whose share is that of
             the tower's tokens that enter the decoder.
-        tolerance: largest difference to `keep` that ends the search early.
-        steps: steps of the bisection; each is one pass over the batches.
+        tolerance: Largest difference to `keep` that ends the search early.
+        steps: Steps of the bisection; each is one pass over the batches.
 
     Returns:
         The share reached on these batches.

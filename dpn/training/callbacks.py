@@ -29,7 +29,7 @@ class Progress(ProgressBar):
     """A bar over the run's steps on a terminal, plain lines in the log.
 
     Args:
-        every_n_steps: steps between two lines.
+        every_n_steps: Steps between two lines.
     """
 
     def __init__(self, every_n_steps: int = 25) -> None:
@@ -150,7 +150,7 @@ class Curves(Callback):
     A resumed run continues after the line of its checkpoint's step; later lines are removed.
 
     Args:
-        path: file to write.
+        path: File to write.
     """
 
     def __init__(self, path: Path) -> None:
@@ -240,7 +240,7 @@ class DivergenceGuard(Callback):
     """Stops a run whose loss became NaN or infinite, before such weights are saved.
 
     Args:
-        every_n_steps: steps between two checks; each waits for the device.
+        every_n_steps: Steps between two checks; each waits for the device.
     """
 
     def __init__(self, every_n_steps: int = 10) -> None:

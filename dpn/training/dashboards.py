@@ -124,12 +124,12 @@ def show_results(
     """Show the results of an evaluation on all boards; called on the first process.
 
     Args:
-        trainer: trainer whose loggers are used.
-        model: evaluated model, in eval mode.
-        processor: the model's processor.
-        source: data of the evaluation.
-        metrics: content of metrics.json.
-        rows: content of rows.jsonl.
+        trainer: Trainer whose loggers are used.
+        model: Evaluated model, in eval mode.
+        processor: The model's processor.
+        source: Data of the evaluation.
+        metrics: Content of metrics.json.
+        rows: Content of rows.jsonl.
     """
     if boards := boards_of(trainer):
         examples = _examples(model, processor, source, rows)

@@ -26,9 +26,9 @@ class Title:
     """Name of a run on a board.
 
     Attributes:
-        name: name of the run.
-        identity: hash of its settings, see `RunFolder`.
-        group: sweep that the run belongs to, if any.
+        name: Name of the run.
+        identity: Hash of its settings, see `RunFolder`.
+        group: Sweep that the run belongs to, if any.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Example:
 
     Attributes:
         picture: `[H, W, 3]` in 0..255, the image and what was left of it.
-        fields: question, answer, score and so on, by column title.
+        fields: Question, answer, score and so on, by column title.
     """
 
     picture: np.ndarray
@@ -102,11 +102,11 @@ class WandB(WandbLogger, Board):
     below.
 
     Args:
-        save_dir: folder of the run.
-        project: project; default: `dpn`.
-        name: name of the run; default: model/router/keep/seed.
-        group: group of the run; default: its sweep, if it is part of one.
-        mode: whether to upload; default: as above.
+        save_dir: Folder of the run.
+        project: Project; default: `dpn`.
+        name: Name of the run; default: model/router/keep/seed.
+        group: Group of the run; default: its sweep, if it is part of one.
+        mode: Whether to upload; default: as above.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class WandB(WandbLogger, Board):
         """Begin a run, or resume the one whose id is in the folder.
 
         Raises:
-            RunError: if Weights & Biases does not start.
+            RunError: If Weights & Biases does not start.
         """
         import wandb
 

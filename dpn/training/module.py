@@ -33,14 +33,14 @@ class DPNModule(LightningModule):
     process and micro-batch takes its own mean.
 
     Args:
-        model: model to train.
-        routing_loss: loss that is added to the language loss.
-        optimizer: function that makes the optimizer from parameter groups.
-        schedule: course of the learning rates.
-        freeze: parts of the model that are not trained, see `trained_with`.
-        dense: share of all steps before the router acts.
-        seed: seed of the run; with the step it keys the sampling of routes.
-        settings: the run's config as plain values, for the loggers.
+        model: Model to train.
+        routing_loss: Loss that is added to the language loss.
+        optimizer: Function that makes the optimizer from parameter groups.
+        schedule: Course of the learning rates.
+        freeze: Parts of the model that are not trained, see `trained_with`.
+        dense: Share of all steps before the router acts.
+        seed: Seed of the run; with the step it keys the sampling of routes.
+        settings: The run's config as plain values, for the loggers.
     """
 
     def __init__(
@@ -163,8 +163,8 @@ def trained_with(name: str, aligned: Sequence[str] = ()) -> str:
     """The part that a parameter belongs to when it is trained or frozen: `vision`, `projector`, ...
 
     Args:
-        name: name of the parameter in the model.
-        aligned: modules of the vision tower that belong to the projector, see `VisionTower`.
+        name: Name of the parameter in the model.
+        aligned: Modules of the vision tower that belong to the projector, see `VisionTower`.
     """
     part, _, rest = name.partition(".")
     return "projector" if part == "vision" and rest.partition(".")[0] in aligned else part

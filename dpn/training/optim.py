@@ -15,12 +15,12 @@ class MuonAdamW(Optimizer):
     at once: with AdamW the kind with most tokens is learned first and the others stay at chance.
 
     Args:
-        params: parameter groups; those with `hidden: True` hold the matrices for Muon.
-        lr: learning rate of Muon.
-        other_lr: learning rate of AdamW; a group's own `lr` takes precedence.
-        momentum: momentum of Muon.
-        betas: betas of AdamW.
-        weight_decay: weight decay of both; a group's own takes precedence.
+        params: Parameter groups; those with `hidden: True` hold the matrices for Muon.
+        lr: Learning rate of Muon.
+        other_lr: Learning rate of AdamW; a group's own `lr` takes precedence.
+        momentum: Momentum of Muon.
+        betas: Betas of AdamW.
+        weight_decay: Weight decay of both; a group's own takes precedence.
     """
 
     #: Whether an engine that splits single matrices over processes cannot be used.

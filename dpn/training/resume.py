@@ -59,9 +59,9 @@ class Checkpoints(AtStepEnd, ModelCheckpoint):
     Values that loggers have buffered are written first, so nothing before a checkpoint is lost.
 
     Args:
-        dirpath: folder of the checkpoints.
-        every_n_train_steps: optimizer steps between two checkpoints; the last step has one too.
-        keep: number of checkpoints on disk; the older ones are used if the newest is damaged.
+        dirpath: Folder of the checkpoints.
+        every_n_train_steps: Optimizer steps between two checkpoints; the last step has one too.
+        keep: Number of checkpoints on disk; the older ones are used if the newest is damaged.
     """
 
     def __init__(self, dirpath: str, every_n_train_steps: int = 100, keep: int = 2) -> None:

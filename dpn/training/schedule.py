@@ -10,13 +10,13 @@ class Schedule:
     """Learning rates: what section `optim` holds apart from the optimizer's own arguments.
 
     Attributes:
-        gate_lr: learning rate of the router; None: the optimizer's.
-        projector_lr: learning rate of the projector; None: the optimizer's.
-        schedule: course of the learning rates after the warm-up: half a cosine, constant, or
+        gate_lr: Learning rate of the router; None: the optimizer's.
+        projector_lr: Learning rate of the projector; None: the optimizer's.
+        schedule: Course of the learning rates after the warm-up: half a cosine, constant, or
             constant with a linear decay at the end (`wsd`).
-        warmup: share of all steps in which the rates rise from zero.
-        final_lr: share of the rates that is left at the end.
-        decay: share of all steps that the decay of `wsd` takes.
+        warmup: Share of all steps in which the rates rise from zero.
+        final_lr: Share of the rates that is left at the end.
+        decay: Share of all steps that the decay of `wsd` takes.
     """
 
     gate_lr: float | None = None

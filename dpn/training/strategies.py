@@ -198,10 +198,10 @@ def shard(
     """Shard a model with FSDP2, in place; a sharded model stays as it is.
 
     Args:
-        model: model to shard.
-        routing_loss: routing loss, whose value heads are sharded too.
-        mesh: mesh of one axis over all processes; FSDP2 would replicate over the first of two.
-        half: dtype to compute in; None: that of the weights.
+        model: Model to shard.
+        routing_loss: Routing loss, whose value heads are sharded too.
+        mesh: Mesh of one axis over all processes; FSDP2 would replicate over the first of two.
+        half: Dtype to compute in; None: that of the weights.
     """
     if any(isinstance(p, DTensor) for p in model.parameters()):
         return

@@ -18,12 +18,12 @@ class Needs:
     """Features that a projector needs in addition to the visual tokens.
 
     Attributes:
-        layers: depths of the requested hidden states, each as a share of all layers in the tower's
+        layers: Depths of the requested hidden states, each as a share of all layers in the tower's
             weights (0: before the first layer); a share beyond the layers that run stands for the
             last of these.
-        attention: layer whose CLS query and keys are requested: the layer that outputs the tokens
+        attention: Layer whose CLS query and keys are requested: the layer that outputs the tokens
             (`last`), or the one after it (`next`, if it exists).
-        cls: whether the CLS token is requested.
+        cls: Whether the CLS token is requested.
     """
 
     layers: tuple[float, ...] = ()
@@ -48,11 +48,11 @@ class ImageContext:
     """What a projector may read in addition to the features; nothing in it depends on answers.
 
     Attributes:
-        instructions: text embeddings `[t, D]` of the instruction that each image belongs to.
-        keys: key of each image, uint64 `[I]`, independent of its place in the batch.
-        training: whether choices are sampled.
-        seed: seed of the run.
-        step: optimizer step.
+        instructions: Text embeddings `[t, D]` of the instruction that each image belongs to.
+        keys: Key of each image, uint64 `[I]`, independent of its place in the batch.
+        training: Whether choices are sampled.
+        seed: Seed of the run.
+        step: Optimizer step.
     """
 
     instructions: tuple[Tensor, ...]
@@ -78,16 +78,16 @@ class VisualFeatures:
     Optional features are present if they were requested, see `Needs`.
 
     Attributes:
-        tokens: visual tokens `[sum of h * w, C]`, image after image, in raster order.
+        tokens: Visual tokens `[sum of h * w, C]`, image after image, in raster order.
         grids: (h, w) of each image.
-        layers: hidden states of K layers, `[sum of h * w, K, C]`.
+        layers: Hidden states of K layers, `[sum of h * w, K, C]`.
         cls: CLS token of each image, `[I, C]`.
         query: CLS query of each image, `[I, C]`, all heads side by side.
-        keys: keys `[sum of 1 + h * w, C]`, image after image: first of CLS, then of the tokens.
-        heads: number of heads of the tower's attention.
-        owners: for tokens that a projector made, the token of each image that represents each cell
+        keys: Keys `[sum of 1 + h * w, C]`, image after image: first of CLS, then of the tokens.
+        heads: Number of heads of the tower's attention.
+        owners: For tokens that a projector made, the token of each image that represents each cell
             of the tower, -1 for none; None if tokens do not represent particular cells.
-        context: context for the projector.
+        context: Context for the projector.
     """
 
     tokens: Tensor
@@ -141,14 +141,14 @@ class ImageGroup:
     """S images with the same grid of n cells; features that were not requested are empty.
 
     Attributes:
-        members: indices of the images among all images.
-        grid: grid of each image.
-        tokens: visual tokens `[S, n, C]`.
-        layers: hidden states of K layers, `[S, n, K, C]`.
+        members: Indices of the images among all images.
+        grid: Grid of each image.
+        tokens: Visual tokens `[S, n, C]`.
+        layers: Hidden states of K layers, `[S, n, K, C]`.
         cls: CLS tokens `[S, 1, C]`.
         query: CLS queries `[S, 1, C]`.
-        keys: keys of CLS and the tokens, `[S, 1 + n, C]`.
-        heads: number of heads of the tower's attention.
+        keys: Keys of CLS and the tokens, `[S, 1 + n, C]`.
+        heads: Number of heads of the tower's attention.
     """
 
     members: tuple[int, ...]
@@ -170,7 +170,7 @@ class ImageGroup:
         attention map. The softmax includes CLS itself.
 
         Args:
-            heads: number of heads that the width is divided into; with the tower's own number this
+            heads: Number of heads that the width is divided into; with the tower's own number this
                 is the tower's attention.
         """
         query, keys = (x.float().unflatten(-1, (heads, -1)) for x in (self.query, self.keys))

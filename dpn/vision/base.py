@@ -15,15 +15,15 @@ class VisionTower(nn.Module):
     """Base class of vision towers, which turn pixels into visual tokens.
 
     Attributes:
-        image_size: native height and width in pixels.
-        patch_size: number of pixels that height and width must be multiples of.
-        output_size: width of a visual token, C.
-        checkpoint_layers: whether layers are recomputed in the backward pass of training.
-        aligned: names of the modules that are trained or frozen with the projector, not with the
+        image_size: Native height and width in pixels.
+        patch_size: Number of pixels that height and width must be multiples of.
+        output_size: Width of a visual token, C.
+        checkpoint_layers: Whether layers are recomputed in the backward pass of training.
+        aligned: Names of the modules that are trained or frozen with the projector, not with the
             tower.
-        extras: whether the tower can provide the additional features of `Needs`.
-        needs: additional features that the tower currently provides, see `request`.
-        heads: number of attention heads, if `extras`.
+        extras: Whether the tower can provide the additional features of `Needs`.
+        needs: Additional features that the tower currently provides, see `request`.
+        heads: Number of attention heads, if `extras`.
     """
 
     image_size: int
@@ -39,7 +39,7 @@ class VisionTower(nn.Module):
         """Let `features` provide additional features from now on.
 
         Raises:
-            ValueError: if this tower cannot provide them.
+            ValueError: If this tower cannot provide them.
         """
         if needs != Needs() and not self.extras:
             raise ValueError(
@@ -58,7 +58,7 @@ class VisionTower(nn.Module):
         """Return the grid of an image of a size in pixels.
 
         Raises:
-            ValueError: if the size is not a multiple of the patch size.
+            ValueError: If the size is not a multiple of the patch size.
         """
         if height % self.patch_size or width % self.patch_size or not height * width:
             raise ValueError(
@@ -92,7 +92,7 @@ class VisionTower(nn.Module):
         """Encode images that may differ in size.
 
         Args:
-            pixel_values: pixels `[I, 3, Hmax, Wmax]`, with each image in the upper left corner.
+            pixel_values: Pixels `[I, 3, Hmax, Wmax]`, with each image in the upper left corner.
             sizes: (height, width) of each image in pixels.
         """
         grids = tuple(self.grid_of(*size) for size in sizes)
@@ -137,10 +137,10 @@ class Transformer(VisionTower):
         """Run layers and collect the additional features of `needs`.
 
         Args:
-            layers: all layers in the tower's weights.
-            count: number of layers to run.
-            hidden: hidden states of CLS and the patches, `[I, 1 + h * w, C]`.
-            args: arguments of each layer after `hidden`.
+            layers: All layers in the tower's weights.
+            count: Number of layers to run.
+            hidden: Hidden states of CLS and the patches, `[I, 1 + h * w, C]`.
+            args: Arguments of each layer after `hidden`.
 
         Returns:
             The last hidden states `[I, 1 + h * w, C]`, and the additional features by their names

@@ -19,17 +19,17 @@ class CLIP(Transformer):
     The defaults are those of ViT-L/14-336 in LLaVA-1.5.
 
     Args:
-        image_size: native size in pixels; other sizes get interpolated position embeddings.
-        patch_size: side of a patch in pixels.
-        width: width of a token, C.
-        depth: number of layers in the weights.
-        heads: number of attention heads.
-        ffn_size: width of the FFN.
-        select_layer: index into Hugging Face's `hidden_states` of the output tokens: 0 for those
+        image_size: Native size in pixels; other sizes get interpolated position embeddings.
+        patch_size: Side of a patch in pixels.
+        width: Width of a token, C.
+        depth: Number of layers in the weights.
+        heads: Number of attention heads.
+        ffn_size: Width of the FFN.
+        select_layer: Index into Hugging Face's `hidden_states` of the output tokens: 0 for those
             before the first layer, i for those after i layers, -1 for the last ones.
 
     Raises:
-        ValueError: if `select_layer` is out of range.
+        ValueError: If `select_layer` is out of range.
     """
 
     def __init__(

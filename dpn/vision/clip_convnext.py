@@ -31,20 +31,20 @@ class CLIPConvNeXt(VisionTower):
     defaults are those of LLaVA-HR-7B.
 
     Args:
-        image_size: native size in pixels, at which the slow path runs.
-        patch_size: stride of the slow path's map in pixels.
-        width: width of the fast path, C.
-        depth: number of layers of the fast path.
-        heads: number of attention heads of the fast path.
-        ffn_size: width of the fast path's FFN.
-        fast_image_size: native size of the fast path in pixels.
-        fast_patch_size: side of a patch of the fast path in pixels.
-        slow_depths: number of blocks in each stage of the slow path.
-        slow_dims: width of each stage of the slow path.
-        slow_eps: epsilon of every norm of the slow path.
+        image_size: Native size in pixels, at which the slow path runs.
+        patch_size: Stride of the slow path's map in pixels.
+        width: Width of the fast path, C.
+        depth: Number of layers of the fast path.
+        heads: Number of attention heads of the fast path.
+        ffn_size: Width of the fast path's FFN.
+        fast_image_size: Native size of the fast path in pixels.
+        fast_patch_size: Side of a patch of the fast path in pixels.
+        slow_depths: Number of blocks in each stage of the slow path.
+        slow_dims: Width of each stage of the slow path.
+        slow_eps: Epsilon of every norm of the slow path.
 
     Raises:
-        ValueError: if the layers do not form four equal groups, or the stages do not fit together.
+        ValueError: If the layers do not form four equal groups, or the stages do not fit together.
     """
 
     aligned: ClassVar[tuple[str, ...]] = ("merge",)
@@ -83,7 +83,7 @@ class CLIPConvNeXt(VisionTower):
         """Return the grid of an image of a size in pixels.
 
         Raises:
-            ValueError: if the image is not square, if its side is not a multiple of the patch size,
+            ValueError: If the image is not square, if its side is not a multiple of the patch size,
                 or if its number of cells per side is smaller than that of the fast path's native
                 grid and does not divide it.
         """
@@ -155,8 +155,8 @@ class Adapter(nn.Module):
     """MR-Adapter: adds the slow path's map to the fast path's tokens, scaled by one gate per image.
 
     Args:
-        width: width of the fast path, d.
-        slow_width: width of the slow path, c.
+        width: Width of the fast path, d.
+        slow_width: Width of the slow path, c.
     """
 
     def __init__(self, width: int, slow_width: int):
@@ -201,8 +201,8 @@ class Merge(nn.Module):
     """Adds the projections of both paths after the last layer.
 
     Args:
-        width: width of the fast path, d.
-        slow_width: width of the slow path, c.
+        width: Width of the fast path, d.
+        slow_width: Width of the slow path, c.
     """
 
     def __init__(self, width: int, slow_width: int):
@@ -229,10 +229,10 @@ def build_convnext(
     """Build Hugging Face's ConvNeXt with random weights.
 
     Args:
-        stride: stride of the last stage's map in pixels.
-        depths: number of blocks in each stage.
-        dims: width of each stage.
-        eps: epsilon of every norm.
+        stride: Stride of the last stage's map in pixels.
+        depths: Number of blocks in each stage.
+        dims: Width of each stage.
+        eps: Epsilon of every norm.
     """
     halvings = len(depths) - 1
     if len(depths) != len(dims) or not depths or stride % 2**halvings:

@@ -14,13 +14,13 @@ class ViT(Transformer):
     """Hugging Face's ViT (arXiv 2010.11929); its last hidden states without CLS are the tokens.
 
     Args:
-        image_size: native size in pixels; other sizes get interpolated position embeddings.
-        patch_size: side of a patch in pixels.
-        width: width of a token, C.
-        depth: number of layers.
-        heads: number of attention heads.
-        ffn_ratio: width of the FFN in multiples of `width`.
-        init_std: standard deviation of the initial weights. Hugging Face's 0.02 suits larger
+        image_size: Native size in pixels; other sizes get interpolated position embeddings.
+        patch_size: Side of a patch in pixels.
+        width: Width of a token, C.
+        depth: Number of layers.
+        heads: Number of attention heads.
+        ffn_ratio: Width of the FFN in multiples of `width`.
+        init_std: Standard deviation of the initial weights. Hugging Face's 0.02 suits larger
             widths; in a narrow tower the position embeddings then outweigh the patch content.
     """
 
@@ -76,9 +76,9 @@ def sincos_positions(grid: Grid, width: int, base: float = 1000) -> Tensor:
     """Return 2-D sine-cosine position embeddings `[h * w, C]` (MoCo v3, arXiv 2104.02057).
 
     Args:
-        grid: height and width of the grid.
-        width: width of an embedding, half of it for each axis.
-        base: base of the frequencies, which sets the longest wavelength.
+        grid: Height and width of the grid.
+        width: Width of an embedding, half of it for each axis.
+        base: Base of the frequencies, which sets the longest wavelength.
     """
     frequency = base ** (-torch.arange(width // 4) / (width // 4))
     rows, columns = torch.meshgrid(*(torch.arange(n) for n in grid), indexing="ij")

@@ -32,8 +32,8 @@ class Scene:
     """Content of a mosaic.
 
     Attributes:
-        tints: name of each quadrant's tint, in the order of `PLACES`.
-        images: index of the digit image in each cell, `[side, side]`; -1: none.
+        tints: Name of each quadrant's tint, in the order of `PLACES`.
+        images: Index of the digit image in each cell, `[side, side]`; -1: none.
     """
 
     tints: tuple[str, ...]
@@ -59,8 +59,8 @@ class Family:
     """Questions of one level of detail.
 
     Attributes:
-        full: whether all cells have a digit, or only a few scattered ones.
-        ask: function that returns the turns about a scene, given the number of questions about
+        full: Whether all cells have a digit, or only a few scattered ones.
+        ask: Function that returns the turns about a scene, given the number of questions about
             quadrants; no answer reveals another.
     """
 
@@ -124,10 +124,10 @@ def draw(
     """Draw a scene with digits of the pool, in every cell or scattered over each quadrant.
 
     Args:
-        rng: random number generator.
-        pool: indices of the digit images to draw from.
-        side: number of cells along a side.
-        counts: possible numbers of digits in a quadrant; None: a digit in every cell.
+        rng: Random number generator.
+        pool: Indices of the digit images to draw from.
+        side: Number of cells along a side.
+        counts: Possible numbers of digits in a quadrant; None: a digit in every cell.
     """
     tints = tuple(str(rng.choice(list(TINTS))) for _ in PLACES)
     scene = Scene(tints, rng.choice(pool, (side, side)))

@@ -20,9 +20,9 @@ class Draw:
     """A random selection of rows, or all other rows: the two sides of a held-out split.
 
     Attributes:
-        amount: number of rows to draw; below 1 a share of all rows.
-        seed: seed of the draw.
-        drawn: whether the drawn rows are chosen, or the others.
+        amount: Number of rows to draw; below 1 a share of all rows.
+        seed: Seed of the draw.
+        drawn: Whether the drawn rows are chosen, or the others.
     """
 
     amount: float
@@ -33,7 +33,7 @@ class Draw:
         """Return the chosen rows, in the same order.
 
         Raises:
-            DataError: if one of the sides is empty.
+            DataError: If one of the sides is empty.
         """
         count = round(self.amount * len(rows) if self.amount < 1 else self.amount)
         if not 0 < count < len(rows):
@@ -52,10 +52,10 @@ class Split:
 
     Attributes:
         file: JSON array of conversations.
-        image_root: folder that image paths are relative to; they must stay inside it.
-        template: name of the conversation template; None: the processor's.
-        rows: number of rows to use from the start of the file; None: all.
-        draw: selection of these rows; None: all.
+        image_root: Folder that image paths are relative to; they must stay inside it.
+        template: Name of the conversation template; None: the processor's.
+        rows: Number of rows to use from the start of the file; None: all.
+        draw: Selection of these rows; None: all.
     """
 
     file: Path
@@ -78,22 +78,22 @@ class Source:
     `batch_size`, `global_batch` and `max_length`.
 
     Args:
-        batch_size: number of samples per process and training step, before accumulation.
-        global_batch: number of samples per optimizer step over all processes; it determines the
+        batch_size: Number of samples per process and training step, before accumulation.
+        global_batch: Number of samples per optimizer step over all processes; it determines the
             accumulation. null: the trainer's accumulation is used.
-        rows_per_batch: largest number of text and image rows in a batch of one process, after the
+        rows_per_batch: Largest number of text and image rows in a batch of one process, after the
             compression that is expected of projector and `router.keep`; replaces `batch_size`.
-        eval_batch_size: number of samples per process and evaluation step.
-        num_workers: number of processes that load samples; 0 loads in the main process.
-        max_length: largest number of ids of a sample; each image counts as one.
-        too_long: treatment of longer samples: `refuse` treats them as bad rows, `cut` trains on
+        eval_batch_size: Number of samples per process and evaluation step.
+        num_workers: Number of processes that load samples; 0 loads in the main process.
+        max_length: Largest number of ids of a sample; each image counts as one.
+        too_long: Treatment of longer samples: `refuse` treats them as bad rows, `cut` trains on
             their first ids, as LLaVA does. Questions of an evaluation are never cut.
-        on_error: treatment of bad rows: `raise` stops, `skip` uses the next good row instead and
+        on_error: Treatment of bad rows: `raise` stops, `skip` uses the next good row instead and
             counts the bad one.
-        seed: seed of the order of training samples.
-        last_batch: treatment of an epoch's last accumulation window if it is incomplete: `fill`
+        seed: Seed of the order of training samples.
+        last_batch: Treatment of an epoch's last accumulation window if it is incomplete: `fill`
             completes it from the start of the epoch, `drop` leaves it out.
-        group: grouping of training samples into batches. `llava` (LLaVA-1.5's finetuning),
+        group: Grouping of training samples into batches. `llava` (LLaVA-1.5's finetuning),
             `llava_hr` and `dpn` put samples of one kind together, with or without images, and
             balance the length of batches, as these recipes do, see `dpn.data.grouping`. `none`
             shuffles freely. A row that replaces a bad one may be of the other kind.

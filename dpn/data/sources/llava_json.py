@@ -14,15 +14,15 @@ class LlavaJson(Source):
     Args:
         train_file: JSON array of rows with `id`, `image` (a path, a list of paths or absent) and
             `conversations`; metrics are grouped by the optional keys `family` and `difficulty`.
-        image_root: folder that image paths are relative to.
+        image_root: Folder that image paths are relative to.
         val_file: JSON array of the rows to validate on.
-        template: conversation template of training and validation (`plain`: captions); null: the
+        template: Conversation template of training and validation (`plain`: captions); null: the
             processor's.
-        train_rows: number of rows to use from the start of `train_file`; null: all.
-        val_rows: number of rows to use from the start of `val_file`; null: all.
-        holdout: number of random rows of `train_file` to validate on and leave out of training, if
+        train_rows: Number of rows to use from the start of `train_file`; null: all.
+        val_rows: Number of rows to use from the start of `val_file`; null: all.
+        holdout: Number of random rows of `train_file` to validate on and leave out of training, if
             there is no `val_file`; below 1 a share of all rows; null: none.
-        holdout_seed: seed of this selection; it must be the same in runs that are compared.
+        holdout_seed: Seed of this selection; it must be the same in runs that are compared.
     """
 
     train_file: str

@@ -37,17 +37,17 @@ class Mosaic(Source):
     """Mosaics and conversations about them; all turns of a conversation belong to one family.
 
     Args:
-        root: folder below which the data set is written.
-        stage: kind of text: `questions`, or `captions` with all digits of a mosaic and the template
+        root: Folder below which the data set is written.
+        stage: Kind of text: `questions`, or `captions` with all digits of a mosaic and the template
             `plain`.
-        train_images: number of mosaics to train on, each with one conversation and one caption.
-        val_images: number of mosaics of each family to validate on.
-        mix: relative number of training mosaics of each family.
-        side: number of cells along a mosaic's side.
-        counts: possible numbers of digits in a quadrant with scattered digits (`medium`).
-        turns: number of questions about quadrants in a conversation, in reading order.
-        tint: brightness of the tints, from 0 (black) to 1.
-        data_seed: seed of the mosaics.
+        train_images: Number of mosaics to train on, each with one conversation and one caption.
+        val_images: Number of mosaics of each family to validate on.
+        mix: Relative number of training mosaics of each family.
+        side: Number of cells along a mosaic's side.
+        counts: Possible numbers of digits in a quadrant with scattered digits (`medium`).
+        turns: Number of questions about quadrants in a conversation, in reading order.
+        tint: Brightness of the tints, from 0 (black) to 1.
+        data_seed: Seed of the mosaics.
     """
 
     root: str
