@@ -7,6 +7,7 @@ from typing import Any, Literal, Unpack
 import torch
 from torch import Tensor
 
+from dpn.cost import solve_for_keep
 from dpn.routers._pooling import GateChoice, PoolingRouter
 from dpn.routers._pooling_plan import PAPER_KERNELS, count_rows
 from dpn.routers.base import RouterSizes, RoutingContext
@@ -44,7 +45,8 @@ class RandomRouter(PoolingRouter):
         **sizes: Unpack[RouterSizes],
     ):
         super().__init__(layers, kernels, reduce, where, positions, min_rows, keep, **sizes)
-        self.chances = self._tilted(0.0) if keep is None else self._chances_for(keep)
+        tilt = 0.0 if keep is None else solve_for_keep(keep, self._share, -100.0, 100.0)
+        self.chances = self._tilted(tilt)
 
     def choose(
         self,
@@ -71,16 +73,11 @@ class RandomRouter(PoolingRouter):
             every.append([p / sum(powers) for p in powers])
         return every
 
-    def _chances_for(self, keep: float) -> list[list[float]]:
-        full = self.text.full_macs(count_rows((self.grid,)))
-        low, high = -100.0, 100.0
-        for _ in range(60):  # the expected share grows with the tilt
-            middle = (low + high) / 2
-            macs = self.plan.expected_macs(
-                self._tilted(middle), (self.grid,), self.text, self.where
-            )
-            low, high = (middle, high) if macs / full < keep else (low, middle)
-        return self._tilted(high)
+    def _share(self, tilt: float) -> float:
+        """Return the expected share of visual MACs, which grows with the tilt."""
+        grids = (self.grid,)
+        macs = self.plan.expected_macs(self._tilted(tilt), grids, self.text, self.where)
+        return macs / self.text.full_macs(count_rows(grids))
 
 
 def draw(probs: Tensor, allowed: Tensor, uniform: Tensor) -> Tensor:
