@@ -47,7 +47,7 @@ def search(
         options: Further arguments of the router's `search`.
 
     Raises:
-        ConfigError: If the router has nothing to search for, or an option is none of its own.
+        ConfigError: If the router has nothing to search for, or an option is invalid.
         DataError: If the training data has no images.
     """
     kind = searcher(router)
@@ -72,12 +72,8 @@ def search(
 
 
 def searcher(router: str) -> type[Router]:
-    """The class of a router that has settings to search for."""
-    able = [
-        name
-        for name in routers.names()
-        if routers.resolve(name).search.__func__ is not Router.search.__func__
-    ]
+    """Return the class of a router that has settings to search for."""
+    able = [name for name in routers.names() if _has_search(routers.resolve(name))]
     if router in able:
         return routers.resolve(router)
     if router in routers.names():
@@ -87,10 +83,15 @@ def searcher(router: str) -> type[Router]:
     raise ConfigError([f"`router={router}` is unknown; {nearest(router, able)}"])
 
 
-def written(kind: type[Router], run: str, setting: str, value: Any) -> str:
-    """The override for a setting, after its file is written if it has one.
+def _has_search(kind: type[Router]) -> bool:
+    """Return whether a router defines or inherits a `search` other than the base class's."""
+    return any("search" in vars(base) for base in kind.__mro__[: kind.__mro__.index(Router)])
 
-    A file holds a JSON mapping; a list, which has an item per layer, is its `layers`.
+
+def written(kind: type[Router], run: str, setting: str, value: Any) -> str:
+    """Write the file of a setting, if it has one, and return the override for the setting.
+
+    Files are JSON mappings; a list, with an item per layer, is written under the key `layers`.
     """
     if setting not in kind.files:
         return f"router.{setting}={str(value).replace(' ', '')}"

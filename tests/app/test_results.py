@@ -276,7 +276,7 @@ def test_scores_of_heads_go_from_a_run_into_a_model(
     monkeypatch.setattr(sys, "argv", ["search.py", f"run={tmp_path}", "router=head_pruning"])
     with pytest.raises(SystemExit):
         search.main()
-    assert "config.yaml; give the folder of a finished run" in capsys.readouterr().err
+    assert "give the folder of a finished run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -284,11 +284,11 @@ def test_scores_of_heads_go_from_a_run_into_a_model(
     [
         ("dpe", {}, "`router=dpe` has no settings to search for; depth_routing, head_pruning"),
         ("vtv", {}, "`router=vtv` is unknown; did you mean `vtw`?"),
-        ("vtw", {"smaples": 4}, "`smaples` is no setting; did you mean `samples`?"),
-        ("vtw", {"eta": "high"}, "`eta=high` has the wrong type, it takes a number"),
+        ("vtw", {"smaples": 4}, "`smaples` is not a setting; did you mean `samples`?"),
+        ("vtw", {"eta": "high"}, "`eta=high` has the wrong type; expected a number"),
     ],
 )
-def test_a_search_that_can_not_be_is_refused_before_a_model_is_read(router, options, sentence):
+def test_an_invalid_search_is_refused_before_a_model_is_read(router, options, sentence):
     with pytest.raises(ConfigError, match=re.escape(sentence)):
         search.search("no_such_run", router, **options)
 
