@@ -1,4 +1,7 @@
-"""Benchmarks, one file each: read official files, make questions, score answers, write results."""
+"""Benchmarks, one file each: read official files, make questions, score answers, write results.
+
+Imports `common` and `data`.
+"""
 
 from dpn.benchmarks.base import Benchmark, OfficialFile, Question, Scores
 from dpn.common.registry import Registry

@@ -1,4 +1,7 @@
-"""Load and convert weights of LLaVA, LLaVA-HR, DPN and Hugging Face, whole or in parts."""
+"""Load and convert weights of LLaVA, LLaVA-HR, DPN and Hugging Face, whole or in parts.
+
+Imports `common`, `metrics`, `data` and `model`.
+"""
 
 from dpn.checkpoints.conversion import convert
 from dpn.checkpoints.loading import Report, load

@@ -1,4 +1,4 @@
 """Command lines of `python -m dpn.X`: run them, diagnose mistakes and print readable errors.
 
-May import `config` and everything below it.
+May import every folder below it.
 """

@@ -1,1 +1,4 @@
-"""Small tools that every other folder may use; imports nothing else of dpn."""
+"""Small tools that every other folder may use.
+
+Imports nothing else of dpn.
+"""

@@ -8,4 +8,6 @@ In the order in which a run uses them:
     `build` creates the objects of a checked config.
 
 Configs are checked and built from every part of the package, so this folder imports all of them.
+
+May import every folder below it.
 """

@@ -1,4 +1,7 @@
-"""Data sets, from files to batches: a source names the files, and all sources share the rest."""
+"""Data sets, from files to batches: a source names the files, and all sources share the rest.
+
+Imports `common`.
+"""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,6 +1,7 @@
 """Answers of a trained model: single batches, many questions, evaluations and overlay figures.
 
-May import `model` and everything below it, `benchmarks`, `metrics` and `reports`.
+Imports `common`, `tokens`, `metrics`, `cost`, `data`, `routers`, `benchmarks`, `runs`, `reports`
+and `model`.
 """
 
 from dpn.inference.answering import (

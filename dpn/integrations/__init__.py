@@ -1,4 +1,7 @@
-"""Adapters for other frameworks; each is only imported by its framework."""
+"""Adapters for other frameworks; each is only imported by its framework.
+
+Imports `common`, `data` and `inference`.
+"""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
 """Routing losses, which are computed from a trace and added to the language loss; one file per
 loss.
 
-Imports `common`, `tokens`, `cost` and `routers`.
+Imports `common`, `tokens` and `routers`.
 """
 
 from dpn.common.registry import Registry

@@ -1,4 +1,4 @@
 """Measurements: speed of contenders, dry runs on fake tensors, memory footprints, profiles.
 
-Imports `training` and everything below.
+May import every folder below it.
 """

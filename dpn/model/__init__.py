@@ -1,7 +1,6 @@
 """The Hugging Face classes: configuration, model, processor and generation.
 
-Imports what a model is made of: `common`, `tokens`, `cost`, `vision`, `projectors`, `routers` and
-`decoder`, and for the processor `data`.
+Imports `common`, `tokens`, `cost`, `vision`, `data`, `projectors`, `routers` and `decoder`.
 """
 
 from typing import TYPE_CHECKING

@@ -1,6 +1,6 @@
 """The data that flows through the decoder: packed rows, grids, layer plans, and the trace.
 
-Imports `common` only.
+Imports `common`.
 """
 
 from dpn.tokens.grids import (

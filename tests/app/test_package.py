@@ -1,5 +1,6 @@
 import ast
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -90,10 +91,14 @@ def top_level_imports(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("folder", [*FOLDERS, *ADAPTERS])
-def test_folders_have_a_docstring(folder):
-    assert (
-        len(ast.get_docstring(ast.parse((PACKAGE / folder / "__init__.py").read_text())) or "") > 40
-    )
+def test_docstrings_of_folders_list_their_imports(folder):
+    init = ast.parse((PACKAGE / folder / "__init__.py").read_text())
+    *purpose, last = (ast.get_docstring(init) or "").split("\n\n")
+    assert purpose
+    used = set().union(*map(imports, (PACKAGE / folder).rglob("*.py"))) - {folder}
+    if last != "May import every folder below it.":
+        assert last.startswith("Imports ")
+        assert set(re.findall(r"`([a-z]+)`", last)) == used
 
 
 def test_private_files_stay_in_their_folder():
