@@ -1,19 +1,17 @@
-"""What all tests share."""
+"""Fixtures that every test gets: one thread, and configs that are merged once."""
 
 import copy
 import gc
 from dataclasses import replace
 
 import pytest
-import torch
-from hydra._internal import config_loader_impl
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import ConfigRepository
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
     """Tiny tensors gain nothing from threads, and threads of a busy machine wait for each other."""
+    import torch  # here, since the process that hands out the tests needs none of it
+
     torch.set_num_threads(1)
 
 
@@ -22,18 +20,32 @@ def _choices_are_merged_once():
     """Hydra finds, reads and merges twenty files anew for each config, which takes nine tenths of
     the time of composing; of the hundreds that the tests compose, most differ in values alone.
     """
-    load, choose = ConfigRepository.load_config, config_loader_impl.create_defaults_list
+    from hydra._internal import config_loader_impl
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra._internal.config_repository import ConfigRepository
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    load, load_single = ConfigRepository.load_config, ConfigLoaderImpl._load_single_config
+    choose = config_loader_impl.create_defaults_list
     merge = ConfigLoaderImpl._compose_config_from_defaults_list
-    loaded, chosen, merged = {}, {}, {}
+    parse = OverridesParser.parse_rule
+    loaded, placed, chosen, merged, parsed = {}, {}, {}, {}, {}
 
     def places(repo):
         return tuple(source.path for source in repo.get_sources())
 
     def load_once(self, config_path):
+        """Return a file that nobody may change: `place_once` copies it before it is merged."""
         key = (config_path, *places(self))
         if key not in loaded:
             loaded[key] = load(self, config_path)
-        return copy.deepcopy(loaded[key])
+        return loaded[key]
+
+    def place_once(self, default, repo):
+        key = (default.config_path, default.package, default.primary, *places(repo))
+        if key not in placed:
+            placed[key] = copy.deepcopy(load_single(self, default, repo))
+        return copy.deepcopy(placed[key])
 
     def choose_once(repo, config_name, overrides_list, **options):
         given = [override for override in overrides_list if not override.is_sweep_override()]
@@ -50,16 +62,25 @@ def _choices_are_merged_once():
             merged[key] = merge(self, defaults, repo)
         return copy.deepcopy(merged[key])
 
+    def parse_once(self, line, rule):
+        if (line, rule) not in parsed:
+            parsed[line, rule] = parse(self, line, rule)
+        return copy.copy(parsed[line, rule])
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ConfigRepository, "load_config", load_once)
+        patch.setattr(ConfigRepository, "__deepcopy__", lambda s, memo: copy.copy(s), raising=False)
+        patch.setattr(ConfigLoaderImpl, "_load_single_config", place_once)
         patch.setattr(config_loader_impl, "create_defaults_list", choose_once)
         patch.setattr(ConfigLoaderImpl, "_compose_config_from_defaults_list", merge_once)
+        patch.setattr(OverridesParser, "parse_rule", parse_once)
         yield
 
 
 def pytest_collection_finish():
-    """The objects of imported libraries stay; looking through them again and again takes a tenth of
-    the time of the tests.
+    """Looking for objects that nobody can reach takes a tenth of the time of the tests: imported
+    libraries stay, and a test leaves so little behind that looking rarely is enough.
     """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000)

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from dpn.config.compose import compose
 from dpn.reports import page
+from dpn.train import train
 
 COLOURS = {"red": (200, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 200)}
 
@@ -77,6 +79,12 @@ def tiny_run(squares: Path, outputs: Path) -> list[str]:
         "overlays=0",
         f"paths.output_root={outputs}",
     ]
+
+
+@pytest.fixture(scope="session")
+def finished(squares, tmp_path_factory) -> Path:
+    """Folder of a finished run, with figures. Tests may add files to it, and change none."""
+    return train(compose("train", tiny_run(squares, tmp_path_factory.mktemp("finished"))))
 
 
 @pytest.fixture

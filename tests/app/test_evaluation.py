@@ -23,12 +23,6 @@ from tests.app.conftest import tiny_run, without_times
 from tests.benchmarks import test_gqa, test_mm_vet, test_pope
 
 
-@pytest.fixture(scope="module")
-def finished(squares, tmp_path_factory):
-    """Folder of a run."""
-    return train(compose("train", tiny_run(squares, tmp_path_factory.mktemp("evaluation"))))
-
-
 @pytest.fixture
 def world(tmp_path):
     """Root folder of the benchmarks; it only holds POPE."""

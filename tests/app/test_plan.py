@@ -34,6 +34,7 @@ SMALL = [
     "data.batch_size=4",
     "plan.text_rows=40",
 ]
+TWO_LAYERS = "model.text.num_hidden_layers=2"
 ONE = Setup("single", half=False, processes=1, batch_size=4)
 TEXT = 40
 
@@ -58,8 +59,7 @@ def real_model(config):
 
 
 def test_saved_activations_are_those_that_autograd_saves():
-    two = "model.text.num_hidden_layers=2"
-    config = composed("router=none", "model.checkpoint_layers=false", two).config
+    config = composed("router=none", "model.checkpoint_layers=false", TWO_LAYERS).config
     model, batch = real_model(config)
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     saved = {}
@@ -154,7 +154,7 @@ def test_shards_are_those_of_fsdp2(four_processes):
 def test_flops_are_those_of_torchs_counter(checkpoint, freeze):
     config = composed(
         *("router=none", f"stage.freeze={freeze}", f"model.checkpoint_layers={checkpoint}"),
-        "model.text.num_hidden_layers=2",
+        TWO_LAYERS,
     ).config
     model, batch = real_model(config)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
@@ -166,8 +166,7 @@ def test_flops_are_those_of_torchs_counter(checkpoint, freeze):
 
 
 def test_planned_routes_are_the_limits_of_the_router():
-    config = composed("router=dpe").config
-    rehearsal = rehearse(config)
+    rehearsal = rehearse(composed("router=dpe", "router.layers=[0]", TWO_LAYERS).config)
     most, fewest = (rehearsal.step(ONE, TEXT, rows) for rows in ("most", "fewest"))
     assert (fewest.share, most.share) == pytest.approx(rehearsal.module.model.router.reach())
     assert fewest.flops < most.flops
@@ -175,7 +174,8 @@ def test_planned_routes_are_the_limits_of_the_router():
 
 
 def test_a_fixed_kernel_has_one_route():
-    rehearsal = rehearse(composed("router=static", "router.kernels=[2,2]").config)
+    static = ["router=static", "router.layers=[0]", "router.kernels=[2,2]"]
+    rehearsal = rehearse(composed(*static, TWO_LAYERS).config)
     shares = [rehearsal.step(ONE, TEXT, rows).share for rows in ("most", "fewest", "all")]
     assert shares[0] == shares[1] < shares[2] == 1
 
@@ -202,7 +202,7 @@ def test_rows_that_a_method_drops_are_known_without_data(choice):
 
 def test_a_further_pass_of_the_routing_loss_is_counted():
     frozen = "stage.freeze=[vision,projector,language,lm_head]"
-    gates = ["router=dyvte", "router.hidden=8", frozen]
+    gates = ["router=dyvte", "router.hidden=8", frozen, TWO_LAYERS]
     rehearsal = rehearse(composed(*gates).config)
     text = rehearsal.module.model.router.text
     gate = 2 * ONE.batch_size * (2 * text.hidden_size * 8 + 8 * 2)

@@ -25,12 +25,6 @@ from tests.app.conftest import timeless, tiny_run, without_times
 from tools import search
 
 
-@pytest.fixture(scope="module")
-def finished(squares, tmp_path_factory):
-    """Folder of a run."""
-    return train(compose("train", tiny_run(squares, tmp_path_factory.mktemp("results"))))
-
-
 @pytest.mark.parametrize(
     ("answer", "reference", "expected"),
     [

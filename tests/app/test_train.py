@@ -67,17 +67,9 @@ def same_weights(first, second):
     return mine.keys() == theirs.keys() and all(torch.equal(mine[k], theirs[k]) for k in mine)
 
 
-@pytest.fixture(scope="module")
-def finished(squares, tmp_path_factory):
-    """Overrides and folder of an uninterrupted run."""
-    overrides = tiny_run(squares, tmp_path_factory.mktemp("finished"))
-    return overrides, run(overrides)
-
-
 def test_a_run_leaves_what_it_promises(finished):
-    folder = finished[1]
-    metrics, rows = read_json(folder / "metrics.json"), read_rows(folder / "rows.jsonl")
-    assert read_json(folder / "status.json")["status"] == "finished"
+    metrics, rows = read_json(finished / "metrics.json"), read_rows(finished / "rows.jsonl")
+    assert read_json(finished / "status.json")["status"] == "finished"
     promised = (
         "val/loss val/accuracy val/accuracy/plain val/accuracy/long time/train_s time/step_ms"
     )
@@ -91,11 +83,11 @@ def test_a_run_leaves_what_it_promises(finished):
     # Routed wherever as many rows are left as the largest kernel, 2x2, has.
     assert set(rows[0]["route"]) == {str(n) for n in (0, 1, 2) if rows[0]["rows"][n] >= 4}
     names = ("config.yaml", "log.txt", "model/config.json", "figures/routes.png")
-    assert all((folder / name).stat().st_size for name in names)
-    curves = read_rows(folder / "curves.jsonl")
+    assert all((finished / name).stat().st_size for name in names)
+    curves = read_rows(finished / "curves.jsonl")
     assert [row["step"] for row in curves if "loss/language" in row] == [1, 2, 3, 4, 5, 6]
     assert [row["step"] for row in curves if "val/loss" in row] == [3, 6]
-    assert "figures/routes.png" in (folder / "report.md").read_text()
+    assert "figures/routes.png" in (finished / "report.md").read_text()
 
 
 @pytest.mark.slow
@@ -108,12 +100,11 @@ def test_training_in_bfloat16_ends_with_a_model_in_bfloat16(tiny):
     assert all(ours[name].equal(tensor) for name, tensor in saved.items())
 
 
-def test_the_same_command_again_says_finished(finished, capsys):
-    overrides, folder = finished
-    before = (folder / "metrics.json").stat().st_mtime_ns
-    assert run(overrides) == folder
+def test_the_same_command_again_says_finished(finished, squares, capsys):
+    before = (finished / "metrics.json").stat().st_mtime_ns
+    assert run(tiny_run(squares, finished.parents[1])) == finished
     assert "Already finished" in capsys.readouterr().out
-    assert (folder / "metrics.json").stat().st_mtime_ns == before
+    assert (finished / "metrics.json").stat().st_mtime_ns == before
 
 
 def crash(trainer):
@@ -142,12 +133,10 @@ def test_resumed_run_ends_with_the_same_weights(finished, tiny, step, action, er
     first_steps = []
     run(tiny, AtStep(saved + 1, lambda trainer: first_steps.append(trainer.global_step)))
     assert first_steps == [saved + 1]
-    assert same_weights(folder, finished[1])
-    mine, whole = (read_json(f / "metrics.json") for f in (folder, finished[1]))
+    assert same_weights(folder, finished)
+    mine, whole = (read_json(f / "metrics.json") for f in (folder, finished))
     assert _timeless(mine) == _timeless(whole)
-    curves = (
-        [_timeless(row) for row in read_rows(f / "curves.jsonl")] for f in (folder, finished[1])
-    )
+    curves = ([_timeless(row) for row in read_rows(f / "curves.jsonl")] for f in (folder, finished))
     assert next(curves) == next(curves) != []
 
 
@@ -167,7 +156,7 @@ def test_a_step_is_saved_with_its_validation(finished, tiny):
     with pytest.raises(RuntimeError, match="crash"):
         run(often, InValidation())
     assert latest_checkpoint(folder_of(tiny) / "checkpoints").name == "step-0000002.ckpt"
-    curves = [read_rows(folder / "curves.jsonl") for folder in (run(often), finished[1])]
+    curves = [read_rows(folder / "curves.jsonl") for folder in (run(often), finished)]
     validated = [[row["val/loss"] for row in rows if "val/loss" in row] for rows in curves]
     assert validated[0] == validated[1]
     assert len(validated[0]) == 2
@@ -192,8 +181,8 @@ def test_interrupted_evaluation_does_not_train_again(finished, tiny, monkeypatch
     steps = []
     folder = run(tiny, AtStep(6, lambda trainer: steps.append(6)))
     assert steps == []
-    assert same_weights(folder, finished[1])
-    mine, whole = (read_json(f / "metrics.json") for f in (folder, finished[1]))
+    assert same_weights(folder, finished)
+    mine, whole = (read_json(f / "metrics.json") for f in (folder, finished))
     assert mine["val/loss"] == whole["val/loss"]
     assert mine["time/train_s"] > 0
 
@@ -208,7 +197,7 @@ def test_damaged_checkpoint_is_named_and_the_one_before_used(finished, tiny, cap
     run(tiny, AtStep(3, lambda trainer: resumed_at.append(3)))
     assert resumed_at == [3]  # from step 2
     assert f"{damaged} is damaged" in caplog.text
-    assert same_weights(folder, finished[1])
+    assert same_weights(folder, finished)
 
 
 def test_full_disk_keeps_the_last_good_checkpoint(tmp_path):
@@ -239,11 +228,11 @@ def test_full_disk_fails_the_run_and_it_resumes(finished, tiny, monkeypatch):
     assert "No space left" in read_json(folder / "status.json")["error"]
     assert [p.name for p in (folder / "checkpoints").iterdir()] == ["step-0000002.ckpt"]
     run(tiny)
-    assert same_weights(folder, finished[1])
+    assert same_weights(folder, finished)
 
 
 def test_checkpoints_hold_no_code(finished):
-    path = latest_checkpoint(finished[1] / "checkpoints")
+    path = latest_checkpoint(finished / "checkpoints")
     checkpoint = torch.load(path, weights_only=True)
     assert checkpoint["global_step"] == 6
     assert checkpoint["optimizer_states"]
