@@ -5,6 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +15,11 @@ from safetensors.torch import load_file
 
 from dpn.checkpoints.distributed import read_index
 from dpn.common.files import read_rows
+from dpn.config.compose import compose
+from dpn.data.rows import Conversations
 from dpn.data.sampler import BatchSampler
+from dpn.train import train as start
+from tests.app import processes
 from tests.app.conftest import tiny_run
 
 VARIED = ["trainer.accumulate_grad_batches=2", "model.processor.image_mode=none"]
@@ -41,40 +47,8 @@ ENGINES = {
 }
 ROWS, BATCH, STEPS = 16, 4, 6
 TWO = ["trainer.accelerator=cpu", "trainer.devices=2", f"data.batch_size={BATCH // 2}"]
-#: Trains as the command line does, but supervises no token of rows whose id says so.
-SCRIPT = """
-import os, signal, sys
-os.environ["DS_ACCELERATOR"] = "cpu"
-import dpn.data.rows as rows
-from dpn.train import main
-sample = rows.Conversations.sample
-def masked(self, row, *arguments, **meta):
-    made = sample(self, row, *arguments, **meta)
-    if "silent" in made.meta["id"] and type(self) is rows.Conversations:
-        made.labels[:] = [-100] * len(made.labels)
-    return made
-rows.Conversations.sample = masked
-if "deepspeed" in " ".join(sys.argv):  # runs on CPU processes, too, once Lightning lets it
-    import deepspeed, lightning.pytorch.strategies.deepspeed as strategies
-    sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # gloo needs no compiler
-    strategies.CUDAAccelerator = object
-    strategies._validate_device_index_selection = lambda devices: None
-    initialize = deepspeed.initialize
-    def with_rank(args, **further):
-        args.device_rank = int(os.environ.get("LOCAL_RANK", 0))
-        return initialize(args=args, **further)
-    deepspeed.initialize = with_rank
-if "STOP_AFTER" in os.environ and os.environ.get("LOCAL_RANK") == "1":
-    import dpn.training.callbacks as callbacks
-    check = callbacks.StopAfterStep.on_train_batch_end
-    def signalled(self, trainer, *arguments):
-        if trainer.global_step == int(os.environ["STOP_AFTER"]):
-            os.kill(os.getpid(), signal.SIGUSR1)
-        check(self, trainer, *arguments)
-    callbacks.StopAfterStep.on_train_batch_end = signalled
-if __name__ == "__main__":
-    main()
-"""
+SCRIPT = Path(__file__).with_name("processes.py")
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 
 
 @pytest.fixture(scope="module")
@@ -110,62 +84,105 @@ def without_image(row):
 
 
 def run(overrides, folder, **environment):
-    """The exit status of a run."""
-    script = folder.with_suffix(".py")
-    script.write_text(SCRIPT)
-    command = [sys.executable, script, *overrides, f"paths.run_dir={folder}"]
-    environment = os.environ | environment
-    return subprocess.run(
-        command, stdout=subprocess.DEVNULL, timeout=300, env=environment
-    ).returncode
+    """Run the command line with several processes, and return its exit status."""
+    command = [sys.executable, SCRIPT, *overrides, f"paths.run_dir={folder}"]
+    done = subprocess.run(
+        command, stdout=subprocess.DEVNULL, timeout=300, env=ENVIRONMENT | environment
+    )
+    return done.returncode
 
 
 def train(overrides, folder):
-    """The weights that a run ends with."""
+    """Return the weights that a run ends with."""
     assert run(overrides, folder) == 0
+    return weights(folder)
+
+
+def weights(folder):
     return load_file(folder / "model" / "model.safetensors")
+
+
+def overrides_of(loss, data, folder):
+    # Plain SGD: Adam divides by the size of gradients, which blows up rounding of tiny ones.
+    common = ["optim=sgd", "stage.dense=0", f"trainer.max_steps={STEPS}"]
+    return [*tiny_run(data, folder), *LOSSES[loss], *common]
+
+
+def uninterrupted(engine, data, folder):
+    """Return the overrides of a run that another test stops and resumes."""
+    return [*tiny_run(data, folder), *ENGINES[engine], *TWO, *LOSSES["policy"], "optim=adamw"]
 
 
 @pytest.fixture(scope="module", params=LOSSES)
 def single(request, mixed, tmp_path_factory):
-    """Overrides, folder and weights of a run of one process."""
-    folder = tmp_path_factory.mktemp(request.param) / "one"
-    # Plain SGD: Adam divides by the size of gradients, which blows up rounding of tiny ones.
-    common = [*tiny_run(mixed, folder.parent), *LOSSES[request.param]]
-    common += ["optim=sgd", "stage.dense=0", f"trainer.max_steps={STEPS}"]
-    return common, folder, train([*common, f"data.batch_size={BATCH}"], folder)
+    """Name of a loss, and folder of its run of one process."""
+    folder = tmp_path_factory.mktemp("one") / request.param
+    command = [*overrides_of(request.param, mixed, folder.parent), f"data.batch_size={BATCH}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Conversations, "sample", processes.silence(Conversations.sample))
+        start(compose("train", [*command, f"paths.run_dir={folder}"]))
+    return request.param, folder
+
+
+@pytest.fixture(scope="module")
+def pair(mixed, squares, tmp_path_factory):
+    """Function that returns the folder of the runs of two processes with an engine: one run for
+    each loss, and `whole`.
+    """
+
+    @cache
+    def trained(engine):
+        folder = tmp_path_factory.mktemp(engine)
+        jobs = [[*overrides_of(loss, mixed, folder), *ENGINES[engine], *TWO] for loss in LOSSES]
+        jobs += [uninterrupted(engine, squares, folder)] * (engine != "ddp")
+        for name, job in zip([*LOSSES, "whole"], jobs, strict=False):
+            job.append(f"paths.run_dir={folder / name}")
+        file = folder / "jobs.json"
+        file.write_text(json.dumps(jobs))
+        torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        command = [sys.executable, "-m", *torchrun, SCRIPT, file]
+        subprocess.run(command, stdout=subprocess.DEVNULL, timeout=900, env=ENVIRONMENT)
+        return folder
+
+    return trained
+
+
+def each_engine(*names):
+    """Parametrize a test; one worker runs all tests of an engine, since they share its runs."""
+    return pytest.mark.parametrize(
+        "engine", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in names]
+    )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ENGINES)
-def test_two_processes_equal_one(engine, single):
-    common, one, expected = single
-    folder = one.with_name(engine)
-    weights = train([*common, *ENGINES[engine], *TWO], folder)
-    assert all(torch.allclose(weights[k], expected[k], atol=1e-5) for k in expected)
+@each_engine(*ENGINES)
+def test_two_processes_equal_one(engine, single, pair):
+    loss, one = single
+    two = pair(engine) / loss
+    expected, found = weights(one), weights(two)
+    assert all(torch.allclose(found[k], expected[k], atol=1e-5) for k in expected)
     answers = [
         [(row["id"], row["turn"], row["rows"]) for row in read_rows(f / "rows.jsonl")]
-        for f in (one, folder)
+        for f in (one, two)
     ]
     assert answers[0] == answers[1]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["fsdp2", "zero2", "zero3"])
-def test_a_stopped_run_goes_on_from_the_last_whole_checkpoint(engine, squares, tmp_path):
+@each_engine("fsdp2", "zero2", "zero3")
+def test_a_stopped_run_goes_on_from_the_last_whole_checkpoint(engine, pair, squares, tmp_path):
     """A signal reaches the second process after step 3; then a file of that step is cut short."""
-    options = [*ENGINES[engine], *TWO, *LOSSES["policy"], "optim=adamw"]
-    command = [*tiny_run(squares, tmp_path), *options]
-    expected = train(command, tmp_path / "whole")
+    command = uninterrupted(engine, squares, tmp_path)
+    expected = weights(pair(engine) / "whole")
     stopped = tmp_path / "stopped"
     assert run(command, stopped, STOP_AFTER="3") == os.EX_TEMPFAIL
     newest = stopped / "checkpoints" / "step-0000003.ckpt"
     largest = max((f for f in newest.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
     os.truncate(largest, largest.stat().st_size - 1)
-    weights = train(command, stopped)
+    found = train(command, stopped)
     log = (stopped / "log.txt").read_text()
     assert f"step-0000003.ckpt is damaged ({largest.relative_to(newest)} is cut short)" in log
-    assert all(torch.equal(weights[k], expected[k]) for k in expected)
+    assert all(torch.equal(found[k], expected[k]) for k in expected)
     if engine == "fsdp2":
         saved = read_index(stopped / "checkpoints" / "step-0000006.ckpt").state_dict_metadata
         assert len(saved["state_dict.model.lm_head.weight"].chunks) == 2  # sharded, not copied

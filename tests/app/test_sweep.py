@@ -110,7 +110,7 @@ def test_the_outcome_of_each_job_is_printed(tiny, tmp_path, monkeypatch, capsys)
     shown = capsys.readouterr()
     assert f"0, 1  skipped      1.000        0.500     {finished}" in shown.out
     assert "Job 1 is the same run as job 0." in shown.out
-    assert "1 failed; the same command tries again" in shown.err
+    assert "1 failed; the same command tries these again" in shown.err
 
     places = [path.parent for path in (tmp_path / "outputs").rglob("status.json")]
     statuses = {read_json(place / "status.json")["status"]: place for place in places}

@@ -10,6 +10,11 @@ from dpn.decoder.layer import compile_layers
 
 from .conftest import collate, make_model, make_samples
 
+pytestmark = pytest.mark.xdist_group("compiled")  # compiled code of the first test is reused
+
+#: The second layer gets other numbers of rows than the first.
+ROUTER = {"name": "dpe", "layers": [0], "min_rows": 1}
+
 
 def reset():
     torch.compiler.reset()
@@ -20,7 +25,7 @@ def reset():
 @pytest.mark.parametrize("checkpoint", [False, True])
 def test_compiled_layers_give_the_same_gradients(checkpoint):
     reset()
-    plain = make_model({"name": "dpe", "layers": [0, 2], "min_rows": 1}, seed=3)
+    plain = make_model(ROUTER, seed=3, layers=2)
     compiled = copy.deepcopy(plain)
     compile_layers(compiled.language)
     assert list(compiled.state_dict()) == list(plain.state_dict())
@@ -41,7 +46,7 @@ def test_compiled_layers_give_the_same_gradients(checkpoint):
 @pytest.mark.slow
 def test_compiled_layers_generate_the_same_answers():
     reset()
-    model = make_model({"name": "dpe", "layers": [0, 2], "min_rows": 1}, seed=3)
+    model = make_model(ROUTER, seed=3, layers=2)
     batch = {k: v for k, v in collate(make_samples(), "left").items() if k != "labels"}
     answers = []
     for _ in range(2):
