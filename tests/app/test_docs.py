@@ -28,7 +28,7 @@ READERS = (
     "is not a folder",
     "needs a GPU",
     "give model.weights.",
-    "`stage=apply` needs the run",
+    "`stage=apply` needs a finished run",
     "needs a launcher that starts processes",
     "`optim=muon` needs whole matrices",
     "tools/search.py",
