@@ -20,7 +20,7 @@ def _choices_are_merged_once():
     """Hydra finds, reads and merges twenty files anew for each config, which takes nine tenths of
     the time of composing; of the hundreds that the tests compose, most differ in values alone.
     """
-    from hydra._internal import config_loader_impl
+    from hydra._internal import config_loader_impl, defaults_list
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra._internal.config_repository import ConfigRepository
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -28,7 +28,7 @@ def _choices_are_merged_once():
     load, load_single = ConfigRepository.load_config, ConfigLoaderImpl._load_single_config
     choose = config_loader_impl.create_defaults_list
     merge = ConfigLoaderImpl._compose_config_from_defaults_list
-    parse = OverridesParser.parse_rule
+    parse, interpolate = OverridesParser.parse_rule, defaults_list._create_interpolation_map
     loaded, placed, chosen, merged, parsed = {}, {}, {}, {}, {}
 
     def places(repo):
@@ -56,6 +56,10 @@ def _choices_are_merged_once():
             chosen[key] = choose(repo, config_name, choices, **options)
         return replace(chosen[key], config_overrides=[o for o in given if o not in choices])
 
+    def interpolate_if_needed(overrides, defaults, self_added):
+        needed = any(default.is_interpolation() for default in defaults)
+        return interpolate(overrides, defaults, self_added) if needed else None
+
     def merge_once(self, defaults, repo):
         key = (places(repo), *((d.config_path, d.package, d.primary) for d in defaults))
         if key not in merged:
@@ -72,6 +76,7 @@ def _choices_are_merged_once():
         patch.setattr(ConfigRepository, "__deepcopy__", lambda s, memo: copy.copy(s), raising=False)
         patch.setattr(ConfigLoaderImpl, "_load_single_config", place_once)
         patch.setattr(config_loader_impl, "create_defaults_list", choose_once)
+        patch.setattr(defaults_list, "_create_interpolation_map", interpolate_if_needed)
         patch.setattr(ConfigLoaderImpl, "_compose_config_from_defaults_list", merge_once)
         patch.setattr(OverridesParser, "parse_rule", parse_once)
         yield

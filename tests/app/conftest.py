@@ -1,6 +1,7 @@
 """Fixtures for runs of a few seconds: a tiny model on coloured squares in LLaVA's format."""
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -84,7 +85,12 @@ def tiny_run(squares: Path, outputs: Path) -> list[str]:
 @pytest.fixture(scope="session")
 def finished(squares, tmp_path_factory) -> Path:
     """Folder of a finished run, with figures. Tests may add files to it, and change none."""
-    return train(compose("train", tiny_run(squares, tmp_path_factory.mktemp("finished"))))
+    level = logging.root.level
+    logging.root.setLevel("INFO")  # as on the command line, for log.txt
+    try:
+        return train(compose("train", tiny_run(squares, tmp_path_factory.mktemp("finished"))))
+    finally:
+        logging.root.setLevel(level)
 
 
 @pytest.fixture

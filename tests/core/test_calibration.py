@@ -17,7 +17,7 @@ def batches_of(which):
 
 
 @pytest.mark.parametrize("router", ROUTERS, ids=lambda router: router["name"])
-@pytest.mark.parametrize("keep", [0.45, 0.7, 0.95])
+@pytest.mark.parametrize("keep", [0.45, 0.95])
 def test_calibration_meets_keep(keep, router):
     model = make_model({**router, "keep": keep}, seed=3)
     batches = batches_of(None)
@@ -33,7 +33,7 @@ def test_calibration_meets_keep(keep, router):
     assert reached == pytest.approx(sum(shares) / len(shares))
 
 
-@pytest.mark.parametrize("keep", [0.4, 0.6, 0.8])
+@pytest.mark.parametrize("keep", [0.4, 0.8])
 def test_dfmr_calibration_meets_the_share_of_tokens(keep):
     """Images have every contrast; the initial threshold would pool all of them."""
     projector = {"name": "dfmr", "kernels": [2], "threshold": 100.0, "keep": keep}

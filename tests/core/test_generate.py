@@ -18,7 +18,7 @@ ROUTERS = [
     {"name": "dpe", "layers": [0, 2], "min_rows": 1, "token": "last"},
     {"name": "fastv", "k": 1},
 ]
-NEW = 6
+NEW = 4
 
 
 @pytest.fixture(params=ROUTERS, ids=lambda r: "-".join(str(v) for v in list(r.values())[::3]))

@@ -186,7 +186,7 @@ def test_price_is_a_bias_of_the_gate():
         assert (decision.probs.gather(1, decision.experts[:, None]) > 0.99).all()
 
 
-@pytest.mark.parametrize("keep", [0.4, 0.6, 0.8])
+@pytest.mark.parametrize("keep", [0.4, 0.8])
 def test_random_meets_keep_in_expectation(keep):
     router = build("random", keep=keep)
     full = LLAVA.visual_macs([576] * 32)

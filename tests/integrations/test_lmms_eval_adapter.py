@@ -106,14 +106,20 @@ def test_cost_is_the_mean_of_what_dpn_measures(model, costs, loaded):
     assert model().generate_until([]) == []
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 16])
-def test_probabilities_are_those_of_one_sample_alone(batch_size, model, loaded):
+@pytest.fixture(scope="module")
+def probabilities(loaded):
+    """Log-probability of each continuation of each document, and whether it is greedy."""
     greedy = [" ".join(answer(loaded, document).split()[:2]) for document in DOCUMENTS]
     texts = [*greedy, "black and white", "12"]
     asked = [(n, text) for text in texts for n in range(len(DOCUMENTS))]
+    return {(n, text): naive_logprob(loaded, DOCUMENTS[n], text) for n, text in asked}
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+def test_probabilities_are_those_of_one_sample_alone(batch_size, model, probabilities):
+    asked, expected = list(probabilities), list(probabilities.values())
     targets = [request(n, lambda document, text=text: text) for n, text in asked]
     options = [request(n, f" {text}") for n, text in asked]
-    expected = [naive_logprob(loaded, DOCUMENTS[n], text) for n, text in asked]
     for requests, sign in ((targets, 1), (options, -1)):
         pairs = [result.text for result in model(batch_size).loglikelihood(requests)]
         totals, flags = zip(*pairs, strict=True)
