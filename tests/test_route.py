@@ -172,6 +172,7 @@ def test_the_command_writes_or_prints(ask, folder, tmp_path):
     assert Image.open(path).format == "PNG"
 
 
+@pytest.mark.slow
 def test_several_questions_are_drawn_one_above_another(ask, folder, tmp_path):
     """Each as it would be alone, and in one figure."""
     image = f"image={folder / '0.png'}"

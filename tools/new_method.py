@@ -30,10 +30,10 @@ class @CLASS@Router(DroppingRouter):
     """Keep a share of the visual rows before one layer; by default all of them.
 
     Args:
-        layer: layer before which rows are dropped; default: after the first quarter of the decoder.
-        ratio: share of an image's rows that are kept.
+        layer: Layer before which rows are dropped; default: after the first quarter of the decoder.
+        ratio: Share of an image's rows that are kept.
         positions: `renumber` or `keep`, see `dpn.tokens.packed.PackedTokens`.
-        keep: target share of visual MACs, met by choosing the ratio.
+        keep: Target share of visual MACs, met by choosing the ratio.
     """
 
     def __init__(
@@ -77,8 +77,8 @@ class @CLASS@Projector(ReducingProjector):
     """Keep evenly spaced visual tokens, then apply LLaVA's MLP.
 
     Args:
-        keep: share of the tower's tokens that enter the decoder.
-        depth: number of linear layers of the MLP.
+        keep: Share of the tower's tokens that enter the decoder.
+        depth: Number of linear layers of the MLP.
     """
 
     def forward(self, features: VisualFeatures) -> VisualFeatures:

@@ -36,6 +36,7 @@ def applied(tiny, *overrides):
     return train(compose("train", [*tiny, "stage=apply", *overrides]))
 
 
+@pytest.mark.slow
 def test_a_router_is_applied_to_the_weights_of_its_base(base, tiny):
     folder = applied(tiny, "router=fastv", "router.keep=0.7")
     assert read_json(folder / "status.json")["applied_to"] == str(base)
@@ -102,6 +103,7 @@ def test_gates_are_applied_at_another_share(tiny):
     assert shares[1] < shares[0]
 
 
+@pytest.mark.slow
 def test_a_projector_is_calibrated_before_and_after(base, tiny, caplog):
     """If its number of rows depends on the image, as that of `dfmr` does."""
     keep = ("projector=dfmr", "projector.kernels=[2]", "projector.keep=0.6", "router=none")

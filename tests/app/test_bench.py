@@ -126,6 +126,7 @@ def test_every_combination_has_a_row_that_says_what_was_known_before():
     assert 2 * paper[0]["memory/saved_gib"] == pytest.approx(paper[2]["memory/saved_gib"], rel=0.02)
 
 
+@pytest.mark.slow
 def test_both_ends_of_a_router_are_known():
     most, fewest = measured("router=dpe", "pairs=0", "train=false")
     assert (most["route"], fewest["route"]) == ("most", "fewest")
@@ -134,6 +135,7 @@ def test_both_ends_of_a_router_are_known():
     assert forced["rows"] == [64, 16, 16, 16]
 
 
+@pytest.mark.slow
 def test_a_method_whose_rows_no_data_change_has_one_row():
     (found,) = measured("router=fastv", "pairs=0")
     assert found["route"] == "own"

@@ -77,6 +77,7 @@ def began(monkeypatch, tmp_path):
     return began
 
 
+@pytest.mark.slow
 def test_offline_without_a_key_and_quiet(began, caplog):
     with caplog.at_level(logging.INFO, "dpn.training.loggers"):
         asked = began()

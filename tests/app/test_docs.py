@@ -138,6 +138,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", ["README.md", "docs/hugging_face.md"])
 def test_python_examples_run(page, folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)

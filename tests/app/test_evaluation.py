@@ -98,6 +98,7 @@ def test_batches_and_limits_change_no_answer(ask):
     assert [row["answer"] for row in some] == answers[5][:3]
 
 
+@pytest.mark.slow
 def test_missing_benchmarks_are_reported_and_asked_later(ask, world, figures, caplog):
     folder = ask(names="gqa,pope")
     assert {row["benchmark"] for row in read_rows(folder / "rows.jsonl")} == {"pope"}

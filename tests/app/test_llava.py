@@ -58,6 +58,7 @@ def changed(before, after):
     }
 
 
+@pytest.mark.slow
 def test_three_stages_of_llava_hr(data_root, tmp_path):
     tiny = [
         "model=llava_hr_tiny",

@@ -165,6 +165,7 @@ def test_flops_are_those_of_torchs_counter(checkpoint, freeze):
     assert rehearse(config).step(ONE, TEXT, "most").flops == expected
 
 
+@pytest.mark.slow
 def test_planned_routes_are_the_limits_of_the_router():
     rehearsal = rehearse(composed("router=dpe", "router.layers=[0]", TWO_LAYERS).config)
     most, fewest = (rehearsal.step(ONE, TEXT, rows) for rows in ("most", "fewest"))
@@ -173,6 +174,7 @@ def test_planned_routes_are_the_limits_of_the_router():
     assert sum(fewest.peak.values()) < sum(most.peak.values())
 
 
+@pytest.mark.slow
 def test_a_fixed_kernel_has_one_route():
     static = ["router=static", "router.layers=[0]", "router.kernels=[2,2]"]
     rehearsal = rehearse(composed(*static, TWO_LAYERS).config)
@@ -180,6 +182,7 @@ def test_a_fixed_kernel_has_one_route():
     assert shares[0] == shares[1] < shares[2] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["yopo", "redundancy_lens"])
 def test_work_that_layers_leave_out_is_known_without_data(name):
     rehearsal = rehearse(composed(f"router={name}").config)
@@ -190,6 +193,7 @@ def test_work_that_layers_leave_out_is_known_without_data(name):
     assert share < 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", ["router=aim", "router.routers=[{name: aim}]"])
 def test_rows_that_a_method_drops_are_known_without_data(choice):
     names = ["router=chain", choice] if "routers" in choice else [choice]
@@ -255,6 +259,7 @@ def test_a_run_of_the_paper_needs_no_files():
     assert sum(memory["longest samples"].held.values()) < memory["longest samples"].total
 
 
+@pytest.mark.slow
 def test_batches_of_equally_many_rows(monkeypatch):
     """40 rows of text and half of the 64 of an image: 6 samples in a batch, 36 in a step."""
     half = ["router=none", "projector=pooled", "projector.kernel=[1,2]", "optim=adamw"]

@@ -221,6 +221,7 @@ def test_next_stage_starts_from_a_run(finished, squares, tmp_path, caplog):
     assert all((after[name] == before[name]).all() for name in after)
 
 
+@pytest.mark.slow
 def test_keep_is_calibrated_on_training_questions(squares, tmp_path):
     """The trained model misses its target by more without the price that was saved with it."""
     overrides = [*tiny_run(squares, tmp_path), "router.keep=0.8", "data.eval_batch_size=5"]
@@ -243,6 +244,7 @@ def test_run_without_validation_data(squares, tmp_path):
     assert read_rows(folder / "rows.jsonl") == []
 
 
+@pytest.mark.slow
 def test_metrics_as_a_table(squares, tmp_path):
     further = ["logger=csv", "trainer.max_steps=2", "trainer.log_every_n_steps=1"]
     folder = train(compose("train", [*tiny_run(squares, tmp_path), *further]))

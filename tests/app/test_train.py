@@ -119,7 +119,7 @@ def interrupt(trainer):
     ("step", "action", "error", "state", "saved"),
     [
         (5, crash, RuntimeError, "failed", 4),
-        (5, interrupt, Interrupted, "interrupted", 5),
+        pytest.param(5, interrupt, Interrupted, "interrupted", 5, marks=pytest.mark.slow),
         (3, interrupt, Interrupted, "interrupted", 3),  # is validated first
     ],
 )
@@ -162,6 +162,7 @@ def test_a_step_is_saved_with_its_validation(finished, tiny):
     assert len(validated[0]) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("step", "action"), [(5, crash), (3, interrupt)])
 def test_a_step_is_saved_where_nothing_is_validated(tiny, step, action):
     blind = [*tiny, "data.val_file=null", "callbacks.checkpoint.every_n_train_steps=3"]
@@ -170,6 +171,7 @@ def test_a_step_is_saved_where_nothing_is_validated(tiny, step, action):
     assert latest_checkpoint(folder_of(tiny) / "checkpoints").name == "step-0000003.ckpt"
 
 
+@pytest.mark.slow
 def test_interrupted_evaluation_does_not_train_again(finished, tiny, monkeypatch):
     def stop(*args, **options):
         raise Interrupted("SIGTERM")
@@ -187,6 +189,7 @@ def test_interrupted_evaluation_does_not_train_again(finished, tiny, monkeypatch
     assert mine["time/train_s"] > 0
 
 
+@pytest.mark.slow
 def test_damaged_checkpoint_is_named_and_the_one_before_used(finished, tiny, caplog):
     with pytest.raises(RuntimeError):
         run(tiny, AtStep(5, crash))
@@ -217,6 +220,7 @@ def test_full_disk_keeps_the_last_good_checkpoint(tmp_path):
     assert io.load_checkpoint(path)["step"] == 1
 
 
+@pytest.mark.slow
 def test_full_disk_fails_the_run_and_it_resumes(finished, tiny, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
@@ -260,6 +264,7 @@ def test_random_numbers_follow_from_the_step():
     assert len({drawn(), drawn(seed=1), drawn(rank=1), drawn(step=4), drawn(batch=1)}) == 5
 
 
+@pytest.mark.slow
 def test_accumulated_batches_equal_one_batch(tiny):
     """Halves of a window hold different numbers of tokens, so means of means would differ."""
     plain = [*tiny, "loss=language", ADAMW, "data.val_file=null"]

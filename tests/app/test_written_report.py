@@ -78,6 +78,7 @@ def test_the_page_shows_the_numbers_of_the_runs(written):
     assert not [address for address in used if address and not address.startswith("data:")]
 
 
+@pytest.mark.slow
 def test_a_curve_of_one_value_is_seen(tmp_path):
     add_row(write_run(tmp_path / "run") / "curves.jsonl", {"step": 3, "val/loss": 1.0})
     charts = Page(write_comparison(compare([tmp_path]), tmp_path / "report").read_text()).charts

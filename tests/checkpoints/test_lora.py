@@ -55,6 +55,7 @@ def saved_lora(folder, base, rslora=False):
     return model.merge_and_unload().state_dict(), trained
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rslora", [False, True])
 def test_merged_as_peft_merges(rslora, tmp_path):
     merged, trained = saved_lora(tmp_path / "lora", tmp_path / "vicuna", rslora)

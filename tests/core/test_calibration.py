@@ -16,9 +16,10 @@ def batches_of(which):
     return [without(collate(batch), "labels") for batch in samples]
 
 
-@pytest.mark.parametrize("router", ROUTERS, ids=lambda router: router["name"])
-@pytest.mark.parametrize("keep", [0.45, 0.95])
-def test_calibration_meets_keep(keep, router):
+@pytest.mark.parametrize(
+    ("router", "keep"), zip(ROUTERS, (0.45, 0.95), strict=True), ids=("dpe", "dyvte")
+)
+def test_calibration_meets_keep(router, keep):
     model = make_model({**router, "keep": keep}, seed=3)
     batches = batches_of(None)
     reached = calibrate(model, batches)

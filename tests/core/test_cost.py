@@ -48,6 +48,7 @@ def llava(text, router):
     return DPNConfig(text_config=text.to_dict(), vision_config=tower, router_config=router)
 
 
+@pytest.mark.slow
 def test_llava_from_its_configuration_alone():
     whole = cost_of(llava(LLAVA_7B, {"name": "none"}), text_columns=64)
     n, d, m = 576, 4096, 11008
@@ -72,6 +73,7 @@ def test_flops_of_llavas_tower():
     assert used == pytest.approx(whole * 23 / 24, rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("d", "m", "layers", "heads"), [(4096, 11008, 3, 32), (5120, 13824, 4, 40)]
 )

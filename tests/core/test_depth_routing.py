@@ -204,6 +204,7 @@ def test_the_loss_equals_a_hand_computed_value():
     assert loss(Trace((), ())) == 0
 
 
+@pytest.mark.slow
 def test_the_gate_learns_a_threshold_that_selects_the_same_rows():
     model = make_model({**ROUTER, "layers": [1]}, seed=3).train()
     loss = losses.build("depth", weight=1.0, router=model.router)

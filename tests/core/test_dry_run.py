@@ -83,6 +83,7 @@ def test_the_peak_equals_that_of_real_tensors():
     assert peak_bytes(run, weights) - held == pytest.approx(sum(step.peak.values()), rel=0.02)
 
 
+@pytest.mark.slow
 def test_the_model_is_left_unchanged():
     model = meta_model(config_of({"name": "dpe", "min_rows": 1})).eval()
     router = model.router

@@ -37,6 +37,7 @@ def answers(model, batch, router):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", [0, 1, 2])
 @torch.no_grad()
 def test_an_exit_is_correct_if_the_answer_stays_and_its_loss_hardly_rises(layer):

@@ -11,11 +11,9 @@ from .conftest import collate, make_model, make_samples, without
 
 ROUTERS = [
     {"name": "none"},
-    {"name": "static", "layers": [0, 2]},
     {"name": "random", "layers": [0, 2], "min_rows": 1},
     {"name": "dpe", "layers": [0, 2], "min_rows": 1},
-    {"name": "dpe", "layers": [0, 2], "min_rows": 1, "positions": "keep"},
-    {"name": "dpe", "layers": [0, 2], "min_rows": 1, "token": "last"},
+    {"name": "dpe", "layers": [0, 2], "min_rows": 1, "positions": "keep", "token": "last"},
     {"name": "fastv", "k": 1},
 ]
 NEW = 4

@@ -53,10 +53,10 @@ def test_two_files_and_not_a_second_time(kind, copy):
     assert f"dpn/{kind}s/half_of_it.py exists" in again.stderr
 
 
-@pytest.mark.parametrize("name", ["Fast", "a-b", "1st", "_own", "base", "class", "../x"])
-def test_invalid_names_are_refused(copy, name):
+def test_invalid_names_are_refused(copy):
     before = sorted(copy.rglob("*.py"))
-    assert start(copy, name).returncode == 1
+    for name in ("Fast", "a-b", "1st", "_own", "base", "class", "../x"):
+        assert start(copy, name).returncode == 1, name
     assert sorted(copy.rglob("*.py")) == before
 
 

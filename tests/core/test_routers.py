@@ -238,7 +238,12 @@ def test_expected_macs_by_enumeration():
     ],
 )
 def test_check_names_each_problem(arguments, message):
-    assert any(message in p for p in build("dpe", **arguments).check())
+    with torch.device("meta"):
+        router = build("dpe", **arguments)
+    assert any(message in p for p in router.check())
+
+
+def test_a_valid_router_has_no_problem():
     assert build("dpe").check() == []
 
 

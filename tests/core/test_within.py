@@ -1,5 +1,7 @@
 """Layers that compute less for visual rows, against masks over full attention maps of a sample."""
 
+from itertools import product
+
 import pytest
 import torch
 from transformers import LlamaConfig, Qwen2Config, Qwen3Config
@@ -147,8 +149,11 @@ def naive(model, sample, plans, k=4):
     return model.lm_head(model.language.norm(hidden))[columns]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("kind", PLANS)
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    # All plans with one family; with the others those that use every part of a layer.
+    [*product(["llama"], PLANS), *product(["qwen2", "qwen3"], ["nothing less", "all", "hollow"])],
+)
 def test_a_pack_equals_masked_samples(kind, family):
     model = planned(make_model(text=FAMILIES[family]), PLANS[kind])
     samples = make_samples()

@@ -190,7 +190,7 @@ def test_v1_equals_the_procedure_of_llava_or_refuses_what_it_masks(tokenizer):
 
     rng = random.Random(0)
     outcomes = Counter()
-    for _ in range(1500):
+    for _ in range(500):
         messages = odd_conversation(rng)
         expected, got = naive_llava(messages, tokenizer), try_to_encode(messages)
         if set(expected[1]) == {-100}:
@@ -202,8 +202,8 @@ def test_v1_equals_the_procedure_of_llava_or_refuses_what_it_masks(tokenizer):
         else:
             assert got == expected, messages
             outcomes["equal"] += 1
-    assert min(outcomes.values()) > 30
-    assert outcomes["equal"] > 600
+    assert min(outcomes.values()) > 10
+    assert outcomes["equal"] > 200
 
 
 def test_text_after_an_image_gets_a_leading_piece_of_its_own():
