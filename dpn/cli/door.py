@@ -20,11 +20,10 @@ from omegaconf import DictConfig
 
 from dpn.cli.diagnose import diagnose
 from dpn.common.distributed import is_first_process
+from dpn.common.errors import DPNError
 from dpn.common.lifeline import die_with_launcher, has_launcher
 from dpn.common.progress import has_terminal
 from dpn.config.compose import CONFIG_DIR, MULTIRUN, compose_jobs, request_of
-from dpn.data.batch import DataError
-from dpn.runs.folder import RunError
 from dpn.runs.request import ConfigError, Request
 from dpn.runs.signals import Interrupted
 from dpn.runs.sweep import Place, Sweep, run_job
@@ -108,7 +107,7 @@ def readable_errors() -> Iterator[None]:
         yield
     except ConfigError as error:
         _fail(str(error), 2)
-    except (RunError, DataError, OSError) as error:
+    except (DPNError, OSError) as error:
         _fail(str(error), 1)
     except Interrupted as error:
         message = f"Stopped by {error}; the same command continues from the last checkpoint."

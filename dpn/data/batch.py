@@ -7,12 +7,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from dpn.common.errors import DPNError
+
 IGNORE = -100
 """Label of a token that is not supervised, as PyTorch and Hugging Face have it."""
 PaddingSide = Literal["left", "right"]
 
 
-class DataError(ValueError):
+class DataError(DPNError, ValueError):
     """An error in the data itself, described in one sentence; `on_error` decides how to react."""
 
 

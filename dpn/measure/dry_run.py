@@ -16,6 +16,7 @@ from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.utils.hooks import RemovableHandle
 
+from dpn.common.errors import DPNError
 from dpn.cost import Cost, costs, visual_macs_ratio
 from dpn.data.batch import IGNORE
 from dpn.metrics.memory import ResourceMeter
@@ -49,7 +50,7 @@ class Step:
     share: float
 
 
-class NeedsData(ValueError):
+class NeedsData(DPNError, ValueError):
     """The number of rows depends on the data, not on the configuration alone."""
 
 

@@ -23,6 +23,7 @@ from typing import Any, Self
 
 from omegaconf import OmegaConf
 
+from dpn.common.errors import DPNError
 from dpn.common.files import read_json, write_json, write_text
 from dpn.common.lifeline import alive
 from dpn.runs.commit import commit
@@ -39,8 +40,8 @@ DEAD_AFTER_S = 60.0
 """Seconds after the last heartbeat when a run counts as dead."""
 
 
-class RunError(RuntimeError):
-    """An error that is shown to the user as a sentence, without a traceback."""
+class RunError(DPNError, RuntimeError):
+    """A run cannot start or continue."""
 
 
 class RunIsLive(RunError):

@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from dpn.common.errors import DPNError
 from dpn.cost import Unreachable
 
 Node = dict[str, Any]
@@ -14,7 +15,7 @@ Node = dict[str, Any]
 HELD_OUT = "held_out"
 
 
-class ConfigError(ValueError):
+class ConfigError(DPNError, ValueError):
     """A config is invalid; the message lists all problems, one sentence each."""
 
     def __init__(self, problems: Sequence[str]) -> None:
