@@ -11,28 +11,41 @@ were missing before, and scores files that came back from a judge.
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from dpn import benchmarks, inference
 from dpn.cli.door import front_door
-from dpn.common.distributed import is_first_process, joined_processes
+from dpn.common.distributed import is_first_process, joined_processes, lost_processes_named
 from dpn.common.files import write_json, write_rows
+from dpn.common.optional import optional
 from dpn.config import build, preflight
 from dpn.data.batch import DataError
 from dpn.inference import Decoding
-from dpn.inference.evaluation import evaluate_benchmark, evaluate_held_out
+from dpn.inference.evaluation import (
+    draw_benchmark,
+    draw_held_out,
+    evaluate_benchmark,
+    evaluate_held_out,
+)
 from dpn.metrics import cost_metrics
 from dpn.metrics.answers import Row
 from dpn.metrics.speed import answer_speed, peak_memory_gib
-from dpn.reports.page import print_tables, write_report
+from dpn.reports.page import damaged_results, print_tables, write_report
+from dpn.runs import inputs
 from dpn.runs.folder import RunError, RunFolder
 from dpn.runs.path import slug
 from dpn.runs.request import HELD_OUT, Request, is_run
+from dpn.runs.saved import METRICS, ROWS, read_settings
+
+if TYPE_CHECKING:
+    from dpn.data.module import DataModule
 
 log = logging.getLogger(__name__)
+DEFAULT_TOKENS = 128
+"""Largest number of tokens in an answer to a held-out question of a model without a run."""
 
 
 @front_door("eval", preflight.check_evaluation)
@@ -45,10 +58,14 @@ def evaluate(request: Request) -> Path:
     """Answer all open questions, score the answers and return the result folder."""
     preflight.check_evaluation(request)
     folder = RunFolder.of(request, _results_path(request), writer=is_first_process())
-    if folder.finished and not any(map(folder.status.get, ("missing", "unscored"))):
+    damage = damaged_results(folder.path) if folder.finished else None
+    left = damage or any(map(folder.status.get, ("missing", "unscored")))
+    if folder.finished and not left:
         print(f"Already finished; remove {folder.path} to evaluate again.")
     else:
-        with joined_processes(), folder:
+        if damage:
+            log.warning("%s It is made again.", damage)
+        with joined_processes(), folder, lost_processes_named():
             _run(request.config, folder)
     if folder.writer:
         write_report(folder.path, request.config.against)
@@ -85,8 +102,14 @@ def _run(config: DictConfig, folder: RunFolder) -> None:
     waiting = [n for n in waiting if f"{n}/{benchmarks.resolve(n).headline}" not in metrics]
     folder.update(missing=missing, unscored=waiting)
     if folder.writer:
-        write_rows(folder.path / "rows.jsonl", rows)
-        write_json(folder.path / "metrics.json", metrics)
+        write_rows(folder.path / ROWS, rows)
+        write_json(folder.path / METRICS, metrics)
+        failed: list[str] = []
+        for name in config.benchmarks if config.overlays else ():
+            answered = [row for row in rows if row.get("benchmark", HELD_OUT) == name]
+            with optional(f"The pictures of {name}", failed):
+                _draw(config, folder, name, model, processor, answered)
+        folder.update(not_made=failed)
     if problems:
         raise RunError(" ".join(problems))
 
@@ -108,20 +131,54 @@ def _official(
     )
 
 
+def _draw(
+    config: DictConfig,
+    folder: RunFolder,
+    name: str,
+    model: Any,
+    processor: Any,
+    rows: list[Row],
+) -> None:
+    """Draw overlay figures of answers to one benchmark."""
+    if not rows:
+        return
+    if name == HELD_OUT:
+        source, _ = _held_out_data(config, processor)
+        draw_held_out(model, processor, source, rows, config.overlays, folder.path)
+    else:
+        benchmark = _benchmark(config, name)
+        draw_benchmark(model, processor, benchmark, rows, config.overlays, folder.path)
+
+
 def _held_out(
     config: DictConfig, folder: RunFolder, name: str, model: Any, processor: Any
 ) -> tuple[dict[str, float], list[Row]]:
     """Return metrics and rows of held-out questions, from `data` or else the run's data."""
-    run = Path(config.run)
-    trained = OmegaConf.create({"data": None, "model": {"generation": {"max_new_tokens": 128}}})
+    source, most = _held_out_data(config, processor)
+    asking = _asking(config)
+    asking["max_new_tokens"] = asking["max_new_tokens"] or most
+    return evaluate_held_out(model, processor, source, folder=folder.path, **asking)
+
+
+def _held_out_data(config: DictConfig, processor: Any) -> tuple["DataModule", int]:
+    """Return the data with the held-out questions, and the largest number of tokens in an answer.
+
+    Raises:
+        InputsChanged: If the run's own data files have changed.
+    """
+    run, most = Path(config.run), DEFAULT_TOKENS
+    node = config.get("data")
     if is_run(run):
-        trained.merge_with(OmegaConf.load(run / "config.yaml"))
-    source = build.data_module(config.get("data") or trained.data)
+        trained = read_settings(run, ["data", "model"])
+        most = OmegaConf.select(trained, "model.generation.max_new_tokens", default=most)
+        node = node or trained.data
+    source = build.data_module(node)
     source.processor = processor
     source.prepare_data()
-    asking = _asking(config)
-    asking["max_new_tokens"] = asking["max_new_tokens"] or trained.model.generation.max_new_tokens
-    return evaluate_held_out(model, processor, source, folder=folder.path, **asking)
+    if not config.get("data"):
+        fix = "or name the data to ask about, e.g. data=llava_json data.train_file=..."
+        inputs.refuse_changed(run, build.input_files(source), fix)
+    return source, most
 
 
 def _asking(config: DictConfig) -> dict[str, Any]:
@@ -132,7 +189,6 @@ def _asking(config: DictConfig) -> dict[str, Any]:
         "batch_size": config.batch_size,
         "limit": config.limit,
         "workers": config.num_workers,
-        "overlays": config.overlays,
         "max_new_tokens": config.max_new_tokens,
         **decoding.options,
     }

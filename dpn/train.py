@@ -8,23 +8,27 @@ Running the same command again resumes the run, or says that it is finished.
 """
 
 import logging
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
 from dpn import inference, plan
 from dpn.cli.door import front_door
-from dpn.common.distributed import is_first_process
-from dpn.common.files import read_json, write_json, write_rows
+from dpn.common.distributed import is_first_process, lost_processes_named
+from dpn.common.errors import DPNError
+from dpn.common.files import atomic_folder, write_json, write_rows
+from dpn.common.optional import optional
 from dpn.config import apply, build, preflight
 from dpn.inference import evaluation
-from dpn.model import DPNForConditionalGeneration
-from dpn.reports.page import print_tables, write_report
-from dpn.runs import torchrun
-from dpn.runs.folder import RunFolder
+from dpn.model import DPNForConditionalGeneration, DPNProcessor
+from dpn.reports.page import damaged_results, print_tables, write_report
+from dpn.runs import inputs, torchrun
+from dpn.runs.folder import RunError, RunFolder
 from dpn.runs.path import run_path
 from dpn.runs.request import ConfigError, Request
+from dpn.runs.saved import METRICS, ROWS, read_metrics
 from dpn.training import dashboards
 from dpn.training.calibration import calibrate, needs_calibration
 from dpn.training.callbacks import Clock
@@ -37,13 +41,31 @@ if TYPE_CHECKING:
     from dpn.data.module import DataModule
 
 log = logging.getLogger(__name__)
+#: Metrics that a sweeper may search for, in the order of `hydra.sweeper.direction`.
+OBJECTIVES = ("val/accuracy", "cost/visual_macs_ratio")
 
 
 @front_door("train", preflight.check, run_path)
 def main(request: Request) -> list[float] | None:
-    """Command line of `python -m dpn.train`; returns accuracy and visual MACs ratio to sweepers."""
-    metrics = read_json(train(request) / "metrics.json")
-    return metrics and [metrics["val/accuracy"], metrics["cost/visual_macs_ratio"]]
+    """Command line of `python -m dpn.train`; returns accuracy and visual MACs ratio to sweepers.
+
+    Raises:
+        RunError: If a sweeper searches for the best of these values, and the run has not both.
+    """
+    folder = train(request)
+    try:
+        metrics = read_metrics(folder)
+    except FileNotFoundError:
+        return None
+    found = [metrics.get(name) for name in OBJECTIVES]
+    if None not in found:
+        return found  # type: ignore[return-value]
+    if request.searching:
+        raise RunError(
+            f"The sweeper searches for the best {' and '.join(OBJECTIVES)}, and {folder} has not"
+            " both: its held-out questions need answers that can be scored, and images."
+        )
+    return None
 
 
 def train(request: Request) -> Path:
@@ -52,17 +74,29 @@ def train(request: Request) -> Path:
     In a sweep, a `keep` that the method cannot reach is recorded as the outcome of the job.
     """
     folder = RunFolder.of(request, writer=is_first_process())
-    if folder.finished:
+    damage = damaged_results(folder.path) if folder.finished else None
+    if folder.finished and not damage:
         print(f"Already finished; remove {folder.path} to run it again.")
+        _warn_of_other_data(request, folder)
     elif _possible(request, folder):
+        if damage:
+            log.warning("%s The trained model is evaluated again.", damage)
         if torchrun.needed(request):
             torchrun.run(request, folder)
         else:
-            with folder:
+            with folder, lost_processes_named():
                 _run(request, folder)
     if folder.writer and not request.in_sweep:  # a sweep ends with its own table
         print_tables(folder.path)
     return folder.path
+
+
+def _warn_of_other_data(request: Request, folder: RunFolder) -> None:
+    """Warn if the data files of a finished run have changed; it needs them no more."""
+    with suppress(OSError, DPNError):
+        files = build.input_files(build.data_module(request.config.data))
+        for path in inputs.changed(folder.path, files):
+            log.warning("%s changed after this run was trained on it.", path)
 
 
 def _possible(request: Request, folder: RunFolder) -> bool:
@@ -89,7 +123,7 @@ def _run(request: Request, folder: RunFolder) -> None:
         config.init.model = str(apply.base_run(request))
         folder.update(applied_to=config.init.model)
     source = build.data_module(config.data)
-    processor = source.processor = build.processor(config, source)
+    processor = source.processor = _processor(config, source, folder)
     model = build.model(config, processor)
     if needs_calibration(model, "projector"):
         source.prepare_data()
@@ -101,20 +135,49 @@ def _run(request: Request, folder: RunFolder) -> None:
     with dashboards.opened(
         trainer, dashboards.title_of(request, folder.identity, model.router.keep)
     ):
-        model = _trained(config, model, source, folder, trainer)
+        model, facts = _trained(config, model, source, folder, trainer, clock)
         limit = config.model.generation.max_new_tokens
-        metrics, rows = evaluation.evaluate_held_out(
-            model, processor, source, limit, folder.path, overlays=config.overlays
-        )
+        metrics, rows = evaluation.evaluate_held_out(model, processor, source, limit)
         if learns:
-            metrics |= {"time/train_s": clock.train_s, "time/step_ms": clock.step_ms}
+            metrics |= {name: facts[name] for name in ("time/train_s", "time/step_ms")}
         if folder.writer:
-            if learns:
-                inference.save(model, processor, folder.path / "model")
-            write_rows(folder.path / "rows.jsonl", rows)
-            write_json(folder.path / "metrics.json", metrics)
+            write_rows(folder.path / ROWS, rows)
+            write_json(folder.path / METRICS, metrics)
+            failed: list[str] = []
+            if config.overlays:
+                with optional("The pictures of what layers kept", failed):
+                    evaluation.draw_held_out(
+                        model, processor, source, rows, config.overlays, folder.path
+                    )
+            folder.update(not_made=failed)
             write_report(folder.path)
-            dashboards.show_results(trainer, model, processor, source, metrics, rows)
+            with optional("The results on the dashboards", failed):
+                step = facts["step"]
+                dashboards.show_results(trainer, model, processor, source, metrics, rows, step)
+
+
+def _processor(config: DictConfig, source: "DataModule", folder: RunFolder) -> DPNProcessor:
+    """Return the processor; a resumed run has the tokenizer and the data that it began with.
+
+    Raises:
+        InputsChanged: If the data files or the tokenizer of a resumed run have changed.
+    """
+    source.prepare_data()
+    files = build.input_files(source, config)
+    begun = "trained" in folder.status or any((folder.path / "checkpoints").glob("step-*.ckpt"))
+    if begun:
+        notes = folder.path / inputs.INPUTS
+        fix = f"remove {folder.path} to start again, or remove {notes} to continue all the same"
+        inputs.refuse_changed(folder.path, files, fix)
+    kept = folder.path / "tokenizer"
+    processor = build.processor(config, source, kept if begun else None)
+    if folder.writer:
+        if not begun or not (folder.path / inputs.INPUTS).exists():
+            inputs.note(folder.path, files)
+        if build.trains_tokenizer(config) and not (begun and kept.is_dir()):
+            with atomic_folder(kept) as fresh:
+                processor.tokenizer.save_pretrained(fresh)
+    return processor
 
 
 def _trained(
@@ -123,21 +186,52 @@ def _trained(
     source: "DataModule",
     folder: RunFolder,
     trainer: "Trainer",
-) -> DPNForConditionalGeneration:
-    """Return the model after training and calibration, complete and on the trainer's device."""
-    module = build.module(config, model)
-    if trains(config.stage):
+    clock: Clock,
+) -> tuple[DPNForConditionalGeneration, dict[str, Any]]:
+    """Train and calibrate a model and save it to the run folder, unless that was done before.
+
+    Returns:
+        The model, complete and on the trainer's device; and step and times of the training.
+    """
+    module, learns = build.module(config, model), trains(config.stage)
+    facts = folder.status.get("trained")
+    ready = _saved_model(folder) if facts else None
+    if learns and ready is None:
         checkpoint = latest_checkpoint(folder.path / "checkpoints")
         trainer.fit(module, source, ckpt_path=checkpoint)
+        facts = {
+            "step": trainer.global_step,
+            "time/train_s": clock.train_s,
+            "time/step_ms": clock.step_ms,
+        }
     else:  # only sets up the strategy
+        trainer.limit_val_batches = 0
         trainer.validate(module, source)
+    if ready is not None:
+        ready.attention = model.attention
+        return ready.to(trainer.strategy.root_device), facts
 
     model = build.trained_model(config, model, source.processor, folder, trainer.strategy)
     model.to(trainer.strategy.root_device)  # Lightning leaves it on the CPU
     for part in ("projector", "router"):
         if needs_calibration(model, part):
             calibrate(model, inference.training_prompts(source, model.device), part)
-    return model
+    trainer.strategy.barrier()  # others may still read a sharded model's files
+    if learns and folder.writer:
+        inference.save(model, source.processor, folder.path / "model")
+        folder.update(trained=facts)
+    return model, facts or {"step": 0}
+
+
+def _saved_model(folder: RunFolder) -> DPNForConditionalGeneration | None:
+    """The trained model in a run folder; None if it is not there or damaged."""
+    if not (folder.path / "model").is_dir():
+        return None
+    try:
+        return inference.load(folder.path, "cpu")[0]
+    except (DPNError, OSError) as error:
+        log.warning("%s The run continues from its last checkpoint.", error)
+        return None
 
 
 if __name__ == "__main__":

@@ -10,6 +10,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dpn.common.errors import DPNError
+
+#: What errors of gloo and of the store, which have no class of their own, say.
+_LOST = ("gloo", "connection closed by peer", "connection reset", "broken pipe", "tcpstore")
+
 
 def is_first_process() -> bool:
     """Whether this is the process of a distributed run that writes files and prints.
@@ -35,6 +40,32 @@ def joined_processes() -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+class ProcessLost(DPNError, RuntimeError):
+    """Another process of a run ended or does not answer."""
+
+
+@contextmanager
+def lost_processes_named() -> Iterator[None]:
+    """Turn the errors of torch.distributed about other processes into a sentence.
+
+    Raises:
+        ProcessLost: If another process of the group ended, or did not answer in time.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        said = str(error).lower()
+        if isinstance(error, DPNError) or not (
+            isinstance(error, dist.DistError) or any(word in said for word in _LOST)
+        ):
+            raise
+        late = "did not answer in time" if "time" in said else "ended"
+        raise ProcessLost(
+            f"Another process of this run {late}, so this one stops, too; see the output of the"
+            " other, then give the same command again: it continues."
+        ) from error
 
 
 def several_processes() -> bool:

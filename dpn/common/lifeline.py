@@ -5,6 +5,7 @@ the environment of what it starts.
 """
 
 import functools
+import math
 import os
 import socket
 import threading
@@ -15,6 +16,8 @@ import psutil
 
 CHECK_S = 0.5
 """Seconds between two checks."""
+_CLOCK_S = 2.0
+"""Precision of the time when a process began."""
 _LAUNCHER = "DPN_PARENT"
 
 
@@ -52,11 +55,19 @@ def die_with_launcher() -> bool:
     return True
 
 
-def alive(pid: int) -> bool:
-    """Whether a process with this number runs on this machine."""
+def alive(pid: int, since: float = math.inf) -> bool:
+    """Whether a process with this number runs on this machine.
+
+    Args:
+        pid: Number of the process.
+        since: A time when it ran, in seconds since the epoch; a process that began later has only
+            got the number of the one that is meant.
+    """
     try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except (psutil.NoSuchProcess, ValueError):  # or no number of a process at all
+        process = psutil.Process(pid)
+        begun = process.create_time() <= since + _CLOCK_S
+        return begun and process.status() != psutil.STATUS_ZOMBIE
+    except (psutil.Error, ValueError, OverflowError):  # or no number of a process at all
         return False
 
 

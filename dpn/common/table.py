@@ -15,7 +15,7 @@ class Table:
 
     Attributes:
         title: Title above the table.
-        head: Titles of the columns.
+        head: Titles of the columns; empty if there is a note alone.
         body: Rows of cells.
         note: Note below the table.
     """
@@ -27,11 +27,14 @@ class Table:
 
     def markdown(self) -> str:
         """The table as Markdown."""
-        table = markdown([self.head, *self.body])
+        table = markdown([self.head, *self.body]) if self.head else ""
         return f"## {self.title}\n\n{table}" + (f"\n{self.note}\n" if self.note else "")
 
     def show(self, console: Console) -> None:
         """Print the table."""
+        if not self.head:
+            console.print(f"{self.title}: {self.note}", markup=False, highlight=False)
+            return
         table = RichTable(title=self.title, caption=self.note or None, title_justify="left")
         for number, name in enumerate(self.head):
             table.add_column(name, justify="right" if number else "left", overflow="fold")

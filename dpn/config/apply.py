@@ -5,16 +5,19 @@ the finished run of router=none whose settings are the same otherwise.
 """
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from omegaconf import DictConfig
 
-from dpn.common.files import read_json
-from dpn.config.build import model_config
+from dpn.common.errors import FileError
+from dpn.config.build import data_module, input_files, model_config
 from dpn.config.compose import compose
 from dpn.model import meta_model
+from dpn.runs import inputs
 from dpn.runs.path import config_hash, run_path
 from dpn.runs.request import Request
+from dpn.runs.saved import read_status
 from dpn.training.stage import trains
 
 #: Sections in which the run without compression differs.
@@ -46,13 +49,19 @@ def problems(request: Request) -> list[str]:
             " not contain; train them with stage=finetune or stage=gates, or give a run that"
             " contains them: init.model=RUN."
         ]
-    if base_run(request) is None:
+    base = base_run(request)
+    if base is None:
         command = " ".join(["python -m dpn.train", *base_overrides(request)])
         return [
             "`stage=apply` needs a finished run without compression, and there is none with these"
             f" settings; create it: {command}. Or give another run: init.model=RUN."
         ]
-    return []
+    other = inputs.changed(base, input_files(data_module(config.data)))
+    return [
+        f"{path} changed after {base}, which `stage=apply` takes its weights from, was trained on"
+        f" it; put the file back, train again, or give the run by name: init.model={base}."
+        for path in other
+    ]
 
 
 def base_run(request: Request) -> Path | None:
@@ -61,8 +70,9 @@ def base_run(request: Request) -> Path | None:
     base.config.paths.run_dir = None
     path = run_path(base)
     for folder in [path, *sorted(path.parent.glob(f"*-{config_hash(base.config)}"))]:
-        if (read_json(folder / "status.json") or {}).get("status") == "finished":
-            return folder
+        with suppress(FileError):
+            if read_status(folder).get("status") == "finished":
+                return folder
     return None
 
 

@@ -17,12 +17,14 @@ from dpn.checkpoints.keys import part_of
 from dpn.common import hub
 from dpn.common.distributed import processes
 from dpn.config.auto_loss import AutoLoss
-from dpn.data.tokenizer import train_tokenizer
+from dpn.data.tokenizer import load_tokenizer, train_tokenizer
 from dpn.decoder.layer import compile_layers
 from dpn.losses import RoutingLoss
 from dpn.model import DPNConfig, DPNForConditionalGeneration, DPNProcessor, meta_model
 from dpn.routers import Router
 from dpn.runs.folder import RunFolder
+from dpn.runs.saved import read_settings
+from dpn.runs.typed import as_typed
 from dpn.training import lora
 from dpn.training.schedule import SCHEDULE_KEYS, Schedule
 from dpn.training.stage import trains
@@ -37,6 +39,8 @@ if TYPE_CHECKING:  # Lightning takes seconds to import, and a model needs none o
     from dpn.training.module import DPNModule
 
 log = logging.getLogger(__name__)
+#: Files of a tokenizer's folder that determine its ids.
+_TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "added_tokens.json", "special_tokens*")
 
 
 def data_module(node: DictConfig) -> "DataModule":
@@ -44,16 +48,51 @@ def data_module(node: DictConfig) -> "DataModule":
     return data.build(**plain(node))
 
 
-def processor(config: DictConfig, data_module: "DataModule") -> DPNProcessor:
-    """Build the processor; if the config names no tokenizer, train one on the data set's text."""
-    model = config.model
+def input_files(data_module: "DataModule", config: DictConfig | None = None) -> dict[str, Path]:
+    """Return the data files by their role; given the whole config, those of the tokenizer, too."""
+    source = data_module.source
+    splits = [("train", source.split("train")), ("val", source.split("val"))]
+    splits += [(f"text {number}", split) for number, split in enumerate(source.corpus())]
+    files: dict[str, Path] = {}
+    for role, split in splits:
+        if split is not None and split.file not in files.values():
+            files[role] = split.file
+    if config is not None and (place := _tokenizer_folder(config)) is not None:
+        names = {path for pattern in _TOKENIZER_FILES for path in place.glob(pattern)}
+        files |= {path.name: path for path in sorted(names)}
+    return files
+
+
+def trains_tokenizer(config: DictConfig) -> bool:
+    """Whether a run trains a tokenizer on the text of its data set."""
+    return _tokenizer_folder(config) is None
+
+
+def _tokenizer_folder(config: DictConfig) -> Path | None:
+    """Return the folder of the tokenizer; None if the config names none."""
     if config.init.model is not None:
-        tokenizer = checkpoints.read_tokenizer(_weights(config.init.model))
-    elif model.tokenizer is None:
+        return _weights(config.init.model)
+    return None if config.model.tokenizer is None else hub.find(config.model.tokenizer)
+
+
+def processor(
+    config: DictConfig, data_module: "DataModule", kept: Path | None = None
+) -> DPNProcessor:
+    """Build the processor; if the config names no tokenizer, train one on the data set's text.
+
+    Args:
+        config: Train config.
+        data_module: Data set.
+        kept: Folder with the tokenizer that the run trained before; it is used if it exists.
+    """
+    model = config.model
+    if (place := _tokenizer_folder(config)) is not None:
+        tokenizer = checkpoints.read_tokenizer(place)
+    elif kept is not None and kept.is_dir():
+        tokenizer = load_tokenizer(kept)
+    else:
         data_module.prepare_data()
         tokenizer = train_tokenizer(data_module.corpus(), model.vocab_size)
-    else:
-        tokenizer = checkpoints.read_tokenizer(hub.find(model.tokenizer))
     with torch.device("meta"):
         tower = vision.build(**plain(model.vision))
     return DPNProcessor(
@@ -163,7 +202,7 @@ def load_run(run: Path, device: str = "auto") -> tuple[DPNForConditionalGenerati
             " of a finished run, since its data set is needed."
         )
     model, processor = inference.load(run, device)
-    training_data = data_module(OmegaConf.load(run / "config.yaml").data)
+    training_data = data_module(read_settings(run, ["data"]).data)
     training_data.processor = processor
     training_data.prepare_data()
     return model, training_data
@@ -216,7 +255,7 @@ def module(config: DictConfig, model: DPNForConditionalGeneration) -> "DPNModule
         freeze=config.stage.freeze,
         dense=config.stage.dense,
         seed=config.seed,
-        settings=plain(config),
+        settings=as_typed(config),
     )
 
 

@@ -22,6 +22,7 @@ from dpn import projectors, routers
 from dpn.config import renamed
 from dpn.runs.path import SWEEP, key_of
 from dpn.runs.request import Request
+from dpn.runs.typed import as_typed
 
 _PACKAGE = Path(__file__).parents[1]
 CONFIG_DIR = next(d for d in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if d.is_dir())
@@ -67,8 +68,9 @@ def compose_jobs(config_name: str, overrides: Sequence[str]) -> tuple[Request, l
             config_name, [*overrides, MULTIRUN], run_mode=RunMode.MULTIRUN
         )
         sweeper = config.hydra.sweeper
-        swept = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
-        swept += config.hydra.overrides.task
+        params = as_typed(sweeper.params) if sweeper.get("params") else {}
+        swept = [f"{key}={value}" for key, value in params.items()]
+        swept += as_typed(config.hydra.overrides.task)
         config.hydra.overrides.task = swept
         if "BasicSweeper" not in sweeper._target_:
             return request_of(config), []
@@ -95,12 +97,12 @@ def request_of(config: Any, task: DictConfig | None = None) -> Request:
         task = OmegaConf.create({k: v for k, v in config.items_ex(resolve=False) if k != "hydra"})
         OmegaConf.set_struct(task, True)
     renamed.update(task)
-    ignored = _ignored(task)
+    ignored, typed = _ignored(task), as_typed(node.overrides.task)
     for key in ignored:
         OmegaConf.update(task, key, None)
     return Request(
         config=task,
-        overrides=tuple(o for o in node.overrides.task if key_of(o) not in {"sweep", *ignored}),
+        overrides=tuple(o for o in typed if key_of(o) not in {"sweep", *ignored}),
         experiment=choices.get("experiment") or "main",
         door=node.job.config_name,
         in_sweep=sweeping,
@@ -108,6 +110,7 @@ def request_of(config: Any, task: DictConfig | None = None) -> Request:
         model=choices.get("model") or "tiny",
         sweep=os.environ.get(SWEEP),
         job=OmegaConf.select(node, "job.num", throw_on_missing=False),
+        searching=sweeping and "BasicSweeper" not in str(node.sweeper.get("_target_")),
     )
 
 

@@ -34,7 +34,7 @@ def check(request: Request) -> None:
     config = _resolve(request)
     problems = _all_problems(checks.check_training(config), config)
     _refuse(problems + checks.check_run(config, request))
-    _refuse(apply.problems(request))
+    _refuse(_check_objectives(config, request) + apply.problems(request))
 
 
 def check_evaluation(request: Request) -> None:
@@ -85,6 +85,17 @@ def _check_together(config: Node, valid: set[str], files: bool) -> list[str]:
     if {"model", "optim", "trainer"} <= valid:
         problems += _check_engine(config["model"], config["optim"], config["trainer"])
     return problems
+
+
+def _check_objectives(config: Node, request: Request) -> list[str]:
+    """Check that a run has the metrics that its sweeper searches for."""
+    node = {k: v for k, v in config["data"].items() if k != "name"}
+    if not request.searching or data.resolve(config["data"]["name"])(**node).split("val"):
+        return []
+    return [
+        "The sweeper searches for the best val/accuracy, and `data` holds no rows to validate on;"
+        " set data.val_file or data.holdout, or use a sweep without a search."
+    ]
 
 
 def _check_global_batch(data: Node, count: int) -> list[str]:

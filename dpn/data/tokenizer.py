@@ -1,8 +1,11 @@
 """Train a small tokenizer on the training text, so that `model=tiny` needs no download."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+from dpn.common.errors import FileError
+from dpn.common.text import one_line
 from dpn.data.conversation import IMAGE, ROUTER
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
@@ -48,3 +51,17 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> Any:
         extra_special_tokens=[IMAGE, ROUTER],
         clean_up_tokenization_spaces=False,
     )
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Load a tokenizer that `train_tokenizer` returned, after `save_pretrained(folder)`.
+
+    Raises:
+        FileError: If a file is missing or damaged.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+    except Exception as error:  # the Rust library has no class of its own
+        raise FileError(f"The tokenizer in {folder} is damaged: {one_line(str(error))}") from error

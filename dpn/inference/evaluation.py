@@ -14,7 +14,7 @@ from dpn.common.progress import progress
 from dpn.data.batch import IGNORE, Batch, DataError, Sample
 from dpn.data.conversation import IMAGE, Turn
 from dpn.data.rows import Questions
-from dpn.inference.overlays import draw_overlays
+from dpn.inference.overlays import by_work, draw_overlays
 from dpn.inference.questions import Journal, answer_all, fingerprint
 from dpn.metrics import accuracies, cost_metrics, score
 from dpn.metrics.answers import Row
@@ -40,7 +40,6 @@ def evaluate_held_out(
     batch_size: int | None = None,
     workers: int | None = None,
     limit: int | None = None,
-    overlays: int = 0,
     **options: Any,
 ) -> tuple[dict[str, float], list[Row]]:
     """Answer every held-out question of a data source and score the answers.
@@ -59,7 +58,6 @@ def evaluate_held_out(
         batch_size: Batch size per process; None for the one of the source.
         workers: Processes that load images; None for the number of the source.
         limit: Number of questions to ask, from the first one; None for all.
-        overlays: Number of overlay figures to draw, in `figures` of the result folder.
         options: Decoding options, see `dpn.inference.answer`.
 
     Returns:
@@ -90,12 +88,50 @@ def evaluate_held_out(
         for sentence in refused:
             log.warning("Skipped. %s", sentence)
         rows = [{**row, "score": score(row["answer"], row["reference"])} for row in found.values()]
-        if overlays and folder and is_first_process():
-            place = folder / OVERLAYS / HELD_OUT
-            draw_overlays(model, processor, questions, found, overlays, place)
     loss = language_loss(model, progress(source.val_share(), "validating"))
     metrics = {"val/loss": loss, **accuracies(rows), **cost_metrics(rows), **answer_speed(rows)}
     return metrics, rows
+
+
+def draw_held_out(
+    model: DPNForConditionalGeneration,
+    processor: DPNProcessor,
+    source: "DataModule",
+    rows: Sequence[Row],
+    count: int,
+    folder: Path,
+) -> None:
+    """Draw overlay figures of answers to held-out questions, in `figures` of the result folder.
+
+    Args:
+        model: Model in eval mode.
+        processor: Processor of the model.
+        source: Data module of the questions.
+        rows: Rows of `evaluate_held_out`.
+        count: Number of figures.
+        folder: Result folder.
+    """
+    split = source.source.split("val")
+    if split is None:
+        return
+    questions = Questions(split, processor, source.source.max_length)
+    named = {(row["row"], row["turn"]): row for row in rows}
+    found = {questions.place_of(*key): named[key] for key in by_work(named, count)}
+    draw_overlays(model, processor, questions, found, count, folder / OVERLAYS / HELD_OUT)
+
+
+def draw_benchmark(
+    model: DPNForConditionalGeneration,
+    processor: DPNProcessor,
+    benchmark: Benchmark,
+    rows: Sequence[Row],
+    count: int,
+    folder: Path,
+) -> None:
+    """Draw overlay figures of answers to a benchmark; see `draw_held_out` for the arguments."""
+    questions = BenchmarkQuestions(benchmark.name, benchmark.questions(), processor)
+    found = {row["row"]: row for row in rows}
+    draw_overlays(model, processor, questions, found, count, folder / OVERLAYS / benchmark.name)
 
 
 class BenchmarkQuestions:
@@ -152,7 +188,6 @@ def evaluate_benchmark(
     max_new_tokens: int | None = None,
     limit: int | None = None,
     workers: int = 0,
-    overlays: int = 0,
     **options: Any,
 ) -> tuple[dict[str, float], list[Row]]:
     """Answer a benchmark's questions, write its official files and score the answers.
@@ -168,7 +203,6 @@ def evaluate_benchmark(
         max_new_tokens: Maximum number of tokens in an answer; None for the benchmark's own.
         limit: Number of questions to ask, from the first one; None for all.
         workers: Processes that load images.
-        overlays: Number of overlay figures to draw, in `figures` of the result folder.
         options: Decoding options, see `dpn.inference.answer`.
 
     Returns:
@@ -202,9 +236,6 @@ def evaluate_benchmark(
     own = folder / benchmark.name
     if is_first_process():
         benchmark.write(questions, answers, own, model_files.resolve().name)
-        if overlays:
-            place = folder / OVERLAYS / benchmark.name
-            draw_overlays(model, processor, question_set, found, overlays, place)
     scores = benchmark.score(questions, answers, own)
     rows = [
         {**row, "score": value} for row, value in zip(found.values(), scores.samples, strict=True)

@@ -5,8 +5,8 @@ Answers are saved in a journal, from which an interrupted evaluation continues.
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,10 +17,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from dpn import inference
 from dpn.common.distributed import several_processes, share
+from dpn.common.files import BLANK, json_lines
 from dpn.common.progress import progress
 from dpn.data.batch import Batch, DataError, Sample, collate
 from dpn.metrics.answers import Row
 from dpn.model import DPNForConditionalGeneration, DPNProcessor
+from dpn.runs.saved import wrong_fields
+
+log = logging.getLogger(__name__)
 
 
 class QuestionSet(Protocol):
@@ -41,6 +45,10 @@ class QuestionSet(Protocol):
         ...
 
 
+#: Fields of an answer, in addition to those that every line of rows.jsonl has.
+_ANSWER = ("answer", "prefill_flops", "new_tokens", "ms", "prefill_ms")
+
+
 class Journal:
     """Answers saved as soon as they are generated, in one file per process.
 
@@ -54,22 +62,45 @@ class Journal:
         rank = dist.get_rank() if several_processes() else 0
         self.path = folder / f"{name}.{rank}.jsonl"
 
-    def read(self) -> dict[int, Row]:
-        """Read the rows of all processes by index of the question; incomplete lines are skipped."""
+    def read(self, count: int | None = None) -> dict[int, Row]:
+        """Read the rows of all processes by index of the question.
+
+        Lines that are incomplete or damaged are skipped, so that their questions are asked again.
+
+        Args:
+            count: Number of questions; answers to others are damaged, too.
+        """
         rows: dict[int, Row] = {}
         for path in sorted(self.folder.glob(f"{self.name}.*.jsonl")):
-            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-                with suppress(ValueError):
-                    index, row = json.loads(line)
-                    rows[index] = row
+            bad = 0
+            for _, entry in json_lines(path):
+                if _is_entry(entry, count):
+                    rows[entry[0]] = entry[1]
+                else:
+                    bad += entry is not BLANK
+            if bad:
+                log.warning("%s: %d damaged lines; their questions are asked again.", path, bad)
         return rows
 
     def add(self, rows: Mapping[int, Row]) -> None:
         """Append answers on new lines, since the last line of the file may be incomplete."""
         self.folder.mkdir(parents=True, exist_ok=True)
         lines = (json.dumps(item, ensure_ascii=False) for item in rows.items())
-        with self.path.open("a", encoding="utf-8") as file:
+        with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write("\n" + "\n".join(lines))
+
+
+def _is_entry(entry: Any, count: int | None) -> bool:
+    """Whether a line of a journal is the index of one of `count` questions and its answer."""
+    if not isinstance(entry, list) or len(entry) != 2:
+        return False
+    index, row = entry
+    if type(index) is not int or index < 0 or not isinstance(row, dict):
+        return False
+    if count is None:
+        return isinstance(row.get("answer"), str)
+    complete = all(row.get(name) is not None for name in _ANSWER)
+    return index < count and complete and not wrong_fields({**row, "score": None})
 
 
 def answer_all(
@@ -105,7 +136,7 @@ def answer_all(
     Raises:
         AnswerError: If the model fails; names the questions of the batch.
     """
-    done = journal.read() if journal else {}
+    done = journal.read(len(questions)) if journal else {}
     if several_processes():
         dist.barrier()  # before a process adds to files that others still read
     wanted = range(len(questions))[:limit]

@@ -5,11 +5,14 @@ from typing import Any
 
 from rich.console import Console
 
-from dpn.common.files import read_json, read_rows, write_text
+from dpn.common.errors import FileError
+from dpn.common.files import write_text
+from dpn.common.optional import optional
 from dpn.common.table import Table
 from dpn.reports.differences import differences
 from dpn.reports.figures import draw
 from dpn.reports.tables import OVERVIEW, tables
+from dpn.runs.saved import read_answers, read_metrics, read_status
 
 
 def write_report(folder: Path, against: str | None = None) -> Path:
@@ -19,21 +22,30 @@ def write_report(folder: Path, against: str | None = None) -> Path:
         folder: Folder of the results.
         against: Folder of another model's results on the same questions.
 
+    A table or figure that cannot be made has a sentence in its place.
+
     Raises:
         FileNotFoundError: If one of the folders has no results.
+        FileError: If its files are damaged.
     """
     metrics, rows = read_results(folder)
-    status: dict[str, Any] = read_json(folder / "status.json") or {}
+    status, failed = _status(folder)
     shown = tables(metrics, rows)
     if against:
-        shown[-1:-1] = differences(rows, read_results(Path(against))[1], against)
-    figures = [*draw(rows, folder / "figures"), *sorted(folder.glob("figures/overlays/*.png"))]
+        theirs = read_results(Path(against))[1]
+        with optional("The comparison with the other model", failed):
+            shown[-1:-1] = differences(rows, theirs, against)
+    figures: list[Path] = []
+    with optional("The figures", failed):
+        figures = draw(rows, folder / "figures")
+    figures += sorted(folder.glob("figures/overlays/*.png"))
     links = (str(figure.relative_to(folder)) for figure in figures)
     parts = [
         f"# {folder.name}",
         f"`{status['command']}`" if status.get("command") else "",
         *(table.markdown() for table in shown),
         *(f"![{Path(link).stem}]({link})" for link in links),
+        *failed,
     ]
     page = folder / "report.md"
     write_text(page, "\n\n".join(part.strip() for part in parts if part) + "\n")
@@ -53,16 +65,35 @@ def results_of(folder: Path) -> list[Table]:
     return tables(*read_results(folder))
 
 
-def read_results(folder: Path) -> tuple[dict[str, float], list[dict[str, Any]]]:
+def read_results(folder: Path) -> tuple[dict[str, float | None], list[dict[str, Any]]]:
     """Metrics and rows of a folder.
 
     Raises:
         FileNotFoundError: If it has none.
+        FileError: If they are damaged.
     """
-    metrics = read_json(folder / "metrics.json")
-    if metrics is None or not (folder / "rows.jsonl").exists():
+    try:
+        return read_metrics(folder), read_answers(folder)
+    except FileNotFoundError:
         raise FileNotFoundError(
             f"run={folder} holds no results: expected metrics.json and rows.jsonl in it; run"
             " dpn.train to its end, or dpn.eval."
-        )
-    return metrics, read_rows(folder / "rows.jsonl")
+        ) from None
+
+
+def damaged_results(folder: Path) -> str | None:
+    """What is wrong with metrics or rows of a finished run; None if they can be read."""
+    try:
+        read_results(folder)
+    except (FileNotFoundError, FileError) as error:
+        return str(error)
+    return None
+
+
+def _status(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """The status of a folder, and sentences about what could not be made or read."""
+    try:
+        status = read_status(folder)
+    except FileError as damage:
+        return {}, [str(damage)]
+    return status, list(map(str, status.get("not_made", [])))

@@ -1,33 +1,24 @@
 """Read run folders, including damaged ones."""
 
-import io
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import yaml
+from omegaconf import OmegaConf
 
+from dpn.common.errors import FileError
 from dpn.common.text import shorten
 from dpn.metrics.answers import Row
+from dpn.runs import saved
 from dpn.runs.folder import is_live
+
+T = TypeVar("T")
 
 #: Files of which a run folder, or one with the results of an evaluation, has at least one.
 MARKS = {"status.json", "metrics.json", "rows.jsonl"}
 OUTCOMES = ("finished", "running", "interrupted", "failed", "unreachable")
-#: Fields of an answer that tables and figures read.
-_ROW = {
-    "prompt": str,
-    "family": str | int | float | None,
-    "difficulty": int | float | None,
-    "score": int | float | None,
-    "route": dict,
-    "rows": list,
-    "base_rows": int,
-    "visual_macs_ratio": int | float | None,
-}
 
 
 @dataclass(frozen=True)
@@ -88,22 +79,22 @@ def read_run(folder: Path) -> Run:
     """Read a run; one with files that cannot be read is `damaged`, and nothing is raised."""
     damage: list[str] = []
 
-    def read(name: str, parse: Callable[[str], Any], needed: bool = True) -> Any:
+    def read(name: str, reader: Callable[[Path], T], otherwise: T) -> T:
         try:
-            return parse((folder / name).read_text(encoding="utf-8"))
+            return reader(folder)
         except FileNotFoundError:
-            if needed:
-                damage.append(f"{name} is missing.")
-        except (OSError, ValueError, RecursionError, yaml.YAMLError) as problem:
-            damage.append(f"{name}: {_short(str(problem))}")
+            damage.append(f"{name} is missing.")
+        except FileError as problem:
+            damage.append(_short(str(problem)))
+        return otherwise
 
-    status = read("status.json", _mapping) or {}
-    config = read("config.yaml", _settings) or {}
-    outcome, problem = _outcome(status)
+    status = read(saved.STATUS, _existing_status, {})
+    config = read(saved.SETTINGS, _settings, {})
+    outcome, problem = _outcome(folder, status)
     finished = outcome == "finished"
-    metrics = read("metrics.json", _numbers, finished) if finished else {}
-    rows = read("rows.jsonl", _answers, finished) if finished else ()
-    curves = read("curves.jsonl", _lines, needed=False) if finished else ()
+    metrics = read(saved.METRICS, saved.read_metrics, {}) if finished else {}
+    rows = read(saved.ROWS, saved.read_answers, []) if finished else []
+    curves = read(saved.CURVES, saved.read_curves, []) if finished else []
     if not damage and outcome not in OUTCOMES:
         damage.append(f"status.json: {_short(outcome)} is not the status of a run.")
     if damage:
@@ -111,69 +102,32 @@ def read_run(folder: Path) -> Run:
     elif "benchmarks" in config:
         outcome, problem = "evaluation", "Made by dpn.eval; training runs are compared."
     overrides = status.get("overrides")
-    typed = tuple(map(str, overrides)) if isinstance(overrides, list) else None
-    found = metrics or {}, rows or (), curves or ()
-    return Run(folder, outcome, problem, config, typed, *found)
+    typed = None if overrides is None else tuple(map(str, overrides))
+    return Run(folder, outcome, problem, config, typed, metrics, rows, curves)
 
 
-def _outcome(status: Mapping[str, Any]) -> tuple[str, str]:
+def _outcome(folder: Path, status: Mapping[str, Any]) -> tuple[str, str]:
     outcome = str(status.get("status"))
     problem = "" if outcome == "finished" else _short(str(status.get("error") or ""))
     if outcome == "running":
-        if not is_live(status):
+        if not is_live(folder, status):
             return "interrupted", "Its process died; the same command resumes it."
         problem = f"By process {status.get('pid')} on {status.get('host')}."
     return outcome, problem
 
 
-def _mapping(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text, parse_constant=lambda name: None)  # NaN is not a number
-    except json.JSONDecodeError as problem:
-        what = f"not complete JSON ({problem.msg}, letter {problem.pos})" if text else "empty"
-        raise ValueError(f"it is {what}.") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"it is not a mapping but {_short(text)}")
-    return value
+def _existing_status(folder: Path) -> dict[str, Any]:
+    status = saved.read_status(folder)
+    if not status and not (folder / saved.STATUS).exists():
+        raise FileNotFoundError(f"{folder / saved.STATUS} does not exist.")
+    return status
 
 
-def _numbers(text: str) -> dict[str, float | None]:
-    values = _mapping(text)
-    for name, value in values.items():
-        if not isinstance(value, int | float | None):
-            raise ValueError(f"{name} is not a number: {_short(str(value))}")
-    return values
-
-
-def _settings(text: str) -> dict[str, Any]:
-    value = yaml.safe_load(text)
-    kinds = {"paths": dict, "seed": int}
-    if isinstance(value, dict) and all(isinstance(value.get(n), k) for n, k in kinds.items()):
-        return value
-    raise ValueError("these are not the settings of a run.")
-
-
-def _lines(text: str) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    for number, line in enumerate(io.StringIO(text), 1):
-        try:
-            rows.append(_mapping(line))
-        except ValueError as problem:
-            raise ValueError(f"line {number}: {problem}") from None
-    return rows
-
-
-def _answers(text: str) -> list[Row]:
-    rows = _lines(text)
-    for number, row in enumerate(rows, 1):
-        wrong = [n for n, kind in _ROW.items() if n not in row or not isinstance(row[n], kind)]
-        if wrong or not _is_route(row["route"]) or len(row["rows"]) != len(rows[0]["rows"]):
-            raise ValueError(f"line {number}: it is not an answer, see {wrong or 'route, rows'}.")
-    return rows
-
-
-def _is_route(route: Mapping[str, Any]) -> bool:
-    return all(layer.isdigit() and isinstance(name, str) for layer, name in route.items())
+def _settings(folder: Path) -> dict[str, Any]:
+    config = saved.read_settings(folder, needed=["paths"])
+    if not isinstance(config.get("seed"), int):
+        raise FileError(f"{folder / saved.SETTINGS} is damaged: its `seed` is not a whole number.")
+    return OmegaConf.to_container(config, resolve=False)  # type: ignore[return-value]
 
 
 def _short(text: str) -> str:

@@ -1,11 +1,12 @@
 """Tables of a run, for terminals and pages."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
 from dpn import benchmarks
+from dpn.common.optional import optional
 from dpn.common.table import Table
 from dpn.metrics import by_level, group_by, kept_shares, route_shares
 from dpn.metrics.answers import Row
@@ -14,12 +15,23 @@ OVERVIEW = "Benchmarks"
 
 
 def tables(metrics: Mapping[str, float], rows: Sequence[Row]) -> list[Table]:
-    """All tables of a run; those about images only if prompts have some."""
+    """All tables of a run; those about images only if prompts have some.
+
+    A table that cannot be made has a sentence in its place.
+    """
     groups = by_benchmark(rows)
-    shown = [overview(metrics, groups)] if any(groups) else []
+    shown = [made(OVERVIEW, overview, metrics, groups)] if any(groups) else []
     for name, group in groups.items():
         shown += [replace(t, title=f"{name}: {t.title}" if name else t.title) for t in _of(group)]
-    return [*shown, numbers(metrics)]
+    return [*shown, made("Numbers", numbers, metrics)]
+
+
+def made(title: str, make: Callable[..., Table], *arguments: Any) -> Table:
+    """The table that a function makes, or one with the reason why it failed."""
+    failed: list[str] = []
+    with optional(f"The table `{title}`", failed):
+        return make(*arguments)
+    return Table(title, (), (), *failed)
 
 
 def by_benchmark(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -32,12 +44,12 @@ def by_benchmark(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 def _of(rows: Sequence[Row]) -> list[Table]:
     """Tables of one benchmark."""
-    shown = [results(rows)]
+    shown = [made("Answers", results, rows)]
     seeing = [row for row in rows if row["base_rows"]]
     if seeing:
-        shown.append(rows_per_layer(seeing))
+        shown.append(made("Visual rows that enter layer", rows_per_layer, seeing))
     if any(row["route"] for row in seeing):
-        shown.append(routes(seeing))
+        shown.append(made("Routes", routes, seeing))
     return shown
 
 

@@ -8,10 +8,11 @@ a killed run never looks alive; the heartbeat in `status.json` covers runs on ot
 file locks may not work.
 """
 
+import _thread
 import logging
-import math
 import os
 import shlex
+import signal
 import socket
 import threading
 import time
@@ -23,14 +24,16 @@ from typing import Any, Self
 
 from omegaconf import OmegaConf
 
-from dpn.common.errors import DPNError
-from dpn.common.files import read_json, write_json, write_text
+from dpn.common.errors import DPNError, FileError
+from dpn.common.files import remove_temporary, write_json, write_text
 from dpn.common.lifeline import alive
 from dpn.runs.commit import commit
 from dpn.runs.lock import FolderLock
 from dpn.runs.path import config_hash, holds_run, run_path
 from dpn.runs.request import Request
+from dpn.runs.saved import SETTINGS, STATUS, read_status
 from dpn.runs.signals import Interrupted, StopRequest
+from dpn.runs.typed import as_typed
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +41,8 @@ HEARTBEAT_S = 10.0
 """Seconds between heartbeats."""
 DEAD_AFTER_S = 60.0
 """Seconds after the last heartbeat when a run counts as dead."""
+_KEPT = ("trained",)
+"""Fields of status.json that a further attempt keeps."""
 
 
 class RunError(DPNError, RuntimeError):
@@ -46,6 +51,14 @@ class RunError(DPNError, RuntimeError):
 
 class RunIsLive(RunError):
     """Another process is writing the run folder."""
+
+
+class OtherRun(RunError, ValueError):
+    """The folder holds a run with other settings."""
+
+
+class FolderLost(RunError):
+    """The run folder was removed while the run was writing to it."""
 
 
 class RunFolder:
@@ -92,17 +105,29 @@ class RunFolder:
         config = request.config
         path = path or run_path(request)
         config.paths.run_dir = str(path)
-        settings = OmegaConf.to_yaml(config, resolve=True)
-        folder = cls(path, config_hash(config), settings, shlex.join(request.command), writer)
-        known = folder.status.get("identity", folder.identity)
-        if known != folder.identity and holds_run(path, config):
+        identity = config_hash(config)
+        settings = OmegaConf.to_yaml(OmegaConf.create(as_typed(config)))
+        folder = cls(path, identity, settings, shlex.join(request.command), writer)
+        try:
+            known = read_status(path).get("identity", identity)
+        except FileError as damage:
+            if (path / SETTINGS).exists() and not holds_run(path, config):
+                raise OtherRun(
+                    f"{damage} Its config.yaml has other settings than this run, or is damaged,"
+                    " too; choose another paths.run_dir or remove the folder."
+                ) from None
+            known = identity
+        if known != identity and holds_run(path, config):
             folder.identity = known  # the hash that an earlier version gave this run
         return folder
 
     @property
     def status(self) -> dict[str, Any]:
-        """Content of `status.json`; empty for a new folder."""
-        return read_json(self.path / "status.json") or {}
+        """Content of `status.json`; empty for a new folder, or if the file is damaged."""
+        try:
+            return read_status(self.path)
+        except FileError:
+            return {}
 
     @property
     def finished(self) -> bool:
@@ -128,6 +153,10 @@ class RunFolder:
             return
         self._ended.set()
         self._heart.join()
+        if self._lock.lost:
+            self._close_log(None)
+            self._lock.release()
+            raise self._lost() from error
         self._close_log(error)
         if error is None:
             outcome: dict[str, Any] = {"status": "finished", "error": None}
@@ -156,8 +185,10 @@ class RunFolder:
         if not self.writer:
             return
         with self._writing:
+            if self._lock.lost:  # writing would make the folder again
+                raise self._lost()
             self._status |= fields | {"heartbeat": time.time()}
-            write_json(self.path / "status.json", self._status)
+            write_json(self.path / STATUS, self._status)
 
     def _open_log(self) -> None:
         self._log = logging.FileHandler(self.path / "log.txt", delay=True)
@@ -175,24 +206,38 @@ class RunFolder:
         while not self._ended.wait(HEARTBEAT_S):
             try:
                 self.update()
+            except FolderLost:
+                self.stop.patient = False
+                _thread.interrupt_main(signal.SIGTERM)
+                return
             except OSError as problem:
                 log.warning("%s: no heartbeat: %s", self.path, problem)
+
+    def _lost(self) -> FolderLost:
+        return FolderLost(
+            f"{self.path} was removed or replaced while this run was writing to it, so the run was"
+            " stopped; the same command starts it again."
+        )
 
     def _claim(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         if not self._lock.acquire():
             raise RunIsLive(self._live_message(self.status))
         try:
-            before = self.status
-            if is_live(before):
+            before = self._before()
+            # On this host the lock has decided, if there are locks at all.
+            here = before.get("host") == socket.gethostname() and self._lock.works
+            if not here and is_live(self.path, before, self._lock.now()):
                 raise RunIsLive(self._live_message(before))
             if before.get("identity", self.identity) != self.identity:
-                raise ValueError(
+                raise OtherRun(
                     f"{self.path} holds a run with other settings (hash {before['identity']}, this"
                     f" one has {self.identity}); choose another paths.run_dir or remove the folder."
                 )
             if before.get("status") == "running":
                 log.warning("Taking over %s: its process %s died.", self.path, before.get("pid"))
+            remove_temporary(self.path)
+            self._status = {key: before[key] for key in _KEPT if key in before}
             self.update(
                 status="running",
                 error=None,
@@ -204,10 +249,18 @@ class RunFolder:
                 command=self.command,
                 commit=commit(),
             )
-            write_text(self.path / "config.yaml", self.settings)
+            write_text(self.path / SETTINGS, self.settings)
         except BaseException:
             self._lock.release()
             raise
+
+    def _before(self) -> dict[str, Any]:
+        """The status of the attempt before this one."""
+        try:
+            return read_status(self.path)
+        except FileError as damage:
+            log.warning("%s This run continues from its checkpoints, if there are any.", damage)
+            return {}
 
     def _live_message(self, status: Mapping[str, Any]) -> str:
         return (
@@ -217,15 +270,24 @@ class RunFolder:
         )
 
 
-def is_live(status: Mapping[str, Any]) -> bool:
-    """Whether a `status.json` says that another process is still writing its folder.
+def is_live(folder: Path, status: Mapping[str, Any], clock: float | None = None) -> bool:
+    """Whether another process is still writing a run folder, as far as its `status.json` shows.
 
-    This complements the lock, which does not reach other machines.
+    This complements the lock, which does not reach other machines. The clock of another machine may
+    be wrong, so its heartbeat counts only while the file itself is new.
+
+    Args:
+        folder: Run folder.
+        status: Content of its `status.json`.
+        clock: Time of the folder's file system; default: this machine's time.
     """
-    beat, pid = status.get("heartbeat"), status.get("pid")
-    silent_s = time.time() - beat if isinstance(beat, int | float) else math.inf
-    if status.get("status") != "running" or silent_s > DEAD_AFTER_S:
+    beat, pid, now = status.get("heartbeat"), status.get("pid"), time.time()
+    if status.get("status") != "running" or beat is None or now - beat > DEAD_AFTER_S:
         return False
-    if status.get("host") != socket.gethostname():
-        return True
-    return isinstance(pid, int) and pid != os.getpid() and alive(pid)
+    if status.get("host") == socket.gethostname():
+        return pid not in (None, os.getpid()) and alive(pid, since=status.get("started") or beat)
+    try:
+        written = (folder / STATUS).stat().st_mtime
+    except OSError:
+        return False
+    return abs((now if clock is None else clock) - written) <= DEAD_AFTER_S

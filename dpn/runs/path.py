@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from dpn.common.errors import FileError
 from dpn.common.text import one_line
 from dpn.runs.request import ConfigError, Request
+from dpn.runs.saved import read_settings
 
 SLUG_BYTES = 100
 SWEEP = "DPN_SWEEP"
@@ -143,8 +144,8 @@ def earlier_run(config: DictConfig, path: Path) -> Path | None:
 def holds_run(folder: Path, config: DictConfig) -> bool:
     """Whether the `config.yaml` of a folder has the settings of a config, whatever its hash."""
     try:
-        saved = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException):
+        saved = OmegaConf.to_container(read_settings(folder), resolve=True)
+    except (FileNotFoundError, FileError, OmegaConfBaseException):
         return False
     if not isinstance(saved, dict) or not isinstance(saved.get("paths"), dict):
         return False

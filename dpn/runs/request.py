@@ -42,6 +42,8 @@ class Request:
         sweep: Name of the multirun, which depends on its command alone; processes that a job
             starts have it too.
         job: Number of the job in the multirun.
+        searching: Whether the sweeper of the multirun searches for the best values of the metrics
+            that a run returns, instead of trying all combinations.
     """
 
     config: DictConfig
@@ -53,6 +55,7 @@ class Request:
     model: str = "tiny"
     sweep: str | None = None
     job: int | None = None
+    searching: bool = False
 
     @property
     def command(self) -> list[str]:

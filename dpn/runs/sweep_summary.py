@@ -1,13 +1,16 @@
 """Summary of a multirun: the outcome of each run, read from its folder."""
 
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dpn.common.errors import FileError
 from dpn.common.files import read_json, write_text
 from dpn.common.table import Table
 from dpn.common.text import one_line
+from dpn.runs import saved
 from dpn.runs.folder import is_live
 
 HEAD = ("job", "outcome", "visual MACs", "accuracy", "folder")
@@ -20,7 +23,7 @@ class End:
 
     Attributes:
         outcome: `ok`, `skipped` (finished before the sweep began), `unreachable`, `failed`,
-            `interrupted`, `running` (by another process), or `not started`.
+            `interrupted`, `damaged`, `running` (by another process), or `not started`.
         why: Reason in a sentence, if there is one.
     """
 
@@ -43,7 +46,8 @@ def summarize(folder: Path, started: float) -> str | None:
     Returns:
         Number of runs that are not done, by outcome, in words; None if all are done.
     """
-    paths = sorted((folder / "jobs").glob("*.json"), key=lambda path: int(path.stem))
+    paths = [path for path in (folder / "jobs").glob("*.json") if path.stem.isdigit()]
+    paths.sort(key=lambda path: int(path.stem))
     jobs: Jobs = {int(path.stem): read_json(path) for path in paths}
     ends = {n: _end(job, started) for n, job in jobs.items() if job["same_as"] is None}
     body = tuple(_line(number, end, jobs) for number, end in ends.items())
@@ -59,11 +63,15 @@ def summarize(folder: Path, started: float) -> str | None:
 def _end(job: dict[str, Any], started: float) -> End:
     if job["folder"] is None:
         return End("failed", one_line(job["error"]))
-    status = read_json(Path(job["folder"]) / "status.json") or {"status": "not started"}
-    state, error = status["status"], one_line(status.get("error") or "")
+    folder = Path(job["folder"])
+    try:
+        status = saved.read_status(folder)
+    except FileError as damage:
+        return End("damaged", one_line(str(damage)))
+    state, error = status.get("status", "not started"), one_line(status.get("error") or "")
     if state == "finished":
-        return End("ok" if status["ended"] >= started else "skipped")
-    if state == "running" and not is_live(status):
+        return End("ok" if (status.get("ended") or 0) >= started else "skipped")
+    if state == "running" and not is_live(folder, status):
         return End("interrupted", "its process was killed")
     return End(state, error)
 
@@ -72,7 +80,10 @@ def _line(number: int, end: End, jobs: Jobs) -> tuple[str, ...]:
     """Cells of a run: its jobs, outcome, share of visual MACs, accuracy and folder."""
     folder = jobs[number]["folder"]
     same = [str(other) for other, job in jobs.items() if job["same_as"] == number]
-    metrics = (folder and read_json(Path(folder) / "metrics.json")) or {}
+    metrics: dict[str, float | None] = {}
+    if folder:
+        with suppress(FileNotFoundError, FileError):  # a run that did not get so far
+            metrics = saved.read_metrics(Path(folder))
     values = (metrics.get("cost/visual_macs_ratio"), metrics.get("val/accuracy"))
     known = ("" if value is None else f"{value:.3f}" for value in values)
     return (", ".join([str(number), *same]), end.outcome, *known, folder or "")

@@ -1,11 +1,10 @@
 """Callbacks around the training steps: progress, clock, curves, seeds, stopping, guards."""
 
-import json
 import logging
 import statistics
 import time
 from collections import deque
-from contextlib import suppress
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 
 from dpn.common import seeded
-from dpn.common.files import add_row, write_rows
+from dpn.common.files import add_row, json_lines, write_rows
 from dpn.common.progress import Bar
 from dpn.runs.folder import RunError
 from dpn.runs.signals import Interrupted, StopRequest
@@ -159,11 +158,14 @@ class Curves(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove lines written after the checkpoint; the last one may be incomplete."""
         if trainer.is_global_zero and self.path.exists():
-            kept = []
-            for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
-                with suppress(ValueError):
-                    kept.append(json.loads(line))
-            write_rows(self.path, (row for row in kept if row["step"] <= trainer.global_step))
+            write_rows(self.path, self._until(trainer.global_step))
+
+    def _until(self, step: int) -> Iterator[dict[str, Any]]:
+        """The complete lines of the file up to a step."""
+        for _, row in json_lines(self.path):
+            known = row.get("step") if isinstance(row, dict) else None
+            if isinstance(known, int) and known <= step:
+                yield row
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

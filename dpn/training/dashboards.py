@@ -120,6 +120,7 @@ def show_results(
     source: "DataModule",
     metrics: Mapping[str, float],
     rows: Sequence[Row],
+    step: int,
 ) -> None:
     """Show the results of an evaluation on all boards; called on the first process.
 
@@ -130,11 +131,12 @@ def show_results(
         source: Data of the evaluation.
         metrics: Content of metrics.json.
         rows: Content of rows.jsonl.
+        step: Number of training steps.
     """
     if boards := boards_of(trainer):
         examples = _examples(model, processor, source, rows)
         for board in boards:
-            board.log_results(results(metrics, rows), EXAMPLES_TABLE, examples, trainer.global_step)
+            board.log_results(results(metrics, rows), EXAMPLES_TABLE, examples, step)
 
 
 def results(metrics: Mapping[str, float], rows: Sequence[Row]) -> dict[str, float]:

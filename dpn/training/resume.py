@@ -1,6 +1,5 @@
 """Checkpoints to resume from: when they are written, whether they are complete, which is used."""
 
-import json
 import logging
 import zipfile
 from pathlib import Path
@@ -12,8 +11,17 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
-from dpn.common.files import atomic_path
-from dpn.training._lightning import accumulates, needs_no_checkpoint, save_checkpoint, validates
+from dpn.checkpoints.distributed import INDEX, read_index
+from dpn.common.errors import FileError
+from dpn.common.files import atomic_path, parse_json, read_text
+from dpn.common.text import one_line, shorten
+from dpn.training._lightning import (
+    METADATA_FILE,
+    accumulates,
+    needs_no_checkpoint,
+    save_checkpoint,
+    validates,
+)
 from dpn.training.strategies import SIZES
 
 log = logging.getLogger(__name__)
@@ -109,41 +117,94 @@ class CompleteCheckpointIO(TorchCheckpointIO):
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:
             raise OSError(
-                f"Checkpoint {path} could not be written ({error}); earlier ones are untouched."
+                f"Checkpoint {path} could not be written ({_cause(error)}); earlier ones are"
+                " untouched."
                 " Make room and run the same command again: it resumes from the last one."
             ) from error
 
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read tensors and plain values; code is never unpickled."""
-        return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        """Read tensors and plain values; code is never unpickled.
+
+        Raises:
+            FileError: If the checkpoint is damaged.
+        """
+        return read_checkpoint(Path(path), map_location or "cpu")
+
+
+def _cause(error: BaseException) -> str:
+    """Reason why writing failed; torch hides the system's error behind one of its own."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, OSError) and link.strerror:
+            return link.strerror
+        link = link.__cause__ or link.__context__
+    return one_line(str(error))
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint; damaged ones are skipped with a warning."""
+    """The newest checkpoint that can be read; damaged ones are skipped with a warning."""
     for path in sorted(folder.glob("step-*.ckpt"), reverse=True):
-        damaged = _folder_damage(path) if path.is_dir() else _file_damage(path)
-        if damaged is None:
+        try:
+            if path.is_dir():
+                _check_folder(path)
+            else:
+                read_checkpoint(path, "cpu", mmap=True)
+        except FileError as damage:
+            log.warning("%s Using the one before it.", damage)
+        else:
             return path
-        log.warning("Checkpoint %s is damaged (%s); using the one before it.", path, damaged)
     return None
 
 
-def _file_damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint file; None if it is complete."""
+def read_checkpoint(path: Path, map_location: Any, mmap: bool = False) -> dict[str, Any]:
+    """Read a checkpoint file completely, with a check of every byte.
+
+    Args:
+        path: File that `CompleteCheckpointIO` wrote.
+        map_location: See `torch.load`.
+        mmap: Whether tensors stay in the file, so that testing a checkpoint needs no memory.
+
+    Raises:
+        FileError: If it is damaged, whatever kind of error its content causes.
+    """
     try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip()
-    except (zipfile.BadZipFile, OSError) as error:
-        return str(error)
+        with zipfile.ZipFile(path) as archive:  # torch does not look at checksums
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"{damaged} has another checksum")
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+        if not isinstance(checkpoint, dict):
+            raise TypeError("it does not hold the state of a run")
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise _damaged(path, error) from error
+    return checkpoint
 
 
-def _folder_damage(path: Path) -> str | None:
-    """What is wrong with a sharded checkpoint, whose file sizes are recorded in it."""
+def _check_folder(path: Path) -> None:
+    """Check a sharded checkpoint: the sizes of its files, which are recorded in it, and its index.
+
+    Raises:
+        FileError: If it is damaged.
+    """
     try:
-        sizes = json.loads((path / SIZES).read_text())
+        sizes = parse_json(read_text(path / SIZES))
         wrong = [n for n, size in sizes.items() if (path / n).stat().st_size != size]
-    except (OSError, ValueError) as error:
-        return str(error)
-    return f"{wrong[0]} is cut short" if wrong else None
+        if wrong:
+            raise ValueError(f"{wrong[0]} is cut short")
+        if (path / METADATA_FILE).exists():
+            torch.load(path / METADATA_FILE, map_location="cpu", weights_only=True)
+        if (path / INDEX).exists():
+            read_index(path)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> FileError:
+    why = shorten(str(error) or type(error).__name__, 200).rstrip(".")
+    return FileError(f"Checkpoint {path} is damaged ({why}).")
