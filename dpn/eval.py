@@ -177,7 +177,9 @@ def _held_out_data(config: DictConfig, processor: Any) -> tuple["DataModule", in
     source.prepare_data()
     if not config.get("data"):
         fix = "or name the data to ask about, e.g. data=llava_json data.train_file=..."
-        inputs.refuse_changed(run, build.input_files(source), fix)
+        asked = source.source.split("val")
+        files = {k: f for k, f in build.input_files(source).items() if asked and f == asked.file}
+        inputs.refuse_changed(run, files, fix)
     return source, most
 
 

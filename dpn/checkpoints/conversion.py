@@ -21,6 +21,7 @@ from dpn.checkpoints.loading import (
 )
 from dpn.checkpoints.settings import read_settings
 from dpn.checkpoints.tokenizers import read_tokenizer
+from dpn.common.checksums import write_checksums
 from dpn.common.files import atomic_folder, read_json, write_json
 from dpn.common.progress import progress
 from dpn.model import DPNConfig, DPNForConditionalGeneration, DPNProcessor
@@ -96,6 +97,7 @@ def convert(
         config.save_pretrained(folder)
         model.generation_config.save_pretrained(folder)
         recipe.processor.save_pretrained(folder)
+        write_checksums(folder)
     return [made.report for made in plans]
 
 

@@ -17,6 +17,7 @@ from dpn.checkpoints.lora import base_folder, is_lora, open_lora
 from dpn.checkpoints.tokenizers import has_tokenizer, read_tokenizer
 from dpn.checkpoints.vocabulary import TABLES, EntryMap, match_entries
 from dpn.checkpoints.zero import is_zero, open_zero
+from dpn.common.checksums import check_checksums
 from dpn.model import DPNForConditionalGeneration
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ class WeightSource:
 
     def __init__(self, path: Path, clip: str = "vision.model", base: Path | None = None):
         self.path = path
+        check_checksums(path)
         self.base = base_folder(path, base) if is_lora(path) else None
         self.containers: list[Container]
         if self.base:

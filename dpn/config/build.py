@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from dpn import checkpoints, data, inference, losses, routers, vision
 from dpn.checkpoints.keys import part_of
 from dpn.common import hub
 from dpn.common.distributed import processes
+from dpn.common.text import one_line
 from dpn.config.auto_loss import AutoLoss
 from dpn.data.tokenizer import load_tokenizer, train_tokenizer
 from dpn.decoder.layer import compile_layers
@@ -23,6 +25,7 @@ from dpn.losses import RoutingLoss
 from dpn.model import DPNConfig, DPNForConditionalGeneration, DPNProcessor, meta_model
 from dpn.routers import Router
 from dpn.runs.folder import RunFolder
+from dpn.runs.request import ConfigError
 from dpn.runs.saved import read_settings
 from dpn.runs.typed import as_typed
 from dpn.training import lora
@@ -285,8 +288,15 @@ def trainer(config: DictConfig, run: RunFolder, clock: "Clock") -> "Trainer":
 
 
 def plain(node: Any) -> Any:
-    """Convert a config node to plain Python values, with all references resolved."""
-    return OmegaConf.to_container(node, resolve=True)
+    """Convert a config node to plain Python values, with all references resolved.
+
+    Raises:
+        ConfigError: If that is impossible, e.g. since an environment variable is not set.
+    """
+    try:
+        return OmegaConf.to_container(node, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError([one_line(str(error))]) from None
 
 
 def _weights(name: str) -> Path:

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList, StopStringCriteria
 from transformers.utils.logging import disable_progress_bar
 
+from dpn.common.checksums import check_checksums
 from dpn.common.files import atomic_folder
 from dpn.cost import prefill_flops, visual_macs_ratio
 from dpn.data.batch import IGNORE, Batch, collate
@@ -52,6 +53,7 @@ def load(folder: Path, device: str = "auto") -> tuple[DPNForConditionalGeneratio
 
     Raises:
         FileNotFoundError: If the folder holds no model.
+        FileError: If its weights are not those that were saved.
         OSError: If the device is not available.
     """
     place = model_folder(folder)
@@ -64,6 +66,7 @@ def load(folder: Path, device: str = "auto") -> tuple[DPNForConditionalGeneratio
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise OSError("device=cuda, but torch finds no GPU; give device=cpu.")
+    check_checksums(place)
     model = DPNForConditionalGeneration.from_pretrained(place).to(device).eval()
     return model, DPNProcessor.from_pretrained(place)
 

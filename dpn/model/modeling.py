@@ -5,6 +5,7 @@ its layers.
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from dpn.common.checksums import write_checksums
 from dpn.common.distributed import connect, several_processes
 from dpn.common.marks import marked
 from dpn.common.seeded import mix
@@ -106,9 +108,11 @@ class DPNForConditionalGeneration(RaggedGenerationMixin, PreTrainedModel):
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
         """Save like Hugging Face, but with the parameter names of this model: by default Hugging
-        Face would write the names of older vision towers.
+        Face would write the names of older vision towers. Checksums of the weights are added.
         """
         super().save_pretrained(save_directory, **{"save_original_format": False, **kwargs})
+        if kwargs.get("is_main_process", True):
+            write_checksums(Path(save_directory))
 
     # Forward
 

@@ -8,7 +8,6 @@ a killed run never looks alive; the heartbeat in `status.json` covers runs on ot
 file locks may not work.
 """
 
-import _thread
 import logging
 import os
 import shlex
@@ -208,7 +207,7 @@ class RunFolder:
                 self.update()
             except FolderLost:
                 self.stop.patient = False
-                _thread.interrupt_main(signal.SIGTERM)
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
                 return
             except OSError as problem:
                 log.warning("%s: no heartbeat: %s", self.path, problem)

@@ -25,6 +25,8 @@ from dpn.training._lightning import (
 from dpn.training.strategies import SIZES
 
 log = logging.getLogger(__name__)
+_DIRECTORY = 0x10
+"""Attribute of a member of a zip archive."""
 
 
 def step_ends(trainer: Trainer, validated: bool) -> bool:
@@ -170,10 +172,7 @@ def read_checkpoint(path: Path, map_location: Any, mmap: bool = False) -> dict[s
         FileError: If it is damaged, whatever kind of error its content causes.
     """
     try:
-        with zipfile.ZipFile(path) as archive:  # torch does not look at checksums
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise ValueError(f"{damaged} has another checksum")
+        _check_archive(path)
         checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
         if not isinstance(checkpoint, dict):
             raise TypeError("it does not hold the state of a run")
@@ -182,6 +181,17 @@ def read_checkpoint(path: Path, map_location: Any, mmap: bool = False) -> dict[s
     except Exception as error:
         raise _damaged(path, error) from error
     return checkpoint
+
+
+def _check_archive(path: Path) -> None:
+    """Check what torch does not look at: checksums, and that all members are plain files; of a
+    directory it reads nothing, and leaves memory as it was.
+    """
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+        odd = [m for m in archive.infolist() if m.compress_type or m.external_attr & _DIRECTORY]
+        if damaged or odd:
+            raise ValueError(f"{damaged or odd[0].filename} is not as it was written")
 
 
 def _check_folder(path: Path) -> None:

@@ -1,18 +1,24 @@
 import multiprocessing
 import os
 import re
+import shutil
 import signal
+import socket
+import subprocess
 import time
 
 import pytest
 from omegaconf import OmegaConf
 
 from dpn.common.files import atomic_path, read_json, write_json
-from dpn.config.compose import compose
+from dpn.config.compose import compose, compose_jobs
+from dpn.runs import folder as folder_module
 from dpn.runs.commit import commit
-from dpn.runs.folder import RunFolder, RunIsLive
+from dpn.runs.folder import FolderLost, RunFolder, RunIsLive, is_live
 from dpn.runs.path import config_hash, run_path, slug
+from dpn.runs.saved import read_settings
 from dpn.runs.signals import Interrupted
+from dpn.runs.typed import as_typed
 
 
 def name_of(*overrides: str) -> str:
@@ -233,3 +239,125 @@ def test_runs_of_earlier_versions_are_recognised(tmp_path):
     assert run_path(compose("train", [*overrides, "optim.lr=0.5"])).name[-8:] != "0123abcd"
     (before / "config.yaml").write_text("{")
     assert run_path(compose("train", overrides)) == now
+
+
+def test_what_killed_attempts_left_is_removed_by_the_next(tmp_path):
+    for name in (".model.99.tmp", "checkpoints/.step-0000001.ckpt.98-0f.tmp"):
+        (tmp_path / name).mkdir(parents=True)
+    with RunFolder(tmp_path):
+        assert list(tmp_path.rglob("*.tmp")) == []
+
+
+HERE = socket.gethostname()
+
+
+@pytest.mark.parametrize(
+    ("host", "ahead", "written", "live"),
+    [
+        ("elsewhere", 1e6, -1000, False),  # its clock is ahead, and it is dead
+        ("elsewhere", 1e6, 1000, False),
+        ("elsewhere", 1e6, 0, True),  # its clock is ahead, and it writes
+        ("elsewhere", 0, -1000, False),  # a clock of this machine that was set back
+        (HERE, 0, 0, False),  # the lock was free, whatever process has the number now
+        (HERE, 1e6, 0, False),
+    ],
+)
+def test_a_heartbeat_counts_with_the_time_of_its_file(tmp_path, host, ahead, written, live):
+    now = time.time()
+    beat = {"status": "running", "host": host, "pid": 1, "heartbeat": now + ahead, "started": now}
+    write_json(tmp_path / "status.json", beat)
+    os.utime(tmp_path / "status.json", (now + written, now + written))
+    if live:
+        with pytest.raises(RunIsLive, match="elsewhere"), RunFolder(tmp_path):
+            pass
+    else:
+        with RunFolder(tmp_path) as run:
+            assert run.status["host"] == HERE
+
+
+def test_a_process_that_got_the_number_of_a_dead_one_is_not_the_run(tmp_path):
+    now, process = time.time(), subprocess.Popen(["sleep", "60"])
+    try:
+        status = {"status": "running", "host": HERE, "pid": process.pid, "heartbeat": now}
+        assert is_live(tmp_path, {**status, "started": now})
+        assert not is_live(tmp_path, {**status, "started": now - 30})
+    finally:
+        process.kill()
+        process.wait()
+    assert not is_live(tmp_path, {**status, "started": now})
+
+
+def removed(run):
+    """Remove the folder of a run, as a user may, and write to it, as a logger may."""
+    shutil.rmtree(run.path)
+    with pytest.raises(FolderLost):
+        run.update(step=1)
+    assert not run.path.exists()
+    (run.path / "csv").mkdir(parents=True)
+
+
+def test_a_run_whose_folder_is_removed_says_so_and_does_not_make_it_again(tmp_path):
+    with pytest.raises(FolderLost, match="was removed or replaced"):
+        held(tmp_path / "run", removed)
+    assert not (tmp_path / "run" / "status.json").exists()
+
+
+def test_the_heartbeat_stops_a_run_whose_folder_is_removed(tmp_path, monkeypatch):
+    def wait(run):
+        run.stop.patient = True
+        shutil.rmtree(run.path)
+        time.sleep(20)
+
+    monkeypatch.setattr(folder_module, "HEARTBEAT_S", 0.02)
+    since = time.perf_counter()
+    with pytest.raises(FolderLost):
+        held(tmp_path / "run", wait)
+    assert time.perf_counter() - since < 10
+
+
+SECRET = "s3cr3t-value-of-a-token"
+
+
+def secret_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("DPN_TEST_TOKEN", SECRET)
+    monkeypatch.setenv("DPN_TEST_SEED", "7")
+    overrides = [
+        f"paths.output_root={tmp_path}",
+        "logger=wandb",
+        "logger.wandb.project=${oc.env:DPN_TEST_TOKEN}",
+        "logger.wandb.group=x-${logger.wandb.project}",
+        "+logger.wandb.all={a: '${oc.env:DPN_TEST_TOKEN}'}",
+        "seed='${oc.decode:${oc.env:DPN_TEST_SEED}}'",
+    ]
+    return compose("train", overrides)
+
+
+def test_text_from_the_environment_is_written_as_it_was_typed(tmp_path, monkeypatch):
+    request = secret_run(tmp_path, monkeypatch)
+    assert request.config.logger.wandb.group == f"x-{SECRET}"  # what runs has the value
+    with RunFolder.of(request) as run:
+        run.update(overrides=list(request.overrides))
+    texts = {path.name: path.read_text() for path in run.path.iterdir()}
+    assert not [name for name, text in texts.items() if SECRET in name + text]
+    assert SECRET not in str(run.path) + " ".join(request.command)
+    saved = read_settings(run.path)
+    plain = OmegaConf.to_container(saved)
+    assert plain["logger"]["wandb"]["group"] == "x-${logger.wandb.project}"
+    assert plain["logger"]["wandb"]["project"] == "${oc.env:DPN_TEST_TOKEN}"
+    assert (plain["seed"], plain["data"]["seed"]) == (7, 7)  # numbers are no secrets
+    assert saved.logger.wandb.all.a == SECRET
+    assert RunFolder.of(secret_run(tmp_path, monkeypatch)).finished
+    monkeypatch.setenv("DPN_TEST_SEED", "8")
+    assert not RunFolder.of(compose("train", request.overrides)).path.exists()
+
+
+def test_settings_without_the_environment_are_written_resolved():
+    config = compose("train", ["router=dpe", "loss=policy", "trainer=fsdp2"]).config
+    assert as_typed(config) == OmegaConf.to_container(config, resolve=True)
+
+
+def test_jobs_of_a_sweep_keep_what_was_typed(tmp_path, monkeypatch):
+    monkeypatch.setenv("DPN_TEST_TOKEN", SECRET)
+    command, jobs = compose_jobs("train", ["seed=0,1", "paths.data_root=${oc.env:DPN_TEST_TOKEN}"])
+    assert all(job.config.paths.data_root == SECRET for job in jobs)
+    assert SECRET not in str([command.overrides, *(job.overrides for job in jobs)])
