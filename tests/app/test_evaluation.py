@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from dpn import inference
+from dpn.common.errors import FileError
 from dpn.common.files import read_json, read_rows
 from dpn.config.compose import compose
 from dpn.eval import evaluate
@@ -255,3 +256,47 @@ def test_two_processes_answer_as_one(ask, finished, world, tmp_path):
     assert len(list((together / "journal").iterdir())) == 2
     mine, theirs = (read_rows(f / "pope" / "answers.jsonl") for f in (alone, together))
     assert mine == theirs
+
+
+ANSWER = {
+    **{"prompt": "Which?", "family": None, "difficulty": None, "reference": ["a", "b"]},
+    **{"route": {"1": "2x2"}, "rows": [4, 1], "base_rows": 4, "visual_macs_ratio": 0.5},
+    **{"prefill_flops": 9, "new_tokens": 1, "ms": 1.0, "prefill_ms": 0.5},
+}
+NO_ENTRIES = ["5", "null", "[[1],{}]", '{"a":1,"b":2}', '[1, {"answer": "x"}, 2]', "[true, {}]"]
+NO_ENTRIES += ["[0,5]", '["0", {"answer": "x"}]', '[-1, {"answer": "x"}]', '[1.0, {"answer": "x"}]']
+NO_ENTRIES += ['[0, {"answer": 5}]', "[0, {}]", "[" * 100_000, '[1, {"answer": "x', "\0" * 9]
+NO_ANSWERS = [{"rows": "4"}, {"route": [1]}, {"base_rows": None}, {"ms": None}, {"answer": None}]
+NO_ANSWERS += [{"visual_macs_ratio": "x"}, {"rows": ["x"]}, {"route": {"x": "2x2"}}]
+
+
+def test_lines_of_a_journal_that_are_no_answers_are_asked_again(tmp_path, caplog):
+    journal = Journal(tmp_path, "questions")
+    good = {n: {**ANSWER, "answer": f"{n}"} for n in range(3)}
+    for line in NO_ENTRIES:
+        journal.path.write_text(f"{line}\n{json.dumps([2, good[2]])}")
+        assert Journal(tmp_path, "questions").read() == {2: good[2]}, line
+        assert Journal(tmp_path, "questions").read(3) == {2: good[2]}, line
+    assert "damaged lines; their questions are asked again" in caplog.text
+    caplog.clear()
+    journal.path.unlink()
+    journal.add(good)
+    journal.add({9999: good[0]})
+    assert Journal(tmp_path, "questions").read(3) == good
+    for change in NO_ANSWERS:
+        journal.path.unlink()
+        journal.add({0: {**good[0], **change}, 1: good[1]})
+        assert Journal(tmp_path, "questions").read(3) == {1: good[1]}, change
+    with journal.path.open("ab") as file:
+        file.write(b'\n[2, {"answer": "\xff"}]\n')
+    assert Journal(tmp_path, "questions").read() == {1: good[1]} | {0: {**good[0], **change}}
+
+
+def test_answers_with_any_characters_are_found_again(tmp_path):
+    words = ["a\u2028b", "c\u2029d", "e\u0085f", "g\x0bh\x0c\x1c", "i\r\nj", "", "\ud800"]
+    Journal(tmp_path, "questions").add({n: {"answer": word} for n, word in enumerate(words)})
+    found = Journal(tmp_path, "questions").read()
+    assert [row["answer"] for row in found.values()] == [*words[:-1], "\ufffd"]
+    os.mkfifo(tmp_path / "questions.1.jsonl")
+    with pytest.raises(FileError, match=r"questions\.1\.jsonl"):
+        Journal(tmp_path, "questions").read()
