@@ -20,7 +20,7 @@ Words, with one meaning in every docstring:
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from dpn.common import auto_classes
+from dpn.common import auto_classes, early_stop
 
 __version__ = "0.1.0"
 
@@ -38,4 +38,5 @@ def __getattr__(name: str):
     return getattr(import_module("dpn.model"), name)  # torch and transformers are imported here
 
 
+early_stop.install()
 auto_classes.announce()

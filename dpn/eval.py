@@ -65,7 +65,7 @@ def evaluate(request: Request) -> Path:
     else:
         if damage:
             log.warning("%s It is made again.", damage)
-        with joined_processes(), folder, lost_processes_named():
+        with joined_processes(request.config.timeout_s), folder, lost_processes_named():
             _run(request.config, folder)
     if folder.writer:
         write_report(folder.path, request.config.against)

@@ -19,6 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from dpn.cli.diagnose import diagnose
+from dpn.common import early_stop
 from dpn.common.distributed import is_first_process
 from dpn.common.errors import DPNError
 from dpn.common.lifeline import die_with_launcher, has_launcher
@@ -103,6 +104,7 @@ def _sweep(config_name: str, place: Place | None) -> AbstractContextManager[Any]
 @contextmanager
 def readable_errors() -> Iterator[None]:
     """Print expected errors as one sentence and exit; other errors are raised as usual."""
+    early_stop.imported()
     try:
         yield
     except ConfigError as error:
@@ -111,7 +113,9 @@ def readable_errors() -> Iterator[None]:
         _fail(str(error), 1)
     except Interrupted as error:
         message = f"Stopped by {error}; the same command continues from the last checkpoint."
-        _fail(message, 130 if str(error) == "SIGINT" else os.EX_TEMPFAIL)  # 75 asks for a requeue
+        _fail(message, early_stop.exit_status(str(error)))
+    except KeyboardInterrupt:
+        _fail("Stopped by SIGINT.", early_stop.exit_status("SIGINT"))
 
 
 def set_up_logging(job: int | None = None) -> None:

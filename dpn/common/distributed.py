@@ -26,16 +26,21 @@ def is_first_process() -> bool:
 
 
 @contextmanager
-def joined_processes() -> Iterator[None]:
-    """Join the processes that torchrun started, if any, in a group while the block runs."""
+def joined_processes(timeout_s: float) -> Iterator[None]:
+    """Join the processes that torchrun started, if any, in a group while the block runs.
+
+    Args:
+        timeout_s: Seconds that processes wait for each other before `dist` raises an error; one
+            may work much longer than another.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    # One process may work hours longer than another.
-    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(days=7))
+    backend = "nccl" if on_gpu else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
     try:
         yield
     finally:

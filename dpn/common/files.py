@@ -133,6 +133,16 @@ def add_row(path: Path, row: Mapping[str, Any]) -> None:
         file.write(json.dumps(_finite(row), ensure_ascii=False) + "\n")
 
 
+def why_unwritten(error: BaseException) -> str:
+    """The reason why writing failed; libraries hide the system's error behind their own."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, OSError) and link.strerror:
+            return link.strerror
+        link = link.__cause__ or link.__context__
+    return shorten(str(error), 300)
+
+
 def read_text(path: Path, most: int = MOST_BYTES) -> str:
     """The content of a text file in UTF-8.
 

@@ -5,6 +5,7 @@ This is the only place where a config becomes objects. It expects a config that
 """
 
 import logging
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -264,6 +265,7 @@ def module(config: DictConfig, model: DPNForConditionalGeneration) -> "DPNModule
 
 def trainer(config: DictConfig, run: RunFolder, clock: "Clock") -> "Trainer":
     """Build the Trainer with the config's loggers and callbacks and those that every run has."""
+    from dpn.training._lightning import set_timeout
     from dpn.training.callbacks import Curves, StepSeed, StopAfterStep
     from dpn.training.dashboards import RouteHistograms
     from dpn.training.resume import CompleteCheckpointIO
@@ -277,7 +279,7 @@ def trainer(config: DictConfig, run: RunFolder, clock: "Clock") -> "Trainer":
         node["accumulate_grad_batches"] = total // (config.data.batch_size * processes(node))
     if not trains(config.stage):
         node["limit_val_batches"] = 0
-    return instantiate(node, _convert_="all")(
+    trainer = instantiate(node, _convert_="all")(
         callbacks=always + chosen,
         logger=loggers or False,
         plugins=[CompleteCheckpointIO()],
@@ -285,6 +287,8 @@ def trainer(config: DictConfig, run: RunFolder, clock: "Clock") -> "Trainer":
         use_distributed_sampler=False,  # the data module's sampler knows the ranks
         enable_model_summary=False,
     )
+    set_timeout(trainer.strategy, timedelta(seconds=config.timeout_s))
+    return trainer
 
 
 def plain(node: Any) -> Any:

@@ -45,6 +45,8 @@ _REGISTRIES: dict[str, Any] = {
     "loss": auto_loss,
     "data": data,
 }
+#: Seconds of the longest time that processes wait for each other.
+_WEEK_S = 7 * 24 * 3600
 
 
 def check_training(config: Node) -> dict[str, list[str]]:
@@ -54,7 +56,7 @@ def check_training(config: Node) -> dict[str, list[str]]:
     schedule = {k: v for k, v in optim.items() if k in SCHEDULE_KEYS}
     optimizer = {k: v for k, v in optim.items() if k not in SCHEDULE_KEYS}
     problems = {
-        "": check_arguments("", Train, config),
+        "": check_arguments("", Train, config) + _check_timeout(config),
         "paths": check_arguments("paths", Paths, sections.get("paths", {})),
         "stage": _check_stage(sections.get("stage", {})),
         "init": check_arguments("init", Init, sections.get("init", {})),
@@ -116,6 +118,7 @@ def check_evaluation(config: Node) -> list[str]:
         problems += check_part("data", config["data"], data)
     if not problems:
         problems = _check_benchmarks(config)
+    problems += _check_timeout(config)
     for key in ("batch_size", "limit", "max_new_tokens"):
         if isinstance(config.get(key), int) and config[key] < 1:
             problems.append(f"`{key}={config[key]}` is too small; it must be at least 1.")
@@ -132,6 +135,13 @@ def check_evaluation(config: Node) -> list[str]:
             " results."
         )
     return problems
+
+
+def _check_timeout(config: Node) -> list[str]:
+    value = config.get("timeout_s")
+    if not isinstance(value, int) or 1 <= value <= _WEEK_S:
+        return []
+    return [f"`timeout_s={value}` is not possible; it must be between 1 and {_WEEK_S} seconds."]
 
 
 def _check_benchmarks(config: Node) -> list[str]:

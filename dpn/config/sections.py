@@ -140,7 +140,11 @@ class Recipe:
 
 @dataclass
 class Train:
-    """Sections and top-level values of train.yaml."""
+    """Sections and top-level values of train.yaml.
+
+    Attributes:
+        timeout_s: Seconds that processes wait for each other before the run fails.
+    """
 
     model: dict[str, Any]
     recipe: dict[str, Any]
@@ -157,6 +161,7 @@ class Train:
     paths: dict[str, Any]
     seed: int = 0
     overlays: int = 4
+    timeout_s: int = 1800
 
 
 @dataclass
@@ -181,7 +186,11 @@ class Machine:
 
 @dataclass
 class Evaluation:
-    """Sections and top-level values of eval.yaml."""
+    """Sections and top-level values of eval.yaml.
+
+    Attributes:
+        timeout_s: Seconds that processes wait for each other before the evaluation fails.
+    """
 
     run: str
     benchmarks: list[str]
@@ -198,6 +207,7 @@ class Evaluation:
     overlays: int = 12
     device: str = "auto"
     seed: int = 0
+    timeout_s: int = 14400
 
 
 @dataclass(kw_only=True)

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList, StopStringCriteria
 from transformers.utils.logging import disable_progress_bar
 
 from dpn.common.checksums import check_checksums
-from dpn.common.files import atomic_folder
+from dpn.common.files import atomic_folder, why_unwritten
 from dpn.cost import prefill_flops, visual_macs_ratio
 from dpn.data.batch import IGNORE, Batch, collate
 from dpn.data.conversation import IMAGE
@@ -77,10 +78,20 @@ def model_folder(folder: Path) -> Path:
 
 
 def save(model: DPNForConditionalGeneration, processor: DPNProcessor, folder: Path) -> None:
-    """Write a Hugging Face folder; an existing one is replaced once the new one is complete."""
-    with atomic_folder(folder) as fresh:
-        model.save_pretrained(fresh)
-        processor.save_pretrained(fresh)
+    """Write a Hugging Face folder; an existing one is replaced once the new one is complete.
+
+    Raises:
+        OSError: If it cannot be written, e.g. since the disk is full.
+    """
+    try:
+        with atomic_folder(folder) as fresh:
+            model.save_pretrained(fresh)
+            processor.save_pretrained(fresh)
+    except (OSError, SafetensorError) as error:
+        raise OSError(
+            f"The model could not be written to {folder} ({why_unwritten(error)}). Make room and"
+            " run the same command again; it continues from the last checkpoint."
+        ) from error
 
 
 @torch.inference_mode()

@@ -22,7 +22,7 @@ SWEEP = "DPN_SWEEP"
 # Settings that change where or how fast a run computes, but not what.
 _NOT_IDENTITY = (
     *("paths", "logger", "hydra", "experiment", "data_root", "against", "overlays"),
-    *("model.attention", "model.compile_layers"),
+    *("model.attention", "model.compile_layers", "timeout_s"),
 )
 _NOT_IDENTITY_LEAVES = ("num_workers",)
 

@@ -3,13 +3,14 @@
 A test checks that every name exists in the installed version.
 """
 
+from datetime import timedelta
 from typing import Any
 
 from lightning.fabric.utilities.load import _METADATA_FILENAME
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 
 METADATA_FILE = _METADATA_FILENAME
 """File of a sharded checkpoint with all that is not a tensor; `FSDP2.load_checkpoint` reads it."""
@@ -48,6 +49,12 @@ def only_data_parallel(strategy: ModelParallelStrategy) -> None:
     """Give a strategy one mesh axis over all processes; its constructor does not know how many."""
     strategy._data_parallel_size = strategy.num_nodes * strategy.num_processes
     strategy._tensor_parallel_size = 1
+
+
+def set_timeout(strategy: Strategy, timeout: timedelta) -> None:
+    """Set how long the processes of a strategy wait for each other, before they are joined."""
+    if hasattr(strategy, "_timeout"):  # a strategy of several processes
+        strategy._timeout = timeout
 
 
 def wandb_arguments(logger: WandbLogger) -> dict[str, Any]:

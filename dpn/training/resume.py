@@ -13,8 +13,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from dpn.checkpoints.distributed import INDEX, read_index
 from dpn.common.errors import FileError
-from dpn.common.files import atomic_path, parse_json, read_text
-from dpn.common.text import one_line, shorten
+from dpn.common.files import atomic_path, parse_json, read_text, why_unwritten
+from dpn.common.text import shorten
 from dpn.training._lightning import (
     METADATA_FILE,
     accumulates,
@@ -119,7 +119,7 @@ class CompleteCheckpointIO(TorchCheckpointIO):
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:
             raise OSError(
-                f"Checkpoint {path} could not be written ({_cause(error)}); earlier ones are"
+                f"Checkpoint {path} could not be written ({why_unwritten(error)}); earlier ones are"
                 " untouched."
                 " Make room and run the same command again: it resumes from the last one."
             ) from error
@@ -133,16 +133,6 @@ class CompleteCheckpointIO(TorchCheckpointIO):
             FileError: If the checkpoint is damaged.
         """
         return read_checkpoint(Path(path), map_location or "cpu")
-
-
-def _cause(error: BaseException) -> str:
-    """Reason why writing failed; torch hides the system's error behind one of its own."""
-    link: BaseException | None = error
-    while link is not None:
-        if isinstance(link, OSError) and link.strerror:
-            return link.strerror
-        link = link.__cause__ or link.__context__
-    return one_line(str(error))
 
 
 def latest_checkpoint(folder: Path) -> Path | None:

@@ -1,0 +1,149 @@
+"""Commands that are stopped, or whose other processes are, end with one sentence."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from dpn import inference
+from dpn.common import early_stop
+from dpn.common.distributed import ProcessLost, lost_processes_named
+from dpn.common.files import read_json
+from dpn.config import build, checks
+from dpn.config.compose import compose
+from tests.app.test_distributed import ENVIRONMENT, SCRIPT
+from tests.app.test_train import folder_of
+
+IMPORTS = {"SIGINT": 130, "SIGTERM": os.EX_TEMPFAIL, "SIGUSR1": os.EX_TEMPFAIL}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", IMPORTS)
+def test_a_signal_while_a_command_imports_is_a_sentence(name, tmp_path):
+    command = [sys.executable, "-m", "dpn.train", f"paths.output_root={tmp_path}"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    maps = Path(f"/proc/{process.pid}/maps")
+    while "libtorch" not in maps.read_text():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.Signals[name])
+    assert process.wait(20) == IMPORTS[name]
+    sentence = f"Stopped by {name}; the same command continues where it stopped.\n"
+    assert process.stderr.read() == sentence
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "is_command"),
+    [
+        (["python", "-m", "dpn.train", "seed=1"], True),
+        (["python", "-u", "-m", "dpn.eval"], True),
+        (["python", "/bin/dpn-train"], True),
+        (["python", "-m", "pytest"], False),
+        (["python", "-m"], False),
+        (["python", "script.py", "-m", "x"], False),
+        (["python"], False),
+    ],
+)
+def test_only_commands_install_handlers(words, is_command, monkeypatch):
+    monkeypatch.setattr(sys, "orig_argv", words)
+    monkeypatch.setattr(sys, "argv", words[1:])
+    before = {signum: signal.getsignal(signum) for signum in early_stop._SIGNALS}
+    try:
+        early_stop.install()
+        installed = signal.getsignal(signal.SIGTERM) is not before[signal.SIGTERM]
+        assert installed == is_command
+        early_stop.imported()
+        assert signal.getsignal(signal.SIGINT) is before[signal.SIGINT]
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+@pytest.mark.parametrize(
+    ("said", "sentence"),
+    [
+        ("[/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:9", "ended"),
+        ("[/gloo/unbound.cc:81] Timed out waiting 1800000ms for recv", "did not answer in time"),
+    ],
+)
+def test_errors_of_the_process_group_are_a_sentence(said, sentence):
+    with pytest.raises(ProcessLost, match=sentence), lost_processes_named():
+        raise RuntimeError(said)
+
+
+def test_other_errors_stay_as_they_are():
+    for error in (RuntimeError("mat1 and mat2 cannot be multiplied"), ProcessLost("x")):
+        with pytest.raises(type(error)) as caught, lost_processes_named():
+            raise error
+        assert caught.value is error
+
+
+@pytest.mark.parametrize(("seconds", "fine"), [(0, False), (1, True), (700_000, False)])
+def test_the_time_that_processes_wait_is_bounded(seconds, fine):
+    found = checks._check_timeout({"timeout_s": seconds})
+    assert (found == []) == fine
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("signum", "seconds", "sentence"),
+    [(signal.SIGKILL, 600, "ended"), (signal.SIGSTOP, 45, "did not answer in time")],
+)
+def test_a_lost_process_ends_the_run_with_a_sentence(tiny, signum, seconds, sentence):
+    engine = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "data.batch_size=2"]
+    further = [f"timeout_s={seconds}", "trainer.max_steps=100000", "trainer.val_check_interval=9"]
+    command = [sys.executable, SCRIPT, *tiny, *engine, *further]
+    first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    second = None
+    try:
+        while not list(Path(tiny[-1].partition("=")[2]).glob("main/*/checkpoints/*.ckpt")):
+            assert first.poll() is None
+            time.sleep(0.2)
+        (second,) = psutil.Process(first.pid).children()
+        second.send_signal(signum)
+        _, said = first.communicate(timeout=150)
+    finally:
+        for process in (first, second):
+            if process is not None and psutil.pid_exists(process.pid):
+                process.kill()
+    assert first.returncode == 1
+    assert f"Another process of this run {sentence}, so this one stops, too" in said
+    assert "Traceback" not in said
+    status = read_json(folder_of(tiny) / "status.json")
+    assert status["status"] == "failed"
+    assert status["error"].startswith("ProcessLost")
+
+
+@pytest.mark.slow
+def test_a_full_disk_names_what_could_not_be_written(finished, tmp_path):
+    """The limit on file sizes makes writing fail as a full disk does."""
+    model, processor = inference.load(finished, "cpu")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        with pytest.raises(OSError, match=r"model could not be written to .*too large.*Make room"):
+            inference.save(model, processor, tmp_path / "model")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_strategies_of_several_processes_get_the_time(tiny, tmp_path):
+    from dpn.runs.folder import RunFolder
+    from dpn.training.callbacks import Clock
+
+    engine = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "timeout_s=77"]
+    request = compose("train", [*tiny, *engine])
+    trainer = build.trainer(request.config, RunFolder(tmp_path), Clock())
+    assert trainer.strategy._timeout.total_seconds() == 77
+    assert torch.distributed.is_initialized() is False
