@@ -2,10 +2,11 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -51,6 +52,14 @@ class ProcessLost(DPNError, RuntimeError):
     """Another process of a run ended or does not answer."""
 
 
+def _end_others() -> None:
+    """End the processes of this run that this one started; one that is stopped would stay."""
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):
+            if "LOCAL_RANK" in child.environ():
+                child.kill()
+
+
 @contextmanager
 def lost_processes_named() -> Iterator[None]:
     """Turn the errors of torch.distributed about other processes into a sentence.
@@ -66,6 +75,7 @@ def lost_processes_named() -> Iterator[None]:
             isinstance(error, dist.DistError) or any(word in said for word in _LOST)
         ):
             raise
+        _end_others()
         late = "did not answer in time" if "time" in said else "ended"
         raise ProcessLost(
             f"Another process of this run {late}, so this one stops, too; see the output of the"

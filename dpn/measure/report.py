@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from dpn.common.errors import FileError
 from dpn.common.figure import drawn_to
 from dpn.common.files import read_json, write_json, write_text
 from dpn.common.table import Table
@@ -41,7 +42,7 @@ def publish(rows: Sequence[Figures], folder: Path) -> None:
         for part in TIMED:
             if shares := row.get(f"profile/{part}"):
                 profile_table(shares, f"{_words(part)}, time by part").show(console)
-    known = {_same(row): row for row in read_json(folder / "rows.json") or []}
+    known = {_same(row): row for row in _known(folder / "rows.json")}
     every = list((known | {_same(row): row for row in fresh}).values())
     write_json(folder / "rows.json", every)
     write_text(folder / "table.md", table(every).markdown())
@@ -49,6 +50,18 @@ def publish(rows: Sequence[Figures], folder: Path) -> None:
         draw(every, folder / "speed.png")
     console.print(NOTE)
     console.print(f"All that was measured: {folder / 'table.md'}")
+
+
+def _known(path: Path) -> list[Figures]:
+    """The figures that a folder holds already.
+
+    Raises:
+        FileError: If the file is damaged.
+    """
+    rows = read_json(path) or []
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise FileError(f"{path} is damaged: it is not a list of measurements; remove it.")
+    return rows
 
 
 def table(rows: Sequence[Figures], title: str | None = None) -> Table:

@@ -23,7 +23,7 @@ from typing import Any, Self
 from hydra.errors import HydraException
 
 from dpn.common.distributed import is_first_process
-from dpn.common.files import read_json, write_json, write_text
+from dpn.common.files import read_json, remove_temporary, write_json, write_text
 from dpn.common.lifeline import CHECK_S, child_env, die_with_launcher, is_launcher
 from dpn.data.batch import DataError
 from dpn.runs.folder import RunError, RunIsLive
@@ -64,6 +64,7 @@ class Sweep:
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self._lock.acquire():
             raise RunIsLive(f"{self.folder}: the same sweep is already running; wait or stop it.")
+        remove_temporary(self.folder)
         shutil.rmtree(self.folder / "jobs", ignore_errors=True)
         (self.folder / STOP).unlink(missing_ok=True)
         self._started = time.time()

@@ -13,7 +13,7 @@ import numpy as np
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from dpn.common.files import write_text
+from dpn.common.files import read_text, write_text
 from dpn.common.text import one_line
 from dpn.runs.folder import RunError
 from dpn.training._lightning import wandb_arguments, wandb_run
@@ -163,7 +163,7 @@ class WandB(WandbLogger, Board):
         path = Path(str(self.save_dir)) / "wandb" / "run_id"
         if not path.exists():
             write_text(path, f"{identity}-{secrets.token_hex(3)}\n")
-        return path.read_text(encoding="utf-8").strip()
+        return read_text(path).strip()
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:

@@ -16,6 +16,7 @@ from dpn import inference
 from dpn.common import early_stop
 from dpn.common.distributed import ProcessLost, lost_processes_named
 from dpn.common.files import read_json
+from dpn.common.lifeline import alive
 from dpn.config import build, checks
 from dpn.config.compose import compose
 from tests.app.test_distributed import ENVIRONMENT, SCRIPT
@@ -97,26 +98,27 @@ def test_the_time_that_processes_wait_is_bounded(seconds, fine):
     ("signum", "seconds", "sentence"),
     [(signal.SIGKILL, 600, "ended"), (signal.SIGSTOP, 45, "did not answer in time")],
 )
-def test_a_lost_process_ends_the_run_with_a_sentence(tiny, signum, seconds, sentence):
+def test_a_lost_process_ends_the_run_with_a_sentence(tiny, tmp_path, signum, seconds, sentence):
     engine = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "data.batch_size=2"]
     further = [f"timeout_s={seconds}", "trainer.max_steps=100000", "trainer.val_check_interval=9"]
     command = [sys.executable, SCRIPT, *tiny, *engine, *further]
-    first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
-    second = None
+    second, said = None, tmp_path / "stderr"
+    with said.open("w") as file:
+        first = subprocess.Popen(command, stderr=file, env=ENVIRONMENT)
     try:
         while not list(Path(tiny[-1].partition("=")[2]).glob("main/*/checkpoints/*.ckpt")):
             assert first.poll() is None
             time.sleep(0.2)
         (second,) = psutil.Process(first.pid).children()
         second.send_signal(signum)
-        _, said = first.communicate(timeout=150)
+        assert first.wait(150) == 1
+        assert not alive(second.pid)  # also if it was only stopped
     finally:
-        for process in (first, second):
-            if process is not None and psutil.pid_exists(process.pid):
-                process.kill()
-    assert first.returncode == 1
-    assert f"Another process of this run {sentence}, so this one stops, too" in said
-    assert "Traceback" not in said
+        first.kill()
+        if second is not None and alive(second.pid):
+            second.kill()
+    assert f"Another process of this run {sentence}, so this one stops, too" in said.read_text()
+    assert "Traceback" not in said.read_text()
     status = read_json(folder_of(tiny) / "status.json")
     assert status["status"] == "failed"
     assert status["error"].startswith("ProcessLost")
