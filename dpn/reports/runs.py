@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from dpn.common import labels
 from dpn.common.text import shorten
 from dpn.metrics.answers import Row
 from dpn.runs.folder import is_live
@@ -20,8 +21,8 @@ OUTCOMES = ("finished", "running", "interrupted", "failed", "unreachable")
 #: Fields of an answer that tables and figures read.
 _ROW = {
     "prompt": str,
-    "family": str | int | float | None,
-    "difficulty": int | float | None,
+    "family": object,
+    "difficulty": object,
     "score": int | float | None,
     "route": dict,
     "rows": list,
@@ -169,6 +170,8 @@ def _answers(text: str) -> list[Row]:
         wrong = [n for n, kind in _ROW.items() if n not in row or not isinstance(row[n], kind)]
         if wrong or not _is_route(row["route"]) or len(row["rows"]) != len(rows[0]["rows"]):
             raise ValueError(f"line {number}: it is not an answer, see {wrong or 'route, rows'}.")
+        row["family"] = labels.family(row["family"])
+        row["difficulty"] = labels.difficulty(row["difficulty"])
     return rows
 
 
