@@ -175,7 +175,8 @@ class Check(Dataset[Finding]):
 
 def source_of(name: Any) -> str:
     """Return the first folder of an image's path, `.` if it lies in the image folder itself."""
-    return text_of(name).partition("/")[0] if "/" in str(name) else "."
+    folder, slash, _ = text_of(name).lstrip("/").partition("/")
+    return folder if slash else "."
 
 
 def check(request: Request) -> None:

@@ -303,7 +303,8 @@ def find_image(root: Path | str, name: Any) -> Path:
             " row's path."
         )
     hint = " write / between folders, not \\;" if "\\" in name else ""
-    place = shorten(str(root / name), 300) if name.isprintable() else f"{shown} in {root}"
+    is_plain = name.isprintable() and name == name.strip()
+    place = shorten(str(root / name), 300) if is_plain else f"{shown} in {root}"
     raise MissingImageError(
         f"image {place} does not exist;{hint} check the image folder and the row's path."
     )

@@ -71,16 +71,28 @@ class ImageTransform:
 
         Raises:
             DataError: In mode `none`, if a side of the image is not a multiple of the patch size;
-                in all modes, if its values have no known range, see `to_rgb`.
+                in all modes, if its values have no known range (see `to_rgb`) or there is not
+                enough memory.
         """
-        image = to_rgb(image)
+        try:
+            return self._normalised(self._fitted(to_rgb(image)))
+        except MemoryError as error:
+            raise DataError(
+                f"an image of {image.height} x {image.width} pixels needs more memory than there"
+                " is; resize the file."
+            ) from error
+
+    def _fitted(self, image: Image.Image) -> Image.Image:
         match self.mode:
             case "pad":
-                image = self._padded_square(image)
+                return self._padded_square(image)
             case "square":
-                image = self._centre_square(image)
+                return self._centre_square(image)
             case "none":
                 self._check_patches(image)
+        return image
+
+    def _normalised(self, image: Image.Image) -> Tensor:
         pixels = np.asarray(image, dtype=np.float32) / 255
         pixels = (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy())

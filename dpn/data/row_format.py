@@ -64,6 +64,11 @@ def read_row(row: Any) -> tuple[list[Turn], list[Any]]:
     _check_keys(row, _REFUSED, "")
     if not images and (other := _image_alias(row)):
         raise DataError(f"`{other}` is not read; name the key `image`.")
+    if messages is None and (keys := [key for key in row if key not in _TURNS]):
+        raise DataError(
+            "there is no conversation; `conversations` must be a list of turns, but the row holds"
+            f" {shorten(labels.text_of(', '.join(keys)), 100)}."
+        )
     turns = read_turns(messages)
     for number, message in enumerate(messages, 1):
         _check_keys(message, _REFUSED_IN_TURNS, f" of turn {number}")

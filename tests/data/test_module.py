@@ -130,7 +130,7 @@ def test_workers_change_nothing_and_count_skipped_rows_once(write, processor, ca
 def test_a_bad_row_of_a_worker_is_one_sentence(workers, part, write, processor):
     file = write([*answers_of(3), {"id": "bad"}])
     data = data_of(file, processor, batch_size=2, num_workers=workers, val_file=str(file))
-    with pytest.raises(DataError, match=r"\ARow 3 of .*there is no conversation.*turns\.\Z"):
+    with pytest.raises(DataError, match=r"\ARow 3 of .*there is no conversation.* holds id\.\Z"):
         list(getattr(data, part)())
 
 

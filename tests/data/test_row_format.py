@@ -67,6 +67,10 @@ REFUSED = {
     "text": ("hello", "it is not a mapping"),
     "null": (None, "it is not a mapping"),
     "nothing": ({}, "there is no conversation"),
+    "another name": (
+        {"id": 1, "conversation": TALK},
+        r"there is no conversation.* but the row holds id, conversation\.",
+    ),
     "conversations as text": ({"conversations": json.dumps(TALK)}, "must be a list of turns"),
     "conversations as object": ({"conversations": {"q": "a"}}, r"is \{'q': 'a'\}, but must be"),
     "two conversations": (
