@@ -10,7 +10,7 @@ the end; with bad rows, the command exits with 1.
 
 import heapq
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -28,11 +28,11 @@ from dpn.config import build
 from dpn.config.checks import check_part
 from dpn.config.schema import check_arguments
 from dpn.data.batch import DataError
-from dpn.data.conversation import checked_pieces, template
+from dpn.data.conversation import Turn, checked_pieces, template
 from dpn.data.encoding import cut
 from dpn.data.image_files import ImageError, find_image, remarks
 from dpn.data.loading import SampleLoader
-from dpn.data.row_format import count_words, image_names, metadata
+from dpn.data.row_format import count_words, image_names, metadata, stray_marks
 from dpn.data.rows import FileRows, answered_row
 from dpn.data.sources.base import Source, Split
 from dpn.data.tokenizer import EOS
@@ -74,7 +74,7 @@ class Finding:
         source: First folder in the path of its first image, `.` without one, or `no image`.
         length: Number of ids, with one per image, or of words.
         problems: Kind and error sentence of each problem.
-        remarks: Kind and image of each remark about an image that can be used.
+        remarks: Kind and subject of each remark about what can be used, but may not be meant.
     """
 
     number: int
@@ -146,7 +146,9 @@ class Check(Dataset[Finding]):
             except ImageError as error:
                 problems.append((error.kind, str(error)))
         try:
-            length = self.measure(row, length)
+            turns, _ = answered_row(row)
+            odd += [("mark in a question that is read as text", m) for m in stray_marks(turns)]
+            length = self.measure(turns, len(names), length)
         except DataError as error:
             problems.append(("bad conversation", str(error)))
         return Finding(
@@ -158,10 +160,8 @@ class Check(Dataset[Finding]):
             remarks=odd,
         )
 
-    def measure(self, row: Any, words: int) -> int:
+    def measure(self, turns: Sequence[Turn], images: int, words: int) -> int:
         """Return the length of a row; raise a DataError if it cannot be trained on."""
-        turns, names = answered_row(row)
-        images = len(names)
         if self.processor is None:
             checked_pieces(turns, images, template(self.split.template or "v1"), EOS)
             return words

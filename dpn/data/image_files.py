@@ -26,14 +26,14 @@ from dpn.common.text import shorten
 from dpn.data.batch import DataError
 
 #: Formats to decode, by Pillow's names.
-FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "MPO", "PPM", "JPEG2000", "AVIF")
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 #: Known extensions, tried when a file is missing: OCR-VQA's rows all say .jpg, but some of its
 #: files are .gif.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff")
 #: Pillow refuses larger pictures itself.
 PILLOW_PIXELS = 178_956_970
 #: The square around a picture, on which mode `pad` pastes it, may be larger by this factor.
-SQUARE = 16
+SQUARE = 8
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -92,7 +92,7 @@ class ImageRules:
     """How image files are read.
 
     Attributes:
-        max_pixels: Largest number of pixels. The square around the picture may have 16 times as
+        max_pixels: Largest number of pixels. The square around the picture may have 8 times as
             many.
         max_ratio: Largest ratio of the longer to the shorter side.
         background: Colour behind transparent pixels, a name or `#rrggbb`.
@@ -242,7 +242,7 @@ def remarks(path: Path, rules: ImageRules = OWN) -> list[str]:
         alpha = image.has_transparency_data and not deep
         if alpha and _rgba(image).getchannel("A").getextrema() == (0, 0):
             found.append("wholly transparent image")
-        elif all(low == high for low, high in to_rgb(image, rules, name).getextrema()):
+        elif len(to_rgb(image, rules, name).getcolors(1) or ()) == 1:
             found.append("image of one colour")
     if deep:
         found.append(f"image of more than 8 bits, {'clipped' if rules.released else 'scaled'}")
@@ -279,7 +279,7 @@ def find_image(root: Path | str, name: Any) -> Path:
             f"image {shown} is an address; download it into the image folder {root} and give its"
             " path there."
         )
-    odd = False
+    odd = False  # whether something that is not a regular file has this name
     for spelling in _spellings(name):
         place = root / spelling
         try:
@@ -304,9 +304,9 @@ def find_image(root: Path | str, name: Any) -> Path:
         )
     hint = " write / between folders, not \\;" if "\\" in name else ""
     is_plain = name.isprintable() and name == name.strip()
-    place = shorten(str(root / name), 300) if is_plain else f"{shown} in {root}"
+    missing = shorten(str(root / name), 300) if is_plain else f"{shown} in {root}"
     raise MissingImageError(
-        f"image {place} does not exist;{hint} check the image folder and the row's path."
+        f"image {missing} does not exist;{hint} check the image folder and the row's path."
     )
 
 

@@ -194,7 +194,7 @@ class Loader:
     @property
     def dataset(self) -> Conversations:
         """Dataset of the wrapped loader."""
-        return self.batches.dataset.dataset  # type: ignore[attr-defined, no-any-return]
+        return self.batches.dataset.dataset  # type: ignore[attr-defined]
 
     def __len__(self) -> int:
         return len(self.order)

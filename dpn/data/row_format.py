@@ -47,6 +47,7 @@ _IMAGE_ALIASES = {
 }
 #: Marks of images, videos or sounds, in the spellings of other programs, too.
 _MARK = r"<\s*\|?\s*(?:image|img|video|audio)s?[\s_-]*\d*\s*\|?\s*/?\s*>"
+_ANY_MARK = re.compile(_MARK, re.IGNORECASE)
 _OUTER_MARK = re.compile(rf"\A{_MARK}|{_MARK}\Z", re.IGNORECASE)
 
 
@@ -82,6 +83,12 @@ def read_row(row: Any) -> tuple[list[Turn], list[Any]]:
                 f" write {IMAGE} for an image; videos and sounds are not read."
             )
     return turns, images
+
+
+def stray_marks(turns: Sequence[Turn]) -> list[str]:
+    """Return marks of other programs inside the questions, where they are read as text."""
+    texts = [turn.text.replace(IMAGE, "") for turn in turns if turn.role == "human"]
+    return [mark for text in texts for mark in _ANY_MARK.findall(text)]
 
 
 def image_names(row: Any) -> list[Any]:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from dpn.data.batch import DataError
-from dpn.data.row_format import count_words, image_names, metadata, read_row
+from dpn.data.row_format import count_words, image_names, metadata, read_row, stray_marks
 from tests.data.conftest import gpt, human
 
 SEEN = [human("<image>\nWhat is it?"), gpt("grey")]
@@ -60,6 +60,11 @@ def test_what_has_a_clear_meaning_is_read(row, images, texts):
     if texts is not None:
         assert [turn.text for turn in turns] == texts
         assert count_words(row) == sum(len(text.split()) for text in texts)
+
+
+def test_marks_that_are_read_as_text_are_found():
+    turns, _ = read_row({"conversations": [human("Is <video> or <Image> a tag?"), gpt("<img>")]})
+    assert stray_marks(turns) == ["<video>", "<Image>"]
 
 
 REFUSED = {
