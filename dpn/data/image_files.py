@@ -188,7 +188,7 @@ def decode_image(data: bytes, name: str, rules: ImageRules = OWN, fix: str = _AG
         return to_rgb(image, rules, name)
 
 
-def load_image(source: str | Image.Image) -> Image.Image:
+def load_image(source: str | Path | Image.Image) -> Image.Image:
     """Return an image for the processor as RGB.
 
     Args:
@@ -201,6 +201,8 @@ def load_image(source: str | Image.Image) -> Image.Image:
     if isinstance(source, Image.Image):
         OWN.check_size(*source.size, "the image")
         return to_rgb(source, OWN)
+    if isinstance(source, Path):
+        return read_image(source)
     if not isinstance(source, str):
         raise TypeError(f"an image is a {type(source).__name__}; give a PIL image or a path.")
     shown = f"image {shorten(repr(source), 80)}"

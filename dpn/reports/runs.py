@@ -10,7 +10,6 @@ from typing import Any
 
 import yaml
 
-from dpn.common import labels
 from dpn.common.text import shorten
 from dpn.metrics.answers import Row
 from dpn.runs.folder import is_live
@@ -21,8 +20,8 @@ OUTCOMES = ("finished", "running", "interrupted", "failed", "unreachable")
 #: Fields of an answer that tables and figures read.
 _ROW = {
     "prompt": str,
-    "family": object,
-    "difficulty": object,
+    "family": str | int | float | None,
+    "difficulty": str | int | float | None,
     "score": int | float | None,
     "route": dict,
     "rows": list,
@@ -170,8 +169,6 @@ def _answers(text: str) -> list[Row]:
         wrong = [n for n, kind in _ROW.items() if n not in row or not isinstance(row[n], kind)]
         if wrong or not _is_route(row["route"]) or len(row["rows"]) != len(rows[0]["rows"]):
             raise ValueError(f"line {number}: it is not an answer, see {wrong or 'route, rows'}.")
-        row["family"] = labels.family(row["family"])
-        row["difficulty"] = labels.difficulty(row["difficulty"])
     return rows
 
 

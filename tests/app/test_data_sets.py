@@ -1,6 +1,7 @@
 """The configs of LLaVA's two data sets, and their check, on tiny files of the same formats."""
 
 import json
+import subprocess
 import sys
 
 import pytest
@@ -166,3 +167,26 @@ def test_check_command(rows, code, data_root, monkeypatch, capsys):
         printed = capsys.readouterr()
         assert "missing image: 2" in printed.out
         assert "6 of 11 rows are bad." in printed.err
+
+
+@pytest.mark.slow
+def test_own_data_with_any_metadata_go_through_a_whole_run(tmp_path):
+    Image.linear_gradient("L").save(tmp_path / "a.png")
+    odd = [("a", "easy"), (["a"], "hard"), (1, 2), (True, [1]), (None, 1e308), (float("nan"), {})]
+    rows = [
+        row(number, "<image>\nWhat is it?", f"grey {number}", "a.png")
+        | {"family": odd[number % 6][0], "difficulty": odd[number % 6][1]}
+        for number in range(36)
+    ]
+    write(tmp_path / "own.json", rows)
+    files = ["data.train_file=own.json", "data.val_file=own.json", "data.image_root=."]
+    line = ["debug=fast", "data=llava_json", *files, "data.num_workers=1"]
+    command = [sys.executable, "-m", "dpn.train", *line]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    (answers,) = tmp_path.glob("outputs/main/*/rows.jsonl")
+    found = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert {one["family"] for one in found} == {"a", '["a"]', "1", "true", None}
+    assert {one["difficulty"] for one in found} == {"easy", "hard", 2, "[1]", "1e+308", "{}"}
+    assert len(found) == 12
+    assert "| true |" in answers.with_name("report.md").read_text()
