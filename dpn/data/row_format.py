@@ -75,7 +75,8 @@ def read_row(row: Any) -> tuple[list[Turn], list[Any]]:
         _check_keys(message, _REFUSED_IN_TURNS, f" of turn {number}")
         _check_parts(_one_of(message, ("value", "content")), number)
         _one_of(message, ("from", "role"))
-    for number, turn in enumerate(turns, 1):
+    dropped = len(messages) - len(turns)  # an answer without a question at the start
+    for number, turn in enumerate(turns, 1 + dropped):
         mark = _OUTER_MARK.search(turn.text.replace(IMAGE, "").strip())
         if mark and turn.role == "human":
             raise DataError(

@@ -133,6 +133,10 @@ REFUSED = {
         for text in ("{}\nq", "q {}", " {} q")
         for mark in ("<video>", "<Image>", "<image >", "<audio>", "<img>", "<|image|>", "<image_1>")
     },
+    "mark after a dropped turn": (
+        {"conversations": [gpt("hello"), human("<video>\nq"), gpt("a")]},
+        "turn 2 begins or ends with <video>",
+    ),
     "mark beside an image": (
         {"image": "a.png", "conversations": [human("<image>\n<video>\nq"), gpt("a")]},
         "turn 1 begins or ends with <video>",
