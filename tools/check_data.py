@@ -30,7 +30,9 @@ from dpn.config.schema import check_arguments
 from dpn.data.batch import DataError
 from dpn.data.conversation import Turn, checked_pieces, template
 from dpn.data.encoding import cut
-from dpn.data.image_files import ImageError, find_image, remarks
+from dpn.data.image_files import remarks
+from dpn.data.image_paths import find_image
+from dpn.data.image_rules import ImageError
 from dpn.data.loading import SampleLoader
 from dpn.data.row_format import count_words, image_names, metadata, stray_marks
 from dpn.data.rows import FileRows, answered_row

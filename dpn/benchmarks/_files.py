@@ -11,7 +11,8 @@ from typing import Any
 from PIL import Image
 
 from dpn.data.batch import DataError
-from dpn.data.image_files import OFFICIAL, decode_image, open_image
+from dpn.data.image_files import decode_image, open_image
+from dpn.data.image_rules import OFFICIAL
 
 #: Field names and the allowed types of their values.
 Fields = Mapping[str, type | tuple[type, ...]]

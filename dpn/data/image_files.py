@@ -9,32 +9,30 @@ decoding, and only the formats in `FORMATS` are tried: some of Pillow's start ot
 import base64
 import binascii
 import io
-import unicodedata
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
 
 import httpx
 import numpy as np
-from PIL import ExifTags, Image, ImageColor, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from dpn.common.text import shorten
 from dpn.data.batch import DataError
+from dpn.data.image_paths import find_image
+from dpn.data.image_rules import (
+    OWN,
+    CorruptImageError,
+    ImageRules,
+    ImageValuesError,
+    LargeImageError,
+    MissingImageError,
+)
 
 #: Formats to decode, by Pillow's names.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
-#: Known extensions, tried when a file is missing: OCR-VQA's rows all say .jpg, but some of its
-#: files are .gif.
-SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff")
-#: Pillow refuses larger pictures itself.
-PILLOW_PIXELS = 178_956_970
-#: The square around a picture, on which mode `pad` pastes it, may be larger by this factor.
-SQUARE = 8
-
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -45,114 +43,6 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _AGAIN = "download it again."
-
-
-class ImageError(DataError):
-    """An image cannot be used.
-
-    Attributes:
-        kind: Words for a group of such errors in a report.
-    """
-
-    kind = "image that cannot be used"
-
-
-class OutsideImageError(ImageError):
-    """An image's path points outside the image folder."""
-
-    kind = "image outside of the folder"
-
-
-class MissingImageError(ImageError):
-    """An image file does not exist or may not be read."""
-
-    kind = "missing image"
-
-
-class CorruptImageError(ImageError):
-    """An image file cannot be decoded."""
-
-    kind = "corrupt image"
-
-
-class LargeImageError(ImageError):
-    """An image has too many pixels, or is too long for its width."""
-
-    kind = "image that is too large"
-
-
-class ImageValuesError(ImageError):
-    """The values of an image have no known range."""
-
-    kind = "image with values of an unknown range"
-
-
-@dataclass(frozen=True)
-class ImageRules:
-    """How image files are read.
-
-    Attributes:
-        max_pixels: Largest number of pixels. The square around the picture may have 8 times as
-            many.
-        max_ratio: Largest ratio of the longer to the shorter side.
-        background: Colour behind transparent pixels, a name or `#rrggbb`.
-        released: Whether pictures are converted as the code of LLaVA and of the benchmarks does,
-            with Pillow's `convert("RGB")` alone: the EXIF orientation is ignored, transparent
-            pixels show the colour that they hide (often black), more than 8 bits are clipped.
-    """
-
-    max_pixels: int = 50_000_000
-    max_ratio: float = 100
-    background: str = "white"
-    released: bool = False
-
-    def check(self) -> list[str]:
-        """Return an error sentence for each rule that is not possible; keys as in `data`."""
-        problems = []
-        if not 1 <= self.max_pixels <= PILLOW_PIXELS:
-            problems.append(
-                f"`data.image_max_pixels={self.max_pixels}` is not possible; it can be 1 to"
-                f" {PILLOW_PIXELS}."
-            )
-        if not self.max_ratio >= 1:
-            problems.append(
-                f"`data.image_max_ratio={self.max_ratio}` is not possible; it can be at least 1."
-            )
-        try:
-            ImageColor.getrgb(self.background)
-        except ValueError:
-            problems.append(
-                f"`data.image_background={self.background}` is not a colour; give a name such as"
-                " white, or '#rrggbb'."
-            )
-        return problems
-
-    def check_size(self, width: int, height: int, name: str) -> None:
-        """Check the size of an image.
-
-        Raises:
-            LargeImageError: If it is too large; names the image and the setting.
-        """
-        short, long = sorted((width, height))
-        if width * height > self.max_pixels:
-            limit, setting = f"{self.max_pixels} pixels", "image_max_pixels"
-        elif long > self.max_ratio * short:
-            limit, setting = f"a side ratio of {self.max_ratio:g}", "image_max_ratio"
-        elif long**2 > SQUARE * self.max_pixels:
-            limit = f"{SQUARE * self.max_pixels} pixels of the square around it"
-            setting = "image_max_pixels"
-        else:
-            return
-        raise LargeImageError(
-            f"{name} has {width} x {height} pixels; the limit is {limit}: resize or crop the file"
-            f" or, for a data set, raise `data.{setting}`."
-        )
-
-
-OWN = ImageRules()
-"""Rules for pictures of users."""
-OFFICIAL = ImageRules(max_pixels=PILLOW_PIXELS, max_ratio=1000, released=True)
-"""Rules for the pictures of benchmarks: the pixels that the official code sees."""
 
 
 def open_image(root: Path | str, name: str, rules: ImageRules = OWN) -> Image.Image:
@@ -253,76 +143,6 @@ def remarks(path: Path, rules: ImageRules = OWN) -> list[str]:
             f"image with an EXIF orientation, {'ignored' if rules.released else 'rotated'}"
         )
     return found
-
-
-# Names ------------------------------------------------------------------------------------------
-
-
-def find_image(root: Path | str, name: Any) -> Path:
-    """Find an image file inside a folder.
-
-    If there is no file of this name, the other Unicode normal form is tried (macOS writes names in
-    another form than Linux), then other image extensions: in place of the name's own if that is a
-    known one, else at its end.
-
-    Args:
-        root: Image folder; paths that lead outside it are refused.
-        name: Path relative to `root`, or an absolute path inside it.
-
-    Raises:
-        OutsideImageError: If the path leads outside the folder (`..`, a link, absolute).
-        MissingImageError: If there is no regular file.
-    """
-    root, shown = Path(root), shorten(repr(name), 200)
-    if not isinstance(name, str) or not name or "\0" in name:
-        raise MissingImageError(f"an image is named {shown}; it must be a path relative to {root}.")
-    if "://" in name or name.startswith("data:"):
-        raise MissingImageError(
-            f"image {shown} is an address; download it into the image folder {root} and give its"
-            " path there."
-        )
-    odd = False  # whether something that is not a regular file has this name
-    for spelling in _spellings(name):
-        place = root / spelling
-        try:
-            inside = place.resolve().is_relative_to(root.resolve())
-            found, there = inside and place.is_file(), inside and place.exists()
-        except (OSError, RuntimeError, ValueError) as error:  # a link to itself, too long, ...
-            reason = getattr(error, "strerror", None) or error
-            raise MissingImageError(
-                f"image {shown} cannot be looked up in {root} ({reason}); correct the row's path."
-            ) from error
-        if not inside:
-            raise OutsideImageError(
-                f"image {shown} lies outside the image folder {root}; move it inside."
-            )
-        if found:
-            return place
-        odd = odd or there
-    if odd:
-        raise MissingImageError(
-            f"image {shown} is a folder or a special file of {root}, not a picture; correct the"
-            " row's path."
-        )
-    hint = " write / between folders, not \\;" if "\\" in name else ""
-    is_plain = name.isprintable() and name == name.strip()
-    missing = shorten(str(root / name), 300) if is_plain else f"{shown} in {root}"
-    raise MissingImageError(
-        f"image {missing} does not exist;{hint} check the image folder and the row's path."
-    )
-
-
-def _spellings(name: str) -> Iterator[str]:
-    """Yield the names to look up, best first."""
-    forms = {name: None, **{unicodedata.normalize(f, name): None for f in ("NFC", "NFD")}}
-    yield from forms
-    for form in forms:
-        suffix = PurePosixPath(form).suffix
-        stem = form.removesuffix(suffix) if suffix.lower() in SUFFIXES else form
-        yield from (stem + other for other in SUFFIXES)
-
-
-# Pixels -----------------------------------------------------------------------------------------
 
 
 @contextmanager

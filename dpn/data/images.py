@@ -9,14 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from dpn.data.batch import DataError
-from dpn.data.image_files import (
-    CorruptImageError,
-    MissingImageError,
-    OutsideImageError,
-    open_image,
-    read_image,
-    to_rgb,
-)
+from dpn.data.image_files import open_image, read_image, to_rgb
+from dpn.data.image_rules import CorruptImageError, MissingImageError, OutsideImageError
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

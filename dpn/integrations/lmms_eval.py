@@ -25,7 +25,8 @@ from dpn.common.progress import progress
 from dpn.data.batch import IGNORE, DataError, Sample, collate
 from dpn.data.conversation import IMAGE, Piece, Turn, check_words
 from dpn.data.encoding import tokenize
-from dpn.data.image_files import OFFICIAL, to_rgb
+from dpn.data.image_files import to_rgb
+from dpn.data.image_rules import OFFICIAL
 from dpn.inference import Decoding
 from dpn.inference.questions import AnswerError, batches_by_length
 

@@ -7,11 +7,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 import dpn.data.images
 from dpn.data.batch import DataError
 from dpn.data.images import CLIP_MEAN, CLIP_STD, ImageTransform
-
-
-def picture(width, height, mode="RGB"):
-    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(noise).convert(mode)
+from tests.data.conftest import picture
 
 
 def clip(image, size):

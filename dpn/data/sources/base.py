@@ -9,7 +9,7 @@ import numpy as np
 
 from dpn.data.batch import DataError
 from dpn.data.grouping import Group
-from dpn.data.image_files import OWN, ImageRules
+from dpn.data.image_rules import OWN, ImageRules
 
 OnError = Literal["raise", "skip"]
 TooLong = Literal["refuse", "cut"]

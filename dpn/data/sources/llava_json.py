@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpn.data.conversation import TEMPLATES
-from dpn.data.image_files import OWN, ImageRules
+from dpn.data.image_rules import OWN, ImageRules
 from dpn.data.sources.base import Draw, Source, Split, SplitName
 
 
