@@ -3,43 +3,46 @@
     python tools/check_data.py data=llava_665k paths.data_root=/data
     python tools/check_data.py data=llava_json data.train_file=FILE data.image_root=FOLDER
 
-All rows are read and all images decoded, by `data.num_workers` processes. Bad rows are listed at
-the end, and the command then exits with 1.
+All rows are read and all images decoded, by `data.num_workers` processes. Images that look odd (of
+one colour, wholly transparent, scaled from more than 8 bits, rotated) and bad rows are listed at
+the end; with bad rows, the command exits with 1.
 """
 
 import heapq
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from dpn import data
 from dpn.checkpoints import read_tokenizer
 from dpn.cli.door import front_door
 from dpn.common import hub
+from dpn.common.labels import text_of
 from dpn.common.progress import progress
 from dpn.config import build
 from dpn.config.checks import check_part
 from dpn.config.schema import check_arguments
 from dpn.data.batch import DataError
-from dpn.data.conversation import checked_pieces, count_words, image_names, template
+from dpn.data.conversation import Turn, checked_pieces, template
 from dpn.data.encoding import cut
-from dpn.data.images import CorruptImageError, MissingImageError, OutsideImageError, open_image
-from dpn.data.rows import FileRows, answered_turns
+from dpn.data.image_files import remarks
+from dpn.data.image_paths import find_image
+from dpn.data.image_rules import ImageError
+from dpn.data.loading import SampleLoader
+from dpn.data.row_format import count_words, image_names, metadata, stray_marks
+from dpn.data.rows import FileRows, answered_row
 from dpn.data.sources.base import Source, Split
 from dpn.data.tokenizer import EOS
 from dpn.model import DPNProcessor
 from dpn.runs.request import ConfigError, Request
 
-KINDS = {
-    MissingImageError: "missing image",
-    CorruptImageError: "corrupt image",
-    OutsideImageError: "image outside of the folder",
-}
+#: Largest number of folders of images to show.
+FOLDERS = 20
 
 
 @dataclass(frozen=True)
@@ -70,9 +73,10 @@ class Finding:
     Attributes:
         number: Index of the row in the file.
         name: Id of the row.
-        source: First part of the path of its first image, or `no image`.
+        source: First folder in the path of its first image, `.` without one, or `no image`.
         length: Number of ids, with one per image, or of words.
         problems: Kind and error sentence of each problem.
+        remarks: Kind and subject of each remark about what can be used, but may not be meant.
     """
 
     number: int
@@ -80,6 +84,7 @@ class Finding:
     source: str
     length: int
     problems: list[tuple[str, str]]
+    remarks: list[tuple[str, str]]
 
 
 @dataclass
@@ -95,6 +100,7 @@ class Report:
     bad: int = 0
     sources: Counter[str] = field(default_factory=Counter)
     problems: Counter[str] = field(default_factory=Counter)
+    remarks: Counter[str] = field(default_factory=Counter)
     shown: dict[str, list[str]] = field(default_factory=dict)
     longest: list[tuple[int, int, str]] = field(default_factory=list)
 
@@ -103,11 +109,15 @@ class Report:
         self.rows += 1
         self.bad += bool(finding.problems)
         self.sources[finding.source] += 1
-        for kind, sentence in finding.problems:
-            self.problems[kind] += 1
-            shown = self.shown.setdefault(kind, [])
-            if len(shown) < self.examples:
-                shown.append(f"row {finding.number}, id {finding.name}: {sentence}")
+        for count, found in (
+            (self.problems, finding.problems),
+            (self.remarks, finding.remarks),
+        ):
+            for kind, sentence in found:
+                count[kind] += 1
+                shown = self.shown.setdefault(kind, [])
+                if len(shown) < self.examples:
+                    shown.append(f"row {finding.number}, id {finding.name}: {sentence}")
         entry = (finding.length, -finding.number, finding.name)
         self.longest = heapq.nlargest(self.examples, [*self.longest, entry])
 
@@ -130,27 +140,30 @@ class Check(Dataset[Finding]):
 
     def __getitem__(self, place: int) -> Finding:
         number, row = int(self.rows.numbers[place]), self.rows[place]
-        names, problems, length = image_names(row), [], count_words(row)
+        names, problems, odd, length = image_names(row), [], [], count_words(row)
         for name in names:
             try:
-                open_image(self.split.image_root, name)
-            except DataError as error:
-                problems.append((KINDS[type(error)], str(error)))
+                path = find_image(self.split.image_root, name)
+                odd += [(remark, str(name)) for remark in remarks(path, self.split.images)]
+            except ImageError as error:
+                problems.append((error.kind, str(error)))
         try:
-            length = self.measure(row, len(names), length)
+            turns, _ = answered_row(row)
+            odd += [("mark in a question that is read as text", m) for m in stray_marks(turns)]
+            length = self.measure(turns, len(names), length)
         except DataError as error:
             problems.append(("bad conversation", str(error)))
         return Finding(
             number=number,
-            name=str(row.get("id", number)) if isinstance(row, dict) else str(number),
-            source=str(names[0]).partition("/")[0] if names else "no image",
+            name=metadata(row, number)["id"],
+            source=source_of(names[0]) if names else "no image",
             length=length,
             problems=problems,
+            remarks=odd,
         )
 
-    def measure(self, row: Any, images: int, words: int) -> int:
+    def measure(self, turns: Sequence[Turn], images: int, words: int) -> int:
         """Return the length of a row; raise a DataError if it cannot be trained on."""
-        turns = answered_turns(row)
         if self.processor is None:
             checked_pieces(turns, images, template(self.split.template or "v1"), EOS)
             return words
@@ -160,6 +173,12 @@ class Check(Dataset[Finding]):
         )
         cut(ids, labels, most, self.processor.image_token_id)
         return len(ids)
+
+
+def source_of(name: Any) -> str:
+    """Return the first folder of an image's path, `.` if it lies in the image folder itself."""
+    folder, slash, _ = text_of(name).lstrip("/").partition("/")
+    return folder if slash else "."
 
 
 def check(request: Request) -> None:
@@ -178,7 +197,7 @@ def check(request: Request) -> None:
 
 def findings(source: Source, split: Split, processor: DPNProcessor | None) -> Iterator[Finding]:
     """Yield the finding of every row, in the order of the file."""
-    batches: Iterable[list[Finding]] = DataLoader(
+    batches: Iterable[list[Finding]] = SampleLoader(
         Check(split, source, processor),
         batch_size=64,
         num_workers=source.num_workers,
@@ -190,19 +209,23 @@ def findings(source: Source, split: Split, processor: DPNProcessor | None) -> It
 
 def show(report: Report, unit: str) -> None:
     """Print the report."""
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, markup=False, highlight=False)
     table = Table("source", "rows", title=f"{report.rows} rows")
-    for source, count in report.sources.most_common():
+    sources = report.sources.most_common()
+    for source, count in sources[:FOLDERS]:
         table.add_row(source, str(count))
+    if others := sources[FOLDERS:]:
+        table.add_row(f"{len(others)} others", str(sum(count for _, count in others)))
     console.print(table)
     table = Table(unit, "row", "id", title="longest")
     for length, number, name in report.longest:
         table.add_row(str(length), str(-number), name)
     console.print(table)
-    for kind, count in report.problems.most_common():
-        console.print(f"{kind}: {count}", style="bold")
-        for example in report.shown[kind]:
-            console.print(f"  {example}", markup=False, highlight=False)
+    for title, counts in (("Worth a look", report.remarks), ("Bad", report.problems)):
+        for kind, count in counts.most_common():
+            console.print(f"{title}: {kind}: {count}", style="bold")
+            for example in report.shown[kind]:
+                console.print(f"  {example}")
 
 
 @front_door("check_data", check)

@@ -1,7 +1,6 @@
 """Readers for official files; errors name file, line and field."""
 
 import csv
-import io
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,7 +11,8 @@ from typing import Any
 from PIL import Image
 
 from dpn.data.batch import DataError
-from dpn.data.images import CorruptImageError, open_image
+from dpn.data.image_files import decode_image, open_image
+from dpn.data.image_rules import OFFICIAL
 
 #: Field names and the allowed types of their values.
 Fields = Mapping[str, type | tuple[type, ...]]
@@ -97,23 +97,17 @@ def check_same(
 
 
 def image_of(folder: Path, name: str) -> partial[Image.Image]:
-    """Return a function that opens an image of a folder, see `dpn.data.images.open_image`."""
-    return partial(open_image, folder, name)
+    """Return a function that opens an image of a folder, see `dpn.data.image_files.open_image`."""
+    return partial(open_image, folder, name, OFFICIAL)
 
 
 def decoded(data: bytes, place: str) -> Image.Image:
     """Decode the bytes of an image file as RGB.
 
     Raises:
-        CorruptImageError: If they are corrupt; names `place`, where the bytes come from.
+        ImageError: If they are corrupt; names `place`, where the bytes come from.
     """
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return image.convert("RGB")
-    except Exception as error:  # PIL's decoders raise about ten different types on broken files
-        raise CorruptImageError(
-            f"{place}: the image is corrupt ({error}); download the official file again."
-        ) from error
+    return decode_image(data, f"{place}: the image", OFFICIAL, "download the official file again.")
 
 
 def checked(

@@ -128,6 +128,9 @@ class Recipe:
         batch_size: Samples per process with `data=llava_665k`.
         group: How `data=llava_665k` groups samples into batches, see `dpn.data.grouping`.
         max_length: Maximum number of ids of a sample of `data=llava_665k`.
+        train_images: Mosaics to train on, with `data=mosaic`; `debug=fast` sets it.
+        val_images: Mosaics to validate on, with `data=mosaic`; `debug=fast` sets it.
+        val_rows: Rows to validate on, with `data=llava_json`; `debug=fast` sets it.
     """
 
     keep: float | None = None
@@ -136,6 +139,9 @@ class Recipe:
     batch_size: int = 16
     group: Literal["none", "llava", "llava_hr", "dpn"] = "none"
     max_length: int = 2048
+    train_images: int = 10_000
+    val_images: int = 100
+    val_rows: int | None = None
 
 
 @dataclass

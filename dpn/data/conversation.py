@@ -6,10 +6,10 @@ A template renders a whole conversation as text pieces, each marked as supervise
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
+from dpn.common.text import shorten
 from dpn.data.batch import DataError
 
 IMAGE = "<image>"
@@ -104,7 +104,10 @@ def read_turns(messages: Any) -> list[Turn]:
             is empty.
     """
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
-        raise DataError("there is no conversation; `conversations` must be a list of turns.")
+        given = "" if not messages else f" is {_show(messages)}, but"
+        raise DataError(
+            f"there is no conversation; `conversations`{given} must be a list of turns."
+        )
     turns = [read_turn(number, message) for number, message in enumerate(messages, 1)]
     if turns[0].role == "assistant":
         turns = turns[1:]
@@ -131,19 +134,36 @@ def read_turn(number: int, message: Any) -> Turn:
     """
     if not isinstance(message, Mapping):
         raise DataError(
-            f"turn {number} is {message!r}; it must be a mapping of `from` and `value`."
+            f"turn {number} is {_show(message)}; it must be a mapping of `from` and `value`."
         )
-    role = message.get("from", message.get("role"))
+    role, given = _first(message, "from", "role"), _first(message, "value", "content")
+    if role == "system":
+        raise DataError(
+            f"turn {number} is a system text, but the template has its own (`data.template`); put"
+            " it into the first question or drop the turn."
+        )
     if not isinstance(role, str) or role not in ROLES:
-        raise DataError(f"turn {number} has the unknown role {role!r}; use {', '.join(ROLES)}.")
-    text = message.get("value", message.get("content"))
-    if isinstance(text, list):
-        text = _join_parts(text)
+        raise DataError(
+            f"turn {number} has the unknown role {_show(role)}; use {', '.join(ROLES)}."
+        )
+    text = _join_parts(given) if isinstance(given, list) else given
     if not isinstance(text, str):
-        raise DataError(f"turn {number} has no text (`value` is {text!r}); it must be a string.")
+        raise DataError(
+            f"turn {number} has no text (`value` is {_show(given)}); it must be a string, or a list"
+            ' of parts such as {"type": "text", "text": "..."}.'
+        )
     if _LONE_SURROGATE.search(text):  # valid in JSON, but tokenizers fail on it
         raise DataError(f"turn {number} holds a lone surrogate (half a character); remove it.")
     return Turn(ROLES[role], text)
+
+
+def _first(message: Mapping[str, Any], *keys: str) -> Any:
+    """Return the first value that is not null."""
+    return next((message[key] for key in keys if message.get(key) is not None), None)
+
+
+def _show(value: Any) -> str:
+    return shorten(repr(value), 60)
 
 
 def _join_parts(parts: list[Any]) -> str | None:
@@ -152,27 +172,6 @@ def _join_parts(parts: list[Any]) -> str | None:
         return "".join(IMAGE if part["type"] == "image" else part["text"] for part in parts)
     except (KeyError, TypeError):
         return None
-
-
-def image_names(row: Any) -> list[Any]:
-    """Return a row's images as a list; the row holds none, one path, or a list of paths."""
-    image = row.get("image") if isinstance(row, Mapping) else None
-    if image is None or image == "":
-        return []
-    return image if isinstance(image, list) else [image]
-
-
-def count_words(row: Any) -> int:
-    """Count the words of all turns of a row, split at whitespace, as LLaVA measures length.
-
-    Unreadable turns count as zero words; they are reported when the row is loaded.
-    """
-    messages = row.get("conversations") if isinstance(row, Mapping) else None
-    words = 0
-    for number, message in enumerate(messages if isinstance(messages, list) else [], 1):
-        with suppress(DataError):
-            words += len(read_turn(number, message).text.split())
-    return words
 
 
 def check_words(turns: Sequence[Turn], eos: str) -> None:

@@ -1,8 +1,7 @@
-"""Convert image files and PIL images to normalised pixels as LLaVA does, without torchvision."""
+"""Convert images to normalised pixels as LLaVA does, without torchvision."""
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -10,80 +9,27 @@ from PIL import Image
 from torch import Tensor
 
 from dpn.data.batch import DataError
+from dpn.data.image_files import open_image, read_image, to_rgb
+from dpn.data.image_rules import CorruptImageError, MissingImageError, OutsideImageError
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 ImageMode = Literal["pad", "square", "none"]
+STRIP = 2**24
+"""Pixels of a square canvas that exist at a time."""
 
-
-# Tried when a file is missing: OCR-VQA's rows all say .jpg, but some of its files are .gif.
-SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp")
-
-
-class OutsideImageError(DataError):
-    """An image's path points outside the image folder."""
-
-
-class MissingImageError(DataError):
-    """An image file does not exist."""
-
-
-class CorruptImageError(DataError):
-    """An image file cannot be decoded."""
-
-
-def open_image(root: Path | str, name: str) -> Image.Image:
-    """Read an image inside a folder as RGB; the format is detected from the content.
-
-    Args:
-        root: Image folder; paths outside it are refused.
-        name: Path relative to `root`. If the file does not exist, other extensions are tried.
-
-    Raises:
-        DataError: If the path leads outside the folder (absolute, `..`, a link), or the file is
-            missing, empty or broken.
-    """
-    return read_image(_find(Path(root), name))
-
-
-def read_image(path: Path) -> Image.Image:
-    """Read an image file as RGB.
-
-    Raises:
-        DataError: If the file is empty or broken.
-    """
-    if path.stat().st_size == 0:
-        raise CorruptImageError(f"image {path} is corrupt: the file is empty; download it again.")
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except Exception as error:  # PIL's decoders raise about ten different types on broken files
-        raise CorruptImageError(
-            f"image {path} is corrupt or truncated ({error}); download it again."
-        ) from error
-
-
-def _find(root: Path, name: Any) -> Path:
-    if not isinstance(name, str) or not name or "\0" in name:
-        raise MissingImageError(
-            f"an image is named {name!r}; it must be a path relative to {root}."
-        )
-    path = root / name
-    for place in (path, *(path.with_suffix(suffix) for suffix in SUFFIXES)):
-        try:
-            inside, there = place.resolve().is_relative_to(root.resolve()), place.is_file()
-        except (OSError, UnicodeEncodeError) as error:  # too long, not permitted, lone surrogate
-            raise MissingImageError(f"image {name!r} cannot be looked up ({error}).") from error
-        if Path(name).is_absolute() or not inside:
-            raise OutsideImageError(
-                f"image {name!r} lies outside the image folder {root}; move it inside."
-            )
-        if there:
-            return place
-    raise MissingImageError(
-        f"image {path} does not exist; check the image folder and the row's path."
-    )
+__all__ = [
+    "CLIP_MEAN",
+    "CLIP_STD",
+    "CorruptImageError",
+    "ImageMode",
+    "ImageTransform",
+    "MissingImageError",
+    "OutsideImageError",
+    "open_image",
+    "read_image",
+]
 
 
 @dataclass(frozen=True)
@@ -118,29 +64,52 @@ class ImageTransform:
         """Return normalised pixels `[3, H, W]`.
 
         Raises:
-            DataError: In mode `none`, if a side of the image is not a multiple of the patch size.
+            DataError: In mode `none`, if a side of the image is not a multiple of the patch size;
+                in all modes, if its values have no known range (see `to_rgb`) or there is not
+                enough memory.
         """
-        image = image.convert("RGB")
+        try:
+            return self._normalised(self._fitted(to_rgb(image)))
+        except MemoryError as error:
+            raise DataError(
+                f"an image of {image.height} x {image.width} pixels needs more memory than there"
+                " is; resize the file."
+            ) from error
+
+    def _fitted(self, image: Image.Image) -> Image.Image:
         match self.mode:
             case "pad":
-                image = self._square_canvas(image).resize(
-                    (self.size, self.size), Image.Resampling.BICUBIC
-                )
+                return self._padded_square(image)
             case "square":
-                image = self._centre_square(image)
+                return self._centre_square(image)
             case "none":
                 self._check_patches(image)
+        return image
+
+    def _normalised(self, image: Image.Image) -> Tensor:
         pixels = np.asarray(image, dtype=np.float32) / 255
         pixels = (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
-    def _square_canvas(self, image: Image.Image) -> Image.Image:
+    def _padded_square(self, image: Image.Image) -> Image.Image:
+        """Paste an image on a square canvas of the mean colour and resize it.
+
+        Pillow resizes rows first and columns after that, so the canvas is made a strip of rows at a
+        time, with the same result: as a whole, it would take gigabytes for a long thin image.
+        """
         width, height = image.size
         side = max(width, height)
+        left, top = (side - width) // 2, (side - height) // 2
         red, green, blue = (int(value * 255) for value in self.mean)
-        canvas = Image.new("RGB", (side, side), (red, green, blue))
-        canvas.paste(image, ((side - width) // 2, (side - height) // 2))
-        return canvas
+        narrow = Image.new("RGB", (self.size, side))
+        step = max(1, STRIP // side)
+        for start in range(0, side, step):
+            rows = min(step, side - start)
+            strip = Image.new("RGB", (side, rows), (red, green, blue))
+            strip.paste(image, (left, top - start))
+            strip = strip.resize((self.size, rows), Image.Resampling.BICUBIC)
+            narrow.paste(strip, (0, start))
+        return narrow.resize((self.size, self.size), Image.Resampling.BICUBIC)
 
     def _centre_square(self, image: Image.Image) -> Image.Image:
         width, height = image.size

@@ -1,4 +1,4 @@
-"""Index of the rows of a JSON array in a file, so that rows can be read one by one.
+"""Index of the rows of a file, a JSON array or JSON lines, so that rows can be read one by one.
 
 The index of a large file is an Arrow file with four small columns. It is made once, reading the
 data file in pieces, and memory-mapped afterwards, so no process holds the rows in memory.
@@ -10,7 +10,8 @@ import logging
 import os
 import re
 from array import array
-from collections.abc import Iterator
+from codecs import BOM_UTF8
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -20,12 +21,13 @@ from filelock import FileLock
 
 from dpn.common.files import atomic_path
 from dpn.common.progress import Bar
+from dpn.common.text import shorten
 from dpn.data.batch import DataError
-from dpn.data.conversation import count_words, image_names
+from dpn.data.row_format import count_words, image_names
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # increase it when the index of the same file changes
+FORMAT = 2  # increase it when the index of the same file changes
 SMALL = 32 * 2**20
 """Bytes; smaller files are indexed at every start, in less than a second, and nothing is saved."""
 PIECE = 4 * 2**20  # characters to read at a time
@@ -57,10 +59,11 @@ def open_index(file: Path) -> Index:
     folder. When several processes start together, one makes it while the others wait.
 
     Raises:
-        DataError: If the file is missing or is not a JSON array of at least one row.
+        DataError: If the file is missing or holds no rows; names the cause.
     """
     if not file.is_file():
-        raise DataError(f"The data file {file} does not exist; check the path in `data`.")
+        wrong = "is a folder or a special file" if file.exists() else "does not exist"
+        raise DataError(f"The data file {file} {wrong}; give the path of a JSON file in `data`.")
     stat = file.stat()
     if stat.st_size < SMALL:
         return make_index(file)
@@ -85,7 +88,7 @@ def make_index(file: Path) -> Index:
     """Make the index of a data file, reading it in pieces.
 
     Raises:
-        DataError: If the file is not a JSON array of at least one row.
+        DataError: If the file holds no rows; names the cause.
     """
     start, size, words, image = array("q"), array("i"), array("i"), array("B")
     for begin, length, row in scan(file):
@@ -99,18 +102,23 @@ def make_index(file: Path) -> Index:
 def scan(file: Path) -> Iterator[tuple[int, int, Any]]:
     """Yield first byte, number of bytes and content (as from `json.loads`) of each row.
 
+    The file is a JSON array, or one object after the other (JSON lines), in UTF-8 with or without
+    byte order mark.
+
     Raises:
-        DataError: If the file is not a JSON array of at least one row.
+        DataError: If it is neither, or has no row; names the cause.
     """
-    size = file.stat().st_size
+    size, start = file.stat().st_size, _check_format(file)
     bar = Bar("indexing, MiB", size // 2**20, drawn=size >= SMALL)
     with file.open(encoding="utf-8", newline="") as stream, closing(bar):
-        reader, number = _Reader(stream), 0
+        stream.seek(start)
+        reader, number = _Reader(stream, start), 0
         try:
-            if reader.next() != "[" or reader.peek() == "]":
-                raise DataError(f"The data file {file} must hold a JSON array of at least one row.")
-            after = ","
-            while after == ",":
+            in_array = reader.next_is("[")
+            if reader.peek() == "]" if in_array else reader.peek() != "{":
+                raise _no_rows(file)
+            more = True
+            while more:
                 reader.peek()
                 begin = reader.place
                 row = reader.value()
@@ -118,18 +126,69 @@ def scan(file: Path) -> Iterator[tuple[int, int, Any]]:
                 number += 1
                 if number % 1000 == 0:
                     bar.move(reader.place // 2**20)
-                after = reader.next()
-            if after != "]":
+                more = reader.next_is(",") if in_array else reader.peek() == "{"
+            if in_array and not reader.next_is("]"):
                 raise ValueError("',' or ']' is missing")
             if reader.next():
-                raise ValueError("something follows the array")
+                raise ValueError(f"something follows the {'array' if in_array else 'last object'}")
+            if not in_array and number == 1 and not {"conversations", "messages"} & row.keys():
+                raise _no_rows(file, row)
         except (ValueError, RecursionError) as error:
             if isinstance(error, DataError):
                 raise
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else error
+            reason = str(getattr(error, "msg", None) or error)
+            if isinstance(error, RecursionError):
+                reason = "a value is nested too deeply"
+            elif isinstance(error, UnicodeDecodeError):
+                reason = f"{error}; save it as UTF-8"
             raise DataError(
                 f"The data file {file} is not valid JSON: {reason}, after {number} rows."
             ) from error
+
+
+#: First bytes of other kinds of files.
+_OTHER_FORMATS = {
+    b"\x1f\x8b": "compressed with gzip; decompress it",
+    b"PK\x03\x04": "a ZIP archive; unpack it",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd; decompress it",
+    b"BZh": "compressed with bzip2; decompress it",
+    b"\xfd7zXZ": "compressed with xz; decompress it",
+    b"PAR1": "a parquet file; convert it to JSON, e.g. with pandas.read_parquet and to_json",
+    b"ARROW1": "an Arrow file; convert it to JSON",
+    b"version https://git-lfs": "a pointer of Git LFS; fetch the file with `git lfs pull`",
+    b"\xff\xfe": "in UTF-16 or UTF-32; save it as UTF-8",
+    b"\xfe\xff": "in UTF-16; save it as UTF-8",
+    b"\x00\x00\xfe\xff": "in UTF-32; save it as UTF-8",
+}
+
+
+def _check_format(file: Path) -> int:
+    """Return the place of the first byte after a byte order mark of UTF-8.
+
+    Raises:
+        DataError: If the file is empty or of another format.
+    """
+    with file.open("rb") as stream:
+        head = stream.read(32)
+    if not head:
+        raise DataError(f"The data file {file} is empty; write or download it again.")
+    for mark, reason in _OTHER_FORMATS.items():
+        if head.startswith(mark):
+            raise DataError(f"The data file {file} is {reason}.")
+    if b"\0" in head[:4]:
+        raise DataError(f"The data file {file} is in UTF-16 or no text; save it as JSON in UTF-8.")
+    return len(BOM_UTF8) if head.startswith(BOM_UTF8) else 0
+
+
+def _no_rows(file: Path, content: Mapping[str, Any] | None = None) -> DataError:
+    """Return the error of a file without rows; its content may be an object around them."""
+    keys = [key for key, value in (content or {}).items() if isinstance(value, list)]
+    hint = (
+        f"; its rows seem to be under {shorten(repr(keys[0]), 60)}: save that array" if keys else ""
+    )
+    return DataError(
+        f"The data file {file} must hold a JSON array of at least one row, or JSON lines{hint}."
+    )
 
 
 class _Reader:
@@ -139,8 +198,8 @@ class _Reader:
         place: Number of bytes read so far.
     """
 
-    def __init__(self, stream: TextIO):
-        self.stream, self.place = stream, 0
+    def __init__(self, stream: TextIO, place: int = 0):
+        self.stream, self.place = stream, place
         self.text, self.at = "", 0
 
     def peek(self) -> str:
@@ -156,6 +215,13 @@ class _Reader:
         """Read the next non-blank character; empty at the end."""
         found = self.peek()
         self._pass(self.at + len(found))
+        return found
+
+    def next_is(self, character: str) -> bool:
+        """Read the next non-blank character if it is this one; return whether it is."""
+        found = self.peek() == character
+        if found:
+            self.next()
         return found
 
     def value(self) -> Any:

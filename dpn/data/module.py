@@ -8,13 +8,14 @@ from itertools import islice
 from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader
 
 from dpn.common.distributed import share
 from dpn.data.batch import Batch, DataError, collate
-from dpn.data.conversation import image_names, read_turns, template
+from dpn.data.conversation import template
 from dpn.data.encoding import corpus_text
+from dpn.data.loading import SampleLoader
 from dpn.data.row_budget import RowBudgetSampler, expected_rows
+from dpn.data.row_format import read_row
 from dpn.data.rows import Conversations, FileRows
 from dpn.data.sampler import BatchSampler
 from dpn.data.sources.base import Source, Split
@@ -53,9 +54,9 @@ class DataModule(LightningDataModule):
             style = template(split.template or "v1")
             for row in FileRows(split):
                 try:
-                    turns = read_turns(row.get("conversations"))
-                    yield from corpus_text(turns, len(image_names(row)), style)
-                except (DataError, AttributeError):
+                    turns, images = read_row(row)
+                    yield from corpus_text(turns, len(images), style)
+                except DataError:
                     continue  # bad rows are reported when they are loaded
 
     def train_dataloader(self) -> "Loader":
@@ -99,7 +100,7 @@ class DataModule(LightningDataModule):
         sampler = BatchSampler(len(dataset), size, shuffle=False, last="keep", **self._place())
         return self._loader(dataset, sampler)
 
-    def val_share(self) -> "DataLoader | list[Any]":
+    def val_share(self) -> "SampleLoader | list[Any]":
         """Return this process's part of the held-out conversations.
 
         All processes together see each conversation once, while `val_dataloader` repeats some so
@@ -128,8 +129,8 @@ class DataModule(LightningDataModule):
         batches = self._batches(dataset, sampler)
         return Loader(batches, sampler, self._note_skipped, step, accumulate)
 
-    def _batches(self, dataset: Conversations, sampler: Iterable[list[int]]) -> DataLoader:
-        return DataLoader(
+    def _batches(self, dataset: Conversations, sampler: Iterable[list[int]]) -> SampleLoader:
+        return SampleLoader(
             dataset,
             batch_sampler=sampler,
             num_workers=self.source.num_workers,
@@ -167,10 +168,10 @@ class DataModule(LightningDataModule):
 
 
 class Loader:
-    """DataLoader wrapper that starts at the optimizer step and counts tokens per window.
+    """`SampleLoader` wrapper that starts at the optimizer step and counts tokens per window.
 
     Args:
-        batches: DataLoader to wrap.
+        batches: Loader to wrap.
         sampler: Batch sampler of `batches`.
         note: Callback for every batch.
         step: Returns the number of optimizer steps done; called before an epoch's first batch.
@@ -180,7 +181,7 @@ class Loader:
 
     def __init__(
         self,
-        batches: DataLoader,
+        batches: SampleLoader,
         sampler: BatchSampler | RowBudgetSampler,
         note: Callable[[Batch], None],
         step: Callable[[], int],
@@ -193,7 +194,7 @@ class Loader:
     @property
     def dataset(self) -> Conversations:
         """Dataset of the wrapped loader."""
-        return self.batches.dataset  # type: ignore[return-value]
+        return self.batches.dataset.dataset  # type: ignore[attr-defined]
 
     def __len__(self) -> int:
         return len(self.order)

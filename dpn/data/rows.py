@@ -6,7 +6,7 @@
 import json
 import os
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,10 +14,11 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from dpn.data.batch import IGNORE, DataError, Sample
-from dpn.data.conversation import IMAGE, Turn, image_names, place_images, read_turns
+from dpn.data.conversation import IMAGE, Turn, place_images
 from dpn.data.encoding import cut
-from dpn.data.images import open_image
+from dpn.data.image_files import open_image
 from dpn.data.index import open_index
+from dpn.data.row_format import metadata, read_row
 from dpn.data.sources.base import OnError, Split, TooLong
 
 
@@ -47,8 +48,11 @@ class FileRows:
         content = os.pread(self._file, size, start)
         try:
             return json.loads(content.decode())
-        except ValueError as error:
-            raise DataError("the file has changed since it was opened; start again.") from error
+        except (ValueError, RecursionError) as error:
+            raise DataError(
+                "the file has changed since it was opened, or the row is nested too deeply; start"
+                " again."
+            ) from error
 
     def __iter__(self) -> Iterator[Any]:
         return (self[place] for place in range(len(self)))
@@ -124,13 +128,12 @@ class Conversations(Dataset[Sample]):
     def make(self, index: int) -> Sample:
         """Build the sample of an index; raises DataError if its row is bad."""
         row = self.rows[index]
-        return self.sample(index, row, answered_turns(row), image_names(row))
+        return self.sample(index, row, *answered_row(row))
 
     def count_ids(self, index: int) -> int | None:
         """Count the ids of a sample, each image as one; None if the row is bad."""
         try:
-            row = self.rows[index]
-            turns, images = answered_turns(row), image_names(row)
+            turns, images = answered_row(self.rows[index])
             return len(self.processor.encode(turns, len(images), self.split.template)[0])
         except DataError:
             return None
@@ -143,33 +146,26 @@ class Conversations(Dataset[Sample]):
         ids, labels = self.processor.encode(turns, len(images), self.split.template, most)
         if len(ids) > self.max_length:
             ids, labels = cut(ids, labels, self.max_length, self.processor.image_token_id)
-        root, number = self.split.image_root, self.number_of(index)
+        root, rules, number = self.split.image_root, self.split.images, self.number_of(index)
         return Sample(
             input_ids=ids,
             labels=labels,
-            images=[self.processor.transform(open_image(root, name)) for name in images],
+            images=[self.processor.transform(open_image(root, name, rules)) for name in images],
             sample_id=number,
-            meta={
-                "id": str(row.get("id", number)),
-                "family": row.get("family"),
-                "difficulty": row.get("difficulty"),
-                **meta,
-            },
+            meta={**metadata(row, number), **meta},
         )
 
 
-def answered_turns(row: Any) -> list[Turn]:
-    """Read the conversation of a row, in which every question has an answer.
+def answered_row(row: Any) -> tuple[list[Turn], list[Any]]:
+    """Read the turns of a row, in which every question has an answer, and its image names.
 
     Raises:
-        DataError: If an answer is missing or the conversation cannot be read; see `read_turns`.
+        DataError: If an answer is missing or the row cannot be read; see `read_row`.
     """
-    if not isinstance(row, Mapping):
-        raise DataError("it is not a mapping with `image` and `conversations`.")
-    turns = read_turns(row.get("conversations"))
+    turns, images = read_row(row)
     if turns[-1].role != "assistant":
         raise DataError("the last turn has no answer; add it or drop the turn.")
-    return turns
+    return turns, images
 
 
 class Questions(Conversations):
@@ -187,7 +183,7 @@ class Questions(Conversations):
 
     def _answers(self, row: Any) -> int:
         try:
-            return len(answered_turns(row)) // 2
+            return len(answered_row(row)[0]) // 2
         except DataError:
             return 1  # one index at which `on_error` applies
 
@@ -209,7 +205,7 @@ class Questions(Conversations):
     def make(self, index: int) -> Sample:
         place = self.places[index]
         turn, row = index - int(self.first[place]), self.rows[place]
-        turns, images = answered_turns(row), image_names(row)
+        turns, images = answered_row(row)
         place_images(turns, len(images))
         question, answer = turns[2 * turn : 2 * turn + 2]
         shown = turns[: 2 * turn + 1]

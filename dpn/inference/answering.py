@@ -18,7 +18,7 @@ from dpn.common.files import atomic_folder, why_unwritten
 from dpn.cost import prefill_flops, visual_macs_ratio
 from dpn.data.batch import IGNORE, Batch, collate
 from dpn.data.conversation import IMAGE
-from dpn.data.images import read_image
+from dpn.data.image_files import read_image
 from dpn.data.rows import Questions
 from dpn.metrics.speed import now
 from dpn.model import DPNForConditionalGeneration, DPNProcessor

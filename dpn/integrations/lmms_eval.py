@@ -25,6 +25,8 @@ from dpn.common.progress import progress
 from dpn.data.batch import IGNORE, DataError, Sample, collate
 from dpn.data.conversation import IMAGE, Piece, Turn, check_words
 from dpn.data.encoding import tokenize
+from dpn.data.image_files import to_rgb
+from dpn.data.image_rules import OFFICIAL
 from dpn.inference import Decoding
 from dpn.inference.questions import AnswerError, batches_by_length
 
@@ -151,7 +153,7 @@ class DPN(lmms):
                 text = wanted(document) if callable(wanted) else wanted
                 pieces.append(self._continuation(text))
             ids, labels = tokenize(pieces, self.processor.tokenizer)
-            pixels = [self.processor.transform(image) for image in images]
+            pixels = [self.processor.transform(to_rgb(image, OFFICIAL)) for image in images]
             return Sample(ids, labels, pixels, sample_id=int(doc_id))
 
     def _continuation(self, text: Any) -> Piece:

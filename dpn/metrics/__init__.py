@@ -1,7 +1,7 @@
 """Metrics: from the lines of `rows.jsonl`, one per answer, to the numbers of `metrics.json`; and
 measurements of time and memory.
 
-Imports nothing else of dpn.
+Imports `common`.
 """
 
 from dpn.metrics.answers import accuracies, by_level, group_by, score

@@ -6,9 +6,13 @@ from itertools import zip_longest
 from statistics import fmean
 from typing import Any
 
+from dpn.common import labels
+
 #: One line of `rows.jsonl` (an answer with its question, score and cost), or one measurement of
 #: `dpn.bench`.
 Row = dict[str, Any]
+#: Largest number of difficulties in words that are shown as groups.
+WORDS = 12
 
 
 def score(answer: str, reference: str) -> float:
@@ -40,27 +44,37 @@ def question(row: Row) -> tuple[str, ...]:
 
 
 def group_by(rows: Sequence[Row], key: str) -> dict[Any, list[Row]]:
-    """Group answers by a key, from the easiest group to the hardest; leave out those with None."""
+    """Group answers by family or difficulty, from the easiest group to the hardest; leave out those
+    without. The names of the groups are those of `dpn.common.labels`.
+    """
+    read = labels.difficulty if key == "difficulty" else labels.family
     groups: dict[Any, list[Row]] = {}
     for row in rows:
-        if row[key] is not None:
-            groups.setdefault(row[key], []).append(row)
+        if (name := read(row.get(key))) is not None:
+            groups.setdefault(name, []).append(row)
 
-    def place(item: tuple[Any, list[Row]]) -> tuple[float, Any]:
-        value, group = item
-        return fmean(row.get("difficulty") or 0 for row in group), value
+    def place(name: Any) -> tuple[Any, ...]:
+        levels = [labels.order(labels.difficulty(row.get("difficulty"))) for row in groups[name]]
+        kinds, ranks, _ = zip(*levels, strict=True)
+        return fmean(kinds), fmean(ranks), labels.order(labels.difficulty(name))
 
-    return dict(sorted(groups.items(), key=place))
+    return {name: groups[name] for name in sorted(groups, key=place)}
 
 
 def by_level(rows: Sequence[Row], levels: int = 3) -> dict[str, list[Row]]:
-    """Group answers by difficulty, with adjacent difficulties merged into at most `levels` groups;
-    empty if there is only one difficulty.
+    """Group answers by difficulty; empty if there is only one difficulty.
+
+    Adjacent numbers are merged into at most `levels` groups. Words such as `easy` and `hard` are
+    groups of their own; if there are more than `WORDS` of them, they form no groups.
     """
     groups = list(group_by(rows, "difficulty").items())
     if len(groups) < 2:
         return {}
     size = -(-len(groups) // levels)
+    if any(isinstance(level, str) for level, _ in groups):
+        if len(groups) > WORDS:
+            return {}
+        size = 1
     chunks = [groups[start : start + size] for start in range(0, len(groups), size)]
     return {
         "-".join(dict.fromkeys(str(level) for level, _ in (chunk[0], chunk[-1]))): [

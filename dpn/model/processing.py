@@ -15,7 +15,6 @@ from typing import Any, Self
 from PIL import Image
 from torch import Tensor
 from transformers import AddedToken, AutoTokenizer, BatchFeature
-from transformers.image_utils import load_image
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import cached_file
 
@@ -34,6 +33,7 @@ from dpn.data.conversation import (
     template,
 )
 from dpn.data.encoding import encode, tokenize
+from dpn.data.image_files import load_image
 from dpn.data.images import CLIP_MEAN, CLIP_STD, ImageMode, ImageTransform
 
 CONFIG_NAME = "processor_config.json"
@@ -304,7 +304,4 @@ def _by_text(images: Any, texts: Sequence[str]) -> list[list[Image.Image]]:
             f"The prompts have {marks} {IMAGE} marks, but {[len(own) for own in nested]} images"
             " were given; give exactly one image for each mark."
         )
-    return [
-        [image if isinstance(image, Image.Image) else load_image(image) for image in own]
-        for own in nested
-    ]
+    return [[load_image(image) for image in own] for own in nested]

@@ -55,7 +55,7 @@ def read_overlay(path: Path) -> tuple[dict[str, Image.Image], list[str]]:
     Raises:
         OSError: If the file is not a complete picture.
     """
-    with Image.open(path) as picture:
+    with Image.open(path, formats=["PNG"]) as picture:
         picture.load()
         words, titles = (str(picture.info.get(k, "")).splitlines() for k in (_WORDS, _TITLES))
         top = _LINE_HEIGHT * (LINES + 1)

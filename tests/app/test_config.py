@@ -326,3 +326,16 @@ def test_names_of_earlier_releases_are_accepted_in_files(caplog):
     assert "`model.batch_size` is now called `recipe.batch_size`" in caplog.text
     (sentence,) = diagnose("train", ["model.batch_size=3"], preflight.check)
     assert sentence == "`model.batch_size` is now called `recipe.batch_size`; use that."
+
+
+def test_debug_fast_runs_with_own_data_too(tmp_path):
+    (tmp_path / "own.json").write_text("[]")
+    files = [f"data.train_file={tmp_path}/own.json", f"data.image_root={tmp_path}"]
+    for more in ([], ["data.holdout=5"], [f"data.val_file={tmp_path}/own.json"]):
+        request = compose("train", ["debug=fast", "data=llava_json", *files, *more])
+        preflight.check(request)
+        assert request.config.data.val_rows == 12
+    data = compose("train", ["debug=fast"]).config.data
+    assert (data.train_images, data.val_images) == (24, 4)
+    data = compose("train").config.data
+    assert (data.train_images, data.val_images) == (10_000, 100)

@@ -1,6 +1,7 @@
 """The configs of LLaVA's two data sets, and their check, on tiny files of the same formats."""
 
 import json
+import subprocess
 import sys
 
 import pytest
@@ -108,6 +109,7 @@ def test_check_counts_sources_and_problems(data_root, processor):
         "corrupt image": 1,
         "image outside of the folder": 1,
     }
+    assert report.remarks == {"image of one colour": 2}
     assert report.shown["corrupt image"] == [
         f"row 6, id empty file: image {data_root / 'vg/VG_100K_2/2.jpg'} is corrupt: the file is"
         " empty; download it again."
@@ -115,6 +117,30 @@ def test_check_counts_sources_and_problems(data_root, processor):
     assert "the answer in turn 2 is empty" in report.shown["bad conversation"][0]
     assert len(report.shown["bad conversation"]) == 2  # the number of examples
     assert report.longest == [(3003, -3, "long"), (7, 0, "000000033471")]
+
+
+def test_check_groups_pictures_and_shows_any_metadata(tmp_path, monkeypatch, capsys):
+    rows = []
+    for number in range(30):
+        place = f"{number}.png" if number < 8 else f"folder {number}/x.png"
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        Image.linear_gradient("L").save(tmp_path / place)
+        rows.append(row(["[/b]", "\ud83d", {"a": 1}][number % 3], "<image>\nq", "a", place))
+    rows[0] |= {"family": ["x"], "difficulty": "hard"}
+    Image.new("RGBA", (4, 4)).save(tmp_path / "1.png")
+    write(tmp_path / "rows.json", rows)
+    files = [f"data.train_file={tmp_path}/rows.json", f"data.image_root={tmp_path}"]
+    line = ["data=llava_json", *files, "data.num_workers=0"]
+    monkeypatch.setattr(sys, "argv", ["check_data.py", *line])
+    main()
+    printed = capsys.readouterr().out
+    assert "All rows are fine." in printed
+    assert "[/b]" in printed
+    assert "wholly transparent image: 1" in printed
+    shown = [line.split("│")[1:3] for line in printed.splitlines() if "│" in line]
+    counts = {name.strip(): count.strip() for name, count in shown}
+    assert counts["."] == "8"
+    assert counts["3 others"] == "3"
 
 
 def test_check_measures_in_ids_and_finds_rows_that_are_too_long(data_root, processor):
@@ -141,3 +167,26 @@ def test_check_command(rows, code, data_root, monkeypatch, capsys):
         printed = capsys.readouterr()
         assert "missing image: 2" in printed.out
         assert "6 of 11 rows are bad." in printed.err
+
+
+@pytest.mark.slow
+def test_own_data_with_any_metadata_go_through_a_whole_run(tmp_path):
+    Image.linear_gradient("L").save(tmp_path / "a.png")
+    odd = [("a", "easy"), (["a"], "hard"), (1, 2), (True, [1]), (None, 1e308), (float("nan"), {})]
+    rows = [
+        row(number, "<image>\nWhat is it?", f"grey {number}", "a.png")
+        | {"family": odd[number % 6][0], "difficulty": odd[number % 6][1]}
+        for number in range(36)
+    ]
+    write(tmp_path / "own.json", rows)
+    files = ["data.train_file=own.json", "data.val_file=own.json", "data.image_root=."]
+    line = ["debug=fast", "data=llava_json", *files, "data.num_workers=1"]
+    command = [sys.executable, "-m", "dpn.train", *line]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    (answers,) = tmp_path.glob("outputs/main/*/rows.jsonl")
+    found = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert {one["family"] for one in found} == {"a", '["a"]', "1", "true", None}
+    assert {one["difficulty"] for one in found} == {"easy", "hard", 2, "[1]", "1e+308", "{}"}
+    assert len(found) == 12
+    assert "| true |" in answers.with_name("report.md").read_text()

@@ -1,4 +1,5 @@
 import io
+import itertools
 import json
 import re
 import shutil
@@ -15,7 +16,7 @@ from dpn.config.compose import compose
 from dpn.data.batch import DataError
 from dpn.eval import evaluate
 from dpn.generate import generate
-from dpn.metrics import accuracies, by_level, cost_metrics, route_shares, score
+from dpn.metrics import accuracies, by_level, cost_metrics, group_by, route_shares, score
 from dpn.report import report
 from dpn.reports.tables import tables
 from dpn.runs.request import ConfigError
@@ -89,6 +90,36 @@ def test_levels_of_difficulty():
         "7-8": 3,
     }
     assert by_level(rows[:1]) == {}
+
+
+ODD = [None, "", "a", "[/b]", 1, True, float("nan"), 1e308, 10**400, ["a"], {"a": 1}, "\ud83d"]
+
+
+def test_no_family_or_difficulty_of_an_old_file_breaks_metrics_and_tables():
+    for family, difficulty in itertools.product(ODD, ODD):
+        rows = [{**ROWS[0], "family": family}, {**ROWS[1], "difficulty": difficulty}, ROWS[2]]
+        assert accuracies(rows)["val/accuracy"] == 0.5
+        by_level(rows)
+        text = "".join(table.markdown() for table in tables({}, rows))
+        assert "| fine | 1 | 0.500 | 1.000 |" in text
+        text.encode()
+
+
+def test_families_are_names_and_difficulties_are_sorted():
+    def rows(key, values):
+        return [{"family": None, "difficulty": None, key: value} for value in values]
+
+    def levels(*values):
+        return {name: len(group) for name, group in by_level(rows("difficulty", values)).items()}
+
+    assert list(group_by(rows("family", [10, "9", 9, True]), "family")) == ["9", "10", "true"]
+    hard_last = levels("hard", "easy", "Medium", "easy", "odd")
+    assert list(hard_last.items()) == [("easy", 2), ("Medium", 1), ("hard", 1), ("odd", 1)]
+    assert list(levels("10", 9, "9", 2.5)) == ["2.5", "9", "10"]
+    assert list(levels("hard", 3, 1)) == ["1", "3", "hard"]
+    assert levels(*(f"word {number}" for number in range(13))) == {}
+    by_words = [row("b", "easy", 1, {}, [1]), row("a", "hard", 1, {}, [1])]
+    assert list(group_by(by_words, "family")) == ["b", "a"]  # from easy to hard
 
 
 def test_tables_show_everything():

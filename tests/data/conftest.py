@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -35,6 +36,12 @@ def gpt(text):
 def row(number, *turns, image=None):
     turns = turns or (human("How many birds are there?"), gpt(f"There are {number} of them."))
     return {"id": f"r{number}", "conversations": list(turns)} | ({"image": image} if image else {})
+
+
+def picture(width, height, mode="RGB"):
+    """Return an image of random pixels."""
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(noise).convert(mode)
 
 
 @pytest.fixture

@@ -4,13 +4,10 @@ import torch
 from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+import dpn.data.images
 from dpn.data.batch import DataError
-from dpn.data.images import CLIP_MEAN, CLIP_STD, ImageTransform, open_image
-
-
-def picture(width, height, mode="RGB"):
-    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(noise).convert(mode)
+from dpn.data.images import CLIP_MEAN, CLIP_STD, ImageTransform
+from tests.data.conftest import picture
 
 
 def clip(image, size):
@@ -61,71 +58,13 @@ def test_impossible_recipes_are_refused(arguments, sentence):
         ImageTransform(**arguments)
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK"])
-def test_every_colour_mode_is_read_as_rgb(tmp_path, mode):
-    name = "a.tif" if mode == "CMYK" else "a.png"
-    picture(8, 8, mode).save(tmp_path / name)
-    assert open_image(tmp_path, name).mode == "RGB"
-
-
-def test_only_images_inside_the_folder_are_opened(tmp_path):
-    root = tmp_path / "root"
-    (root / "sub").mkdir(parents=True)
-    picture(8, 8).save(root / "sub" / "in.png")
-    picture(8, 8).save(tmp_path / "out.png")
-    (root / "link.png").symlink_to(tmp_path / "out.png")
-    (root / "folder").symlink_to(tmp_path)
-    (root / "inner.png").symlink_to(root / "sub" / "in.png")
-    for name in ("sub/in.png", "sub/../sub/in.png", "inner.png"):
-        assert open_image(root, name).size == (8, 8)
-    outside = ("../out.png", "sub/../../out.png", "link.png", "folder/out.png")
-    for name in (*outside, str(tmp_path / "out.png"), str(root / "sub" / "in.png")):
-        with pytest.raises(DataError, match=r"lies outside the image folder .*; move it inside"):
-            open_image(root, name)
-
-
-def test_broken_images_are_named(tmp_path):
-    picture(64, 64).save(tmp_path / "good.png")
-    picture(64, 64).save(tmp_path / "good.jpg")
-    (tmp_path / "empty.png").touch()
-    (tmp_path / "text.png").write_text("no image")
-    for name in ("png", "jpg"):
-        content = (tmp_path / f"good.{name}").read_bytes()
-        (tmp_path / f"cut.{name}").write_bytes(content[: len(content) // 2])
-    flipped = bytearray((tmp_path / "good.png").read_bytes())
-    flipped[60:70] = b"0123456789"
-    (tmp_path / "flipped.png").write_bytes(flipped)
-    problems = {
-        "missing.png": "does not exist",
-        "empty.png": "corrupt: the file is empty",
-        **dict.fromkeys(["text.png", "cut.png", "cut.jpg", "flipped.png"], "corrupt or truncated"),
-    }
-    for name, problem in problems.items():
-        with pytest.raises(
-            DataError, match=f"image .*{name} {problem}|image .*{name} is {problem}"
-        ):
-            open_image(tmp_path, name)
-    for name in (None, "", 3, "a\0b"):
-        with pytest.raises(DataError, match="must be a path relative to"):
-            open_image(tmp_path, name)
-
-
-def test_a_missing_file_is_looked_up_under_other_extensions_inside_the_folder(tmp_path):
-    root = tmp_path / "root"
-    root.mkdir()
-    picture(9, 8).save(root / "1.0.gif")
-    picture(7, 8).save(root / "renamed.gif")
-    (root / "renamed.gif").rename(root / "renamed.jpg")
-    assert open_image(root, "1.0.jpg").size == (9, 8)
-    assert open_image(root, "renamed.jpg").size == (7, 8)
-    picture(5, 5).save(root / "1.0.jpg")
-    assert open_image(root, "1.0.jpg").size == (5, 5)  # its own extension comes first
-    picture(9, 8).save(tmp_path / "out.gif")
-    (root / "link.gif").symlink_to(tmp_path / "out.gif")
-    with pytest.raises(DataError, match=r"'link.jpg' lies outside"):
-        open_image(root, "link.jpg")
-    with pytest.raises(DataError, match=r"gone\.jpg does not exist"):
-        open_image(root, "gone.jpg")
-    for name in ("x" * 300, "\ud83d.jpg"):
-        with pytest.raises(DataError, match="cannot be looked up"):
-            open_image(root, name)
+@pytest.mark.parametrize("size", [(300, 7), (7, 300), (211, 210), (1, 999)])
+def test_a_canvas_in_strips_gives_the_same_pixels_as_a_whole_one(size, monkeypatch):
+    image = picture(*size)
+    side = max(size)
+    canvas = Image.new("RGB", (side, side), (122, 116, 104))
+    canvas.paste(image, ((side - size[0]) // 2, (side - size[1]) // 2))
+    whole = ImageTransform("none", multiple=28)(canvas.resize((28, 28), Image.Resampling.BICUBIC))
+    for pixels in (1, 5 * side, 2**24):
+        monkeypatch.setattr(dpn.data.images, "STRIP", pixels)
+        assert torch.equal(ImageTransform("pad", 28)(image), whole)

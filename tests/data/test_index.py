@@ -1,3 +1,4 @@
+import gzip
 import json
 import multiprocessing
 import os
@@ -48,17 +49,29 @@ def test_words_and_images_are_counted_without_loading_a_row(tmp_path):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("", "must hold a JSON array of at least one row"),
+        ("", "is empty; write or download it again"),
+        (" \n", "must hold a JSON array of at least one row, or JSON lines"),
         ("[ ] ", "must hold a JSON array of at least one row"),
         ('{"a": 1}', "must hold a JSON array of at least one row"),
-        ("\ufeff[1]", "must hold a JSON array of at least one row"),
+        ("{}", "must hold a JSON array of at least one row"),
+        ('{"data": [{"id": 1}]}', ".*; its rows seem to be under 'data': save that array"),
+        ("12", "must hold a JSON array of at least one row"),
+        ('{"id": 1}\n[2]', "is not valid JSON: something follows the last object, after 1 rows"),
+        ('{"id": 1}\n{"id"', "is not valid JSON: Expecting ':' delimiter, after 1 rows"),
+        ("[" * 99_999, "is not valid JSON: a value is nested too deeply, after 0 rows"),
+        ("[1]".encode("utf-16"), "is in UTF-16 or UTF-32; save it as UTF-8"),
+        ("[1]".encode("utf-16-le"), "is in UTF-16 or no text; save it as JSON in UTF-8"),
+        ("[1]".encode("utf-32-be"), "is in UTF-16 or no text; save it as JSON in UTF-8"),
+        (gzip.compress(b"[1]"), "is compressed with gzip; decompress it"),
+        (b"PAR1" + bytes(99), "is a parquet file; convert it to JSON"),
+        (b"PK\x03\x04" + bytes(99), "is a ZIP archive; unpack it"),
         ("[1, 2", "is not valid JSON: ',' or ']' is missing, after 2 rows"),
         ("[1 2]", "is not valid JSON: ',' or ']' is missing, after 1 rows"),
         ("[1,]", "is not valid JSON: Expecting value, after 1 rows"),
         ('[1, {"a": }, 3]', "is not valid JSON: Expecting value, after 1 rows"),
         ('[1, "abc', "is not valid JSON: Unterminated string starting at, after 1 rows"),
         ("[1] 2", "is not valid JSON: something follows the array, after 1 rows"),
-        (b'["\xff"]', "is not valid JSON: .* can't decode byte"),
+        (b'["\xff"]', "is not valid JSON: .* can't decode byte .*; save it as UTF-8"),
     ],
 )
 @pytest.mark.parametrize("piece", [1, 4096])
@@ -68,6 +81,31 @@ def test_files_that_json_refuses_too(content, reason, piece, tmp_path, monkeypat
     file.write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(DataError, match=rf"bad\.json {reason}"):
         open_index(file)
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("piece", [1, 4096])
+def test_json_lines_and_byte_order_marks_are_read(mark, piece, tmp_path, monkeypatch):
+    monkeypatch.setattr(dpn.data.index, "PIECE", piece)
+    rows = [row(0), row(1, human("😀"), gpt("\u2028")), {"id": 2, "messages": [human("hi")]}]
+    lines = [json.dumps(one, ensure_ascii=False) for one in rows]
+    for count, text in (
+        (3, json.dumps(rows, ensure_ascii=False)),
+        (3, "\n".join(lines)),
+        (3, "\r\n\r\n".join(lines) + "\n"),
+        (1, lines[0]),
+    ):
+        file = tmp_path / "rows.jsonl"
+        file.write_bytes(mark + text.encode())
+        assert list(rows_of(file)) == rows[:count]
+    assert open_index(file).words.tolist() == [10]
+
+
+def test_folders_and_special_files_are_no_data_files(tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")
+    for name in ("", "pipe.json"):
+        with pytest.raises(DataError, match="is a folder or a special file; give the path"):
+            open_index(tmp_path / name)
 
 
 def test_an_error_is_found_before_the_rest_is_read(tmp_path, monkeypatch):

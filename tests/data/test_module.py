@@ -125,6 +125,24 @@ def test_workers_change_nothing_and_count_skipped_rows_once(write, processor, ca
     ] * 2  # once by each data module
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("part", ["train_dataloader", "val_dataloader", "val_share"])
+def test_a_bad_row_of_a_worker_is_one_sentence(workers, part, write, processor):
+    file = write([*answers_of(3), {"id": "bad"}])
+    data = data_of(file, processor, batch_size=2, num_workers=workers, val_file=str(file))
+    with pytest.raises(DataError, match=r"\ARow 3 of .*there is no conversation.* holds id\.\Z"):
+        list(getattr(data, part)())
+
+
+def test_rows_to_validate_on_can_be_limited_also_with_a_holdout(write, processor):
+    file = write(answers_of(9))
+    whole, few = (
+        [b.sample_ids.tolist() for b in data_of(file, processor, **options).val_dataloader()]
+        for options in ({"holdout": 4}, {"holdout": 4, "val_rows": 3})
+    )
+    assert few == [whole[0][:3]]
+
+
 def test_validation_keeps_the_order_of_the_file(write, processor):
     file = write(answers_of(5))
     data = data_of(file, processor, val_file=str(file), val_rows=5, eval_batch_size=2)

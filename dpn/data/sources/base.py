@@ -9,6 +9,7 @@ import numpy as np
 
 from dpn.data.batch import DataError
 from dpn.data.grouping import Group
+from dpn.data.image_rules import OWN, ImageRules
 
 OnError = Literal["raise", "skip"]
 TooLong = Literal["refuse", "cut"]
@@ -23,11 +24,13 @@ class Draw:
         amount: Number of rows to draw; below 1 a share of all rows.
         seed: Seed of the draw.
         drawn: Whether the drawn rows are chosen, or the others.
+        most: Largest number of rows to choose, from the first one; None: all.
     """
 
     amount: float
     seed: int
     drawn: bool
+    most: int | None = None
 
     def choose(self, rows: Sequence[int]) -> Sequence[int]:
         """Return the chosen rows, in the same order.
@@ -43,7 +46,7 @@ class Draw:
             )
         is_drawn = np.zeros(len(rows), dtype=bool)
         is_drawn[np.random.default_rng(self.seed).permutation(len(rows))[:count]] = True
-        return np.asarray(rows)[is_drawn == self.drawn]
+        return np.asarray(rows)[is_drawn == self.drawn][: self.most]
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class Split:
         template: Name of the conversation template; None: the processor's.
         rows: Number of rows to use from the start of the file; None: all.
         draw: Selection of these rows; None: all.
+        images: How image files are read.
     """
 
     file: Path
@@ -63,6 +67,7 @@ class Split:
     template: str | None = None
     rows: int | None = None
     draw: Draw | None = None
+    images: ImageRules = OWN
 
     def numbers(self, total: int) -> Sequence[int]:
         """Return the indices of the rows that are used, given the file's number of rows."""
