@@ -4,7 +4,6 @@ Pickles are read by torch's restricted unpickler: tensors and plain values, neve
 """
 
 import io
-import json
 import pickle
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +17,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.serialization import safe_globals
 
+from dpn.checkpoints.json_files import read_object
+from dpn.common.errors import FileError
 from dpn.metrics.memory import GIB
 
 Shape = tuple[int, ...]
@@ -62,7 +63,7 @@ class SafetensorsFile(Container):
         """Read the names and shapes of a file.
 
         Raises:
-            ValueError: If the file is damaged.
+            FileError: If the file is damaged.
         """
         try:
             with safe_open(path, "pt") as file:
@@ -84,7 +85,7 @@ class PickleFile(Container):
         """Read the names and shapes of a file.
 
         Raises:
-            ValueError: If the file is damaged, or holds anything but tensors and plain values.
+            FileError: If the file is damaged, or holds anything but tensors and plain values.
         """
         return cls(path, {name: tuple(tensor.shape) for name, tensor in _state(path).items()})
 
@@ -104,7 +105,7 @@ def read_pickle(
         allowed: Names of further classes that the file may contain, each with its substitute.
 
     Raises:
-        ValueError: If the file is damaged, or holds anything but tensors and plain values.
+        FileError: If the file is damaged, or holds anything but tensors and plain values.
     """
     try:
         mapped = piece is None and zipfile.is_zipfile(path)
@@ -113,7 +114,7 @@ def read_pickle(
     except pickle.UnpicklingError as error:
         if "GLOBAL" not in str(error):  # no class or function was asked for
             raise damaged(path, "not a file of torch.save") from error
-        raise ValueError(
+        raise FileError(
             f"{path} holds more than tensors and plain values; it is refused, since reading it"
             " could run foreign code; save only its tensors, preferably as safetensors."
         ) from error
@@ -130,7 +131,7 @@ def open_containers(source: Path) -> list[Container]:
     Raises:
         FileNotFoundError: If the source does not exist, has no weights, or lacks a shard that its
             index names.
-        ValueError: If a file is damaged or refused.
+        FileError: If a file is damaged or refused.
     """
     if source.is_file():
         return [open_file(source)]
@@ -172,10 +173,13 @@ def in_parts(sizes: Mapping[str, int]) -> list[list[str]]:
 
 
 def _shards(index: Path) -> list[Path]:
-    names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    places = (read_object(index) or {}).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(n, str) for n in places.values()):
+        raise FileError(f"{index} has no `weight_map` from tensors to files; copy it again.")
+    names = sorted(set(places.values()))
     outside = [name for name in names if Path(name).name != name]
     if outside:
-        raise ValueError(f"{index} names files outside its folder: {', '.join(outside)}.")
+        raise FileError(f"{index} names files outside its folder: {', '.join(outside)}.")
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise FileNotFoundError(
@@ -192,11 +196,11 @@ def _state(path: Path) -> dict[str, Tensor]:
     tensors = value.items() if isinstance(value, dict) else ()
     found = {name: item for name, item in tensors if isinstance(item, Tensor)}
     if not found:
-        raise ValueError(f"{path} holds no tensors; give a file of weights.")
+        raise FileError(f"{path} holds no tensors; give a file of weights.")
     return found
 
 
-def damaged(path: Path, why: object) -> ValueError:
+def damaged(path: Path, why: object) -> FileError:
     """Create the error for a file that cannot be read."""
     first = str(why).partition("\n")[0] or "it ends too early"
-    return ValueError(f"{path} is damaged or incomplete ({first}); copy or write it again.")
+    return FileError(f"{path} is damaged or incomplete ({first}); copy or write it again.")

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dpn.checkpoints.containers import Container, Shape
+from dpn.checkpoints.json_files import read_object
 from dpn.checkpoints.keys import part_of
 from dpn.checkpoints.loading import (
     Plan,
@@ -22,7 +23,8 @@ from dpn.checkpoints.loading import (
 from dpn.checkpoints.settings import read_settings
 from dpn.checkpoints.tokenizers import read_tokenizer
 from dpn.common.checksums import write_checksums
-from dpn.common.files import atomic_folder, read_json, write_json
+from dpn.common.errors import FileError
+from dpn.common.files import atomic_folder, write_json
 from dpn.common.progress import progress
 from dpn.model import DPNConfig, DPNForConditionalGeneration, DPNProcessor
 
@@ -35,11 +37,13 @@ class Recipe:
         config: Config of the model.
         processor: Processor, including the tokenizer.
         towers: Folders or names of the vision towers that the source was trained from.
+        notes: Sentences for the source's report.
     """
 
     config: DPNConfig
     processor: DPNProcessor
     towers: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def convert(
@@ -69,7 +73,7 @@ def convert(
     Raises:
         FileExistsError: If the target exists.
         FileNotFoundError: If a file is missing.
-        ValueError: If a file is damaged or refused, or a weight is missing or has a wrong shape.
+        FileError: If a file is damaged or refused, or a weight is missing or has a wrong shape.
     """
     source, target = Path(source), Path(target)
     if target.exists():
@@ -102,7 +106,7 @@ def convert(
 
 
 def _recipe(opened: WeightSource, folder: Path, parts: Sequence[Path]) -> Recipe:
-    if (read_json(folder / "config.json") or {}).get("model_type") == DPNConfig.model_type:
+    if (read_object(folder / "config.json") or {}).get("model_type") == DPNConfig.model_type:
         config = DPNConfig.from_pretrained(folder)
         return Recipe(config, DPNProcessor.from_pretrained(folder))
     settings = read_settings(folder, opened.shapes, parts)
@@ -122,7 +126,7 @@ def _recipe(opened: WeightSource, folder: Path, parts: Sequence[Path]) -> Recipe
         image_token_id=processor.image_token_id,
         router_token_id=processor.router_token_id,
     )
-    return Recipe(config, processor, settings.towers)
+    return Recipe(config, processor, settings.towers, settings.notes)
 
 
 def _plans(
@@ -133,6 +137,12 @@ def _plans(
     opened.rename(place)
     tokens = recipe.processor.tokenizer.get_vocab()
     plans = [plan(opened, shapes, tokens)]
+    plans[0].report.notes += recipe.notes
+    if lost := [name for name in opened.names.unknown if "vision" not in name]:
+        raise FileError(
+            f"{opened.path} has tensors of no known part of a LLaVA, {shorten(lost)}; the converted"
+            " model would compute something else, so nothing was written."
+        )
     for path in map(Path, [*parts, *recipe.towers]):
         lacking = {n: shapes[n] for names in plans[-1].report.missing.values() for n in names}
         given = path not in map(Path, recipe.towers)
@@ -143,7 +153,7 @@ def _plans(
     if missing := plans[-1].report.missing:
         names = "; ".join(f"{part}: {shorten(names)}" for part, names in missing.items())
         towers = f" The model started from {' and '.join(recipe.towers)}." if recipe.towers else ""
-        raise ValueError(
+        raise FileError(
             f"{opened.path} lacks {names}.{towers} Give the folder or file that has them as a part"
             " (tools/convert.py SRC DST --part PATH)."
         )
@@ -157,7 +167,7 @@ def _dtype(plans: Sequence[Plan]) -> torch.dtype:
         for name, tensor in made.source.read(container, made.shapes):
             if part_of(name) == "language":
                 return tensor.dtype
-    raise ValueError(f"{made.source.path} has no language model.")
+    raise FileError(f"{made.source.path} has no language model.")
 
 
 def _default(name: str, shape: Shape, dtype: torch.dtype) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributed.checkpoint import filesystem, metadata
 
 from dpn.checkpoints.containers import Container, Read, damaged, in_parts, read_pickle
+from dpn.common.errors import FileError
 
 INDEX = ".metadata"
 #: Prefix of the module's tensors in Lightning's checkpoints.
@@ -69,7 +70,7 @@ def open_distributed(folder: Path) -> list[Container]:
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If the index is damaged, is not an index, or has no module.
+        FileError: If the index is damaged, is not an index, or has no module.
     """
     index = read_index(folder)
     sizes = {
@@ -78,9 +79,7 @@ def open_distributed(folder: Path) -> list[Container]:
         if name.startswith(PREFIX) and isinstance(entry, metadata.TensorStorageMetadata)
     }
     if not sizes:
-        raise ValueError(
-            f"{folder} holds no tensors under {PREFIX!r}; give a Lightning checkpoint."
-        )
+        raise FileError(f"{folder} holds no tensors under {PREFIX!r}; give a Lightning checkpoint.")
     pieces: dict[str, list[Any]] = {name: [] for name in sizes}
     for place, info in index.storage_data.items():
         if place.fqn in pieces:
@@ -120,14 +119,14 @@ def read_index(folder: Path) -> Any:
 
     Raises:
         FileNotFoundError: If the folder has none.
-        ValueError: If it is damaged or is not an index.
+        FileError: If it is damaged or is not an index.
     """
     path = folder / INDEX
     try:
         with path.open("rb") as file:
             index = _IndexReader(file).load()
     except pickle.UnpicklingError as error:
-        raise ValueError(
+        raise FileError(
             f"{path} asks for {error}, which no checkpoint index needs; it is refused, since it"
             " could run foreign code."
         ) from error

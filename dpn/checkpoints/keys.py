@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from dpn.common.errors import FileError
+
 
 def part_of(name: str) -> str:
     """Return the part of the model that a DPN name belongs to, such as `language`.
@@ -166,13 +168,13 @@ def detect(names: Iterable[str]) -> Format:
     """Detect the format of a file from the names of its tensors.
 
     Raises:
-        ValueError: If no format of the table matches.
+        FileError: If no format of the table matches.
     """
     names = list(names)
     for kind in FORMATS:
         if all(any(re.match(mark, name) for name in names) for mark in kind.marks):
             return kind
-    raise ValueError(
+    raise FileError(
         f"No known format has tensors named {', '.join(sorted(names)[:3])} ...; known formats are"
         f" {', '.join(kind.title for kind in FORMATS)}."
     )
@@ -208,7 +210,7 @@ def rename(names: Iterable[str], clip: str = "vision.model") -> Renamed:
         clip: Prefix of CLIP in the target's vision tower.
 
     Raises:
-        ValueError: If the format is unknown, or two tensors get the same name.
+        FileError: If the format is unknown, or two tensors get the same name.
     """
     names = list(names)
     kind = detect(names)
@@ -226,7 +228,7 @@ def rename(names: Iterable[str], clip: str = "vision.model") -> Renamed:
             ours[name] = _fill(match.expand(rule.name), places)
     if len(set(ours.values())) < len(ours):
         twice = sorted(name for name in ours if list(ours.values()).count(ours[name]) > 1)
-        raise ValueError(f"The source has two tensors for the same weight: {', '.join(twice[:4])}.")
+        raise FileError(f"The source has two tensors for the same weight: {', '.join(twice[:4])}.")
     return Renamed(kind, ours, tuple(dropped), tuple(unknown))
 
 

@@ -18,6 +18,7 @@ from dpn.checkpoints.tokenizers import has_tokenizer, read_tokenizer
 from dpn.checkpoints.vocabulary import TABLES, EntryMap, match_entries
 from dpn.checkpoints.zero import is_zero, open_zero
 from dpn.common.checksums import check_checksums
+from dpn.common.errors import FileError
 from dpn.model import DPNForConditionalGeneration
 
 log = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ class WeightSource:
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If a file is damaged or refused, or the format is unknown.
+        FileError: If a file is damaged or refused, or the format is unknown.
     """
 
     def __init__(self, path: Path, clip: str = "vision.model", base: Path | None = None):
@@ -133,8 +134,17 @@ class Plan:
     report: Report
 
     def stream(self, container: Container) -> Iterator[tuple[str, Tensor]]:
-        """Yield the tensors of one file with the names and shapes of the model."""
+        """Yield the tensors of one file with the names and shapes of the model.
+
+        Raises:
+            FileError: If a tensor holds NaN or infinity.
+        """
         for name, tensor in self.source.read(container, self.shapes):
+            if tensor.numel() and not all(bound.isfinite() for bound in tensor.aminmax()):
+                raise FileError(
+                    f"{container.path} holds NaN or infinity in {name}; the model would answer"
+                    " nothing but noise. Copy the file again, or take an earlier checkpoint."
+                )
             if name in TABLES and self.entries is not None:
                 tensor = self.entries.take(tensor)
             elif name.endswith(POSITIONS) and tuple(tensor.shape) != self.shapes[name]:
@@ -159,7 +169,7 @@ def plan(
         needs: Parts that must be complete; defaults to those that the source's format contains.
 
     Raises:
-        ValueError: If a required tensor is missing, a shape does not fit, or vocabulary entries
+        FileError: If a required tensor is missing, a shape does not fit, or vocabulary entries
             cannot be matched.
     """
     names = source.names
@@ -170,6 +180,8 @@ def plan(
     theirs = {ours: name for name, ours in names.ours.items()}
     strange = {n: theirs[n] for n in source.shapes if n not in shapes}
     report.dropped += [name for ours, name in strange.items() if is_optional(ours)]
+    if any(part_of(name) == "language" for name in shapes):
+        _check_language(source, shapes, strange)
     report.unexpected = _grouped(n for n in strange if not is_optional(n))
     if names.unknown:
         report.unexpected["no part"] = list(names.unknown)
@@ -209,7 +221,7 @@ def load(
 
     Raises:
         FileNotFoundError: If the source or one of its files is missing.
-        ValueError: If a file is damaged or refused, a required tensor is missing or has a wrong
+        FileError: If a file is damaged or refused, a required tensor is missing or has a wrong
             shape, or vocabulary entries cannot be matched.
     """
     state = model.state_dict()
@@ -279,15 +291,35 @@ def _check_missing(report: Report, needs: set[str], shapes: Mapping[str, Shape])
     lacking = {part: names for part, names in report.missing.items() if part in needs}
     if lacking:
         parts = "; ".join(f"{part}: {shorten(names)}" for part, names in lacking.items())
-        raise ValueError(
+        raise FileError(
             f"{report.source} ({report.title}) lacks required weights, {parts}. Was the model"
             " built with other sizes, or is a file of the source missing? To initialise new parts"
             " at random, name the others: init.language and init.vision instead of init.model."
         )
     if not report.taken:
-        raise ValueError(
+        raise FileError(
             f"{report.source} ({report.title}) has no weights for this model, whose parts are"
             f" {', '.join(_grouped(shapes))}."
+        )
+
+
+def _check_language(
+    source: WeightSource, shapes: Mapping[str, Shape], strange: Mapping[str, str]
+) -> None:
+    """Refuse tensors of a text model that the model has no place for, such as biases: without them
+    it would compute something else.
+    """
+    tied = "lm_head.weight" not in shapes  # then the head is the table of embeddings
+    lost = [
+        theirs
+        for ours, theirs in strange.items()
+        if part_of(ours) == "language" or (part_of(ours) == "lm_head" and not tied)
+    ]
+    if lost:
+        raise FileError(
+            f"{source.path} has weights of a text model that this model has no place for,"
+            f" {shorten(lost)}; build the model with the text model of the source"
+            " (model.text.model_type and its settings)."
         )
 
 
@@ -300,7 +332,7 @@ def _check_shapes(source: WeightSource, fits: Mapping[str, Shape], report: Repor
         elif have[name in TABLES :] != want[name in TABLES :]:
             wrong.append(f"{name} is {list(have)}, expected {list(want)}")
     if wrong:
-        raise ValueError(
+        raise FileError(
             f"{source.path} does not fit the model: {shorten(wrong, 4)}. Build the model with the"
             " sizes of the source."
         )

@@ -14,7 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from dpn.checkpoints.containers import Container, Read, open_containers, open_file
-from dpn.common.files import read_json
+from dpn.checkpoints.json_files import read_object
+from dpn.common.errors import FileError
 
 CONFIG = "adapter_config.json"
 ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -88,7 +89,8 @@ def base_folder(folder: Path, base: Path | None) -> Path:
     Raises:
         FileNotFoundError: If the folder does not exist.
     """
-    found = base or Path(read_json(folder / CONFIG).get("base_model_name_or_path") or "")
+    named = (read_object(folder / CONFIG) or {}).get("base_model_name_or_path")
+    found = base or Path(named if isinstance(named, str) else "")
     if not found.name or not found.is_dir():
         raise FileNotFoundError(
             f"{folder} is an adapter of {found}, which is not a local folder; give the folder of"
@@ -102,10 +104,10 @@ def open_lora(folder: Path, base: Path) -> list[Container]:
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If a file is damaged or refused, the adapter is not LoRA, or the base model
+        FileError: If a file is damaged or refused, the adapter is not LoRA, or the base model
             lacks a matrix that it changes.
     """
-    settings = read_json(folder / CONFIG)
+    settings = read_object(folder / CONFIG) or {}
     _check(folder, settings)
     files = [folder / name for name in ADAPTERS if (folder / name).is_file()]
     if not files:
@@ -121,7 +123,7 @@ def open_lora(folder: Path, base: Path) -> list[Container]:
         elif ".lora_" not in plain:
             whole[plain] = name
         elif not plain.endswith(".lora_B.weight"):
-            raise ValueError(f"{files[0]} has {name}; only LoRA of linear layers is merged here.")
+            raise FileError(f"{files[0]} has {name}; only LoRA of linear layers is merged here.")
     if whole:
         full.append(Other.of(adapter, whole))
     if (folder / TRAINED).is_file():
@@ -131,7 +133,7 @@ def open_lora(folder: Path, base: Path) -> list[Container]:
     opened = open_containers(base)
     known = {name for container in opened for name in container.shapes}
     if lacking := sorted(set(factors) - known):
-        raise ValueError(
+        raise FileError(
             f"{base} lacks {', '.join(lacking[:3])}, which the adapter {folder} changes; give the"
             " base model that it was trained on."
         )
@@ -156,10 +158,13 @@ def _trained_names(file: Container) -> dict[str, str]:
 def _check(folder: Path, settings: Mapping[str, Any]) -> None:
     kind = settings.get("peft_type")
     if kind != "LORA":
-        raise ValueError(f"{folder / CONFIG} has peft_type={kind}; only LORA is merged here.")
+        raise FileError(f"{folder / CONFIG} has peft_type={kind}; only LORA is merged here.")
+    for key in ("r", "lora_alpha"):
+        if not isinstance(settings.get(key), int | float) or settings[key] <= 0:
+            raise FileError(f"{folder / CONFIG} has {key}={settings.get(key)!r}; copy it again.")
     changed = [key for key in PLAIN if settings.get(key)]
     if changed:
-        raise ValueError(
+        raise FileError(
             f"{folder / CONFIG} sets {', '.join(changed)}, which is not merged here; merge it with"
             " peft (merge_and_unload) and convert the result."
         )

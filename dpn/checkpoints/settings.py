@@ -10,22 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import CLIPVisionConfig
 
 from dpn.checkpoints.containers import Shape
-from dpn.common.files import read_json
+from dpn.checkpoints.image_settings import read_image_settings, unread_files
+from dpn.checkpoints.json_files import read_object
+from dpn.checkpoints.text_models import Node, check_text, original_text
+from dpn.common.errors import FileError
 
-Node = dict[str, Any]
-
-#: Keys of a Llama config, which an original config holds in addition to LLaVA's own.
-TEXT_KEYS = (
-    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
-    *("num_key_value_heads", "head_dim", "hidden_act", "max_position_embeddings", "rms_norm_eps"),
-    *("rope_theta", "rope_scaling", "rope_parameters", "initializer_range", "attention_bias"),
-    *("tie_word_embeddings", "vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"),
-)
 #: The tower whose sizes are the defaults of `vision=clip`.
 CLIP_L = "clip-vit-large-patch14-336"
+#: Settings of CLIP that the tower does not change.
+CLIP_SETTINGS = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "num_channels": 3}
 #: Depths, widths and eps of LLaVA-HR's slow towers, from timm's ConvNeXt.
 SLOW_TOWERS: dict[str, Node] = {
     "convnext_large_mlp": {
@@ -54,6 +51,7 @@ class Settings:
         router: DPN's router and its arguments, or `none`.
         processor: Arguments of the processor, without the tokenizer.
         towers: Names or folders of the vision towers that the weights were trained from.
+        notes: Sentences about files of the folder that are not read.
     """
 
     text: Node
@@ -62,6 +60,7 @@ class Settings:
     router: Node
     processor: Node
     towers: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def read_settings(
@@ -77,10 +76,10 @@ def read_settings(
 
     Raises:
         FileNotFoundError: If there is no config.
-        ValueError: If it is of another model, or uses an unsupported option.
+        FileError: If it is of another model, or uses an unsupported option.
     """
     file = folder / "config.json"
-    config = read_json(file)
+    config = read_object(file)
     if config is None:
         raise FileNotFoundError(
             f"{folder} holds no config.json, which has the model's sizes; put it there, or give a"
@@ -92,8 +91,13 @@ def read_settings(
         if "text_config" in config and "vision_config" in config:
             return _hugging_face(file, config)
     except KeyError as error:
-        raise ValueError(f"{file} lacks {error}; take the config of the released model.") from error
-    raise ValueError(
+        raise FileError(f"{file} lacks {error}; take the config of the released model.") from error
+    except (AttributeError, TypeError) as error:
+        raise FileError(
+            f"{file} holds a value of a wrong type ({error}); take the config of the released"
+            " model."
+        ) from error
+    raise FileError(
         f"{file} is not a LLaVA config: it has neither mm_vision_tower (original LLaVA) nor"
         " text_config and vision_config (Hugging Face); give a LLaVA, LLaVA-HR or DPN folder."
     )
@@ -103,12 +107,15 @@ def _original(
     file: Path, config: Node, shapes: Mapping[str, Shape], clip_folders: Sequence[Path]
 ) -> Settings:
     if config.get("mm_use_im_start_end") or config.get("mm_use_im_patch_token"):
-        raise ValueError(
+        raise FileError(
             f"{file} uses mm_use_im_start_end or mm_use_im_patch_token, which are not supported;"
             " every released LLaVA-1.5, LLaVA-HR and DPN has them off."
         )
     feature = config.get("mm_vision_select_feature", "patch")
     _only(file, "mm_vision_select_feature", feature, ("patch",))
+    _only(file, "mm_patch_merge_type", config.get("mm_patch_merge_type") or "flat", ("flat",))
+    _only(file, "s2", config.get("s2") or False, (False,))
+    text = original_text(file, config)
     tower, slow = config["mm_vision_tower"], config.get("vision_tower_slow")
     clip = _clip_sizes(file, [*clip_folders, Path(tower)], tower)
     if config.get("is_multipath_encoder"):
@@ -119,12 +126,14 @@ def _original(
         if size := config.get("input_image_size"):
             vision["image_size"] = size
     router, router_token = _router(file, config.get("pooling"))
-    text = {"model_type": "llama", **{k: config[k] for k in TEXT_KEYS if k in config}}
     mode = config.get("image_aspect_ratio") or "square"
     _only(file, "image_aspect_ratio", mode, ("pad", "square"))
     projector = _projector(file, config.get("mm_projector_type") or "linear")
-    processor = _processor(vision, mode, router_token)
     towers = tuple(t for t in (tower, slow) if t)
+    image = read_image_settings([*clip_folders, Path(tower)])
+    processor = _processor(vision, mode, router_token) | image
+    if config.get("pooling"):
+        processor["tokenization"] = "transformers-4.31"  # the release of DPN
     return Settings(text, vision, projector, router, processor, towers)
 
 
@@ -136,39 +145,51 @@ def _hugging_face(file: Path, config: Node) -> Settings:
     }
     for key, allowed in wanted.items():
         _only(file, key, config.get(key, allowed[0]), allowed)
-    kind = config["vision_config"].get("model_type")
+    vision_config = config["vision_config"]
+    kind = vision_config.get("model_type", "clip_vision_model")
     _only(file, "vision_config.model_type", kind, ("clip_vision_model",))
     layer = config.get("vision_feature_layer", -2)
     if not isinstance(layer, int):
-        raise ValueError(
+        raise FileError(
             f"{file} has vision_feature_layer={layer}; only a single layer is supported."
         )
-    vision = {"name": "clip", **_clip_arguments(file, config["vision_config"])}
+    vision = {"name": "clip", **_clip_arguments(file, vision_config)}
     vision["select_layer"] = layer
-    text = {"model_type": "llama", **config["text_config"]}
+    text = check_text(file, {"model_type": "llama", **config["text_config"]})
+    if config.get("tie_word_embeddings"):  # Hugging Face ties if either of them says so
+        text["tie_word_embeddings"] = True
     # LLaVA was trained on padded images, although Hugging Face's processor crops them.
-    return Settings(
-        text, vision, {"name": "mlp"}, {"name": "none"}, _processor(vision, "pad", False)
-    )
+    processor = _processor(vision, "pad", False) | read_image_settings([file.parent])
+    notes = unread_files(file.parent)
+    return Settings(text, vision, {"name": "mlp"}, {"name": "none"}, processor, notes=notes)
 
 
 def _clip_sizes(file: Path, folders: Sequence[Path], tower: str) -> Node:
     """Return CLIP's sizes from the first folder with a config; empty for CLIP-L/336 (defaults)."""
+    others = []
     for folder in folders:
-        config = read_json(folder / "config.json") if folder.is_dir() else None
-        if config and "clip" in config.get("model_type", ""):
+        config = (read_object(folder / "config.json") if folder.is_dir() else None) or {}
+        if config.get("model_type") in ("clip", "clip_vision_model"):
             return _clip_arguments(folder / "config.json", config.get("vision_config") or config)
-    if Path(tower).name == CLIP_L:
+        if config and folder == Path(tower):
+            others.append(f"{folder} is a {config.get('model_type')} model")
+    if Path(tower).name == CLIP_L and not others:
         return {}
-    raise ValueError(
-        f"{file} names the vision tower {tower}, whose sizes are unknown; give its folder, with"
-        f" config.json and weights. Without one only {CLIP_L} is known."
+    raise FileError(
+        f"{file} names the vision tower {tower}, whose sizes are unknown; give the folder of a CLIP"
+        f" model, with config.json and weights. Without one only {CLIP_L} is known."
+        + "".join(f" {other}, which is not supported." for other in others)
     )
 
 
 def _clip_arguments(file: Path, config: Node) -> Node:
-    full = CLIPVisionConfig(**{k: v for k, v in config.items() if k != "model_type"})
-    _only(file, "vision_config.hidden_act", full.hidden_act, ("quick_gelu",))
+    try:
+        full = CLIPVisionConfig(**{k: v for k, v in config.items() if k != "model_type"})
+    except (StrictDataclassError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise FileError(f"{file} has an invalid config of CLIP: {reason}") from error
+    for key, value in CLIP_SETTINGS.items():
+        _only(file, f"vision_config.{key}", getattr(full, key), (value,))
     return {
         "image_size": full.image_size,
         "patch_size": full.patch_size,
@@ -202,7 +223,7 @@ def _projector(file: Path, kind: str) -> Node:
         return {"name": "mlp", "depth": 1}
     if match := re.fullmatch(r"mlp(\d+)x_gelu", kind):
         return {"name": "mlp", "depth": int(match[1])}
-    raise ValueError(f"{file} has mm_projector_type={kind!r}; use linear or mlpNx_gelu.")
+    raise FileError(f"{file} has mm_projector_type={kind!r}; use linear or mlpNx_gelu.")
 
 
 def _router(file: Path, pooling: Node | None) -> tuple[Node, bool]:
@@ -215,7 +236,7 @@ def _router(file: Path, pooling: Node | None) -> tuple[Node, bool]:
     places = sorted(pooling["pooling_layers"], key=lambda place: place["index"])
     for place in places:
         if place.get("stride", place["kernel_size"]) != place["kernel_size"]:
-            raise ValueError(
+            raise FileError(
                 f"{file} pools at layer {place['index']} with stride {place['stride']} and kernel"
                 f" {place['kernel_size']}; they must be equal."
             )
@@ -233,6 +254,7 @@ def _router(file: Path, pooling: Node | None) -> tuple[Node, bool]:
         version = pooling.get("router_version", "v1")
         _only(file, "pooling.router_version", version, tuple(GATES))
         router |= {
+            "min_rows": "reference",
             "gate": GATES[version],
             "token": "router" if token else "last",
             "detach": bool(pooling.get("detach_cls_token_to_predict")),
@@ -253,4 +275,4 @@ def _processor(vision: Node, mode: str, router_token: bool) -> Node:
 
 def _only(file: Path, key: str, value: Any, allowed: Sequence[Any]) -> None:
     if value not in allowed:
-        raise ValueError(f"{file} has {key}={value!r}; supported: {', '.join(map(repr, allowed))}.")
+        raise FileError(f"{file} has {key}={value!r}; supported: {', '.join(map(repr, allowed))}.")

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer, normalizers, pre_tokenizers
 from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
-from dpn.common.files import read_json
+from dpn.checkpoints.json_files import read_object
 
 FILES = ("tokenizer.json", "tokenizer.model")
 
@@ -29,7 +30,7 @@ def read_tokenizer(folder: Path) -> Any:
         return PreTrainedTokenizerFast.from_pretrained(str(folder))
     if not (folder / "tokenizer.model").is_file():
         raise FileNotFoundError(f"{folder} holds no tokenizer: looked for {', '.join(FILES)}.")
-    settings = read_json(folder / "tokenizer_config.json") or {}
+    settings = read_object(folder / "tokenizer_config.json") or {}
     # Defaults of Llama's files.
     usual = {"legacy": True, "add_bos_token": True}
     llama = LlamaTokenizer.from_pretrained(
@@ -37,9 +38,34 @@ def read_tokenizer(folder: Path) -> Any:
     )
     # When loaded again, LlamaTokenizer would rebuild itself without `legacy`; this class does not.
     return PreTrainedTokenizerFast(
-        tokenizer_object=llama.backend_tokenizer,
+        tokenizer_object=_with_blank(llama.backend_tokenizer, settings.get("legacy", True)),
         model_max_length=llama.model_max_length,
         padding_side=llama.padding_side,
         clean_up_tokenization_spaces=False,
         **llama.special_tokens_map,
     )
+
+
+def _with_blank(tokenizer: Tokenizer, legacy: bool) -> Tokenizer:
+    """Let a tokenizer put a blank before a text even if the text begins with one, as sentencepiece
+    does and Hugging Face's fast tokenizers do not.
+
+    Args:
+        tokenizer: Tokenizer of Llama's pieces.
+        legacy: Whether text after a special token gets a blank, too.
+    """
+    to_blank = normalizers.Replace(" ", "▁")
+    if legacy:
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), to_blank])
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([])
+        return tokenizer
+    # The first one adds a space to the text's start, where no space is left; the second turns it
+    # into a blank.
+    tokenizer.normalizer = to_blank
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Metaspace(" ", "first", split=False),
+            pre_tokenizers.Metaspace("▁", "never", split=False),
+        ]
+    )
+    return tokenizer

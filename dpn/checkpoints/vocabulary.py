@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dpn.common.errors import FileError
 from dpn.data.conversation import IMAGE, ROUTER
 
 #: DPN names of the two tables.
@@ -70,7 +71,7 @@ def match_entries(
         new_tokens: Vocabulary of the model, if it is known.
 
     Raises:
-        ValueError: If the numbers differ and the tokens are unknown, or the vocabularies share no
+        FileError: If the numbers differ and the tokens are unknown, or the vocabularies share no
             token.
     """
     if new_tokens is None or old_tokens is None:
@@ -78,7 +79,7 @@ def match_entries(
         if old == new:
             return EntryMap(tuple(range(new)))
         if not own or old > min(own):
-            raise ValueError(
+            raise FileError(
                 f"The source has {old} vocabulary entries and the model {new}, and without both"
                 " tokenizers they cannot be matched; put the source's tokenizer files beside its"
                 " weights."
@@ -89,7 +90,7 @@ def match_entries(
     sources = tuple(entry if entry is not None and entry < old else None for entry in entries)
     taken = {entry for entry in sources if entry is not None}
     if not taken:
-        raise ValueError(
+        raise FileError(
             "The source's tokenizer and the model's have no token in common; use the tokenizer of"
             " the source."
         )

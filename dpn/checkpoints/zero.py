@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from dpn.checkpoints.containers import Container, Read, Shape, damaged, in_parts, read_pickle
+from dpn.common.errors import FileError
 
 State = dict[str, Any]
 Pieces = tuple[Tensor, ...]
@@ -77,7 +78,7 @@ def open_zero(folder: Path) -> list[Container]:
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If a file is damaged or refused, or the files are of different runs.
+        FileError: If a file is damaged or refused, or the files are of different runs.
     """
     place = _place(folder)
     assert place is not None, folder
@@ -113,7 +114,7 @@ def _tensors(place: Path) -> tuple[dict[str, Shape], dict[str, Pieces]]:
         raise _mixed(place, f"{_world(model)} and {len(optimizers)} processes wrote them")
     key, cut = ("fp32_flat_groups", _cut_each) if stage3 else (PARTITION, _cut_whole)
     if any(map(any, optimizers[0].get("param_alignment_paddings", ()))):
-        raise ValueError(
+        raise FileError(
             f"{place} was written with zero_optimization.parameter_alignment, which is not"
             " supported; merge it with the zero_to_fp32.py that DeepSpeed wrote beside it."
         )
@@ -205,5 +206,5 @@ def _read(place: Path, name: str) -> State:
     return state
 
 
-def _mixed(place: Path, why: str) -> ValueError:
-    return ValueError(f"The files in {place} are of different runs: {why}; copy those of one run.")
+def _mixed(place: Path, why: str) -> FileError:
+    return FileError(f"The files in {place} are of different runs: {why}; copy those of one run.")

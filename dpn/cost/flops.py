@@ -51,7 +51,8 @@ class Cost:
         vision_flops: FLOPs of the vision tower.
         projector_flops: FLOPs of the projector.
         layers: Cost of each decoder layer.
-        score_flops: FLOPs of the attention scores that routers read, see `score_flops`.
+        score_flops: FLOPs of what is read without a gradient: attention scores that routers read,
+            see `score_flops`, and questions that projectors read.
         head_flops: FLOPs of the language head for one row.
     """
 
@@ -128,7 +129,9 @@ def costs(model: Any, trace: Trace, text_columns: Sequence[int]) -> list[Cost]:
     """
     config = model.config.text_config
     found = []
+    questions = trace.question_rows or (0,) * len(text_columns)
     for b, text in enumerate(text_columns):
+        read = decoder_flops([questions[b]] * config.num_hidden_layers, config)
         grids = list(zip(trace.tower_grids[b], trace.grids[b], strict=True))
         planned = zip(trace.work, trace.plans, strict=True)
         found.append(
@@ -136,7 +139,7 @@ def costs(model: Any, trace: Trace, text_columns: Sequence[int]) -> list[Cost]:
                 sum(model.vision.flops(model.projector.tower_grid(grid)) for grid, _ in grids),
                 sum(model.projector.flops(grid, after) for grid, after in grids),
                 tuple(layer_cost(text, work[b], plan, config) for work, plan in planned),
-                sum(score_flops(*asked[b], config) for asked in trace.score_reads),
+                read + sum(score_flops(*asked[b], config) for asked in trace.score_reads),
                 head_flops(1, config),
             )
         )

@@ -39,9 +39,12 @@ _BODY = """
 {{- style.system -}}
 {%- for text in chat.turns -%}
   {%- if loop.index0 % 2 == 0 -%}
-    {{- style.human ~ style.mark * text.count(image) -}}
-    {%- if style.instruction -%}
-      {{- text.replace(image, "").strip() if image in text else text -}}
+    {{- style.human -}}
+    {%- set said = text.replace(image, "") if style.instruction else "" -%}
+    {%- if image in text -%}
+      {{- (style.mark * text.count(image) ~ said.strip()).rstrip() -}}
+    {%- else -%}
+      {{- said -}}
     {%- endif -%}
     {{- router if chat.images and with_router -}}
     {{- style.cue if add_generation_prompt or not loop.last -}}

@@ -259,9 +259,10 @@ def render_follow_up(words: str, style: Template, eos: str, router: bool) -> Pie
 
 
 def _question(marks: int, words: str, style: Template, router: bool) -> Piece:
-    words = words if style.instruction else ""
-    tail = ROUTER if router else ""
-    return Piece(style.human + style.mark * marks + words + tail + style.cue)
+    text = words if style.instruction else ""
+    if marks:  # a turn of images alone has no line break after the last one
+        text = (style.mark * marks + text).rstrip()
+    return Piece(style.human + text + (ROUTER if router else "") + style.cue)
 
 
 def checked_pieces(

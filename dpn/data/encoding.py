@@ -5,19 +5,31 @@ character offsets tell which ids are supervised, so no length is guessed and any
 tokenizer works.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
 
+from dpn.data import transformers_4_31
 from dpn.data.batch import IGNORE, DataError
 from dpn.data.conversation import IMAGE, Piece, Template, Turn, checked_pieces, render
 
+#: How text is tokenised: as the tokenizer does it now, or as in the transformers release of DPN.
+Tokenization = Literal["tokenizer", "transformers-4.31"]
 
-def tokenize(pieces: Iterable[Piece], tokenizer: Any) -> tuple[list[int], list[int]]:
+
+def tokenize(
+    pieces: Iterable[Piece], tokenizer: Any, tokenization: Tokenization = "tokenizer"
+) -> tuple[list[int], list[int]]:
     """Return the ids, starting with BOS, and the labels of rendered pieces.
 
     An id is supervised if its first character is. Text between two images is tokenised as one
     chunk.
+
+    Args:
+        pieces: Rendered conversation.
+        tokenizer: Hugging Face fast tokenizer with an `<image>` token.
+        tokenization: `tokenizer`, or `transformers-4.31`, see `dpn.data.transformers_4_31`.
     """
+    encode_text = ENCODERS[tokenization]
     image_id = tokenizer.convert_tokens_to_ids(IMAGE)
     ids, labels = [tokenizer.bos_token_id], [IGNORE]
     for number, chunk in enumerate(_chunks(pieces)):
@@ -28,11 +40,23 @@ def tokenize(pieces: Iterable[Piece], tokenizer: Any) -> tuple[list[int], list[i
         if not text:
             continue
         supervised = [flag for piece in chunk for flag in [piece.supervised] * len(piece.text)]
-        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        for token, (start, _) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
+        for token, start in encode_text(text, tokenizer):
             ids.append(token)
             labels.append(token if supervised[start] else IGNORE)
     return ids, labels
+
+
+def _encode_text(text: str, tokenizer: Any) -> list[tuple[int, int]]:
+    """Encode a text without BOS; each id comes with the place of its first character."""
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    starts = [start for start, _ in encoded["offset_mapping"]]
+    return list(zip(encoded["input_ids"], starts, strict=True))
+
+
+ENCODERS: dict[str, Callable[[str, Any], list[tuple[int, int]]]] = {
+    "tokenizer": _encode_text,
+    "transformers-4.31": transformers_4_31.encode_text,
+}
 
 
 def encode(
@@ -42,6 +66,7 @@ def encode(
     style: Template,
     router: bool,
     max_length: int | None = None,
+    tokenization: Tokenization = "tokenizer",
 ) -> tuple[list[int], list[int]]:
     """Encode a conversation as ids and labels.
 
@@ -53,12 +78,13 @@ def encode(
         style: Conversation template.
         router: Whether `<ROUTER>` ends every human turn of a sample with images.
         max_length: Maximum number of ids, each image counted as one.
+        tokenization: See `tokenize`.
 
     Raises:
         DataError: If the conversation is too long or cannot be learned (see `checked_pieces`).
     """
     pieces = checked_pieces(turns, images, style, tokenizer.eos_token, router)
-    ids, labels = tokenize(pieces, tokenizer)
+    ids, labels = tokenize(pieces, tokenizer, tokenization)
     if max_length is not None and len(ids) > max_length:
         raise DataError(
             f"the sample has {len(ids)} ids, the maximum is {max_length};"

@@ -60,10 +60,10 @@ def _attention(
     """Compute attention under a plan.
 
     Text rows attend as in the stock layer, except that the values of visual rows are zero in
-    inactive heads. Visual rows attend in active heads only.
+    inactive heads, or in all heads with `plan.mute`. Visual rows attend in active heads only.
     """
     is_local = plan.radius is not None or plan.window is not None
-    if not is_local and plan.heads is None:
+    if not is_local and plan.heads is None and not plan.mute:
         return attention(
             normed[None],
             attention_mask=None,
@@ -78,12 +78,14 @@ def _attention(
         asks = rows.apart(rotated(attention, "q", normed, cos, sin))
         key = rotated(attention, "k", normed, cos, sin).contiguous()
         value = attention.v_proj(normed).unflatten(-1, (-1, attention.head_dim))
+        value = _muted(value, rows) if plan.mute else value
         shown, units = (key, value), None
     else:
         kv = torch.tensor(plan.heads, dtype=torch.long).to(normed.device, non_blocking=True)
         asks, units = _queries_of(attention, normed, kv, rows, (cos, sin))
         key = rotated(attention, "k", normed, cos, sin).contiguous()
         value = _values_of(attention, normed, kv, rows)
+        value = _muted(value, rows) if plan.mute else value
         shown = key.index_select(1, kv), value.index_select(1, kv)
     if rows.attention.write is not None:
         rows.attention.write(attention.layer_idx, key, value)
@@ -138,6 +140,12 @@ def _values_of(attention: Any, normed: Tensor, kv: Tensor, rows: PlannedRows) ->
     some = outputs(attention.v_proj, visual, units_of(kv, size)).unflatten(-1, (-1, size))
     none = some.new_zeros(len(some), values.shape[1], size)
     return rows.together(values, none.index_copy(1, kv, some))
+
+
+def _muted(value: Tensor, rows: PlannedRows) -> Tensor:
+    """Set the values of visual rows to zero."""
+    text, visual = rows.apart(value)
+    return rows.together(text, torch.zeros_like(visual))
 
 
 @marked("FFN")

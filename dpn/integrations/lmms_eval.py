@@ -24,7 +24,6 @@ from dpn import inference
 from dpn.common.progress import progress
 from dpn.data.batch import IGNORE, DataError, Sample, collate
 from dpn.data.conversation import IMAGE, Piece, Turn, check_words
-from dpn.data.encoding import tokenize
 from dpn.data.image_files import to_rgb
 from dpn.data.image_rules import OFFICIAL
 from dpn.inference import Decoding
@@ -152,7 +151,7 @@ class DPN(lmms):
             if not isinstance(wanted, Mapping):
                 text = wanted(document) if callable(wanted) else wanted
                 pieces.append(self._continuation(text))
-            ids, labels = tokenize(pieces, self.processor.tokenizer)
+            ids, labels = self.processor.tokenize(pieces)
             pixels = [self.processor.transform(to_rgb(image, OFFICIAL)) for image in images]
             return Sample(ids, labels, pixels, sample_id=int(doc_id))
 

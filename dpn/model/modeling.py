@@ -28,6 +28,7 @@ from dpn.model.configuration import DPNConfig
 from dpn.model.cross_entropy import cross_entropy
 from dpn.model.generation import RaggedGenerationMixin
 from dpn.model.inputs import HostBatch, by_sample
+from dpn.model.questions import read_questions
 from dpn.routers.base import Router, RoutingContext
 from dpn.tokens import CellMap, Grid, PackedTokens, Positions, Trace, pack
 from dpn.vision import ImageContext, VisualFeatures
@@ -253,6 +254,7 @@ class DPNForConditionalGeneration(RaggedGenerationMixin, PreTrainedModel):
                 sizes = [(h, w) for h, w in image_sizes.tolist()]
             tower_grids = tuple(self.vision.grid_of(*size) for size in sizes)
             seen = image_context(text, text_index, host.ids.shape[1], owners, context)
+            seen = self._with_questions(seen, owners, batch, context.trace)
             features = self._project(pixel_values, sizes, tower_grids, seen)
             visual, grids = features.per_image(), features.grids
             visual = [rows.to(text.dtype) for rows in visual]
@@ -263,12 +265,35 @@ class DPNForConditionalGeneration(RaggedGenerationMixin, PreTrainedModel):
         elif several_processes() or (self.training and torch.is_grad_enabled()):  # see `connect`
             size = self.vision.image_size
             nothing = ImageContext((text.new_zeros(1, text.shape[1]),), np.zeros(1, np.uint64))
+            nothing = self._with_questions(nothing, [0], 1, Trace((), ()))
             blank = text.new_zeros(1, 3, size, size)
             features = self._project(blank, [(size, size)], (self.vision.grid,), nothing)
             text = connect(text, [features.tokens])
         context.trace.tower_grids = by_sample(tower_grids, owners, batch)
         context.trace.grids = by_sample(grids, owners, batch)
         return pack(text, host.mask, places, visual, grids, positions, sources)
+
+    def _with_questions(
+        self, context: ImageContext, owners: Sequence[int], batch: int, trace: Trace
+    ) -> ImageContext:
+        """Add what the decoder reads in the instructions, if the projector needs it.
+
+        Args:
+            context: Context of the projector.
+            owners: Sample of each image, `[I]`.
+            batch: Number of samples.
+            trace: Trace of the pass, in which the rows that are read are recorded.
+        """
+        if not self.projector.reads_question:
+            return context
+        texts = dict(zip(owners, context.instructions, strict=True))
+        read = read_questions(self.language, self.router, [*texts.values()], self.attention)
+        place = {owner: i for i, owner in enumerate(texts)}
+        index = torch.tensor([place[owner] for owner in owners]).to(read.device)
+        trace.question_rows = tuple(
+            max(1, len(texts[b])) if b in texts else 0 for b in range(batch)
+        )
+        return replace(context, questions=read[index])
 
     def _project(
         self,

@@ -32,7 +32,7 @@ from dpn.data.conversation import (
     render_follow_up,
     template,
 )
-from dpn.data.encoding import encode, tokenize
+from dpn.data.encoding import ENCODERS, Tokenization, encode, tokenize
 from dpn.data.image_files import load_image
 from dpn.data.images import CLIP_MEAN, CLIP_STD, ImageMode, ImageTransform
 
@@ -56,6 +56,8 @@ class DPNProcessor(ProcessorMixin):
         image_std: Standard deviation of each channel.
         patch_size: Patch size of the vision tower in pixels.
         router_token: Whether `<ROUTER>` ends every human turn of a sample with images.
+        tokenization: `tokenizer`: as the tokenizer itself does it; `transformers-4.31`: the ids
+            with which the released DPN models were trained, see `dpn.data.transformers_4_31`.
 
     Attributes:
         transform: Conversion of a PIL image to normalised pixels `[3, H, W]`.
@@ -72,8 +74,14 @@ class DPNProcessor(ProcessorMixin):
         image_std: tuple[float, float, float] = CLIP_STD,
         patch_size: int = 14,
         router_token: bool = True,
+        tokenization: Tokenization = "tokenizer",
     ):
+        if tokenization not in ENCODERS:
+            raise ValueError(
+                f"unknown tokenization {tokenization!r}; choose {' or '.join(ENCODERS)}."
+            )
         self.template, self.router_token = template, router_token
+        self.tokenization: Tokenization = tokenization
         self.style = _template(template)
         super().__init__(
             _prepare(tokenizer, router_token), chat_template=chat_template(self.style, router_token)
@@ -111,7 +119,14 @@ class DPNProcessor(ProcessorMixin):
     ) -> tuple[list[int], list[int]]:
         """Encode a conversation as ids and labels, see `dpn.data.encoding.encode`."""
         style = _template(template) if template else self.style
-        return encode(turns, images, self.tokenizer, style, self.router_token, max_length)
+        return encode(
+            *(turns, images, self.tokenizer, style, self.router_token, max_length),
+            tokenization=self.tokenization,
+        )
+
+    def tokenize(self, pieces: Sequence[Piece]) -> tuple[list[int], list[int]]:
+        """Return the ids, starting with BOS, and the labels of rendered pieces."""
+        return tokenize(pieces, self.tokenizer, self.tokenization)
 
     def prompt(self, messages: Sequence[Message]) -> str:
         """Build the prompt for the next answer: `... USER: <image>\\nWhat?<ROUTER> ASSISTANT:`.
@@ -153,7 +168,7 @@ class DPNProcessor(ProcessorMixin):
         eos = self.tokenizer.eos_token
         check_words(turns, eos)
         piece = render_follow_up(turns[0].text, self.style, eos, self.router_token and images)
-        return tokenize([piece], self.tokenizer)[0][1:]
+        return self.tokenize([piece])[0][1:]
 
     def __call__(
         self,
@@ -197,7 +212,7 @@ class DPNProcessor(ProcessorMixin):
         if messages is not None:
             conversations: Any = [messages] if isinstance(messages[0], Mapping) else messages
             texts = [self.prompt(one) for one in conversations]
-        rows = [tokenize([Piece(one)], self.tokenizer)[0] for one in texts]
+        rows = [self.tokenize([Piece(one)])[0] for one in texts]
         input_ids, attention_mask = pad_ids(rows, self.pad_token_id, padding_side)
         pixels = [[self.transform(image) for image in own] for own in _by_text(images, texts)]
         return BatchFeature(
@@ -231,6 +246,7 @@ class DPNProcessor(ProcessorMixin):
             "image_std": list(recipe.std),
             "patch_size": recipe.multiple,
             "router_token": self.router_token,
+            "tokenization": self.tokenization,
         }
 
     @classmethod

@@ -48,6 +48,8 @@ class Projector(nn.Module):
         own_weights: Whether it has other weights than LLaVA's MLP, so that a model that was trained
             with `projector=mlp` needs more training.
         needs: Additional features that it needs from the tower.
+        reads_question: Whether it needs `ImageContext.questions`, for which the decoder reads the
+            text of every instruction once more.
         adaptive: Whether the number of tokens depends on the content of an image.
         calibrated: Whether `keep` is met by a price that is found on training data, see
             `dpn.training.calibration`.
@@ -60,6 +62,7 @@ class Projector(nn.Module):
     own_weights: ClassVar[bool] = False
     keep: float | None = None
     needs: Needs = Needs()
+    reads_question: bool = False
     adaptive: bool = False
     calibrated: ClassVar[bool] = False
     ignores: ClassVar[tuple[str, ...]] = ()

@@ -20,7 +20,8 @@ class MatryoshkaQueryProjector(Projector):
     m is drawn for each training step and chosen at inference. As in the release, queries have the
     sine-cosine positions of a square grid, keys are the positions of the tokens (the same table,
     resized bicubically) and values are the tokens, each after a LayerNorm; one matrix maps the
-    result to the decoder's width. Training draws m from 2, 4, ... up to all queries, the same for
+    result to the decoder's width. Models that were saved with another table keep theirs. Training
+    draws m from 2, 4, ... up to all queries, the same for
     all images and processes. A row does not belong to particular cells of the image.
 
     Args:
@@ -48,7 +49,10 @@ class MatryoshkaQueryProjector(Projector):
         self.count, self.rows, self.keep, self.elastic = queries, rows, keep, elastic
         width, side = self.input_size, math.isqrt(queries)
         self.queries = nn.Parameter(nn.init.trunc_normal_(torch.empty(queries, width), std=0.02))
-        self.register_buffer("positions", sincos_positions((side, side), width, 10_000))
+        # The first half of an embedding is that of the column, as in MAE's code; the transposed
+        # table has it so.
+        table = sincos_positions((side, side), width, 10_000).unflatten(0, (side, side))
+        self.register_buffer("positions", table.transpose(0, 1).flatten(0, 1))
         self.norms = nn.ModuleList(nn.LayerNorm(width, eps=1e-6) for _ in range(3))
         self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
         self.output = nn.Parameter(torch.randn(width, self.output_size) * self.output_size**-0.5)

@@ -12,6 +12,8 @@ from dpn.tokens import PackedTokens, Positions
 
 #: `get_importance` of the source: temperature of its softmax, steps of its page rank.
 TEMPERATURE, STEPS = 0.1, 5
+#: Largest rounding error of a number of rows.
+TINY = 1e-6
 
 
 class AIMRouter(DroppingRouter):
@@ -93,8 +95,16 @@ class AIMRouter(DroppingRouter):
 
 
 def merged_rows(share: float, entered: int) -> int:
-    """Return the number of rows that merging leaves, at least one."""
-    return max(1, int(entered * share))
+    """Return the number of rows that merging leaves, at least one.
+
+    As released, a round merges a share of the entered rows, rounded down: one half, then a quarter,
+    and so on; the last round merges what is left to merge. So 183 of 729 rows are left at 0.25.
+    """
+    left, now = entered, 1.0
+    while (merge := min(now / 2, now - share)) * entered > 1 - TINY:
+        left -= int(merge * entered + TINY)
+        now -= merge
+    return left
 
 
 def importance(probs: Tensor) -> Tensor:

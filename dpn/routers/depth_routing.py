@@ -172,9 +172,9 @@ class DepthRoutingRouter(StrengthRouter):
 class _RankOfMaps(Router):
     """Adds up the ranks of each layer's attention maps and keeps all rows.
 
-    The paper takes the mean over heads and samples, and does not say which samples or which
-    singular values count as zero. Without a tolerance the rank of a map is nearly the number of its
-    rows, since each row attends to itself.
+    As in `compute_attention_rank` of Yaxin9Luo/Gamma-MOD, the attention of a row to itself is left
+    out, which would give nearly every map its full rank, and the mean is taken over heads and
+    samples. The paper does not say which samples.
 
     Args:
         like: Router of the model, for its sizes and positions.
@@ -199,8 +199,10 @@ class _RankOfMaps(Router):
         return tokens
 
     def rank(self, probs: Tensor) -> float:
-        """Return the rank of attention probabilities `[n, H, n]`, mean over heads."""
-        ranks = torch.linalg.matrix_rank(probs.transpose(0, 1), rtol=self.tolerance)
+        """Return the rank of attention probabilities `[n, H, n]` below the diagonal, mean over
+        heads.
+        """
+        ranks = torch.linalg.matrix_rank(probs.transpose(0, 1).tril(-1), rtol=self.tolerance)
         return float(ranks.float().mean())
 
 

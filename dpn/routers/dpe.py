@@ -32,9 +32,11 @@ class DPERouter(PoolingRouter):
         where: Whether rows are pooled after the layer (`post`) or before it (`pre`).
         positions: `renumber` or `keep`, see `dpn.tokens.packed.PackedTokens`.
         min_rows: Fewest rows that an expert may leave of a sample; `reference`: 18 in training, no
-            limit in evaluation, and samples below 16 rows are never routed.
+            limit in evaluation, and samples below 16 rows are never routed. Converted DPN models
+            have `reference`.
         eligibility: `sample`: a sample is routed if it has at least as many rows as the largest
-            kernel; `reference`: samples are routed only if all of the batch have.
+            kernel; `reference`: samples are routed only if all of the batch have, so none is
+            beside a sample of text alone. As released; a route then depends on the batch.
         gate: `mlp`: LayerNorm, Linear(D, D/4), GELU, Linear(D/4, E) without biases; `linear`:
             Linear(D, E).
         temperature: Divisor of the gate's logits.
@@ -112,9 +114,8 @@ class DPERouter(PoolingRouter):
 
     def routed(self, gate: int, tokens: PackedTokens, context: RoutingContext) -> tuple[int, ...]:
         samples = super().routed(gate, tokens, context)
-        if self.eligibility == "reference":
-            with_image = sum(n > 0 for n in tokens.visual_rows)
-            return samples if len(samples) == with_image else ()
+        if self.eligibility == "reference" and len(samples) < len(tokens.visual_rows):
+            return ()  # also if a sample has no image
         return samples
 
     def read_rows(

@@ -33,6 +33,8 @@ class YOPORouter(JoinedRouter):
         ratio: Divisor of the number of FFN units, see `sparse_ffn`.
         k: Number of layers with visual rows, see `layer_drop`; default: half of the layers.
         keep: Target share of visual MACs; the strength whose share is closest to it is used.
+        reference: Whether the visual rows of deep layers are computed as in the release, see
+            `layer_drop`.
     """
 
     acts = "within layers"
@@ -48,10 +50,12 @@ class YOPORouter(JoinedRouter):
         ratio: float = 2.0,
         k: int | None = None,
         keep: float | None = None,
+        reference: bool = False,
         **sizes: Unpack[RouterSizes],
     ):
         super().__init__([], **sizes)
         self.radius, self.threshold, self.ratio = radius, threshold, ratio
+        self.reference = reference
         self.k = self.text.num_layers // 2 if k is None else k
         self.scores = read_scores(scores)
         self.keep, self.positions = keep, "keep"
@@ -84,7 +88,7 @@ class YOPORouter(JoinedRouter):
         parts: dict[str, Any] = {
             "neighbor_attention": NeighborAttentionRouter(round(radius), **sizes),
             "sparse_ffn": SparseFFNRouter(ratio, **sizes),
-            "layer_drop": LayerDropRouter(k, **sizes),
+            "layer_drop": LayerDropRouter(k, reference=self.reference, **sizes),
         }
         if self.scores is not None:
             parts["head_pruning"] = HeadPruningRouter(self.scores, threshold, **sizes)
@@ -93,7 +97,8 @@ class YOPORouter(JoinedRouter):
     def share(self, strength: float) -> float:
         parts = self.parts(strength)
         k = round(parts.pop("layer_drop").strength)
-        plans = list(zip(*(part.plans for part in parts.values()), strict=True))[:k]
+        plans = list(zip(*(part.plans for part in parts.values()), strict=True))
+        plans = plans if self.reference else plans[:k]
         macs = sum(native_macs(self.text, joined(same), self.grid) for same in plans)
         whole = self.grid[0] * self.grid[1]
         return macs / self.text.full_macs(whole)

@@ -30,6 +30,8 @@ class LayerPlan:
         rows: Ascending places of the rows of each span that take part. The others skip the layer
             unchanged: no row attends to them there, nor later in that layer's cache.
         scale: fp32 factor of the FFN's output for each visual row that takes part.
+        mute: Whether the values of visual rows are zero for all rows; the attention weight on them
+            is lost, not redistributed.
     """
 
     radius: int | None = None
@@ -39,6 +41,7 @@ class LayerPlan:
     probe: int | None = None
     rows: tuple[np.ndarray, ...] | None = None
     scale: Tensor | None = None
+    mute: bool = False
 
     def joined(self, other: "LayerPlan | None") -> "LayerPlan":
         """Combine two plans: leave out everything that either of them leaves out.
@@ -65,6 +68,7 @@ class LayerPlan:
             _least(self.probe, other.probe),
             routed.rows,
             routed.scale,
+            self.mute or other.mute,
         )
 
 

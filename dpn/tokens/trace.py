@@ -70,6 +70,8 @@ class Trace:
         work: For each layer, the work for the visual rows of each sample.
         score_reads: For each call of `RoutingContext.attention_scores`, the number of query rows
             and of all rows of each sample.
+        question_rows: Number of text rows of each sample that the decoder read for the projector,
+            see `Projector.reads_question`.
         probe: Trace of the extra pass that the routing loss requested, see `RoutingLoss.probe`.
         row_decisions: Decisions about single rows, in the order of the layers.
     """
@@ -83,6 +85,7 @@ class Trace:
     plans: list[LayerPlan | None] = field(default_factory=list)
     work: list[tuple[Work, ...]] = field(default_factory=list)
     score_reads: list[tuple[tuple[int, int], ...]] = field(default_factory=list)
+    question_rows: tuple[int, ...] = ()
     probe: "Trace | None" = None
     row_decisions: list[RowDecision] = field(default_factory=list)
     _entered: tuple[Any, LayerPlan | None] | None = field(default=None, repr=False)

@@ -53,6 +53,8 @@ class ImageContext:
         training: Whether choices are sampled.
         seed: Seed of the run.
         step: Optimizer step.
+        questions: Last hidden state of each image's instruction, `[I, D]`, if the projector reads
+            it.
     """
 
     instructions: tuple[Tensor, ...]
@@ -60,6 +62,7 @@ class ImageContext:
     training: bool = False
     seed: int = 0
     step: int = 0
+    questions: Tensor | None = None
 
     def draw_for_step(self) -> float:
         """Return a random number in [0, 1) for this step, the same for all images and processes."""

@@ -116,6 +116,7 @@ def write_tokenizer(folder, added=(), legacy=None):
         vocab_size=VOCABULARY,
         byte_fallback=True,
         normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
         minloglevel=2,
         num_threads=1,
     )

@@ -64,6 +64,7 @@ DPE = {
     "kernels": [KERNELS] * 3,
     "reduce": "max",
     "where": "post",
+    "min_rows": "reference",
     "gate": "mlp",
     "token": "router",
     "detach": False,
@@ -140,6 +141,7 @@ def test_dpn(tmp_path):
     got = settings(tmp_path, HR | {"pooling": POOLING})
     assert got.router == DPE
     assert got.processor["router_token"]
+    assert got.processor["tokenization"] == "transformers-4.31"
     v2 = POOLING | {"router_version": "v2", "use_special_token": False, "pooling_function": "conv"}
     got = settings(tmp_path, HR | {"pooling": v2})
     assert got.router == DPE | {"gate": "linear", "token": "last", "reduce": "conv"}

@@ -139,7 +139,7 @@ def merge_half(eager, rows, remove):
 def aim(eager, depth, entered, end):
     if depth == 0:
         for column, n in entered.items():
-            goal = max(1, int(n * 0.4))
+            goal = n - n // 2 - int(n * 0.1 + 1e-6)  # 0.5, then 0.1 of the entered rows are merged
             while len(rows := eager.images()[column]) > goal:
                 merge_half(eager, rows, min(len(rows) - goal, len(rows) // 2))
         eager.restart()

@@ -5,6 +5,7 @@ import torch
 
 from dpn import routers
 from dpn.cost import TextShape, solve_for_keep
+from dpn.routers.aim import merged_rows
 from dpn.routers.sparsevlm import density_peaks, like_depths
 from dpn.routers.vtw import VTWRouter
 
@@ -100,6 +101,19 @@ def test_the_released_counts():
     config = {**config_of("sparsevlm"), "recycle": False}
     sparse = routers.build(**config, text=LLAVA, grid=(24, 24))
     assert sparse.rows(sparse.strength) == [576] * 3 + [300] * 4 + [200] * 9 + [110] * 16
+
+
+@pytest.mark.parametrize("entered", [2, 3, 64, 576, 729, 730, 731])
+def test_aim_merges_as_many_rows_as_the_release(entered):
+    """`bipartite_soft_matching_merge` with r = n // 2, then r = n // 4, each at most half."""
+    left = entered
+    for r in (entered // 2, entered // 4):
+        left -= min(r, left // 2)
+    assert merged_rows(0.25, entered) == left
+    assert {576: 144, 729: 183}.get(entered, left) == left
+    assert [merged_rows(share, entered) for share in (0.0, 1.0)][1] == entered
+    every = [merged_rows(n / 1000, entered) for n in range(1001)]
+    assert every == sorted(every)
 
 
 def test_the_layers_of_sparsevlm_are_those_released():

@@ -1,15 +1,21 @@
 """Projectors that make one token per region of a grid, each against plain loops over one image."""
 
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from omegaconf import OmegaConf
+from transformers import AutoModelForCausalLM
 
+from dpn import projectors
+from dpn.config.compose import CONFIG_DIR
 from dpn.vision import VisualFeatures
 
-from .conftest import collate, make_model, make_samples
-from .features import GRIDS, C, build, cells_of_regions, check, features, one_by_one
+from .conftest import IMAGE, collate, make_model, make_samples
+from .features import GRIDS, C, D, build, cells_of_regions, check, features, one_by_one
 
 
 @pytest.mark.parametrize("kernel", [1, 2, 8])
@@ -78,15 +84,19 @@ def test_token_packer(scale):
     check(projector, given, expected)
 
 
-@pytest.mark.parametrize("scale", [2, 4])
-def test_query_conv(scale):
-    projector = build("query_conv", scale=scale, levels=[0, 0.5, 1])
+@pytest.mark.parametrize(("scale", "question"), [(2, "mean"), (4, "hidden")])
+def test_query_conv(scale, question):
+    projector = build("query_conv", scale=scale, levels=[0, 0.5, 1], question=question)
     given = features()
+    context = given.context
+    states = torch.randn(len(GRIDS), len(context.instructions[0][0]))
+    given = replace(given, context=replace(context, questions=states))
     weight, bias = projector.convolution.weight[:, 0], projector.convolution.bias
     expected = []
     for i, ((tokens, *_, layers), grid) in enumerate(zip(one_by_one(given), GRIDS, strict=True)):
-        text = given.context.instructions[i]
-        asked = projector.queries(tokens + projector.question(sum(text) / len(text)))
+        text = context.instructions[i]
+        asked_for = states[i] if question == "hidden" else sum(text) / len(text)
+        asked = projector.queries(tokens + projector.question(asked_for))
         queries = []
         for cells in cells_of_regions(grid, scale):
             rows, columns = zip(*(divmod(cell, grid[1]) for cell in cells), strict=True)
@@ -96,15 +106,41 @@ def test_query_conv(scale):
     check(projector, given, expected)
 
 
-def test_query_conv_depends_on_the_question_but_not_on_answers():
-    model = make_model(projector={"name": "query_conv", "scale": 2}, seed=3)
+@torch.no_grad()
+def test_query_conv_reads_the_last_hidden_state_of_the_question():
+    """The stock model reads each sample's text before its first answer, without the image."""
+    settings = {"name": "query_conv", "scale": 2, "question": "hidden"}
+    model, samples = make_model(projector=settings, seed=3), make_samples()
+    stock = AutoModelForCausalLM.from_config(model.config.text_config).eval()
+    stock.model.load_state_dict(model.language.state_dict())
+    read = []
+    model.projector.question.register_forward_hook(lambda *x: read.extend(x[1][0]))
+    model(**collate(samples))
+    wanted = []
+    for ids, labels, images in samples:
+        text = ids[: int((labels != -100).long().argmax())]
+        state = stock.model(text[text != IMAGE][None]).last_hidden_state[0, -1]
+        wanted += [state] * len(images)
+    torch.testing.assert_close(torch.stack(read), torch.stack(wanted), atol=1e-5, rtol=1e-4)
+
+
+def test_query_conv_reads_the_layers_of_the_release():
+    settings = OmegaConf.load(Path(CONFIG_DIR) / "projector" / "query_conv.yaml")
+    assert [round(24 * level) for level in settings.levels] == [12, 16, 22, 23]
+    assert settings.question == "hidden"
+
+
+@pytest.mark.parametrize("question", ["mean", "hidden"])
+def test_query_conv_depends_on_the_question_but_not_on_answers(question):
+    settings = {"name": "query_conv", "scale": 2, "question": question}
+    model = make_model(projector=settings, seed=3)
     seen = []
     model.projector.register_forward_hook(lambda *x: seen.append(x[2].tokens))
     ids, labels, images = make_samples([0])[0]
-    answer, question = ids.clone(), ids.clone()
+    answer, changed_question = ids.clone(), ids.clone()
     answer[labels != -100] = 7
-    question[3] = 7
-    for changed in (ids, answer, question):
+    changed_question[3] = 7
+    for changed in (ids, answer, changed_question):
         model(**collate([(changed, labels, images)]))
     assert torch.equal(seen[0], seen[1])
     assert not torch.allclose(seen[0], seen[2], atol=1e-4)
@@ -114,6 +150,20 @@ def test_token_packer_has_small_initial_outputs():
     layers = make_model(projector={"name": "token_packer"}).projector.layers
     assert float(layers[2].weight.detach().std()) == pytest.approx(0.02, rel=0.15)
     assert not layers[0].bias.any()
+
+
+@pytest.mark.parametrize("width", [16, 24])
+def test_matryoshka_query_has_the_positions_of_the_release(width):
+    """As in `get_2d_sincos_pos_embed` of MQT: first the column, then the row."""
+    sizes = {"input_size": width, "output_size": D, "grid": (4, 5)}
+    projector = projectors.build("matryoshka_query", queries=9, heads=2, **sizes)
+    for number, found in enumerate(projector.positions):
+        row, column = divmod(number, 3)
+        wanted = []
+        for place in (column, row):
+            angles = [place / 10_000 ** (i / (width / 4)) for i in range(width // 4)]
+            wanted += [*map(math.sin, angles), *map(math.cos, angles)]
+        torch.testing.assert_close(found, torch.tensor(wanted))
 
 
 @pytest.mark.parametrize("rows", [1, 5, None])

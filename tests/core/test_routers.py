@@ -152,6 +152,9 @@ def test_reference_eligibility_is_all_or_none():
     whole = make_model({**options, "eligibility": "reference"})
     assert whole(**collate(samples)).trace.decisions[0].samples == ()
     assert whole(**collate(samples[:1])).trace.decisions[0].samples == (0,)
+    with_text = make_samples([0, 2])  # the second has no image, so fewer rows than any kernel
+    assert make_model(options)(**collate(with_text)).trace.decisions[0].samples == (0,)
+    assert whole(**collate(with_text)).trace.decisions[0].samples == ()
 
 
 def test_samples_without_image_are_never_routed():

@@ -39,6 +39,8 @@ PLANS = {
     "probe": LayerPlan(ffn=12, probe=4),
     "hollow": LayerPlan(heads=(0,), ffn=24, window=5, probe=100),
     "both": LayerPlan(radius=1, window=4),
+    "mute": LayerPlan(mute=True),
+    "mute and all": LayerPlan(radius=1, heads=(0,), ffn=24, mute=True),
 }
 
 
@@ -106,6 +108,8 @@ def naive_layer(layer, hidden, spans, plan, rotary, blind=False):
         active[list(plan.heads)] = True
         active = active.repeat_interleave(group)
         weights = torch.where(active[:, None, None] | ~visual, weights, 0.0)  # after the softmax
+    if plan.mute:
+        weights = torch.where(visual, 0.0, weights)
     out = weights @ heads("v")
     out = torch.where(active[:, None, None] | ~visual[:, None], out, 0.0)
     hidden = hidden + attention.o_proj(out.transpose(0, 1).flatten(1))
@@ -255,6 +259,25 @@ def test_a_probe_is_evenly_spaced():
     assert probed_rows(576, 10)[-1] == 575
     assert probed_rows(7, 10) == [0]
     assert probed_rows(0, 10) == []
+
+
+@pytest.mark.parametrize("name", ["layer_drop", "yopo"])
+@torch.no_grad()
+def test_layer_drop_as_released_loses_the_attention_to_visual_rows(name):
+    """From layer 2 on, attention to visual keys is set to zero after the softmax."""
+    model = make_model()
+    sizes = {"text": model.router.text, "grid": model.router.grid}
+    other = {"radius": 1, "ratio": 4.0} if name == "yopo" else {}
+    model.router = routers.build(name, k=2, reference=True, **other, **sizes)
+    plans = [LayerPlan(**({"radius": 1, "ffn": 12} if other else {}), mute=n > 1) for n in range(4)]
+    samples = make_samples()
+    out = model(**without(collate(samples), "labels"))
+    assert [sum(rows) for rows in out.trace.visual_rows] == [69] * 4
+    for b, sample in enumerate(samples):
+        got, want = out.logits[b, : len(sample[0])], naive(model, sample, plans)
+        torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
+    dropped = routers.build(name, k=2, **other, **sizes)
+    assert not torch.allclose(out.logits, model(**collate(samples), router=dropped).logits)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -58,6 +58,19 @@ def test_keep_is_met(keep, scores):
     assert macs / LLAVA.visual_macs([576] * 32) == pytest.approx(keep, abs=0.016)
 
 
+def test_reference_computes_the_visual_rows_of_deep_layers():
+    router = yopo(k=20, radius=2, ratio=4.0, reference=True)
+    assert router.check() == []
+    assert [router.within(n, None, None).mute for n in range(32)] == [False] * 20 + [True] * 12
+    half = yopo(k=20, radius=2, ratio=4.0, keep=0.5, reference=True)
+    assert half.check() == []
+    (plan,) = {half.within(n, None, None).ffn for n in range(32)}
+    assert half.share(1.0) > yopo(k=20).share(1.0)
+    assert plan < LLAVA.ffn_size
+    layer_drop = routers.build("layer_drop", reference=True, keep=0.5, text=LLAVA, grid=(24, 24))
+    assert "cannot be met with router.reference=true" in layer_drop.check()[0]
+
+
 def test_problems_name_the_method():
     problems = yopo(k=33, ratio=0.0, scores=[[0.1]]).check()
     assert [p.partition(":")[0] for p in problems] == [

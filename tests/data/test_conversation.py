@@ -21,6 +21,7 @@ CONVERSATIONS = {
     "several turns": (CAT + BIRDS + BIRDS, 1),
     "image in a later turn": (BIRDS + CAT, 1),
     "an image in each turn": (CAT + CAT, 2),
+    "an image without words": ((human(IMAGE), CAT[1], *BIRDS), 1),
     "no image": (BIRDS + BIRDS, 0),
     "answers of one letter, with blanks and lines": (
         (*CAT, human(" B? "), gpt("B"), human("and\n"), gpt("a b\n\nc ")),
@@ -95,7 +96,7 @@ def naive_llava(messages, tokenizer):
     for message in messages:
         value = message["value"]
         if IMAGE in value:
-            value = IMAGE + "\n" + value.replace(IMAGE, "").strip()
+            value = (IMAGE + "\n" + value.replace(IMAGE, "").strip()).strip()
         role, end = ("USER", " ") if message["from"] == "human" else ("ASSISTANT", "</s>")
         text += f"{role}: {value}{end}" if value else f"{role}:"
     ids = ids_of(text)
