@@ -39,7 +39,8 @@ def encode_text(text: str, tokenizer: Any) -> list[tuple[int, int]]:
         if place % 2:
             found.append((tokenizer.convert_tokens_to_ids(part), start))
             continue
-        # White space beside tokens that were added to the vocabulary is lost.
+        # White space beside a token that was added to the vocabulary is lost. Beside BOS, EOS and
+        # the unknown token it stays, since released folders describe these by objects, not strings.
         if place and parts[place - 1] not in keeps_space:
             start += len(part) - len(part.lstrip())
             part = part.lstrip()
