@@ -249,12 +249,13 @@ def _router(file: Path, pooling: Node | None) -> tuple[Node, bool]:
     }
     known = ("max", "avg", "conv") if kind == "adaptive" else ("max", "avg")
     _only(file, "pooling.pooling_function", router["reduce"], known)
+    if kind != "static":
+        router["min_rows"] = "reference"
     token = bool(pooling.get("use_special_token"))
     if kind == "adaptive":
         version = pooling.get("router_version", "v1")
         _only(file, "pooling.router_version", version, tuple(GATES))
         router |= {
-            "min_rows": "reference",
             "gate": GATES[version],
             "token": "router" if token else "last",
             "detach": bool(pooling.get("detach_cls_token_to_predict")),

@@ -4,7 +4,7 @@ kernels.
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, Unpack
+from typing import Any, ClassVar, Literal, NamedTuple, Unpack
 
 import torch
 from torch import Tensor
@@ -40,7 +40,20 @@ class GateChoice(NamedTuple):
 class PoolingRouter(Router):
     """Pools every sample's visual rows at each layer of its plan, with a kernel that the subclass
     chooses in `choose`.
+
+    Args:
+        layers: See the subclasses.
+        kernels: See the subclasses.
+        reduce: See the subclasses.
+        where: See the subclasses.
+        positions: See the subclasses.
+        min_rows: Fewest rows that a kernel may leave of a sample; `reference`: as in DPN's release,
+            `reference_rows` in training, no limit in evaluation, and samples below 16 rows are
+            never pooled.
+        keep: See the subclasses.
     """
+
+    reference_rows: ClassVar[int] = 18
 
     def __init__(
         self,
@@ -49,15 +62,16 @@ class PoolingRouter(Router):
         reduce: Literal["max", "avg", "conv"],
         where: Literal["pre", "post"],
         positions: Positions,
-        min_rows: int,
+        min_rows: int | Literal["reference"],
         keep: float | None,
-        min_pooled: int = 1,
         **sizes: Unpack[RouterSizes],
     ):
         super().__init__(**sizes)
         self.where, self.positions, self.reduce, self.keep = where, positions, reduce, keep
         layers = quarter_layers(self.text.num_layers) if layers is None else tuple(layers)
-        self.plan = PoolingPlan(layers, as_plan_kernels(kernels, len(layers)), min_rows, min_pooled)
+        self.as_reference = min_rows == "reference"
+        least = (self.reference_rows, 16) if isinstance(min_rows, str) else (min_rows, 1)
+        self.plan = PoolingPlan(layers, as_plan_kernels(kernels, len(layers)), *least)
 
     def choose(
         self,
@@ -99,7 +113,8 @@ class PoolingRouter(Router):
         grids = tuple(tuple(s.grid for s in tokens.spans if s.sample == b) for b in samples)
         options = [self.plan.options(gate, g) for g in grids]
         kernels = self.plan.kernels[gate]
-        allowed = torch.tensor([[g is not None for g in o] for o in options], dtype=torch.bool)
+        free = self.as_reference and not context.training
+        allowed = torch.tensor([[free or g is not None for g in o] for o in options]).bool()
         choice = self.choose(
             gate, tokens, samples, allowed.view(len(samples), len(kernels)), context
         )

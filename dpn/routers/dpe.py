@@ -74,18 +74,7 @@ class DPERouter(PoolingRouter):
         keep: float | None = None,
         **sizes: Unpack[RouterSizes],
     ):
-        self.as_reference = min_rows == "reference"
-        super().__init__(
-            layers,
-            kernels,
-            reduce,
-            where,
-            positions,
-            18 if isinstance(min_rows, str) else min_rows,
-            keep,
-            min_pooled=16 if min_rows == "reference" else 1,
-            **sizes,
-        )
+        super().__init__(layers, kernels, reduce, where, positions, min_rows, keep, **sizes)
         self.eligibility, self.temperature, self.token = eligibility, temperature, token
         self.read, self.detach = read, detach
         width = self.text.hidden_size
@@ -153,8 +142,6 @@ class DPERouter(PoolingRouter):
         if context.training:
             uniform = context.uniform(layer, samples).to(probs.device, non_blocking=True)
             return GateChoice(draw(probs.detach(), allowed, uniform), probs, read.detach())
-        if self.as_reference:  # the reference checks min_rows in training only
-            allowed = torch.ones_like(allowed)
         best = logits.masked_fill(~allowed, -torch.inf).argmax(-1)
         return GateChoice(best, probs, read.detach())
 

@@ -27,11 +27,13 @@ class RandomRouter(PoolingRouter):
         reduce: `max` or `avg`.
         where: Whether rows are pooled after the layer (`post`) or before it (`pre`).
         positions: `renumber` or `keep`, see `dpn.tokens.packed.PackedTokens`.
-        min_rows: Fewest rows that a kernel may leave of a sample.
+        min_rows: Fewest rows that a kernel may leave of a sample; `reference`: no limit, but samples
+            below 16 rows are never pooled, as released. Converted DPN models have `reference`.
         keep: Expected share of visual MACs; null: all kernels are equally likely.
     """
 
     meets_keep = "roughly"
+    reference_rows = 1
 
     def __init__(
         self,
@@ -40,7 +42,7 @@ class RandomRouter(PoolingRouter):
         reduce: Literal["max", "avg"] = "max",
         where: Literal["pre", "post"] = "post",
         positions: Positions = "renumber",
-        min_rows: int = 18,
+        min_rows: int | Literal["reference"] = 18,
         keep: float | None = None,
         **sizes: Unpack[RouterSizes],
     ):

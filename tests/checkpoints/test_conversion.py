@@ -113,6 +113,8 @@ def test_dpn_keeps_its_router_and_the_entry_of_its_token(tmp_path):
             layer, expert = name.split(".")[2], int(name.split(".")[4])
             assert torch.equal(model.router.experts[layer][expert], tensor)
     assert model.config.router_config["reduce"] == "conv"
+    assert model.config.router_config["min_rows"] == "reference"
+    assert processor.tokenization == "transformers-4.31"
     want = by_hand(model, state)
     want.lm_head.weight.data[-1] = state["lm_head.weight"].mean(0)
     want.router.load_state_dict(model.router.state_dict())

@@ -165,7 +165,7 @@ def test_dpn(tmp_path):
         "where": "pre",
     }
     drawn = settings(tmp_path, HR | {"pooling": POOLING | {"pooling_type": "random"}}).router
-    assert drawn == {k: DPE[k] for k in ("layers", "kernels", "reduce", "where")} | {
+    assert drawn == {k: DPE[k] for k in ("layers", "kernels", "reduce", "where", "min_rows")} | {
         "name": "random"
     }
 

@@ -143,6 +143,11 @@ def test_min_rows_in_training_and_evaluation():
     assert any(n < 18 for n in rows[1])  # no bound in evaluation
     small = [b for b, n in enumerate(rows[0]) if n < 16]
     assert all(b not in d.samples for d in trace.decisions for b in small)
+    drawn = make_model({"name": "random", "layers": [0, 1], "min_rows": "reference"}, seed=3)
+    for training in (True, False):  # the release limits the gates alone
+        decisions = drawn.train(training)(**collate(samples)).trace.decisions
+        assert min(n for d in decisions for n in d.kept) < 16
+        assert all(b not in d.samples for d in decisions for b in small)
 
 
 def test_reference_eligibility_is_all_or_none():
