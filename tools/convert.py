@@ -12,6 +12,7 @@ from pathlib import Path
 
 from dpn.checkpoints import convert
 from dpn.cli.door import set_up_logging
+from dpn.common.errors import DPNError
 
 
 def main() -> None:
@@ -45,7 +46,7 @@ def main() -> None:
         reports = convert(
             arguments.source, arguments.target, arguments.part, arguments.like, arguments.base
         )
-    except (OSError, ValueError) as error:
+    except (DPNError, OSError, ValueError) as error:
         sys.exit(f"convert.py: {error}")
     print(*reports, f"written to {arguments.target}", sep="\n")
 

@@ -5,6 +5,6 @@ Imports `common`, `metrics`, `data` and `model`.
 
 from dpn.checkpoints.conversion import convert
 from dpn.checkpoints.loading import Report, load
-from dpn.checkpoints.tokenizers import read_tokenizer
+from dpn.checkpoints.tokenizers import read_tokenizer, tokenization_of
 
-__all__ = ["Report", "convert", "load", "read_tokenizer"]
+__all__ = ["Report", "convert", "load", "read_tokenizer", "tokenization_of"]

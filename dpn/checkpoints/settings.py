@@ -17,6 +17,7 @@ from dpn.checkpoints.containers import Shape
 from dpn.checkpoints.image_settings import read_image_settings, unread_files
 from dpn.checkpoints.json_files import read_object
 from dpn.checkpoints.text_models import Node, check_text, original_text
+from dpn.checkpoints.tokenizers import tokenization_of
 from dpn.common.errors import FileError
 
 #: The tower whose sizes are the defaults of `vision=clip`.
@@ -132,12 +133,12 @@ def _original(
     towers = tuple(t for t in (tower, slow) if t)
     image = read_image_settings([*clip_folders, Path(tower)])
     processor = _processor(vision, mode, router_token) | image
-    if config.get("pooling"):
-        processor["tokenization"] = "transformers-4.31"  # the release of DPN
+    processor["tokenization"] = tokenization_of(file.parent)
     return Settings(text, vision, projector, router, processor, towers)
 
 
 def _hugging_face(file: Path, config: Node) -> Settings:
+    _only(file, "model_type", config.get("model_type", "llava"), ("llava",))
     wanted = {
         "vision_feature_select_strategy": ("default",),
         "projector_hidden_act": ("gelu",),

@@ -7,6 +7,7 @@ from tokenizers import Tokenizer, normalizers, pre_tokenizers
 from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
 from dpn.checkpoints.json_files import read_object
+from dpn.data.encoding import Tokenization
 
 FILES = ("tokenizer.json", "tokenizer.model")
 
@@ -44,6 +45,16 @@ def read_tokenizer(folder: Path) -> Any:
         clean_up_tokenization_spaces=False,
         **llama.special_tokens_map,
     )
+
+
+def tokenization_of(folder: Path) -> Tokenization:
+    """Return how the model of a folder tokenises text: what its processor says, and
+    `transformers-4.31` for a released DPN model.
+    """
+    processor = read_object(folder / "processor_config.json") or {}
+    config = read_object(folder / "config.json") or {}
+    released: Tokenization = "transformers-4.31" if config.get("pooling") else "tokenizer"
+    return processor.get("tokenization", released)
 
 
 def _with_blank(tokenizer: Tokenizer, legacy: bool) -> Tokenizer:

@@ -89,9 +89,10 @@ def processor(
         data_module: Data set.
         kept: Folder with the tokenizer that the run trained before; it is used if it exists.
     """
-    model = config.model
+    model, settings = config.model, plain(config.model.processor)
     if (place := _tokenizer_folder(config)) is not None:
         tokenizer = checkpoints.read_tokenizer(place)
+        settings.setdefault("tokenization", checkpoints.tokenization_of(place))
     elif kept is not None and kept.is_dir():
         tokenizer = load_tokenizer(kept)
     else:
@@ -103,7 +104,7 @@ def processor(
         tokenizer,
         image_size=tower.image_size,
         patch_size=tower.patch_size,
-        **plain(model.processor),
+        **settings,
     )
 
 

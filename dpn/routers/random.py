@@ -27,8 +27,9 @@ class RandomRouter(PoolingRouter):
         reduce: `max` or `avg`.
         where: Whether rows are pooled after the layer (`post`) or before it (`pre`).
         positions: `renumber` or `keep`, see `dpn.tokens.packed.PackedTokens`.
-        min_rows: Fewest rows that a kernel may leave of a sample; `reference`: no limit, but samples
-            below 16 rows are never pooled, as released. Converted DPN models have `reference`.
+        min_rows: Fewest rows that a kernel may leave of a sample; `reference`: no limit, but
+            samples below 16 rows are never pooled, as released. Converted DPN models have
+            `reference`.
         keep: Expected share of visual MACs; null: all kernels are equally likely.
     """
 

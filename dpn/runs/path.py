@@ -53,6 +53,7 @@ def _resolved(config: DictConfig, paths: Mapping[str, Any]) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise ConfigError([one_line(str(error))]) from None
     assert isinstance(resolved, dict)
+    _remove_added(resolved)
     return resolved  # type: ignore[return-value]
 
 
@@ -60,6 +61,20 @@ def _remove(config: Any, key: str) -> None:
     """Remove a dotted key from a mapping, if it is there."""
     section, _, name = key.rpartition(".")
     (config.get(section) or {} if section else config).pop(name, None)
+
+
+# Settings that a later version added, with the value at which nothing changed.
+_ADDED = {"router.reference": False}
+
+
+def _remove_added(config: Any) -> None:
+    """Remove added settings that change nothing, so that the same run by an earlier version, whose
+    config does not have them, is found.
+    """
+    for key, value in _ADDED.items():
+        section, _, name = key.rpartition(".")
+        if isinstance(config.get(section), dict) and config[section].get(name) is value:
+            del config[section][name]
 
 
 def _settings(value: Any) -> Any:
@@ -150,6 +165,7 @@ def holds_run(folder: Path, config: DictConfig) -> bool:
     if not isinstance(saved, dict) or not isinstance(saved.get("paths"), dict):
         return False
     asked = _resolved(config, saved["paths"])
+    _remove_added(saved)
     for settings in (saved, asked):
         for key in {*_NOT_IDENTITY, *_MOVED}:
             _remove(settings, key)

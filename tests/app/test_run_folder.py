@@ -8,7 +8,7 @@ import subprocess
 import time
 
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 
 from dpn.common.files import atomic_path, read_json, write_json
 from dpn.config.compose import compose, compose_jobs
@@ -59,6 +59,15 @@ def test_hash_ignores_what_computes_nothing(override):
 @pytest.mark.parametrize("override", ["seed=1", "router.keep=0.6", "data.batch_size=7"])
 def test_hash_sees_what_computes(override):
     assert hash_of(override) != hash_of()
+
+
+def test_hash_does_not_see_an_added_setting_that_changes_nothing():
+    config = compose("train", ["router=yopo"]).config
+    without = config.copy()
+    with open_dict(without):
+        del without.router["reference"]
+    assert config_hash(without) == config_hash(config)
+    assert hash_of("router=yopo", "router.reference=true") != config_hash(config)
 
 
 def moved(node, module):

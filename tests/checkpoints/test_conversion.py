@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from dpn import DPNForConditionalGeneration, DPNProcessor
 from dpn.checkpoints import convert
+from dpn.config import build
 from tests.checkpoints.conftest import VOCABULARY, as_original, as_ours, hf_llava
 from tests.checkpoints.folders import (
     CLIP_KEYS,
@@ -119,6 +121,22 @@ def test_dpn_keeps_its_router_and_the_entry_of_its_token(tmp_path):
     want.lm_head.weight.data[-1] = state["lm_head.weight"].mean(0)
     want.router.load_state_dict(model.router.state_dict())
     assert torch.equal(logits(model, processor), logits(want, processor))
+
+
+@pytest.mark.parametrize("converted", [True, False])
+def test_training_goes_on_with_the_tokenization_of_dpn(converted, tmp_path):
+    state = write_llava(tmp_path / "dpn", added=["<ROUTER>"], pooling=POOLING)
+    write_shards(tmp_path / "dpn", as_original(state) | gates())
+    folder = tmp_path / "dpn"
+    if converted:
+        folder = tmp_path / "ours"
+        convert(tmp_path / "dpn", folder)
+    config = OmegaConf.create(
+        {"init": {"model": str(folder)}, "model": {"vision": {"name": "vit"}, "processor": {}}}
+    )
+    assert build.processor(config, None).tokenization == "transformers-4.31"
+    config.model.processor = {"tokenization": "tokenizer"}
+    assert build.processor(config, None).tokenization == "tokenizer"
 
 
 def test_a_router_that_the_config_names_must_be_there(tmp_path):
@@ -237,6 +255,7 @@ MEASURE = """
 import re, sys
 from pathlib import Path
 from dpn.checkpoints import convert
+from dpn.config import build
 
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024

@@ -91,6 +91,7 @@ def test_llava(tmp_path):
         "image_size": 336,
         "patch_size": 14,
         "router_token": False,
+        "tokenization": "tokenizer",
     }
     linear = {k: v for k, v in LLAVA_13B.items() if k != "mm_projector_type"}
     assert settings(tmp_path, linear).projector["depth"] == 1

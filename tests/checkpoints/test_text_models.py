@@ -179,6 +179,7 @@ def test_the_image_processor_inside_a_processor_config(tmp_path):
         ("config.json", {"vision_config": {"hidden_size": "x"}}, "invalid config of CLIP"),
         ("config.json", {"text_config": {"hidden_size": "x"}}, "invalid text config"),
         ("config.json", {"text_config": {"model_type": "nothing"}}, "the text model nothing"),
+        ("config.json", {"model_type": "llava_next"}, "model_type='llava_next'; supported: 'lla"),
         ("config.json", {"text_config": []}, "a value of a wrong type"),
         ("config.json", {"vision_config": None}, "a value of a wrong type"),
     ],
