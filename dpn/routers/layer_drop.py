@@ -1,6 +1,5 @@
 """Layer drop of YOPO (arXiv 2410.06169, section 3): no visual rows in deep layers."""
 
-from collections.abc import Mapping
 from typing import Unpack
 
 from dpn.cost import Unreachable
@@ -39,7 +38,7 @@ class LayerDropRouter(VTWRouter):
         k = sizes["text"].num_layers // 2 if k is None else k
         super().__init__(k, "keep", keep, **sizes)
 
-    def schedule(self, strength: float) -> Mapping[int, float]:
+    def schedule(self, strength: float) -> dict[int, float]:
         """A share of 0 at the only depth; nothing is dropped with `reference`."""
         return {} if self.reference else super().schedule(strength)
 
