@@ -137,14 +137,10 @@ class Plan:
         """Yield the tensors of one file with the names and shapes of the model.
 
         Raises:
-            FileError: If a tensor holds NaN or infinity.
+            FileError: If a tensor holds NaN or infinity, or is quantised.
         """
         for name, tensor in self.source.read(container, self.shapes):
-            if tensor.numel() and not all(bound.isfinite() for bound in tensor.aminmax()):
-                raise FileError(
-                    f"{container.path} holds NaN or infinity in {name}; the model would answer"
-                    " nothing but noise. Copy the file again, or take an earlier checkpoint."
-                )
+            _check_numbers(container.path, name, tensor)
             if name in TABLES and self.entries is not None:
                 tensor = self.entries.take(tensor)
             elif name.endswith(POSITIONS) and tuple(tensor.shape) != self.shapes[name]:
@@ -320,6 +316,19 @@ def _check_language(
             f"{source.path} has weights of a text model that this model has no place for,"
             f" {shorten(lost)}; build the model with the text model of the source"
             " (model.text.model_type and its settings)."
+        )
+
+
+def _check_numbers(file: Path, name: str, tensor: Tensor) -> None:
+    if not tensor.is_floating_point() or tensor.element_size() < 2:
+        raise FileError(
+            f"{file} holds {name} as {str(tensor.dtype).removeprefix('torch.')}; quantised weights"
+            " are not supported, take those in 16 or 32 bits."
+        )
+    if tensor.numel() and not all(bound.isfinite() for bound in tensor.aminmax()):
+        raise FileError(
+            f"{file} holds NaN or infinity in {name}; copy the file again, or take an earlier"
+            " checkpoint."
         )
 
 

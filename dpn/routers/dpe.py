@@ -102,10 +102,10 @@ class DPERouter(PoolingRouter):
             nn.init.constant_(weight, 1 / (weight.shape[2] * weight.shape[3]))
 
     def routed(self, gate: int, tokens: PackedTokens, context: RoutingContext) -> tuple[int, ...]:
-        samples = super().routed(gate, tokens, context)
-        if self.eligibility == "reference" and len(samples) < len(tokens.visual_rows):
+        largest = max(h * w for h, w in self.plan.kernels[gate])
+        if self.eligibility == "reference" and min(tokens.visual_rows) < largest:
             return ()  # also if a sample has no image
-        return samples
+        return super().routed(gate, tokens, context)
 
     def read_rows(
         self, tokens: PackedTokens, samples: Sequence[int], context: RoutingContext

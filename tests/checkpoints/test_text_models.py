@@ -13,8 +13,8 @@ from dpn import DPNForConditionalGeneration, DPNProcessor
 from dpn.checkpoints import convert
 from dpn.checkpoints.text_models import TEXT_MODELS
 from dpn.common.errors import DPNError
-from tests.checkpoints.conftest import VOCABULARY, clip_config, write_tokenizer
-from tests.checkpoints.folders import write_llava
+from tests.checkpoints.conftest import VOCABULARY, as_original, clip_config, write_tokenizer
+from tests.checkpoints.folders import write_llava, write_shards
 
 SIZES = {
     "vocab_size": VOCABULARY + 24,
@@ -145,6 +145,35 @@ def test_weights_that_are_no_numbers_end_the_conversion(part, value, tmp_path):
     with pytest.raises(DPNError, match=r"model\.safetensors holds NaN or infinity in "):
         convert(tmp_path / "hf", tmp_path / "ours")
     assert not (tmp_path / "ours").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_quantised_weights_end_the_conversion(dtype, tmp_path):
+    write(tmp_path / "hf", "llama")
+    file = tmp_path / "hf" / "model.safetensors"
+    weights = load_file(file)
+    name = next(n for n in weights if "q_proj" in n)
+    save_file(weights | {name: weights[name].to(dtype)}, file, metadata={"format": "pt"})
+    with pytest.raises(DPNError, match="quantised weights are not supported"):
+        convert(tmp_path / "hf", tmp_path / "ours")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@torch.no_grad()
+def test_an_original_llava_on_qwen2_keeps_its_biases(tied, tmp_path):
+    theirs = write(tmp_path / "hf", "qwen2", vocab_size=VOCABULARY, tie_word_embeddings=tied)
+    sizes = theirs.config.text_config.to_dict()
+    write_llava(tmp_path / "llava", **{"architectures": ["LlavaQwenForCausalLM"]})
+    config = json.loads((tmp_path / "llava" / "config.json").read_text())
+    config |= {k: v for k, v in sizes.items() if k not in ("model_type", "architectures", "dtype")}
+    (tmp_path / "llava" / "config.json").write_text(json.dumps(config))
+    named = as_original(dict(theirs.state_dict()))
+    write_shards(tmp_path / "llava", {n: t.clone() for n, t in named.items()})
+    convert(tmp_path / "llava", tmp_path / "ours")
+    model = DPNForConditionalGeneration.from_pretrained(tmp_path / "ours").eval()
+    ids = torch.tensor([[1, 30, 31, 32, 33]])
+    want = theirs(input_ids=ids).logits
+    torch.testing.assert_close(model(input_ids=ids).logits[..., :VOCABULARY], want)
 
 
 def test_what_a_folder_says_about_images_is_read_and_what_is_not_used_is_named(tmp_path):

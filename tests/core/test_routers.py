@@ -160,6 +160,9 @@ def test_reference_eligibility_is_all_or_none():
     with_text = make_samples([0, 2])  # the second has no image, so fewer rows than any kernel
     assert make_model(options)(**collate(with_text)).trace.decisions[0].samples == (0,)
     assert whole(**collate(with_text)).trace.decisions[0].samples == ()
+    # A sample of 14 rows is not pooled with min_rows=reference, but does not keep others from it.
+    both = make_model({**DPE, "eligibility": "reference", "min_rows": "reference"})
+    assert both(**collate(samples)).trace.decisions[0].samples == (0,)
 
 
 def test_samples_without_image_are_never_routed():
