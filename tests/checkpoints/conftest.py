@@ -2,6 +2,7 @@
 
 import io
 import json
+from functools import cache
 
 import pytest
 import sentencepiece
@@ -106,8 +107,9 @@ def _renamed(state, names):
     return out
 
 
-def write_tokenizer(folder, added=(), legacy=None):
-    """Llama's files: a real sentencepiece model, without tokenizer.json; the ids of the pieces."""
+@cache
+def trained_pieces():
+    """Bytes of a sentencepiece model of the corpus."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(CORPUS * 8),
@@ -120,8 +122,14 @@ def write_tokenizer(folder, added=(), legacy=None):
         minloglevel=2,
         num_threads=1,
     )
+    return model.getvalue()
+
+
+def write_tokenizer(folder, added=(), legacy=None):
+    """Llama's files: a real sentencepiece model, without tokenizer.json; the ids of the pieces."""
+    model = trained_pieces()
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tokenizer.model").write_bytes(model.getvalue())
+    (folder / "tokenizer.model").write_bytes(model)
     special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>"}
     settings = {"tokenizer_class": "LlamaTokenizer", "model_max_length": 2048, **special}
     settings |= {"padding_side": "right"} | ({} if legacy is None else {"legacy": legacy})
@@ -131,7 +139,7 @@ def write_tokenizer(folder, added=(), legacy=None):
     if added:
         ids = {token: VOCABULARY + i for i, token in enumerate(added)}
         (folder / "added_tokens.json").write_text(json.dumps(ids))
-    return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    return sentencepiece.SentencePieceProcessor(model_proto=model)
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@ logits of Hugging Face's, or the folder is refused with the name of what is not 
 """
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -11,10 +12,11 @@ from transformers import AutoConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from dpn import DPNForConditionalGeneration, DPNProcessor
 from dpn.checkpoints import convert
+from dpn.checkpoints.settings import read_settings
 from dpn.checkpoints.text_models import TEXT_MODELS
 from dpn.common.errors import DPNError
 from tests.checkpoints.conftest import VOCABULARY, as_original, clip_config, write_tokenizer
-from tests.checkpoints.folders import write_llava, write_shards
+from tests.checkpoints.folders import write_config, write_llava, write_shards
 
 SIZES = {
     "vocab_size": VOCABULARY + 24,
@@ -49,6 +51,24 @@ def write(folder, kind, **settings):
     write_tokenizer(folder, ["<image>", "<pad>"])
     model.save_pretrained(folder)
     return model
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A folder on Llama and its model."""
+    folder = tmp_path_factory.mktemp("llama") / "hf"
+    return folder, write(folder, "llama")
+
+
+@pytest.fixture
+def llama(written, tmp_path):
+    """A copy of that folder, to be changed."""
+    return shutil.copytree(written[0], tmp_path / "hf")
+
+
+def edit(file, **changes):
+    value = json.loads(file.read_text()) if file.is_file() else {}
+    file.write_text(json.dumps(value | changes))
 
 
 @torch.no_grad()
@@ -102,42 +122,40 @@ def test_settings_of_text_models(kind, settings, tmp_path):
         ),
     ],
 )
-def test_other_text_models_are_refused_by_name(kind, settings, sentence, tmp_path):
-    write(tmp_path / "hf", kind, **settings)
+def test_other_text_models_are_refused_by_name(kind, settings, sentence, llama, tmp_path):
+    text = AutoConfig.for_model(kind, **SIZES | settings).to_dict()
+    edit(llama / "config.json", text_config=text)
     with pytest.raises(DPNError, match=sentence):
-        convert(tmp_path / "hf", tmp_path / "ours")
+        convert(llama, tmp_path / "ours")
     assert not (tmp_path / "ours").exists()
-
-
-def edit(file, **changes):
-    value = json.loads(file.read_text()) if file.is_file() else {}
-    file.write_text(json.dumps(value | changes))
 
 
 def test_a_text_tensor_without_a_place_ends_the_conversion(tmp_path):
     """Weights of Qwen2 under a config of Llama, which has no biases."""
-    write(tmp_path / "hf", "qwen2")
-    config = json.loads((tmp_path / "hf" / "config.json").read_text())
-    config["text_config"] |= {"model_type": "llama"}
-    (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
+    text = write(tmp_path / "hf", "qwen2").config.text_config.to_dict()
+    edit(tmp_path / "hf" / "config.json", text_config=text | {"model_type": "llama"})
     with pytest.raises(DPNError, match=r"has no place for, .*q_proj\.bias"):
         convert(tmp_path / "hf", tmp_path / "ours")
 
 
 @pytest.mark.parametrize("name", ["language_model.model.layers.0.extra", "model.bonus.weight"])
-def test_an_unknown_tensor_ends_the_conversion(name, tmp_path):
-    write(tmp_path / "hf", "llama")
-    file = tmp_path / "hf" / "model.safetensors"
+def test_an_unknown_tensor_ends_the_conversion(name, llama, tmp_path):
+    file = llama / "model.safetensors"
     save_file(load_file(file) | {name: torch.ones(2)}, file)
     with pytest.raises(DPNError, match=f"(no known part of a LLaVA|has no place for), {name}"):
         convert(tmp_path / "hf", tmp_path / "ours")
 
 
-@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize("part", ["lm_head", "vision_tower", "multi_modal_projector"])
-def test_weights_that_are_no_numbers_end_the_conversion(part, value, tmp_path):
-    write(tmp_path / "hf", "llama")
-    file = tmp_path / "hf" / "model.safetensors"
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("lm_head", torch.nan),
+        ("vision_tower", torch.inf),
+        ("multi_modal_projector", -torch.inf),
+    ],
+)
+def test_weights_that_are_no_numbers_end_the_conversion(part, value, llama, tmp_path):
+    file = llama / "model.safetensors"
     weights = load_file(file)
     name = next(n for n in weights if part in n)
     weights[name].view(-1)[-1] = value
@@ -148,9 +166,8 @@ def test_weights_that_are_no_numbers_end_the_conversion(part, value, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
-def test_quantised_weights_end_the_conversion(dtype, tmp_path):
-    write(tmp_path / "hf", "llama")
-    file = tmp_path / "hf" / "model.safetensors"
+def test_quantised_weights_end_the_conversion(dtype, llama, tmp_path):
+    file = llama / "model.safetensors"
     weights = load_file(file)
     name = next(n for n in weights if "q_proj" in n)
     save_file(weights | {name: weights[name].to(dtype)}, file, metadata={"format": "pt"})
@@ -176,23 +193,23 @@ def test_an_original_llava_on_qwen2_keeps_its_biases(tied, tmp_path):
     torch.testing.assert_close(model(input_ids=ids).logits[..., :VOCABULARY], want)
 
 
-def test_what_a_folder_says_about_images_is_read_and_what_is_not_used_is_named(tmp_path):
-    theirs = write(tmp_path / "hf", "llama")
+def test_what_a_folder_says_about_images_is_read_and_what_is_not_used_is_named(
+    written, llama, tmp_path
+):
     statistics = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.6, 0.7]}
     edit(tmp_path / "hf" / "preprocessor_config.json", do_center_crop=True, **statistics)
     (tmp_path / "hf" / "chat_template.jinja").write_text("{{ messages }}")
     edit(tmp_path / "hf" / "generation_config.json", eos_token_id=[2, 5])
-    report, processor = check(tmp_path / "hf", theirs, tmp_path)
+    report, processor = check(llama, written[1], tmp_path)
     assert processor.to_dict().items() >= statistics.items()
     for named in ("chat_template.jinja is not used", "crops images", "ends answers at any of [2"):
         assert named in str(report)
 
 
-def test_the_image_processor_inside_a_processor_config(tmp_path):
-    theirs = write(tmp_path / "hf", "llama")
+def test_the_image_processor_inside_a_processor_config(written, llama, tmp_path):
     statistics = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.6, 0.7]}
     edit(tmp_path / "hf" / "processor_config.json", image_processor=statistics)
-    _, processor = check(tmp_path / "hf", theirs, tmp_path)
+    _, processor = check(llama, written[1], tmp_path)
     assert processor.to_dict().items() >= statistics.items()
 
 
@@ -213,8 +230,7 @@ def test_the_image_processor_inside_a_processor_config(tmp_path):
         ("config.json", {"vision_config": None}, "a value of a wrong type"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(file, changes, sentence, tmp_path):
-    write(tmp_path / "hf", "llama")
+def test_settings_that_do_not_fit_are_refused(file, changes, sentence, llama, tmp_path):
     edit(tmp_path / "hf" / "preprocessor_config.json", image_mean=[0.1] * 3, image_std=[0.5] * 3)
     edit(tmp_path / "hf" / file, **changes)
     with pytest.raises(DPNError, match=sentence):
@@ -239,9 +255,11 @@ def test_settings_that_do_not_fit_are_refused(file, changes, sentence, tmp_path)
     ],
 )
 def test_original_folders_that_do_not_fit_are_refused(changes, sentence, tmp_path):
-    write_llava(tmp_path / "llava", **changes)
+    write_config(tmp_path, **changes)
+    (tmp_path / "clip").mkdir()
+    (tmp_path / "clip" / "config.json").write_text(json.dumps(clip_config().to_dict()))
     with pytest.raises(DPNError, match=sentence):
-        convert(tmp_path / "llava", tmp_path / "ours")
+        read_settings(tmp_path, {})
 
 
 @pytest.mark.parametrize(
@@ -260,16 +278,16 @@ def test_original_folders_have_the_text_model_that_they_name(changes, kind, tmp_
 
 
 def test_a_vision_tower_of_another_kind_is_named(tmp_path):
-    write_llava(tmp_path / "llava")
-    edit(tmp_path / "llava" / "clip" / "config.json", model_type="siglip")
+    write_config(tmp_path)
+    (tmp_path / "clip").mkdir()
+    edit(tmp_path / "clip" / "config.json", model_type="siglip")
     with pytest.raises(DPNError, match="clip is a siglip model, which is not supported"):
-        convert(tmp_path / "llava", tmp_path / "ours")
+        read_settings(tmp_path, {})
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", "\x00", '{"a": ' * 50_000])
+@pytest.mark.parametrize("text", ["", "[1]", '{"a": ' * 50_000])
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors.index.json"])
-def test_damaged_json_is_a_sentence(file, text, tmp_path):
-    write(tmp_path / "hf", "llama")
-    (tmp_path / "hf" / file).write_text(text)
+def test_damaged_json_is_a_sentence(file, text, llama, tmp_path):
+    (llama / file).write_text(text)
     with pytest.raises(DPNError, match=file):
         convert(tmp_path / "hf", tmp_path / "ours")
