@@ -12,8 +12,9 @@ from dpn.common.errors import FileError
 Node = dict[str, Any]
 
 #: Model types whose whole forward pass is embedding, layers, norm and head, as the decoder computes
-#: it; `tests/checkpoints/test_text_models.py` converts each.
-TEXT_MODELS = ("llama", "mistral", "phi3", "qwen2", "qwen3", "smollm3")
+#: it; `tests/checkpoints/test_text_models.py` converts each. Routers that read attention need the
+#: separate projections of all but `phi3`.
+TEXT_MODELS = ("llama", "mistral", "phi3", "qwen2", "qwen3")
 #: Keys of a text config, which an original config holds in addition to LLaVA's own.
 TEXT_KEYS = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),

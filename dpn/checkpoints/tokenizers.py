@@ -7,6 +7,7 @@ from tokenizers import Tokenizer, normalizers, pre_tokenizers
 from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
 from dpn.checkpoints.json_files import read_object
+from dpn.common.errors import FileError
 from dpn.data.encoding import Tokenization
 
 FILES = ("tokenizer.json", "tokenizer.model")
@@ -25,21 +26,39 @@ def read_tokenizer(folder: Path) -> Any:
 
     Raises:
         FileNotFoundError: If it holds neither.
+        FileError: If a file is damaged.
         ImportError: If sentencepiece is needed and not installed.
     """
-    if (folder / "tokenizer.json").is_file():
-        return PreTrainedTokenizerFast.from_pretrained(str(folder))
-    if not (folder / "tokenizer.model").is_file():
+    if not has_tokenizer(folder):
         raise FileNotFoundError(f"{folder} holds no tokenizer: looked for {', '.join(FILES)}.")
+    read_object(folder / "tokenizer_config.json")  # for the sentence if it is damaged
+    try:
+        if (folder / "tokenizer.json").is_file():
+            return PreTrainedTokenizerFast.from_pretrained(str(folder))
+        return _read_pieces(folder)
+    except (ImportError, FileError):
+        raise
+    except Exception as error:  # tokenizers and sentencepiece raise that class and others
+        reason = " ".join(str(error).split())[:200]
+        raise FileError(
+            f"{folder} holds a damaged tokenizer ({type(error).__name__}: {reason}); copy its"
+            " files again."
+        ) from error
+
+
+def _read_pieces(folder: Path) -> Any:
+    """Read Llama's sentencepiece file."""
     settings = read_object(folder / "tokenizer_config.json") or {}
-    # Defaults of Llama's files.
-    usual = {"legacy": True, "add_bos_token": True}
+    legacy = settings.get("legacy")
+    legacy = True if legacy is None else bool(legacy)  # the default of Llama's files
     llama = LlamaTokenizer.from_pretrained(
-        str(folder), **{name: settings.get(name, value) for name, value in usual.items()}
+        str(folder), legacy=legacy, add_bos_token=settings.get("add_bos_token", True)
     )
+    if len(llama) <= len(set(llama.all_special_tokens)):  # as of an empty file
+        raise FileError(f"{folder / 'tokenizer.model'} holds no pieces; copy it again.")
     # When loaded again, LlamaTokenizer would rebuild itself without `legacy`; this class does not.
     return PreTrainedTokenizerFast(
-        tokenizer_object=_with_blank(llama.backend_tokenizer, settings.get("legacy", True)),
+        tokenizer_object=_with_blank(llama.backend_tokenizer, legacy),
         model_max_length=llama.model_max_length,
         padding_side=llama.padding_side,
         clean_up_tokenization_spaces=False,

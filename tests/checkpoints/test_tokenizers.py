@@ -7,6 +7,7 @@ from PIL import Image
 
 from dpn import DPNProcessor
 from dpn.checkpoints.tokenizers import has_tokenizer, read_tokenizer
+from dpn.common.errors import FileError
 from dpn.data import transformers_4_31
 from dpn.data.batch import IGNORE
 from dpn.data.conversation import read_turns
@@ -130,6 +131,17 @@ def test_an_unknown_tokenization(tmp_path):
 
 def _picture():
     return Image.new("RGB", (8, 8))
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer.model", "tokenizer_config.json"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"model": 1}', b"\xff\x00"])
+def test_damaged_files_are_a_sentence(file, content, tmp_path):
+    write_tokenizer(tmp_path)
+    (tmp_path / file).write_bytes(content)
+    if file == "tokenizer_config.json" and content == b'{"model": 1}':
+        return  # a setting that nothing reads
+    with pytest.raises(FileError, match=f"{tmp_path.name}.* (is not valid|holds)"):
+        read_tokenizer(tmp_path)
 
 
 def test_no_tokenizer(tmp_path):
