@@ -20,21 +20,20 @@ jobs. The ratio of times divided by the ratio of FLOPs is 1 if the saved FLOPs s
     measure(config, Load(batch_size=[1, 8], dtype="bfloat16"))
 """
 
+# Functions import what needs torch, so that `--help` and a misspelt name are answered before.
+
 import re
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
-from dpn.measure.case import Case, Figures, on_paper
-from dpn.measure.contenders import contenders
-from dpn.measure.dry_run import NeedsData, fixed, make_batch
+from dpn.common import early_stop
 from dpn.measure.load import Load
-from dpn.model import DPNConfig, meta_model
 
 if TYPE_CHECKING:
+    from dpn.measure.case import Figures
+    from dpn.model import DPNConfig
     from dpn.runs.request import Request
 
 #: Settings for how to measure, as opposed to which model.
@@ -47,9 +46,8 @@ HOW = (
 def main() -> None:
     """Command line of `python -m dpn.bench`."""
     from dpn.cli.door import front_door
-    from dpn.config import preflight
 
-    front_door("bench", preflight.check_bench)(_run)()
+    front_door("bench")(_run)()
 
 
 def _run(request: "Request") -> None:
@@ -59,15 +57,18 @@ def _run(request: "Request") -> None:
     publish(bench(request), Path(request.config.folder))
 
 
-def bench(request: "Request") -> list[Figures]:
+def bench(request: "Request") -> list["Figures"]:
     """Measure the model of a config, see `measure`; `model` in each row lists its overrides.
 
     Raises:
         ConfigError: If the config is invalid; lists every problem.
     """
     from dpn.config import build, preflight
+    from dpn.measure.dry_run import NeedsData, fixed
+    from dpn.model import meta_model
     from dpn.runs.request import ConfigError
 
+    early_stop.imported()
     preflight.check_bench(request)
     config = build.model_config(request.config)
     values = build.plain(request.config)
@@ -84,7 +85,7 @@ def bench(request: "Request") -> list[Figures]:
     return [{"model": chosen, **row} for row in rows]
 
 
-def measure(config: DPNConfig, load: Load | None = None) -> list[Figures]:
+def measure(config: "DPNConfig", load: Load | None = None) -> list["Figures"]:
     """Measure a model.
 
     Args:
@@ -97,6 +98,12 @@ def measure(config: DPNConfig, load: Load | None = None) -> list[Figures]:
         not depend on new tokens and are only in the first row of their batch. With `pairs=0` and
         `route=own`, one row each for the most and the fewest visual rows that the router can keep.
     """
+    import torch
+
+    from dpn.measure.case import Case, on_paper
+    from dpn.measure.contenders import contenders
+    from dpn.measure.dry_run import make_batch
+
     load = load or Load()
     batches = list(product(_several(load.batch_size), _several(load.text_columns)))
     if not load.pairs:

@@ -8,22 +8,23 @@ visual MACs ratio. `/image FILE` starts a new conversation about another image (
 none), `/new` a new conversation about the same image, and `/quit` ends.
 """
 
+# Functions import what needs torch, so that `--help` and a misspelt name are answered before.
+
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import torch
-from PIL import Image
-from transformers import TextStreamer
-
-from dpn import inference
 from dpn.cli.arguments import read_arguments
-from dpn.cli.door import readable_errors
-from dpn.data.batch import DataError
-from dpn.dialogue import Chat
-from dpn.inference import read_images, route_of
-from dpn.runs.request import ConfigError
+from dpn.cli.errors import readable_errors
+from dpn.common import early_stop
+from dpn.common.errors import DPNError
+from dpn.common.ranges import AtLeast1, Device, NonNegative, Seed
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from dpn.dialogue import Chat
 
 HELP = "/image FILE, /new or /quit"
 
@@ -31,31 +32,28 @@ HELP = "/image FILE, /new or /quit"
 def chat(
     run: str,
     image: str | None = None,
-    max_new_tokens: int = 256,
-    temperature: float = 0.0,
-    seed: int = 0,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
+    max_new_tokens: AtLeast1 = 256,
+    temperature: NonNegative = 0.0,
+    seed: Seed = 0,
+    device: Device = "auto",
 ) -> None:
     """Answer the lines of standard input until it ends.
 
     Args:
         run: Run folder or Hugging Face model folder.
-        image: Image file, or several separated by commas; None for no image.
+        image: Image file, or several separated by commas; none by default.
         max_new_tokens: Maximum number of tokens in an answer.
         temperature: 0 for greedy decoding; above 0, tokens are sampled.
         seed: Seed for sampling.
-        device: Device of the model.
-
-    Raises:
-        ConfigError: If `max_new_tokens` is below 1, or the temperature is negative.
+        device: Device of the model; `auto` is the GPU if there is one.
     """
-    if max_new_tokens < 1 or temperature < 0:
-        raise ConfigError(
-            [
-                f"`max_new_tokens={max_new_tokens} temperature={temperature}` is not possible; at"
-                " least 1 token is needed, and the temperature must be 0 or more."
-            ]
-        )
+    import torch
+
+    from dpn import inference
+    from dpn.dialogue import Chat
+    from dpn.inference import read_images
+
+    early_stop.imported()
     images = read_images(image)
     conversation = Chat(*inference.load(Path(run), device), max_new_tokens, temperature)
     torch.manual_seed(seed)
@@ -69,19 +67,22 @@ def chat(
             if command in ("/image", "/new"):
                 conversation.reset()
             elif line.startswith("/"):
-                raise DataError(f"{command} is not a command; use {HELP}.")
+                raise DPNError(f"{command} is not a command; use {HELP}.")
             else:
                 _say(conversation, line, images)
-        except (DataError, FileNotFoundError) as error:
+        except (DPNError, FileNotFoundError) as error:
             print(error, file=sys.stderr)
 
 
-def _say(conversation: Chat, line: str, images: Sequence[Image.Image]) -> None:
+def _say(conversation: "Chat", line: str, images: Sequence["Image.Image"]) -> None:
     """Print the answer while it is generated, then its route and cost.
 
     Images belong to the first line of a conversation.
     """
-    words = _Words(conversation.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    from dpn.inference import route_of
+    from dpn.inference.streaming import Words
+
+    words = Words(conversation.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
     found = conversation.ask(line, () if conversation.messages else images, words)
     share = f"{found['visual_macs_ratio']:.3f} of the visual MACs"
     print(f"[{route_of(found) or 'no route'}; {share if found['base_rows'] else 'no image'}]")
@@ -98,21 +99,9 @@ def _lines() -> Iterator[str]:
         except EOFError:
             return
         except UnicodeDecodeError as error:
-            raise DataError("standard input is not UTF-8 text; convert it.") from error
+            raise DPNError("standard input is not UTF-8 text; convert it.") from error
         if line:
             yield line
-
-
-class _Words(TextStreamer):
-    """Streamer that prints an answer while it is generated, without leading whitespace."""
-
-    begun = False
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Print text that is final."""
-        text = text if self.begun else text.lstrip()
-        self.begun = self.begun or bool(text)
-        super().on_finalized_text(text, stream_end)
 
 
 def main() -> None:

@@ -9,31 +9,18 @@ folder. Running the same command again continues where it stopped, includes benc
 were missing before, and scores files that came back from a judge.
 """
 
+# Functions import what needs torch, so that `--help` and a misspelt name are answered before.
+
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
-from dpn import benchmarks, inference
 from dpn.cli.door import front_door
-from dpn.common.distributed import is_first_process, joined_processes, lost_processes_named
 from dpn.common.files import write_json, write_rows
 from dpn.common.optional import optional
-from dpn.config import build, preflight
-from dpn.data.batch import DataError
-from dpn.inference import Decoding
-from dpn.inference.evaluation import (
-    draw_benchmark,
-    draw_held_out,
-    evaluate_benchmark,
-    evaluate_held_out,
-)
-from dpn.metrics import cost_metrics
-from dpn.metrics.answers import Row
-from dpn.metrics.speed import answer_speed, peak_memory_gib
-from dpn.reports.page import damaged_results, print_tables, write_report
+from dpn.common.processes import is_first_process
 from dpn.runs import inputs
 from dpn.runs.folder import RunError, RunFolder
 from dpn.runs.path import slug
@@ -41,14 +28,16 @@ from dpn.runs.request import HELD_OUT, Request, is_run
 from dpn.runs.saved import METRICS, ROWS, read_settings
 
 if TYPE_CHECKING:
+    from dpn.benchmarks import Benchmark
     from dpn.data.module import DataModule
+    from dpn.metrics.answers import Row
 
 log = logging.getLogger(__name__)
 DEFAULT_TOKENS = 128
 """Largest number of tokens in an answer to a held-out question of a model without a run."""
 
 
-@front_door("eval", preflight.check_evaluation)
+@front_door("eval")
 def main(request: Request) -> None:
     """Command line of `python -m dpn.eval`."""
     evaluate(request)
@@ -56,6 +45,10 @@ def main(request: Request) -> None:
 
 def evaluate(request: Request) -> Path:
     """Answer all open questions, score the answers and return the result folder."""
+    from dpn.common.distributed import joined_processes, lost_processes_named
+    from dpn.config import preflight
+    from dpn.reports.page import damaged_results, print_tables, write_report
+
     preflight.check_evaluation(request)
     folder = RunFolder.of(request, _results_path(request), writer=is_first_process())
     damage = damaged_results(folder.path) if folder.finished else None
@@ -74,6 +67,13 @@ def evaluate(request: Request) -> Path:
 
 
 def _run(config: DictConfig, folder: RunFolder) -> None:
+    import torch
+
+    from dpn import benchmarks, inference
+    from dpn.data.batch import DataError
+    from dpn.metrics import cost_metrics
+    from dpn.metrics.speed import answer_speed, peak_memory_gib
+
     torch.manual_seed(config.seed)
     model, processor = inference.load(Path(config.run), config.device)
     metrics: dict[str, float] = {}
@@ -114,14 +114,18 @@ def _run(config: DictConfig, folder: RunFolder) -> None:
         raise RunError(" ".join(problems))
 
 
-def _benchmark(config: DictConfig, name: str) -> benchmarks.Benchmark:
+def _benchmark(config: DictConfig, name: str) -> "Benchmark":
+    from dpn import benchmarks
+
     return benchmarks.build(name, root=Path(config.data_root), **(config.settings.get(name) or {}))
 
 
 def _official(
     config: DictConfig, folder: RunFolder, name: str, model: Any, processor: Any
-) -> tuple[dict[str, float], list[Row]]:
+) -> tuple[dict[str, float], list["Row"]]:
     """Return metrics and rows of a benchmark."""
+    from dpn.inference.evaluation import evaluate_benchmark
+
     return evaluate_benchmark(
         model,
         processor,
@@ -137,9 +141,11 @@ def _draw(
     name: str,
     model: Any,
     processor: Any,
-    rows: list[Row],
+    rows: list["Row"],
 ) -> None:
     """Draw overlay figures of answers to one benchmark."""
+    from dpn.inference.evaluation import draw_benchmark, draw_held_out
+
     if not rows:
         return
     if name == HELD_OUT:
@@ -152,8 +158,10 @@ def _draw(
 
 def _held_out(
     config: DictConfig, folder: RunFolder, name: str, model: Any, processor: Any
-) -> tuple[dict[str, float], list[Row]]:
+) -> tuple[dict[str, float], list["Row"]]:
     """Return metrics and rows of held-out questions, from `data` or else the run's data."""
+    from dpn.inference.evaluation import evaluate_held_out
+
     source, most = _held_out_data(config, processor)
     asking = _asking(config)
     asking["max_new_tokens"] = asking["max_new_tokens"] or most
@@ -166,6 +174,8 @@ def _held_out_data(config: DictConfig, processor: Any) -> tuple["DataModule", in
     Raises:
         InputsChanged: If the run's own data files have changed.
     """
+    from dpn.config import build
+
     run, most = Path(config.run), DEFAULT_TOKENS
     node = config.get("data")
     if is_run(run):
@@ -185,7 +195,9 @@ def _held_out_data(config: DictConfig, processor: Any) -> tuple["DataModule", in
 
 def _asking(config: DictConfig) -> dict[str, Any]:
     """Return the arguments shared by all evaluations."""
-    decoding = Decoding(**OmegaConf.to_container(config.generation))  # type: ignore[arg-type]
+    from dpn import inference
+
+    decoding = inference.Decoding(**OmegaConf.to_container(config.generation))  # type: ignore[arg-type]
     return {
         "model_files": inference.model_folder(Path(config.run)),
         "batch_size": config.batch_size,

@@ -5,38 +5,47 @@
 Prints the answer, the route and the visual MACs ratio.
 """
 
+# Functions import what needs torch, so that `--help` and a misspelt name are answered before.
+
 import sys
 from pathlib import Path
+from typing import Any
 
-import torch
-
-from dpn import inference
 from dpn.cli.arguments import read_arguments
-from dpn.cli.door import readable_errors
-from dpn.inference import read_images, route_of
+from dpn.cli.errors import readable_errors
+from dpn.common import early_stop
+from dpn.common.ranges import AtLeast1, Device, NonNegative, Seed
 
 
 def generate(
     run: str,
     prompt: str,
     image: str | None = None,
-    max_new_tokens: int = 64,
-    temperature: float = 0.0,
-    seed: int = 0,
-    device: str = "auto",
-) -> inference.Answer:
+    max_new_tokens: AtLeast1 = 64,
+    temperature: NonNegative = 0.0,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> dict[str, Any]:
     """Answer one question.
 
     Args:
         run: Run folder or Hugging Face model folder.
         prompt: Question; `<image>` marks may set the positions of the images.
-        image: Image file, or several separated by commas; None for no image.
+        image: Image file, or several separated by commas; none by default.
         max_new_tokens: Maximum number of tokens in the answer.
         temperature: 0 for greedy decoding; above 0, tokens are sampled.
         seed: Seed for sampling.
-        device: `auto`, `cpu` or `cuda`.
+        device: Device of the model; `auto` is the GPU if there is one.
+
+    Returns:
+        The answer, see `dpn.inference.answer`.
     """
-    images = read_images(image)
+    import torch
+
+    from dpn import inference
+
+    early_stop.imported()
+    images = inference.read_images(image)
     model, processor = inference.load(Path(run), device)
     options = {"do_sample": True, "temperature": float(temperature)} if temperature else {}
     torch.manual_seed(seed)
@@ -47,6 +56,8 @@ def main() -> None:
     """Command line of `python -m dpn.generate`."""
     with readable_errors():
         found = generate(**read_arguments(generate, sys.argv[1:]))
+        from dpn.inference import route_of
+
         print(found["answer"])
         print(f"route: {route_of(found) or 'none'}")
         print(f"visual rows per layer: {' '.join(map(str, found['rows']))}")

@@ -7,27 +7,26 @@ All settings of `python -m dpn.train` are accepted. The memory of CUDA itself, o
 of fragmentation is not included; leave some GiB for them.
 """
 
+# Functions import what needs torch, so that `--help` and a misspelt name are answered before.
+
 import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
 from dpn.cli.door import front_door
-from dpn.common.distributed import processes
-from dpn.config import build, preflight
+from dpn.common.processes import processes
 from dpn.config.engine import engine_of
 from dpn.config.sections import Machine
-from dpn.data.rows import FileRows
-from dpn.measure.fitting import verdict
-from dpn.measure.footprint import Memory, Rehearsal, Setup
-from dpn.metrics.memory import GIB
 from dpn.runs.request import ConfigError, Request
+
+if TYPE_CHECKING:
+    from dpn.measure.footprint import Memory, Rehearsal, Setup
 
 #: Published number of rows in the files of LLaVA's recipes, and the assumed (not counted) mean
 #: number of text tokens in a sample.
@@ -55,14 +54,19 @@ class Duration:
     least_hours: float
 
 
-@front_door("plan", preflight.check_plan)
+@front_door("plan")
 def main(request: Request) -> None:
     """Command line of `python -m dpn.plan`."""
     print_result(*plan(request))
 
 
-def plan(request: Request) -> tuple[dict[str, Memory], dict[str, Any]]:
+def plan(request: Request) -> tuple[dict[str, "Memory"], dict[str, Any]]:
     """Estimate the memory per GPU for average and for longest samples, and figures of the run."""
+    from dpn.config import build, preflight
+    from dpn.measure.fitting import verdict
+    from dpn.measure.footprint import Rehearsal
+    from dpn.metrics.memory import GIB
+
     preflight.check_plan(request)
     config = request.config
     machine, setup = Machine(**build.plain(config.plan)), setup_of(config)
@@ -98,12 +102,15 @@ def plan(request: Request) -> tuple[dict[str, Memory], dict[str, Any]]:
     }
 
 
-def setup_of(config: DictConfig) -> Setup:
+def setup_of(config: DictConfig) -> "Setup":
     """Return how a training config distributes a run over GPUs.
 
     Raises:
         ConfigError: If the engine or the precision is not supported.
     """
+    from dpn.config import build
+    from dpn.measure.footprint import Setup
+
     trainer = build.plain(config.trainer)
     count, precision = processes(trainer), trainer.get("precision", "32-true")
     if precision not in ("32-true", "bf16-mixed"):
@@ -136,7 +143,7 @@ def setup_of(config: DictConfig) -> Setup:
 
 
 def texts_of(
-    config: DictConfig, machine: Machine, rehearsal: Rehearsal
+    config: DictConfig, machine: Machine, rehearsal: "Rehearsal"
 ) -> tuple[dict[str, int], str]:
     """Return the text tokens of average and of longest samples, and the origin of the numbers."""
     longest, limit = longest_text(config, rehearsal.image_rows)
@@ -183,6 +190,9 @@ def epoch_samples(config: DictConfig, machine: Machine) -> tuple[int | None, str
     Raises:
         ConfigError: If the number is unknown.
     """
+    from dpn.config import build
+    from dpn.data.rows import FileRows
+
     if machine.samples is not None:
         return machine.samples, f"plan.samples={machine.samples}"
     if config.trainer.max_steps > 0:
@@ -206,8 +216,8 @@ def epoch_samples(config: DictConfig, machine: Machine) -> tuple[int | None, str
 def duration(
     config: DictConfig,
     machine: Machine,
-    setup: Setup,
-    rehearsal: Rehearsal,
+    setup: "Setup",
+    rehearsal: "Rehearsal",
     text: int,
     samples: int | None,
 ) -> Duration:
@@ -233,6 +243,13 @@ def duration(
 
 def warning(config: DictConfig) -> str | None:
     """Return a warning if a run may not fit on this machine's GPU; None if it seems to fit."""
+    import torch
+
+    from dpn.config import build
+    from dpn.measure.fitting import verdict
+    from dpn.measure.footprint import Rehearsal
+    from dpn.metrics.memory import GIB
+
     if config.trainer.accelerator == "cpu" or not torch.cuda.is_available():
         return None
     memory = torch.cuda.get_device_properties(0).total_memory / GIB
@@ -245,8 +262,10 @@ def warning(config: DictConfig) -> str | None:
     return None if sentence.startswith("It fits") else f"By estimate: {sentence}"
 
 
-def print_result(memory: dict[str, Memory], figures: dict[str, Any]) -> None:
+def print_result(memory: dict[str, "Memory"], figures: dict[str, Any]) -> None:
     """Print a table, then one line of JSON for programs."""
+    from dpn.metrics.memory import GIB
+
     table = Table("GiB per GPU", *memory, title=f"{figures['engine']} on {figures['gpus']} GPUs")
     for field in ("held", "passing"):
         for name in dict.fromkeys(n for each in memory.values() for n in getattr(each, field)):

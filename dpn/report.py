@@ -5,23 +5,28 @@ python -m dpn.report outputs/                            # report.html of all ru
 python -m dpn.report outputs/main/a-* outputs/b to=FOLDER
 """
 
+# Functions import what draws, so that `--help` and a misspelt name are answered before.
+
 import re
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from dpn.cli.arguments import read_arguments
-from dpn.cli.door import readable_errors
-from dpn.reports.comparison import compare
-from dpn.reports.comparison_tables import left_out, methods
-from dpn.reports.page import print_tables, write_report
-from dpn.reports.publish import write_comparison
+from dpn.cli.errors import readable_errors
+from dpn.cli.help import asks_for_help, help_of_function
+from dpn.common import early_stop
 from dpn.runs.request import ConfigError
 
 
 def report(run: str) -> Path:
-    """Write the report of a run folder or of one of its `eval` folders, and return its page."""
+    """Write the report of one run, and return its page.
+
+    Args:
+        run: Run folder, or one of its `eval` folders.
+    """
+    from dpn.reports.page import print_tables, write_report
+
+    early_stop.imported()
     page = write_report(Path(run))
     print_tables(Path(run))
     return page
@@ -32,8 +37,15 @@ def report_all(*folders: str, to: str | None = None) -> Path:
 
     Args:
         folders: Run folders, or folders with runs at any depth.
-        to: Folder of the report; defaults to `report` in the first folder.
+        to: Folder of the report; by default `report` in the first folder.
     """
+    from rich.console import Console
+
+    from dpn.reports.comparison import compare
+    from dpn.reports.comparison_tables import left_out, methods
+    from dpn.reports.publish import write_comparison
+
+    early_stop.imported()
     found = compare([Path(folder) for folder in folders])
     page = write_comparison(found, Path(to) if to else Path(folders[0]) / "report")
     console = Console()
@@ -46,9 +58,16 @@ def report_all(*folders: str, to: str | None = None) -> Path:
 
 def main() -> None:
     """Command line of `python -m dpn.report`."""
+    arguments = sys.argv[1:]
+    if asks_for_help(arguments):
+        print(help_of_function(report, report_all))
+        return
     with readable_errors():
-        named = [argument for argument in sys.argv[1:] if re.match(r"\w+=", argument)]
-        if folders := [argument for argument in sys.argv[1:] if argument not in named]:
+        named = [argument for argument in arguments if re.match(r"\w+=", argument)]
+        folders = [argument for argument in arguments if argument not in named]
+        if flags := [folder for folder in folders if folder.startswith("-")]:
+            raise ConfigError([f"`{flag}` is not an argument; see --help." for flag in flags])
+        if folders:
             report_all(*folders, **read_arguments(report_all, named))
         elif named:
             report(**read_arguments(report, named))

@@ -7,6 +7,8 @@
 Running the same command again resumes the run, or says that it is finished.
 """
 
+# Functions import what needs torch, so that `--help` and a misspelt name are answered before.
+
 import logging
 from contextlib import suppress
 from pathlib import Path
@@ -14,38 +16,31 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from dpn import inference, plan
 from dpn.cli.door import front_door
-from dpn.common.distributed import is_first_process, lost_processes_named
 from dpn.common.errors import DPNError
 from dpn.common.files import atomic_folder, write_json, write_rows
 from dpn.common.optional import optional
-from dpn.config import apply, build, preflight
-from dpn.inference import evaluation
-from dpn.model import DPNForConditionalGeneration, DPNProcessor
-from dpn.reports.page import damaged_results, print_tables, write_report
+from dpn.common.processes import is_first_process
 from dpn.runs import inputs, torchrun
 from dpn.runs.folder import RunError, RunFolder
 from dpn.runs.path import run_path
 from dpn.runs.request import ConfigError, Request
 from dpn.runs.saved import METRICS, ROWS, read_metrics
-from dpn.training import dashboards
-from dpn.training.calibration import calibrate, needs_calibration
-from dpn.training.callbacks import Clock
-from dpn.training.resume import latest_checkpoint
 from dpn.training.stage import trains
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
     from dpn.data.module import DataModule
+    from dpn.model import DPNForConditionalGeneration, DPNProcessor
+    from dpn.training.callbacks import Clock
 
 log = logging.getLogger(__name__)
 #: Metrics that a sweeper may search for, in the order of `hydra.sweeper.direction`.
 OBJECTIVES = ("val/accuracy", "cost/visual_macs_ratio")
 
 
-@front_door("train", preflight.check, run_path)
+@front_door("train", run_path)
 def main(request: Request) -> list[float] | None:
     """Command line of `python -m dpn.train`; returns accuracy and visual MACs ratio to sweepers.
 
@@ -73,6 +68,9 @@ def train(request: Request) -> Path:
 
     In a sweep, a `keep` that the method cannot reach is recorded as the outcome of the job.
     """
+    from dpn.common.distributed import lost_processes_named
+    from dpn.reports.page import damaged_results, print_tables
+
     folder = RunFolder.of(request, writer=is_first_process())
     damage = damaged_results(folder.path) if folder.finished else None
     if folder.finished and not damage:
@@ -93,6 +91,8 @@ def train(request: Request) -> Path:
 
 def _warn_of_other_data(request: Request, folder: RunFolder) -> None:
     """Warn if the data files of a finished run have changed; it needs them no more."""
+    from dpn.config import build
+
     with suppress(OSError, DPNError):
         files = build.input_files(build.data_module(request.config.data))
         for path in inputs.changed(folder.path, files):
@@ -101,6 +101,8 @@ def _warn_of_other_data(request: Request, folder: RunFolder) -> None:
 
 def _possible(request: Request, folder: RunFolder) -> bool:
     """Check the config; in a sweep, record problems in the folder of the job."""
+    from dpn.config import preflight
+
     try:
         preflight.check(request)
     except Exception as error:
@@ -115,6 +117,14 @@ def _possible(request: Request, folder: RunFolder) -> bool:
 
 
 def _run(request: Request, folder: RunFolder) -> None:
+    from dpn import inference, plan
+    from dpn.config import apply, build
+    from dpn.inference import evaluation
+    from dpn.reports.page import write_report
+    from dpn.training import dashboards
+    from dpn.training.calibration import calibrate, needs_calibration
+    from dpn.training.callbacks import Clock
+
     config, learns = request.config.copy(), trains(request.config.stage)
     folder.update(overrides=list(request.overrides))
     if folder.writer and (warning := plan.warning(config)):
@@ -156,12 +166,14 @@ def _run(request: Request, folder: RunFolder) -> None:
                 dashboards.show_results(trainer, model, processor, source, metrics, rows, step)
 
 
-def _processor(config: DictConfig, source: "DataModule", folder: RunFolder) -> DPNProcessor:
+def _processor(config: DictConfig, source: "DataModule", folder: RunFolder) -> "DPNProcessor":
     """Return the processor; a resumed run has the tokenizer and the data that it began with.
 
     Raises:
         InputsChanged: If the data files or the tokenizer of a resumed run have changed.
     """
+    from dpn.config import build
+
     source.prepare_data()
     files = build.input_files(source, config)
     begun = "trained" in folder.status or any((folder.path / "checkpoints").glob("step-*.ckpt"))
@@ -182,19 +194,24 @@ def _processor(config: DictConfig, source: "DataModule", folder: RunFolder) -> D
 
 def _trained(
     config: DictConfig,
-    model: DPNForConditionalGeneration,
+    model: "DPNForConditionalGeneration",
     source: "DataModule",
     folder: RunFolder,
     trainer: "Trainer",
-    clock: Clock,
-) -> tuple[DPNForConditionalGeneration, dict[str, Any]]:
+    clock: "Clock",
+) -> tuple["DPNForConditionalGeneration", dict[str, Any]]:
     """Train and calibrate a model and save it to the run folder, unless that was done before.
 
     Returns:
         The model, complete and on the trainer's device; and step and times of the training.
     """
+    from dpn import inference
+    from dpn.config import build
+    from dpn.training.calibration import calibrate, needs_calibration
+    from dpn.training.resume import latest_checkpoint
+
     module, learns = build.module(config, model), trains(config.stage)
-    facts = folder.status.get("trained")
+    facts: dict[str, Any] = folder.status.get("trained") or {}
     ready = _saved_model(folder) if facts else None
     if learns and ready is None:
         checkpoint = latest_checkpoint(folder.path / "checkpoints")
@@ -223,8 +240,10 @@ def _trained(
     return model, facts or {"step": 0}
 
 
-def _saved_model(folder: RunFolder) -> DPNForConditionalGeneration | None:
+def _saved_model(folder: RunFolder) -> "DPNForConditionalGeneration | None":
     """The trained model in a run folder; None if it is not there or damaged."""
+    from dpn import inference
+
     if not (folder.path / "model").is_dir():
         return None
     try:

@@ -9,6 +9,7 @@ from PIL import Image
 from rich.console import Console
 
 from dpn import inference, route
+from dpn.inference.routes import trace_route
 from dpn.reports.route import LayerChoice, Route, RouteStep, draw_routes
 from dpn.reports.route_terminal import half_blocks, pool, print_route
 from tests.talkers import make_run, make_talker, picture
@@ -27,7 +28,9 @@ def ask(monkeypatch, capsys):
     """Run the command; return its output, errors and exit code."""
 
     def ask(*arguments):
-        monkeypatch.setattr(sys, "argv", ["route", f"max_new_tokens={NEW}", *map(str, arguments)])
+        given = " ".join(map(str, arguments))
+        usual = [] if "max_new_tokens" in given else [f"max_new_tokens={NEW}"]
+        monkeypatch.setattr(sys, "argv", ["route", *usual, *map(str, arguments)])
         code = 0
         try:
             route.main()
@@ -43,7 +46,7 @@ def test_probabilities_are_those_of_the_gates():
     logits = {}
     for layer, gate in model.router.gates.items():
         gate.register_forward_hook(lambda *args, layer=layer: logits.update({layer: args[2]}))
-    found = route.trace_route(model, processor, "What?", [picture()], NEW)
+    found = trace_route(model, processor, "What?", [picture()], NEW)
     wanted = inference.ask(model, processor, "What?", [picture()], NEW)
     assert (found.question, found.answer) == ("What?", wanted["answer"])
     choices = [choice for step in found.steps for choice in step.choices]
@@ -62,7 +65,7 @@ def test_probabilities_are_those_of_the_gates():
 def test_the_price_is_printed():
     model, processor = make_talker({**DPE, "keep": 0.6})
     model.router.price.fill_(0.25)
-    (remark,) = route.trace_route(model, processor, "What?", [picture()], NEW).remarks
+    (remark,) = trace_route(model, processor, "What?", [picture()], NEW).remarks
     assert "a price on rows (0.25) calibrated for router.keep=0.6" in remark
 
 
@@ -91,7 +94,7 @@ BY_CHANCES = "decides by these probabilities."
 def test_every_method_is_described(router, sentence):
     model, processor = make_talker(router)
     images = [picture(0), picture(1)]
-    found = route.trace_route(model, processor, "Same?", images, NEW)
+    found = trace_route(model, processor, "Same?", images, NEW)
     rows = inference.ask(model, processor, "Same?", images, NEW)["rows"]
     assert sentence in found.remarks[0]
     shown = dict.fromkeys(range(4))
@@ -196,15 +199,19 @@ def test_several_questions_are_drawn_one_above_another(ask, folder, tmp_path):
         ([], "`run` is missing", 2),
         (["run=/no/where"], "run=/no/where holds no model", 1),
         (["run=.", "promt=x"], "did you mean `prompt`?", 2),
-        (["run=.", "prompt= "], "`prompt` is empty.", 2),
-        (["run=.", "prompt=[]"], "`prompt` is empty.", 2),
+        (["run=.", "prompt= "], "`prompt=` is empty", 2),
+        (["run=.", "prompt=[]"], "`prompt` is empty", 2),
         (["run=.", "prompt=[a],[b]"], "cannot be read as a list", 2),
         (["run=.", "prompt=[What?,]"], "cannot be read as a list; put quotes around", 2),
-        (["run=.", "image="], "`image` is empty.", 2),
+        (["run=.", "image="], "`image=` is empty", 2),
         (["run=.", "image=no.png"], "image=no.png does not exist", 1),
         (["run=.", "image=BROKEN"], "broken.png is corrupt", 1),
-        (["run=.", "to=route.jpg"], "`to=route.jpg` is not a PNG", 2),
-        (["run=.", "max_new_tokens=0"], "at least 1 token", 2),
+        (
+            ["run=.", "to=route.jpg"],
+            "`to=route.jpg` is not possible; it must be a file name that",
+            2,
+        ),
+        (["run=.", "max_new_tokens=0"], "it must be at least 1", 2),
     ],
 )
 def test_bad_arguments(ask, folder, arguments, sentence, code):

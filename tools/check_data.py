@@ -228,7 +228,7 @@ def show(report: Report, unit: str) -> None:
                 console.print(f"  {example}")
 
 
-@front_door("check_data", check)
+@front_door("check_data")
 def main(request: Request) -> None:
     """Command line of `python tools/check_data.py`."""
     check(request)

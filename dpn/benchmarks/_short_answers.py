@@ -6,6 +6,7 @@ from typing import Any
 
 from dpn.benchmarks._files import ID, image_of, read_jsonl
 from dpn.benchmarks.base import OfficialFile, Question, Scores, by_category, percent
+from dpn.common.errors import SettingError
 
 #: Source of LLaVA-HR's additional question files.
 EVAL_AUG_ZIP = "eval_aug.zip, linked in Evaluation.md of github.com/luogen1996/LLaVA-HR"
@@ -20,7 +21,7 @@ def files_of(
         ValueError: If there is no such split.
     """
     if split not in splits:
-        raise ValueError(f"There is no split {split!r}; choose {', '.join(splits)}.")
+        raise SettingError(f"There is no split {split!r}; choose {', '.join(splits)}.")
     return splits[split]
 
 

@@ -16,6 +16,7 @@ from dpn.benchmarks.base import (
     by_category,
     percent,
 )
+from dpn.common.errors import SettingError
 from dpn.data.batch import DataError
 
 Parse = Literal["llava", "llava_hr"]
@@ -49,7 +50,9 @@ class ScienceQA(Benchmark):
 
     def __init__(self, root: Path, parse: Parse = "llava"):
         if parse not in get_args(Parse):
-            raise ValueError(f"parse={parse!r} is unknown; choose {' or '.join(get_args(Parse))}.")
+            raise SettingError(
+                f"parse={parse!r} is unknown; choose {' or '.join(get_args(Parse))}."
+            )
         super().__init__(root)
         self.parse = parse
 

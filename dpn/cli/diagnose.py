@@ -1,7 +1,7 @@
-"""Explain the mistakes in a command line that Hydra refused."""
+"""Explain the names in a command line that Hydra refused; nothing heavy is imported for it."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -9,20 +9,27 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 
 from dpn.common.text import one_line
-from dpn.config.compose import CONFIG_DIR, compose
+from dpn.config.compose import CONFIG_DIR, MULTIRUN, compose_names
 from dpn.config.renamed import KEYS
 from dpn.config.schema import nearest
-from dpn.runs.request import ConfigError, Request
 
 
 def diagnose(
-    config_name: str, arguments: Sequence[str], check: Callable[[Request], None]
+    config_name: str, arguments: Sequence[str], raised: HydraException | None = None
 ) -> list[str]:
-    """Return one sentence for every problem of a command line that Hydra refused."""
+    """Return one sentence for every name of a command line that Hydra does not know.
+
+    Args:
+        config_name: Name of the config.
+        arguments: Command line.
+        raised: What Hydra raised for it, if known; composing again would take half a second.
+    """
     overrides = [a for a in arguments if not a.startswith("-")]
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
     except OverrideParseException as error:
+        if "=" not in str(error.override):
+            return [f"`{error.override}` is not of the form key=value; see --help."]
         return [
             f"`{error.override}` cannot be read as key=value; put quotes around a value with"
             f" special characters: '{_quoted(error.override)}'."
@@ -35,24 +42,36 @@ def diagnose(
         for p in parsed
     ]
     base = [choices[0] for choices in singles]
+    several = [str(p.input_line) for p in parsed if p.is_sweep_override()]
+    if several and not {"-m", "--multirun", MULTIRUN} & {*arguments}:
+        return [
+            f"`{override}` holds several values; add -m to run each of them, or write a list as"
+            " key=[1,2] and text with a comma as key='\"1,2\"'."
+            for override in several
+        ]
+    if several:
+        raised = None  # it belongs to one of the jobs
     jobs = [
         [*base[:i], c, *base[i + 1 :]] for i, choices in enumerate(singles) for c in choices[1:]
     ]
-    found = [_diagnose_job(config_name, job, check) for job in [base, *jobs]]
+    found = [_diagnose_job(config_name, base, raised)]
+    found += [_diagnose_job(config_name, job) for job in jobs]
     return list(dict.fromkeys(sentence for sentences in found for sentence in sentences))
 
 
 def _diagnose_job(
-    config_name: str, overrides: list[str], check: Callable[[Request], None]
+    config_name: str, overrides: list[str], known: HydraException | None = None
 ) -> list[str]:
     problems: list[str] = []
     unknown: list[str] = []
     while True:
         try:
-            request = compose(config_name, overrides)
+            if known is not None:
+                raise known
+            config = compose_names(config_name, overrides)
             break
         except HydraException as error:
-            bad = _culprit(error, overrides)
+            known, bad = None, _culprit(error, overrides)
             if bad is None:
                 return [*problems, _not_installed(error) or str(error)]
             overrides = [o for o in overrides if o != bad]
@@ -72,11 +91,11 @@ def _diagnose_job(
         if key in KEYS:
             problems.append(f"`{key}` is now called `{KEYS[key]}`; use that.")
         else:
-            problems.append(f"`{key}` is not a setting; {nearest(key, _keys(request.config))}")
-    try:
-        check(request)
-    except ConfigError as error:
-        problems.extend(error.problems)
+            hint = nearest(key, _keys(config), listing="--cfg job")
+            section = key.rpartition(".")[0]
+            if section and "_target_" in (OmegaConf.select(config, section) or ()):
+                hint += f" A further argument of its class is added by +{key}=..."
+            problems.append(f"`{key}` is not a setting; {hint}")
     return problems
 
 
@@ -113,7 +132,9 @@ def _keys(config: DictConfig) -> list[str]:
         return keys + [k for key in node for k in walk(node[key], f"{prefix}{key}.")]
 
     groups = [path.name for path in CONFIG_DIR.iterdir() if path.is_dir()]
-    return sorted({*walk(OmegaConf.to_container(config, resolve=False), ""), *groups})
+    node = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(node, dict)
+    return sorted({*walk(node | {"hydra": None}, ""), *groups})
 
 
 def _quoted(override: str) -> str:

@@ -1,6 +1,8 @@
-"""Run a function as a Hydra command line with readable errors.
+"""Run a function as a Hydra command line with help and readable errors.
 
-All mistakes in overrides are reported together, one sentence each, with the nearest valid name.
+Mistakes are found in the order of what it takes to find them. All names that do not exist are
+reported together, with the nearest valid name, before torch is imported; the values are checked by
+`dpn.config.preflight`, which needs it.
 """
 
 import functools
@@ -8,8 +10,8 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import hydra
@@ -19,14 +21,14 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from dpn.cli.diagnose import diagnose
-from dpn.common import early_stop
-from dpn.common.distributed import is_first_process
-from dpn.common.errors import DPNError
+from dpn.cli.errors import readable_errors
+from dpn.cli.help import asks_for_help, help_of_config
 from dpn.common.lifeline import die_with_launcher, has_launcher
+from dpn.common.processes import is_first_process
 from dpn.common.progress import has_terminal
-from dpn.config.compose import CONFIG_DIR, MULTIRUN, compose_jobs, request_of
+from dpn.config.compose import CONFIG_DIR, MULTIRUN, compose_hydra, compose_jobs, request_of
+from dpn.config.targets import refused_of_hydra
 from dpn.runs.request import ConfigError, Request
-from dpn.runs.signals import Interrupted
 from dpn.runs.sweep import Place, Sweep, run_job
 
 # Lightning's warnings about things that are intended.
@@ -39,13 +41,12 @@ _NO_NEWS = (
 
 
 def front_door(
-    config_name: str, check: Callable[[Request], None], place: Place | None = None
+    config_name: str, place: Place | None = None
 ) -> Callable[[Callable[[Request], Any]], Callable[[], None]]:
     """Decorate a function of a request to make it a `main()` without arguments.
 
     Args:
         config_name: Name of the config to compose.
-        check: Check that finds further problems of a command line that Hydra refused.
         place: Function that returns the result folder of a request, if each request has its own. A
             multirun is then a `dpn.runs.sweep.Sweep`.
     """
@@ -68,6 +69,9 @@ def front_door(
                 failures.append((request, error))
 
         def main() -> None:
+            if asks_for_help(sys.argv[1:]):
+                print(help_of_config(run, config_name, CONFIG_DIR))
+                return
             failures.clear()
             set_up_logging()
             die_with_launcher()
@@ -78,7 +82,7 @@ def front_door(
                     with _sweep(config_name, place):
                         door(task)()
                 except HydraException as error:
-                    problems = diagnose(config_name, sys.argv[1:], check) or [str(error)]
+                    problems = diagnose(config_name, sys.argv[1:], error) or [str(error)]
                     raise ConfigError(problems) from error
                 for request, failure in failures[:-1]:
                     print(f"Failed: {' '.join(request.overrides)}\n{failure}\n", file=sys.stderr)
@@ -92,30 +96,26 @@ def front_door(
 
 
 def _sweep(config_name: str, place: Place | None) -> AbstractContextManager[Any]:
-    """Return the context to run Hydra in: a `Sweep` if the command line is a multirun."""
-    arguments = get_args_parser().parse_args()
-    looking = arguments.cfg or arguments.info or arguments.help or arguments.hydra_help
+    """Return the context to run Hydra in: a `Sweep` if the command line is a multirun.
+
+    Raises:
+        ConfigError: If Hydra would build an object of a class that is not its own.
+    """
+    arguments, unknown = get_args_parser().parse_known_args()
+    if unknown:
+        raise ConfigError([f"`{flag}` is not a flag; --help lists them." for flag in unknown])
+    looking = arguments.cfg or arguments.info or arguments.hydra_help or arguments.shell_completion
+    if looking:
+        return nullcontext()
     sweeping = arguments.multirun or MULTIRUN in arguments.overrides
-    if place is None or looking or not sweeping:
+    section = compose_hydra(config_name, arguments.overrides, sweeping)
+    if refused := refused_of_hydra(section):
+        raise ConfigError(refused)
+    if section["sweeper"].get("params") and not sweeping:
+        raise ConfigError(["`sweep` is a choice for multiruns; add -m."])
+    if place is None or not sweeping:
         return nullcontext()
     return Sweep(*compose_jobs(config_name, arguments.overrides), place)
-
-
-@contextmanager
-def readable_errors() -> Iterator[None]:
-    """Print expected errors as one sentence and exit; other errors are raised as usual."""
-    early_stop.imported()
-    try:
-        yield
-    except ConfigError as error:
-        _fail(str(error), 2)
-    except (DPNError, OSError) as error:
-        _fail(str(error), 1)
-    except Interrupted as error:
-        message = f"Stopped by {error}; the same command continues from the last checkpoint."
-        _fail(message, early_stop.exit_status(str(error)))
-    except KeyboardInterrupt:
-        _fail("Stopped by SIGINT.", early_stop.exit_status("SIGINT"))
 
 
 def set_up_logging(job: int | None = None) -> None:
@@ -130,10 +130,15 @@ def set_up_logging(job: int | None = None) -> None:
     console.addFilter(lambda r: not (r.name == "dpn.common.progress" and has_terminal()))
     level = logging.INFO if is_first_process() else logging.WARNING
     logging.basicConfig(level=level, handlers=[console], force=True)
-    for name in ("lightning.pytorch", "lightning.fabric", "httpx"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("DeepSpeed").addFilter(_is_news)
     for message in _NO_NEWS:
         warnings.filterwarnings("ignore", message)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a line of DeepSpeed is about the run; saving any model imports it, GPU or not."""
+    return "Setting accelerator to CPU" not in str(record.msg)
 
 
 class _Console(logging.StreamHandler):
@@ -142,8 +147,3 @@ class _Console(logging.StreamHandler):
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
         super().emit(record)
-
-
-def _fail(message: str, code: int) -> None:
-    print(message, file=sys.stderr)
-    sys.exit(code)

@@ -1,7 +1,7 @@
-"""Helpers for several processes: how many there are, and what keeps them in step."""
+"""Keep several processes in step: groups, shares of the work, sums and gradients."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
@@ -15,15 +15,6 @@ from dpn.common.errors import DPNError
 
 #: What errors of gloo and of the store, which have no class of their own, say.
 _LOST = ("gloo", "connection closed by peer", "connection reset", "broken pipe", "tcpstore")
-
-
-def is_first_process() -> bool:
-    """Whether this is the process of a distributed run that writes files and prints.
-
-    It is read from the environment, since the Trainer does not exist yet.
-    """
-    ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
-    return all(os.environ.get(name, "0") == "0" for name in ranks)
 
 
 @contextmanager
@@ -123,18 +114,3 @@ def connect(hidden: Tensor, used: Iterable[Tensor]) -> Tensor:
     """
     zero = sum((x.flatten()[:0].sum().to(hidden.dtype) for x in used), hidden.new_zeros(()))
     return hidden + zero
-
-
-def processes(trainer: Mapping[str, Any]) -> int:
-    """Number of processes that a `trainer` section trains with, on all nodes."""
-    if "WORLD_SIZE" in os.environ and "LOCAL_RANK" in os.environ:  # torchrun knows
-        return int(os.environ["WORLD_SIZE"])
-    devices = trainer.get("devices", 1)
-    if isinstance(devices, list):
-        count = len(devices)
-    elif devices in ("auto", -1, "-1"):
-        on_gpu = trainer.get("accelerator") != "cpu" and torch.cuda.is_available()
-        count = torch.cuda.device_count() if on_gpu else 1
-    else:
-        count = int(devices)
-    return count * int(trainer.get("num_nodes", 1))

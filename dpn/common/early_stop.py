@@ -24,7 +24,7 @@ def install() -> None:
 
 
 def imported() -> None:
-    """Let Ctrl-C raise KeyboardInterrupt again: commands handle it once they are imported."""
+    """Let Ctrl-C raise KeyboardInterrupt again: commands call it after their last import."""
     if signal.getsignal(signal.SIGINT) is _stop:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

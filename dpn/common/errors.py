@@ -10,5 +10,13 @@ class DPNError(Exception):
     """
 
 
+class Unreachable(str):
+    """An error sentence that says that a method cannot reach the requested share of visual MACs."""
+
+
+class SettingError(DPNError, ValueError):
+    """A setting, a name or an argument is not possible; the message says what is."""
+
+
 class FileError(DPNError, ValueError):
     """A file is damaged, or its content is not what its place promises; the message names it."""

@@ -7,6 +7,8 @@ from importlib.metadata import EntryPoint, entry_points
 from pkgutil import iter_modules
 from typing import Any
 
+from dpn.common.errors import SettingError
+
 
 class Registry:
     """All classes of one kind, e.g. all routers.
@@ -41,10 +43,10 @@ class Registry:
         """Return the class of a name.
 
         Raises:
-            ValueError: If the name is unknown.
+            SettingError: If the name is unknown.
         """
         if name not in self.names():
-            raise ValueError(
+            raise SettingError(
                 f"There is no {self.kind} named {name!r}; there is {', '.join(self.names())}."
             )
         if name in self._third_parties:

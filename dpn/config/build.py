@@ -5,20 +5,21 @@ This is the only place where a config becomes objects. It expects a config that
 """
 
 import logging
+from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dpn import checkpoints, data, inference, losses, routers, vision
 from dpn.checkpoints.keys import part_of
 from dpn.common import hub
-from dpn.common.distributed import processes
-from dpn.common.text import one_line
+from dpn.common.processes import processes
+from dpn.config import targets
 from dpn.config.auto_loss import AutoLoss
 from dpn.data.tokenizer import load_tokenizer, train_tokenizer
 from dpn.decoder.layer import compile_layers
@@ -26,7 +27,7 @@ from dpn.losses import RoutingLoss
 from dpn.model import DPNConfig, DPNForConditionalGeneration, DPNProcessor, meta_model
 from dpn.routers import Router
 from dpn.runs.folder import RunFolder
-from dpn.runs.request import ConfigError
+from dpn.runs.request import ConfigError, unresolved
 from dpn.runs.saved import read_settings
 from dpn.runs.typed import as_typed
 from dpn.training import lora
@@ -252,10 +253,11 @@ def module(config: DictConfig, model: DPNForConditionalGeneration) -> "DPNModule
 
     optim = plain(config.optim)
     schedule = Schedule(**{k: optim.pop(k) for k in SCHEDULE_KEYS if k in optim})
+    optimizer: Callable[..., Any] = targets.resolve(optim["_target_"])
     return DPNModule(
         model,
         routing_loss(config, model.router),
-        optimizer=instantiate(optim | {"_partial_": True}, _convert_="all"),
+        optimizer=partial(optimizer, **targets.arguments(optim)),
         schedule=schedule,
         freeze=config.stage.freeze,
         dense=config.stage.dense,
@@ -271,16 +273,19 @@ def trainer(config: DictConfig, run: RunFolder, clock: "Clock") -> "Trainer":
     from dpn.training.dashboards import RouteHistograms
     from dpn.training.resume import CompleteCheckpointIO
 
+    for name in ("lightning.pytorch", "lightning.fabric"):  # they log from INFO once imported
+        logging.getLogger(name).setLevel(logging.WARNING)
     curves = Curves(run.path / "curves.jsonl")
     always = [clock, curves, StepSeed(config.seed), StopAfterStep(run.stop), RouteHistograms()]
-    chosen = [instantiate(node) for node in config.callbacks.values() if node]
-    loggers = [instantiate(node) for node in config.logger.values() if node]
-    node = plain(config.trainer) | {"_partial_": True}
+    chosen = [targets.build(node) for node in plain(config.callbacks).values() if node]
+    loggers = [targets.build(node) for node in plain(config.logger).values() if node]
+    node = plain(config.trainer)
     if (total := config.data.global_batch) is not None:
         node["accumulate_grad_batches"] = total // (config.data.batch_size * processes(node))
     if not trains(config.stage):
         node["limit_val_batches"] = 0
-    trainer = instantiate(node, _convert_="all")(
+    trainer = targets.build(
+        node,
         callbacks=always + chosen,
         logger=loggers or False,
         plugins=[CompleteCheckpointIO()],
@@ -301,7 +306,7 @@ def plain(node: Any) -> Any:
     try:
         return OmegaConf.to_container(node, resolve=True)
     except OmegaConfBaseException as error:
-        raise ConfigError([one_line(str(error))]) from None
+        raise ConfigError([unresolved(error)]) from None
 
 
 def _weights(name: str) -> Path:

@@ -6,9 +6,10 @@ listed nowhere else. Problems between sections, and values that a part itself re
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,15 +17,16 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from dpn import benchmarks, data, projectors, routers, vision
 from dpn.common import hub
-from dpn.config import auto_loss
-from dpn.config.engine import import_target
+from dpn.common.errors import SettingError
+from dpn.common.text import one_line
+from dpn.config import auto_loss, targets
+from dpn.config.library_ranges import LOGGER, OPTIMIZER, STRATEGY, TEXT, TRAINER
 from dpn.config.schema import check_arguments, keyword_only, nearest
 from dpn.config.sections import (
     Bench,
     Evaluation,
     Generation,
     Init,
-    Machine,
     Model,
     Paths,
     Recipe,
@@ -45,8 +47,11 @@ _REGISTRIES: dict[str, Any] = {
     "loss": auto_loss,
     "data": data,
 }
-#: Seconds of the longest time that processes wait for each other.
-_WEEK_S = 7 * 24 * 3600
+#: Arguments of the Trainer that `dpn.config.build` passes.
+_OF_EVERY_RUN = (
+    *("callbacks", "logger", "plugins", "default_root_dir", "use_distributed_sampler"),
+    "enable_model_summary",
+)
 
 
 def check_training(config: Node) -> dict[str, list[str]]:
@@ -56,92 +61,75 @@ def check_training(config: Node) -> dict[str, list[str]]:
     schedule = {k: v for k, v in optim.items() if k in SCHEDULE_KEYS}
     optimizer = {k: v for k, v in optim.items() if k not in SCHEDULE_KEYS}
     problems = {
-        "": check_arguments("", Train, config) + _check_timeout(config),
+        "": check_arguments("", Train, config),
         "paths": check_arguments("paths", Paths, sections.get("paths", {})),
         "stage": _check_stage(sections.get("stage", {})),
         "init": check_arguments("init", Init, sections.get("init", {})),
         "model": _check_model(model),
         "recipe": check_arguments("recipe", Recipe, sections.get("recipe", {})),
         "optim": check_arguments("optim", Schedule, schedule)
-        + _check_target("optim", optimizer, given=["params"], suggest=SCHEDULE_KEYS),
-        "trainer": _check_target("trainer", sections.get("trainer", {})),
+        + _check_target(
+            "optim", optimizer, given=["params"], suggest=SCHEDULE_KEYS, ranges=OPTIMIZER
+        ),
+        "trainer": _check_target(
+            "trainer", sections.get("trainer", {}), given=_OF_EVERY_RUN, ranges=TRAINER
+        ),
     }
     for key, registry in _REGISTRIES.items():
-        problems[key] = check_part(key, sections.get(key, {}), registry)
+        problems[key] = check_part(key, sections[key], registry) if key in sections else []
+    if not problems["optim"]:
+        problems["optim"] = _refused_by_optimizer(optimizer)
+    if not problems["trainer"]:
+        problems["trainer"] = _check_strategy(sections["trainer"].get("strategy"))
     for group in ("logger", "callbacks"):
         for name, node in sections.get(group, {}).items():
-            problems[f"{group}.{name}"] = _check_target(f"{group}.{name}", node)
+            if node is not None:  # null switches it off
+                problems[f"{group}.{name}"] = _check_target(f"{group}.{name}", node, ranges=LOGGER)
     return problems
 
 
 def check_bench(config: Node) -> dict[str, list[str]]:
     """Check a bench config; return the problems of each section."""
     return {
-        "": check_arguments("", Bench, config) + _check_load(config),
-        "model": _check_model(config.get("model") or {}),
-        "projector": check_part("projector", config.get("projector") or {}, projectors),
-        "router": check_part("router", config.get("router") or {}, routers),
+        "": check_arguments("", Bench, config),
+        "model": _check_model(_section(config, "model")),
+        "projector": check_part("projector", _section(config, "projector"), projectors),
+        "router": check_part("router", _section(config, "router"), routers),
     }
 
 
-def check_machine(machine: Node) -> list[str]:
-    """Check section `plan`."""
-    problems = check_arguments("plan", Machine, machine)
-    for key, value in machine.items():
-        if isinstance(value, int | float) and value <= 0:
-            problems.append(f"`plan.{key}={value}` is not possible; it must be larger than 0.")
-    return problems
-
-
-def _check_load(config: Node) -> list[str]:
-    """Check the sizes that `dpn.bench` measures."""
-    problems = []
-    for key, least in (("batch_size", 1), ("text_columns", 3), ("new_tokens", 1), ("pairs", 0)):
-        value = config.get(key)
-        if any(isinstance(x, int) and x < least for x in _as_list(value)):
-            problems.append(f"`{key}={value}` is too small; it must be at least {least}.")
-        if value == []:
-            problems.append(f"`{key}=[]` is empty; give at least one number.")
-    return problems
-
-
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
+def _section(node: Node, key: str) -> Node:
+    """Return a section; an empty one if it is missing or no mapping, which is its own problem."""
+    value = node.get(key)
+    return value if isinstance(value, dict) else {}
 
 
 def check_evaluation(config: Node) -> list[str]:
     """Check an eval config."""
     problems = check_arguments("", Evaluation, config)
-    problems += check_arguments("paths", Paths, config["paths"])
-    problems += check_arguments("generation", Decoding, config.get("generation") or {})
-    if config.get("data"):
-        problems += check_part("data", config["data"], data)
+    problems += check_arguments("paths", Paths, _section(config, "paths"))
+    problems += check_arguments("generation", Decoding, _section(config, "generation"))
+    if data_section := _section(config, "data"):
+        problems += check_part("data", data_section, data)
     if not problems:
         problems = _check_benchmarks(config)
-    problems += _check_timeout(config)
-    for key in ("batch_size", "limit", "max_new_tokens"):
-        if isinstance(config.get(key), int) and config[key] < 1:
-            problems.append(f"`{key}={config[key]}` is too small; it must be at least 1.")
-    run = Path(str(config["run"]))
-    if not run.is_dir():
+    run, chosen, against = (config.get(key) for key in ("run", "benchmarks", "against"))
+    if isinstance(run, str) and not Path(run).is_dir():
         problems.append(f"`run={run}` is not a folder; give a run folder or a model folder.")
-    elif HELD_OUT in config["benchmarks"] and not (config.get("data") or is_run(run)):
+    elif isinstance(run, str) and HELD_OUT in (chosen if isinstance(chosen, list) else ()):
+        problems += _without_data(Path(run)) if not data_section else []
+    if isinstance(against, str) and not (Path(against) / "rows.jsonl").is_file():
         problems.append(
-            f"`run={run}` is not a run folder, so it names no data set; add one: data=mosaic."
-        )
-    if config.get("against") and not (Path(config["against"]) / "rows.jsonl").is_file():
-        problems.append(
-            f"`against={config['against']}` contains no rows.jsonl; give a folder of evaluation"
-            " results."
+            f"`against={against}` contains no rows.jsonl; give a folder of evaluation results."
         )
     return problems
 
 
-def _check_timeout(config: Node) -> list[str]:
-    value = config.get("timeout_s")
-    if not isinstance(value, int) or 1 <= value <= _WEEK_S:
+def _without_data(run: Path) -> list[str]:
+    """Check that a folder names the data set of its held-out questions."""
+    if is_run(run):
         return []
-    return [f"`timeout_s={value}` is not possible; it must be between 1 and {_WEEK_S} seconds."]
+    return [f"`run={run}` is not a run folder, so it names no data set; add one: data=mosaic."]
 
 
 def _check_benchmarks(config: Node) -> list[str]:
@@ -163,25 +151,24 @@ def _check_benchmarks(config: Node) -> list[str]:
 
 def _check_model(model: Node) -> list[str]:
     given = ("tokenizer", "image_size", "patch_size")
-    return [
-        *check_arguments("model", Model, model),
-        *_check_text(model.get("text") or {}),
-        *check_part("model.vision", model.get("vision") or {}, vision),
-        *check_arguments(
-            "model.processor", DPNProcessor, model.get("processor") or {}, given=given
-        ),
-        *check_arguments("model.generation", Generation, model.get("generation") or {}),
-        *check_arguments("model.weights", Weights, model.get("weights") or {}),
-    ]
+    problems = check_arguments("model", Model, model)
+    if "text" in model and isinstance(model["text"], dict):
+        problems += _check_text(model["text"])
+    if "vision" in model and isinstance(model["vision"], dict):
+        problems += check_part("model.vision", model["vision"], vision)
+    for key, part, passed in (
+        ("processor", DPNProcessor, given),
+        ("generation", Generation, ()),
+        ("weights", Weights, ()),
+    ):
+        problems += check_arguments(f"model.{key}", part, _section(model, key), given=passed)
+    return problems
 
 
 def _check_stage(stage: Node) -> list[str]:
     problems = check_arguments("stage", Stage, stage)
     if isinstance(stage.get("lora"), dict):
         problems += check_arguments("stage.lora", lora.add, stage["lora"], given=["language"])
-    dense = stage.get("dense", 0.0)
-    if isinstance(dense, int | float) and not 0 <= dense < 1:
-        problems.append(f"`stage.dense={dense}` is not possible; it must be in [0, 1).")
     return problems
 
 
@@ -205,7 +192,11 @@ def check_part(key: str, node: Node, registry: Any) -> list[str]:
 
 
 def _check_target(
-    key: str, node: Any, given: Sequence[str] = (), suggest: Sequence[str] = ()
+    key: str,
+    node: Any,
+    given: Sequence[str] = (),
+    suggest: Sequence[str] = (),
+    ranges: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[str]:
     """Check a section that chooses a part by its `_target_`, and all sections in it.
 
@@ -214,19 +205,44 @@ def _check_target(
         node: Section with `_target_` and the arguments of the part.
         given: Arguments that the code passes.
         suggest: Further names to suggest for an unknown key.
+        ranges: Ranges of arguments, where the part's signature has none.
     """
     if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
-        return [f"`{key}` needs a `_target_`: the import path of a class or function."]
+        return [f"`{key}` needs a `_target_`: the import path of a class."]
+    every = targets.all_targets(node, key)
+    if refused := [(name, x, why) for name, x in every if (why := targets.refusal(x))]:
+        return [f"`{name}={target}` {why}." for name, target, why in refused]
     try:
-        target: Callable[..., Any] = import_target(node["_target_"])
-    except (ImportError, AttributeError, ValueError) as error:
-        return [f"`{key}._target_={node['_target_']}` cannot be imported: {error}."]
-    arguments = {k: v for k, v in node.items() if not (k.startswith("_") and k.endswith("_"))}
-    problems = check_arguments(key, target, arguments, given=given, suggest=suggest)
+        part = targets.resolve(node["_target_"])
+    except SettingError as error:
+        return [f"`{key}`: {error}"]
+    arguments = {k: v for k, v in node.items() if k != "_target_"}
+    problems = check_arguments(key, part, arguments, given=given, suggest=suggest, ranges=ranges)
     for name, value in arguments.items():
         if isinstance(value, dict) and "_target_" in value:
-            problems += _check_target(f"{key}.{name}", value)
+            problems += _check_target(f"{key}.{name}", value, ranges=STRATEGY)
     return problems
+
+
+def _refused_by_optimizer(node: Node) -> list[str]:
+    """Build the optimizer for one small matrix; return what it says about its arguments."""
+    group = {"params": [torch.nn.Parameter(torch.zeros(2, 2))]}
+    kind = targets.resolve(node["_target_"])
+    try:
+        kind([group], **targets.arguments(node))
+    except Exception as error:
+        return [f"`optim`: {kind.__name__} refuses its arguments: {one_line(str(error))}."]
+    return []
+
+
+def _check_strategy(strategy: Any) -> list[str]:
+    """Check the name of a strategy of Lightning."""
+    from lightning.pytorch.strategies import StrategyRegistry
+
+    known = ["auto", *StrategyRegistry.available_strategies()]
+    if not isinstance(strategy, str) or strategy in known:
+        return []
+    return [f"`trainer.strategy={strategy}` is unknown; {nearest(strategy, known)}"]
 
 
 def _check_text(text: Node) -> list[str]:
@@ -234,7 +250,9 @@ def _check_text(text: Node) -> list[str]:
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         known = nearest(str(kind), CONFIG_MAPPING)
         return [f"`model.text.model_type={kind}` is not a Hugging Face text model; {known}"]
-    return check_arguments("model.text", CONFIG_MAPPING[kind], text, also=["model_type"])
+    return check_arguments(
+        "model.text", CONFIG_MAPPING[kind], text, also=["model_type"], ranges=TEXT
+    )
 
 
 def check_run(config: Node, request: Request) -> list[str]:

@@ -18,10 +18,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from dpn import projectors, routers
 from dpn.config import renamed
 from dpn.runs.path import SWEEP, key_of
-from dpn.runs.request import Request
+from dpn.runs.request import ConfigError, Request
 from dpn.runs.typed import as_typed
 
 _PACKAGE = Path(__file__).parents[1]
@@ -32,6 +31,8 @@ MULTIRUN = "hydra.mode=MULTIRUN"
 
 def _trainable_routers() -> str:
     """Names, with commas, of the routers that models are trained with at a `router.keep`."""
+    from dpn import routers  # imports torch, which most command lines need later or not at all
+
     files = sorted(path.stem for path in (CONFIG_DIR / "router").glob("*.yaml"))
     kinds = {name: routers.resolve(name) for name in files if name in routers.names()}
     return ",".join(
@@ -51,8 +52,26 @@ def compose(config_name: str = "train", overrides: Sequence[str] = ()) -> Reques
         config_name: Name of a file in `configs/`, e.g. `train`, `eval` or `bench`.
         overrides: Overrides in Hydra's syntax, e.g. `["router=dpe", "router.keep=0.5"]`.
     """
-    with _hydra():
+    with _hydra(overrides):
         return request_of(hydra.compose(config_name, list(overrides), return_hydra_config=True))
+
+
+def compose_names(config_name: str, overrides: Sequence[str]) -> DictConfig:
+    """Compose a config as Hydra does, without a look at its values; nothing heavy is imported.
+
+    Raises:
+        HydraException: If an override names a group, a choice or a setting that does not exist.
+    """
+    with _hydra(overrides) as loader:
+        return loader.load_configuration(config_name, list(overrides), run_mode=RunMode.RUN)
+
+
+def compose_hydra(config_name: str, overrides: Sequence[str], multirun: bool) -> dict[str, Any]:
+    """Return section `hydra` of a command line, without resolving its references."""
+    mode = RunMode.MULTIRUN if multirun else RunMode.RUN
+    with _hydra(overrides) as loader:
+        config = loader.load_configuration(config_name, list(overrides), run_mode=mode)
+    return OmegaConf.to_container(config.hydra, resolve=False)  # type: ignore[return-value]
 
 
 def compose_jobs(config_name: str, overrides: Sequence[str]) -> tuple[Request, list[Request]]:
@@ -63,20 +82,20 @@ def compose_jobs(config_name: str, overrides: Sequence[str]) -> tuple[Request, l
         default of every swept value; and its jobs in order. There are no jobs if the sweeper, e.g.
         Optuna, chooses them while it runs.
     """
-    with _hydra() as loader:
+    with _hydra(overrides) as loader:
         config = loader.load_configuration(
             config_name, [*overrides, MULTIRUN], run_mode=RunMode.MULTIRUN
         )
         sweeper = config.hydra.sweeper
         params = as_typed(sweeper.params) if sweeper.get("params") else {}
         swept = [f"{key}={value}" for key, value in params.items()]
-        swept += as_typed(config.hydra.overrides.task)
+        swept += _given(config.hydra)
         config.hydra.overrides.task = swept
         if "BasicSweeper" not in sweeper._target_:
             return request_of(config), []
         parsed = OverridesParser.create(loader).parse_overrides(swept)
         (jobs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
-        composed = (loader.load_sweep_config(config, job) for job in jobs)
+        composed = [loader.load_sweep_config(config, job) for job in jobs]  # names come first
         return request_of(config), [request_of(job) for job in composed]
 
 
@@ -97,12 +116,12 @@ def request_of(config: Any, task: DictConfig | None = None) -> Request:
         task = OmegaConf.create({k: v for k, v in config.items_ex(resolve=False) if k != "hydra"})
         OmegaConf.set_struct(task, True)
     renamed.update(task)
-    ignored, typed = _ignored(task), as_typed(node.overrides.task)
+    ignored = _ignored(task)
     for key in ignored:
         OmegaConf.update(task, key, None)
     return Request(
         config=task,
-        overrides=tuple(o for o in typed if key_of(o) not in {"sweep", *ignored}),
+        overrides=tuple(o for o in _given(node) if key_of(o) not in {"sweep", *ignored}),
         experiment=choices.get("experiment") or "main",
         door=node.job.config_name,
         in_sweep=sweeping,
@@ -114,8 +133,15 @@ def request_of(config: Any, task: DictConfig | None = None) -> Request:
     )
 
 
+def _given(node: DictConfig) -> list[str]:
+    """Return the overrides as they were typed, without resolving references in them."""
+    return OmegaConf.to_container(node.overrides.task, resolve=False)  # type: ignore[return-value]
+
+
 def _ignored(config: DictConfig) -> list[str]:
     """Return the keys that the chosen router and projector accept but never read."""
+    from dpn import projectors, routers
+
     keys = []
     for section, registry in (("router", routers), ("projector", projectors)):
         node = config.get(section) or {}
@@ -125,9 +151,30 @@ def _ignored(config: DictConfig) -> list[str]:
     return keys
 
 
+def _check_choices(overrides: Sequence[str]) -> None:
+    """Refuse values of groups that Hydra can only answer with a traceback, e.g. `logger=null`.
+
+    Raises:
+        ConfigError: With a sentence for each group that is given no name.
+    """
+    problems = []
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        group = CONFIG_DIR / override.key_or_group
+        if override.is_delete() or override.is_sweep_override() or not group.is_dir():
+            continue
+        if not isinstance(override.value(), str | list):
+            names = ", ".join(f"`{path.stem}`" for path in sorted(group.glob("*.yaml")))
+            problems.append(
+                f"`{override.input_line}` chooses nothing; choose one of {names}, or leave it out."
+            )
+    if problems:
+        raise ConfigError(problems)
+
+
 @contextmanager
-def _hydra() -> Iterator[ConfigLoader]:
+def _hydra(overrides: Sequence[str]) -> Iterator[ConfigLoader]:
     """Initialize Hydra with `CONFIG_DIR`, also inside a program that Hydra has already started."""
+    _check_choices(overrides)
     state = GlobalHydra.instance()
     running, state.hydra = state.hydra, None
     try:

@@ -4,23 +4,10 @@ Pre-flight and `dpn.plan` decide by this name; `dpn.config.build.trainer` builds
 """
 
 from collections.abc import Mapping
-from importlib import import_module
-from typing import Any
 
-from dpn.common.distributed import processes
+from dpn.common.processes import processes
+from dpn.config import targets
 from dpn.runs.request import Node
-
-
-def import_target(target: str) -> Any:
-    """Import the class or function that a `_target_` names.
-
-    Raises:
-        ImportError: If there is no such module.
-        AttributeError: If the module has no such name.
-        ValueError: If the name has no module.
-    """
-    module, _, name = target.rpartition(".")
-    return getattr(import_module(module), name)
 
 
 def engine_of(trainer: Node) -> str:
@@ -32,7 +19,7 @@ def engine_of(trainer: Node) -> str:
     strategy = trainer.get("strategy") or "auto"
     if isinstance(strategy, Mapping):
         target = str(strategy["_target_"])
-        engine = getattr(import_target(target), "engine", None)
+        engine = getattr(targets.resolve(target), "engine", None)
         return target if engine is None else engine(strategy)
     if strategy == "auto":
         return "ddp" if processes(trainer) > 1 else "single"

@@ -6,6 +6,7 @@ together. It builds vision tower, projector and router on the meta device, witho
 not have, is refused.
 """
 
+import logging
 from collections.abc import Sequence
 from importlib.util import find_spec
 from itertools import chain
@@ -15,14 +16,18 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dpn import data, losses, routers
-from dpn.common.distributed import processes
-from dpn.common.text import one_line
-from dpn.config import apply, checks
-from dpn.config.engine import engine_of, import_target, is_deepspeed
+from dpn.common.processes import processes
+from dpn.config import apply, checks, targets
+from dpn.config.engine import engine_of, is_deepspeed
+from dpn.config.schema import check_arguments
+from dpn.config.sections import Machine
+from dpn.config.unread import unread
 from dpn.data.sources.base import Source
 from dpn.model import DPNConfig
 from dpn.model.assemble import build_router, build_vision
-from dpn.runs.request import ConfigError, Node, Request
+from dpn.runs.request import ConfigError, Node, Request, unresolved
+
+log = logging.getLogger(__name__)
 
 
 def check(request: Request) -> None:
@@ -32,8 +37,8 @@ def check(request: Request) -> None:
         ConfigError: If there is any problem, with a sentence for each.
     """
     config = _resolve(request)
-    problems = _all_problems(checks.check_training(config), config)
-    _refuse(problems + checks.check_run(config, request))
+    problems = all_problems(config)
+    _refuse(problems + _unread(request, config) + checks.check_run(config, request))
     _refuse(_check_objectives(config, request) + apply.problems(request))
 
 
@@ -45,20 +50,42 @@ def check_evaluation(request: Request) -> None:
 def check_bench(request: Request) -> None:
     """Check a bench config; raises like `check`."""
     config = _resolve(request)
-    _refuse(_all_problems(checks.check_bench(config), config))
+    _refuse(_with_others(checks.check_bench(config), config))
 
 
 def check_plan(request: Request) -> None:
     """Check a plan config, whose data files need not exist yet; raises like `check`."""
     config = _resolve(request)
-    machine = config.pop("plan")
-    problems = _all_problems(checks.check_training(config), config, files=False)
-    _refuse(problems + checks.check_machine(machine))
+    machine = config.pop("plan", None)
+    if not isinstance(machine, dict):
+        raise ConfigError([f"`plan={machine}` has the wrong type; expected a mapping."])
+    problems = all_problems(config, files=False)
+    _refuse(problems + check_arguments("plan", Machine, machine) + _unread(request, config))
 
 
-def _all_problems(sections: dict[str, list[str]], config: Node, files: bool = True) -> list[str]:
+def _unread(request: Request, config: Node) -> list[str]:
+    """Return the overrides that change nothing; a sweep runs them and only names them."""
+    found = unread(request, config)
+    if not request.in_sweep:
+        return found
+    for sentence in found:
+        log.warning("%s", sentence)
+    return []
+
+
+def all_problems(config: Node, files: bool = True) -> list[str]:
+    """Return the problems of a resolved training config.
+
+    Args:
+        config: Plain values.
+        files: Whether to check that the data files exist.
+    """
+    return _with_others(checks.check_training(config), config, files)
+
+
+def _with_others(sections: dict[str, list[str]], config: Node, files: bool = True) -> list[str]:
     """Return the problems of each section, and those between the sections that are valid."""
-    valid = {section for section, found in sections.items() if not found}
+    valid = {section for section, found in sections.items() if not found and section in config}
     return [*chain.from_iterable(sections.values()), *_check_together(config, valid, files)]
 
 
@@ -124,7 +151,7 @@ def _check_engine(model: Node, optim: Node, trainer: Node) -> list[str]:
             problems.append(
                 "`trainer.strategy` needs DeepSpeed; install it: pip install 'dpn[deepspeed]'."
             )
-        if getattr(import_target(optim["_target_"]), "needs_whole_matrices", False):
+        if getattr(targets.resolve(optim["_target_"]), "needs_whole_matrices", False):
             problems.append(
                 "`optim=muon` needs whole matrices, and DeepSpeed splits them; use optim=adamw,"
                 " or trainer=fsdp2."
@@ -200,7 +227,7 @@ def _resolve(request: Request) -> Node:
             raise ConfigError([f"`{key}` has no value yet; give one: {key}=..." for key in missing])
         config: Node = OmegaConf.to_container(whole, resolve=True)  # type: ignore[assignment]
     except OmegaConfBaseException as error:
-        raise ConfigError([one_line(str(error))]) from None
+        raise ConfigError([unresolved(error)]) from None
     return config
 
 

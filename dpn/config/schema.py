@@ -1,6 +1,7 @@
 """Check a section of a config against the annotated signature of the constructor it is passed to.
 
-Unknown keys, wrong types and missing values are found here. Checks return all problems as a list of
+Unknown keys, wrong types, numbers out of range (`dpn.common.ranges`) and missing values are found
+here. Checks return all problems as a list of
 sentences instead of raising at the first one, so that one run shows every mistake.
 """
 
@@ -8,25 +9,46 @@ import difflib
 import inspect
 import types
 import typing
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, Union, get_args, get_origin
 
+from dpn.common.ranges import FINITE, Form, Range
 from dpn.common.text import shorten
 
 _EMPTY = inspect.Parameter.empty
+_FEW = 5
+_LISTED = 20
+"""Maximum number of names in a sentence."""
+_LARGEST = 2**53
+"""Largest whole number that is exact in every format that a run writes."""
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Suggest the known word most similar to `word`, or list all known words if none is similar."""
+def nearest(word: str, known: Iterable[str], listing: str = "") -> str:
+    """Suggest the known word that is most similar to `word`; if none is similar, list the words.
+
+    Args:
+        word: Unknown word.
+        known: Valid words.
+        listing: Command that lists all words, for sentences that would become too long.
+    """
     known = sorted(known)
     close = difflib.get_close_matches(word, known, n=1)
     if close:
         return f"did you mean `{close[0]}`?"
     if not known:
         return "there are none."
-    return f"expected one of {', '.join(f'`{name}`' for name in known)}."
+    if len(known) <= _LISTED:
+        return f"expected one of {_names(known)}."
+    few = difflib.get_close_matches(word, known, n=_FEW, cutoff=0.0)
+    rest = f"list all {len(known)} with {listing}" if listing else f"there are {len(known)}"
+    return f"the most similar are {_names(few)}; {rest}."
+
+
+def _names(words: Iterable[str]) -> str:
+    return ", ".join(f"`{word}`" for word in words)
 
 
 def check_arguments(
@@ -36,6 +58,7 @@ def check_arguments(
     given: Collection[str] = (),
     also: Collection[str] = (),
     suggest: Collection[str] = (),
+    ranges: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[str]:
     """Check the arguments of a call; return one sentence for each problem.
 
@@ -46,39 +69,39 @@ def check_arguments(
         given: Parameters that the code passes itself and the config must not set.
         also: Valid keys that are not parameters, e.g. `name`.
         suggest: Further names to suggest for an unknown key.
+        ranges: Annotations with ranges for parameters of a library, whose signature has none.
     """
-    parameters = _parameters(function)
+    parameters = parameters_of(function)
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     named = {
         name: p
         for name, p in parameters.items()
         if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and name not in given
     }
-    hints = _hints(function)
+    hints = hints_of(function)
     prefix = f"{key}." if key else ""
     problems = []
     for name, value in arguments.items():
         if name in also:
             continue
-        if name not in named:
-            if not takes_any:
-                known = nearest(name, {*named, *suggest})
-                problems.append(f"`{prefix}{name}` is not a setting; {known}")
-        elif not matches(value, hints.get(name, _EMPTY)):
-            expected = _describe(hints[name])
-            problems.append(
-                f"`{prefix}{name}={_show(value)}` has the wrong type; expected {expected}."
-            )
+        full, hint = f"`{prefix}{name}={_show(value)}`", hints.get(name)
+        if name not in named and not takes_any:
+            known = nearest(name, {*named, *suggest})
+            problems.append(f"`{prefix}{name}` is not a setting; {known}")
+        elif name in named and name in hints and not matches(value, hint):
+            problems.append(f"{full} has the wrong type; expected {describe(hint)}.")
+        else:
+            problems += _violations(f"{prefix}{name}", value, ranges.get(name, hint))
     for name, parameter in named.items():
         if parameter.default is _EMPTY and name not in arguments:
-            expected = _describe(hints.get(name, Any))
+            expected = describe(hints.get(name, Any))
             problems.append(f"`{prefix}{name}` is missing; expected {expected}.")
     return problems
 
 
 def keyword_only(function: Callable[..., Any]) -> list[str]:
     """Return the names of the parameters after the `*`, or of a final `**name: Unpack[...]`."""
-    return [n for n, p in _parameters(function).items() if p.kind is p.KEYWORD_ONLY]
+    return [n for n, p in parameters_of(function).items() if p.kind is p.KEYWORD_ONLY]
 
 
 def matches(value: Any, annotation: Any) -> bool:
@@ -95,6 +118,52 @@ def matches(value: Any, annotation: Any) -> bool:
     if origin is Literal:
         return any(value == option and type(value) is type(option) for option in inner)
     return _matches_class(value, origin or annotation, inner)
+
+
+def _violations(key: str, value: Any, annotation: Any) -> Iterator[str]:
+    """Yield a sentence for a value, or for each value of a mapping, that is out of range.
+
+    The values of a mapping of anything are left to the reader of that section.
+    """
+    if isinstance(value, Mapping):
+        inner = get_args(annotation)
+        if get_origin(annotation) is not typing.Annotated:
+            annotation = inner[1] if len(inner) == 2 else Any
+        if annotation is Any:
+            return
+        for name, item in value.items():
+            yield from _violations(f"{key}.{name}", item, annotation)
+    elif limit := violated(value, annotation):
+        yield f"`{key}={_show(value)}` is not possible; it must be {limit}."
+
+
+def violated(value: Any, annotation: Any) -> Range | Form | None:
+    """Return the limit that a value, or an item of it, breaks; None if all are kept.
+
+    Numbers without a range must be finite, and whole numbers must be exact as a float.
+    """
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is typing.Annotated:
+        for limit in inner[1:]:
+            numbers = value if isinstance(value, list | tuple) else [value]
+            if isinstance(limit, Form) and value not in limit:
+                return limit
+            if isinstance(limit, Range) and not all(number in limit for number in numbers):
+                return limit
+        return violated(value, inner[0])
+    if origin in (Union, types.UnionType):
+        limits = [violated(value, option) for option in inner if matches(value, option)]
+        return None if None in limits else next(iter(limits), None)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        fixed = origin is tuple and inner[1:] != (...,)
+        kinds = inner if fixed else (inner[0] if inner else None,) * len(value)
+        broken = (violated(item, kind) for item, kind in zip(value, kinds, strict=False))
+        return next((limit for limit in broken if limit is not None), None)
+    if isinstance(value, float) and value not in FINITE:
+        return FINITE
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        return Range(-_LARGEST, _LARGEST)
+    return None
 
 
 def _matches_class(value: Any, kind: Any, inner: tuple[Any, ...]) -> bool:
@@ -127,11 +196,13 @@ def _all_match(values: Iterable[Any], inner: tuple[Any, ...]) -> bool:
     return not inner or all(matches(value, inner[0]) for value in values)
 
 
-def _describe(annotation: Any) -> str:
+def describe(annotation: Any) -> str:
     """Describe an annotation in the words of a YAML author, e.g. `a number or null`."""
     origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is typing.Annotated:
+        return describe(inner[0])
     if origin in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(_describe(option) for option in inner))
+        return " or ".join(dict.fromkeys(describe(option) for option in inner))
     if origin is Literal:
         return "one of " + ", ".join(f"`{option}`" for option in inner)
     if annotation is type(None):
@@ -146,18 +217,19 @@ def _describe(annotation: Any) -> str:
         if issubclass(kind, Path):
             return "a path"
         if kind in (list, tuple) or kind.__module__ == "collections.abc":
-            items = [_describe(item) for item in inner if item is not ...]
+            items = [describe(item) for item in inner if item is not ...]
             return f"a list ({', '.join(dict.fromkeys(items))})" if items else "a list"
         return f"a {kind.__name__}"
     return "any value"
 
 
 @cache
-def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+def parameters_of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Return the parameters of a function; `**name: Unpack[...]` counts as its keys."""
     parameters = dict(inspect.signature(function).parameters)
     parameters.pop("self", None)
     for name, parameter in list(parameters.items()):
-        hint = _hints(function).get(name)
+        hint = hints_of(function).get(name)
         if parameter.kind is parameter.VAR_KEYWORD and get_origin(hint) is typing.Unpack:
             del parameters[name]
             (keys,) = get_args(hint)
@@ -167,16 +239,26 @@ def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 
 
 @cache
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    target = function.__init__ if inspect.isclass(function) else function
+def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return the annotation of each parameter, without those imported for type checkers only."""
+    target = inspect.unwrap(function.__init__ if inspect.isclass(function) else function)
     try:
-        return typing.get_type_hints(inspect.unwrap(target))
-    except (NameError, TypeError):  # annotations imported for type checkers only
+        return typing.get_type_hints(target, include_extras=True)
+    except (NameError, TypeError):
+        names = getattr(target, "__globals__", {})
         return {
-            name: p.annotation
-            for name, p in inspect.signature(function).parameters.items()
-            if not isinstance(p.annotation, str)
+            name: hint
+            for name, text in getattr(target, "__annotations__", {}).items()
+            if (hint := _evaluated(text, names)) is not None
         }
+
+
+def _evaluated(annotation: Any, names: dict[str, Any]) -> Any:
+    holder = types.SimpleNamespace(__annotations__={"it": annotation})
+    try:
+        return typing.get_type_hints(holder, names, include_extras=True)["it"]
+    except (NameError, TypeError):
+        return None
 
 
 def _show(value: Any) -> str:

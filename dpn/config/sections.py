@@ -5,11 +5,15 @@ Every other section is passed to one constructor, whose annotated signature is i
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from dpn.decoder.attention import BackendName
+from dpn.common.ranges import AtLeast0, AtLeast1, Device, Keep, Pixels, Positive, Range, Seed
+from dpn.decoder.backends import BackendName
 from dpn.measure.load import Load
 from dpn.training.stage import Part
+
+#: Seconds, at most a week.
+Timeout = Annotated[int, Range(1, 7 * 24 * 3600)]
 
 
 @dataclass
@@ -59,7 +63,7 @@ class Generation:
         max_new_tokens: Maximum number of new tokens of an answer.
     """
 
-    max_new_tokens: int = 32
+    max_new_tokens: AtLeast1 = 32
 
 
 @dataclass
@@ -107,9 +111,9 @@ class Model:
     processor: dict[str, Any]
     generation: dict[str, Any]
     tokenizer: str | None = None
-    vocab_size: int = 1024
-    min_rows: int = 18
-    gate_temperature: float = 10.0
+    vocab_size: Annotated[int, Range(8, 2**24)] = 1024
+    min_rows: AtLeast0 | Literal["reference"] = 18
+    gate_temperature: Positive = 10.0
     weights: dict[str, Any] = field(default_factory=dict)
     checkpoint_layers: bool = False
     compile_layers: bool = False
@@ -133,15 +137,15 @@ class Recipe:
         val_rows: Rows to validate on, with `data=llava_json`; `debug=fast` sets it.
     """
 
-    keep: float | None = None
+    keep: Keep | None = None
     freeze: list[Part] = field(default_factory=list)
-    pretrain_image_size: int = 336
-    batch_size: int = 16
+    pretrain_image_size: Pixels = 336
+    batch_size: AtLeast1 = 16
     group: Literal["none", "llava", "llava_hr", "dpn"] = "none"
-    max_length: int = 2048
-    train_images: int = 10_000
-    val_images: int = 100
-    val_rows: int | None = None
+    max_length: Annotated[int, Range(2)] = 2048
+    train_images: AtLeast1 = 10_000
+    val_images: AtLeast1 = 100
+    val_rows: AtLeast1 | None = None
 
 
 @dataclass
@@ -165,9 +169,9 @@ class Train:
     logger: dict[str, Any]
     callbacks: dict[str, Any]
     paths: dict[str, Any]
-    seed: int = 0
-    overlays: int = 4
-    timeout_s: int = 1800
+    seed: Seed = 0
+    overlays: AtLeast0 = 4
+    timeout_s: Timeout = 1800
 
 
 @dataclass
@@ -183,11 +187,11 @@ class Machine:
         samples: Samples of one epoch; None uses the number of rows of the data file.
     """
 
-    memory_gib: float = 80.0
-    peak_tflops: float = 989.0
-    utilisation: float = 0.4
-    text_rows: int | None = None
-    samples: int | None = None
+    memory_gib: Positive = 80.0
+    peak_tflops: Positive = 989.0
+    utilisation: Keep = 0.4
+    text_rows: AtLeast1 | None = None
+    samples: AtLeast1 | None = None
 
 
 @dataclass
@@ -204,16 +208,16 @@ class Evaluation:
     data_root: str
     settings: dict[str, Any]
     generation: dict[str, Any]
-    limit: int | None = None
-    batch_size: int = 16
-    num_workers: int = 0
+    limit: AtLeast1 | None = None
+    batch_size: AtLeast1 = 16
+    num_workers: AtLeast0 = 0
     data: dict[str, Any] | None = None
-    max_new_tokens: int | None = None
+    max_new_tokens: AtLeast1 | None = None
     against: str | None = None
-    overlays: int = 12
-    device: str = "auto"
-    seed: int = 0
-    timeout_s: int = 14400
+    overlays: AtLeast0 = 12
+    device: Device = "auto"
+    seed: Seed = 0
+    timeout_s: Timeout = 14400
 
 
 @dataclass(kw_only=True)

@@ -1,7 +1,7 @@
 """Cost of a forward pass, with the same formulas for all methods: visual MACs, FLOPs, and targets
 for the share of visual MACs to keep.
 
-Imports `tokens`.
+Imports `common` and `tokens`.
 """
 
 from dpn.cost.budget import MeetsKeep, Unreachable, check_share, solve_for_keep

@@ -3,12 +3,10 @@
 from collections.abc import Callable
 from typing import Literal
 
+from dpn.common.errors import Unreachable
+
 #: How well a method meets its `keep`, see `dpn.routers.Router.meets_keep`.
 MeetsKeep = Literal["exactly", "roughly", "never"]
-
-
-class Unreachable(str):
-    """An error sentence that says that a method cannot reach the requested share."""
 
 
 def check_share(

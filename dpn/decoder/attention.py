@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby, pairwise
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +18,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from dpn.common.errors import SettingError
+from dpn.decoder.backends import BackendName
 from dpn.tokens import PackedTokens
 
-BackendName = Literal["auto", "segments", "padded", "varlen", "flash"]
 #: Precisions that the GPU kernels for packed sequences support.
 HALF = (torch.float16, torch.bfloat16)
 #: Name under which Hugging Face layers find `packed_attention`.
@@ -68,7 +69,7 @@ def packed_attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     if kwargs.get("sliding_window") is not None:
-        raise ValueError(
+        raise SettingError(
             "The text model uses sliding-window attention, which packed attention does not"
             " support; set use_sliding_window=false in its text_config."
         )
@@ -198,7 +199,9 @@ def varlen(
     """Call PyTorch's flash attention over packed sequences; CUDA, fp16 or bf16."""
     query, key, value = _for_kernel("varlen", query, key, value)
     if dropout:
-        raise ValueError("attention=varlen has no dropout; set attention_dropout=0 in text_config.")
+        raise SettingError(
+            "attention=varlen has no dropout; set attention_dropout=0 in text_config."
+        )
     from torch.nn.attention.varlen import varlen_attn
 
     cu, longest = packing.tokens.cu_seqlens, max(packing.tokens.lengths)
@@ -229,7 +232,7 @@ def flash(
     try:
         from flash_attn import flash_attn_varlen_func
     except ImportError:
-        raise ValueError(
+        raise SettingError(
             "attention=flash needs the package flash-attn (pip install 'dpn[flash-attn]'); PyTorch"
             " itself has attention=varlen."
         ) from None
@@ -248,7 +251,7 @@ def _for_kernel(name: str, *rows: Tensor) -> list[Tensor]:
     """
     device, dtype = rows[0].device.type, working_dtype(rows[0])
     if device != "cuda" or dtype not in HALF:
-        raise ValueError(
+        raise SettingError(
             f"attention={name} needs a CUDA device and fp16 or bf16, got {device} and {dtype};"
             " use attention=auto, segments or padded."
         )

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoModel
 
+from dpn.common.errors import SettingError
 from dpn.decoder import within
 from dpn.decoder.attention import IMPLEMENTATION, packed_attention
 from dpn.decoder.projections import rotated
@@ -40,7 +41,7 @@ class DecoderLayer(nn.Module):
         super().__init__()
         own = [name for name, _ in layer.named_parameters(recurse=False)]
         if own:
-            raise ValueError(
+            raise SettingError(
                 f"{type(layer).__name__} has parameters of its own ({', '.join(own)}); only layers"
                 " whose parameters belong to their submodules (Llama, Qwen2, Mistral ...) are"
                 " supported."
@@ -89,7 +90,7 @@ class DecoderLayer(nn.Module):
         """
         attention: Any = self.self_attn
         if not (hasattr(attention, "q_proj") and hasattr(attention, "k_proj")):
-            raise ValueError(
+            raise SettingError(
                 f"{type(attention).__name__} has no q_proj and k_proj, so routers cannot read its"
                 " attention; use a text model like Llama, Qwen2, Qwen3 or Mistral."
             )

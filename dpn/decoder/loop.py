@@ -13,7 +13,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from dpn.common.distributed import connect
-from dpn.decoder.attention import IMPLEMENTATION, BackendName, PrefillAttention
+from dpn.common.errors import SettingError
+from dpn.decoder.attention import IMPLEMENTATION, PrefillAttention
+from dpn.decoder.backends import BackendName
 from dpn.decoder.cache import RaggedCache, Stage
 from dpn.decoder.layer import QueryRows
 from dpn.decoder.rows import PlannedRows
@@ -95,7 +97,7 @@ class _AttentionScores:
     def __call__(self, tokens: PackedTokens, rows: Sequence[Sequence[int]]) -> list[Tensor]:
         seen = self.before or tokens
         if seen.spans is not tokens.spans:
-            raise ValueError(
+            raise SettingError(
                 "Two routers of a chain act at the same layer, and the second one needs that"
                 " layer's attention to rows that were removed or skipped the layer; let them act"
                 " after different layers."

@@ -15,6 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from dpn.common.checksums import check_checksums
 from dpn.common.files import atomic_folder, why_unwritten
+from dpn.common.ranges import AtLeast1, NonNegative, Share
 from dpn.cost import prefill_flops, visual_macs_ratio
 from dpn.data.batch import IGNORE, Batch, collate
 from dpn.data.conversation import IMAGE
@@ -35,9 +36,9 @@ Answer = dict[str, Any]
 class Decoding:
     """Options of decoding; greedy by default."""
 
-    num_beams: int = 1
-    temperature: float = 0.0
-    top_p: float = 1.0
+    num_beams: AtLeast1 = 1
+    temperature: NonNegative = 0.0
+    top_p: Share = 1.0
     stop: list[str] = field(default_factory=list)
 
     @property
@@ -292,17 +293,26 @@ def question(prompt: str, images: Sequence[Image.Image]) -> dict[str, str]:
 
 
 def read_images(names: str | None) -> list[Image.Image]:
-    """Read images from comma-separated file names.
+    """Read images from comma-separated file names; the name of a file may itself have commas.
 
     Raises:
         FileNotFoundError: If a file does not exist.
         DataError: If a file is broken.
     """
-    files = [Path(name) for name in names.split(",")] if names else []
-    for file in files:
-        if not file.is_file():
-            raise FileNotFoundError(f"image={file} does not exist; check the path.")
-    return [read_image(file) for file in files]
+    return [read_image(file) for file in _files(names.split(","))] if names else []
+
+
+def _files(parts: Sequence[str]) -> list[Path]:
+    """Return files whose names are comma-separated; the longest name that exists is taken."""
+    found: list[Path] = []
+    while parts:
+        names = [",".join(parts[:count]) for count in range(len(parts), 0, -1)]
+        name = next((name for name in names if Path(name).is_file()), None)
+        if name is None:
+            raise FileNotFoundError(f"image={parts[0]} does not exist; check the path.")
+        found.append(Path(name))
+        parts = parts[name.count(",") + 1 :]
+    return found
 
 
 def route_of(found: Answer) -> str:

@@ -9,7 +9,7 @@ import torch
 from torchmetrics import SumMetric
 
 from dpn.benchmarks import Benchmark, Question
-from dpn.common.distributed import is_first_process
+from dpn.common.processes import is_first_process
 from dpn.common.progress import progress
 from dpn.data.batch import IGNORE, Batch, DataError, Sample
 from dpn.data.conversation import IMAGE, Turn

@@ -21,6 +21,7 @@ from PIL import Image
 from transformers import GenerationConfig
 
 from dpn import inference
+from dpn.common.errors import SettingError
 from dpn.common.progress import progress
 from dpn.data.batch import IGNORE, DataError, Sample, collate
 from dpn.data.conversation import IMAGE, Piece, Turn, check_words
@@ -56,7 +57,7 @@ class DPN(lmms):
     ):
         super().__init__()
         if not str(batch_size).isdecimal() or not int(batch_size):
-            raise ValueError(
+            raise SettingError(
                 f"batch_size={batch_size} is not a number of requests; give 1 or more."
             )
         self.batch_size, self.max_new_tokens = int(batch_size), max_new_tokens

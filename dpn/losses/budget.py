@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dpn.common.errors import SettingError
+from dpn.common.ranges import NonNegative
 from dpn.losses.base import Reduction, RoutingLoss
 from dpn.routers import Grids, PoolingRouter, count_rows
 from dpn.routers.base import Router
@@ -27,10 +29,12 @@ class BudgetLoss(RoutingLoss):
 
     needs_keep: ClassVar[bool] = True
 
-    def __init__(self, weight: float = 1.0, reduction: Reduction = "global", *, router: Router):
+    def __init__(
+        self, weight: NonNegative = 1.0, reduction: Reduction = "global", *, router: Router
+    ):
         super().__init__(reduction, router=router)
         if router.keep is None or not isinstance(router, PoolingRouter):
-            raise ValueError(
+            raise SettingError(
                 "A loss with a budget needs a pooling router with router.keep, e.g. router=dpe"
                 " router.keep=0.5."
             )

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dpn.common.ranges import NonNegative
 from dpn.losses.base import Reduction, RoutingLoss
 from dpn.routers.base import Router
 from dpn.tokens import Trace
@@ -23,7 +24,9 @@ class DepthLoss(RoutingLoss):
         reduction: Samples that means are taken over, see `RoutingLoss`.
     """
 
-    def __init__(self, weight: float = 0.01, reduction: Reduction = "global", *, router: Router):
+    def __init__(
+        self, weight: NonNegative = 0.01, reduction: Reduction = "global", *, router: Router
+    ):
         super().__init__(reduction, router=router)
         self.weight = weight
 

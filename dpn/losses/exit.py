@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dpn.common.distributed import connect
+from dpn.common.errors import SettingError
+from dpn.common.ranges import NonNegative, Share
 from dpn.common.seeded import uniform
 from dpn.losses.base import Reduction, RoutingLoss
 from dpn.routers.base import Router
@@ -31,8 +33,8 @@ class ExitLoss(RoutingLoss):
 
     def __init__(
         self,
-        agreement: float = 0.99,
-        margin: float = 1.03,
+        agreement: Share = 0.99,
+        margin: NonNegative = 1.03,
         reduction: Reduction = "global",
         *,
         router: Router,
@@ -72,7 +74,7 @@ class ExitLoss(RoutingLoss):
         """
         probe = trace.probe
         if probe is None or probe.predicted is None or trace.predicted is None:
-            raise ValueError(
+            raise SettingError(
                 "loss=exit compares the answers of two passes; pass labels to both, and set"
                 " trace.probe to the trace of the second one."
             )

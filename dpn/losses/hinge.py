@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dpn.common.ranges import NonNegative
 from dpn.losses.base import Reduction, RoutingLoss
 from dpn.routers.base import Router
 from dpn.tokens import Trace
@@ -29,8 +30,8 @@ class HingeLoss(RoutingLoss):
 
     def __init__(
         self,
-        weight: float = 0.001,
-        target: float = 1.5,
+        weight: NonNegative = 0.001,
+        target: NonNegative = 1.5,
         hinge_mean: Literal["per_layer", "reference"] = "per_layer",
         reduction: Reduction = "global",
         *,

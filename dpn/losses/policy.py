@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from dpn.common.errors import SettingError
+from dpn.common.ranges import NonNegative
 from dpn.losses.base import Reduction
 from dpn.losses.budget import BudgetLoss
 from dpn.routers import MLPGate, PoolingRouter
@@ -28,9 +30,9 @@ class PolicyLoss(BudgetLoss):
 
     def __init__(
         self,
-        weight: float = 1.0,
-        policy_weight: float = 1.0,
-        entropy_weight: float = 0.003,
+        weight: NonNegative = 1.0,
+        policy_weight: NonNegative = 1.0,
+        entropy_weight: NonNegative = 0.003,
         reduction: Reduction = "global",
         *,
         router: Router,
@@ -50,7 +52,7 @@ class PolicyLoss(BudgetLoss):
         loss = super().forward(trace)
         for decision in trace.decisions:
             if decision.read is None or trace.sample_loss is None:
-                raise ValueError(
+                raise SettingError(
                     "loss=policy needs gates that read rows, and labels; use router=dpe, or"
                     " loss=language."
                 )

@@ -1,9 +1,14 @@
 """Settings of `dpn.bench`: what it measures and how."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from dpn.decoder.attention import BackendName
+from dpn.common.ranges import AtLeast0, AtLeast1, Device, Form, Range, Seed
+from dpn.decoder.backends import BackendName
+
+_SOME = Form(r"\[.+\]", "a list with at least one number")
+Sizes = AtLeast1 | Annotated[list[AtLeast1], _SOME]
+_FromThree = Annotated[int, Range(3)]
 
 
 @dataclass
@@ -27,16 +32,16 @@ class Load:
         seed: Seed of weights, images and text.
     """
 
-    batch_size: int | list[int] = 8
-    text_columns: int | list[int] = 64
-    new_tokens: int | list[int] = 16
+    batch_size: Sizes = 8
+    text_columns: _FromThree | Annotated[list[_FromThree], _SOME] = 64
+    new_tokens: Sizes = 16
     route: Literal["own", "most", "fewest"] | list = "own"
-    pairs: int = 20
+    pairs: AtLeast0 = 20
     train: bool = True
     profile: bool = False
     attention: BackendName = "auto"
     checkpoint_layers: bool = False
     compile_layers: bool = False
-    device: str = "auto"
+    device: Device = "auto"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    seed: int = 0
+    seed: Seed = 0

@@ -19,7 +19,7 @@ from dpn.common.distributed import connect, several_processes
 from dpn.common.marks import marked
 from dpn.common.seeded import mix
 from dpn.data.batch import IGNORE
-from dpn.decoder.attention import BackendName
+from dpn.decoder.backends import BackendName
 from dpn.decoder.cache import RaggedCache
 from dpn.decoder.layer import build_language
 from dpn.decoder.loop import append, prefill

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
+from dpn.common.ranges import Layers
 from dpn.projectors.base import Projector, ProjectorSizes
 from dpn.projectors.mlp import mlp, mlp_flops
 from dpn.tokens import Grid
@@ -46,7 +47,7 @@ class ReducingProjector(Projector):
     def __init__(
         self,
         keep: float | None = 0.5,
-        depth: int = 2,
+        depth: Layers = 2,
         **sizes: Unpack[ProjectorSizes],
     ):
         super().__init__(**sizes)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dpn.common.ranges import Layers
 from dpn.projectors._reduction import Rows, by_grid
 from dpn.projectors._regions import levels_of
 from dpn.projectors.base import Projector, ProjectorSizes
@@ -43,7 +44,7 @@ class DenseConnectorProjector(Projector):
     def __init__(
         self,
         kind: Literal["sti", "sci", "dci"] = "dci",
-        depth: int = 2,
+        depth: Layers = 2,
         keep: float | None = None,
         **sizes: Unpack[ProjectorSizes],
     ):

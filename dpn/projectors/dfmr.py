@@ -6,6 +6,7 @@ from typing import ClassVar, Unpack
 import torch
 from torch import Tensor, nn
 
+from dpn.common.ranges import Layers, NonNegative
 from dpn.projectors._reduction import ReducingProjector, Rows, by_grid
 from dpn.projectors.base import ProjectorSizes
 from dpn.tokens import Grid, Kernel, pool_grid, pooled_grid, window_of_row
@@ -38,9 +39,9 @@ class DFMRProjector(ReducingProjector):
     def __init__(
         self,
         kernels: Sequence[int] = (2, 3),
-        threshold: float = 0.5,
+        threshold: NonNegative = 0.5,
         keep: float | None = None,
-        depth: int = 2,
+        depth: Layers = 2,
         **sizes: Unpack[ProjectorSizes],
     ):
         super().__init__(keep, depth, **sizes)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dpn.common.ranges import Layers
 from dpn.projectors._reduction import ReducingProjector, Rows, by_grid, chosen
 from dpn.projectors.base import ProjectorSizes
 from dpn.projectors.mlp import mlp_flops
@@ -30,7 +31,7 @@ class DivPruneProjector(ReducingProjector):
     def __init__(
         self,
         keep: float = 0.098,
-        depth: int = 2,
+        depth: Layers = 2,
         **sizes: Unpack[ProjectorSizes],
     ):
         super().__init__(keep, depth, **sizes)

@@ -5,6 +5,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
+from dpn.common.errors import SettingError
 from dpn.projectors._reduction import ReducingProjector
 from dpn.projectors.mlp import mlp_flops
 from dpn.tokens import Grid
@@ -52,7 +53,7 @@ class DownsampleProjector(ReducingProjector):
                 return
         except ValueError as error:
             problem = str(error)
-        raise ValueError(
+        raise SettingError(
             f"projector.keep={self.keep} needs smaller images than this vision tower accepts;"
             f" change keep, or use projector=pooled: {problem}"
         )

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import ClassVar, Unpack
 
+from dpn.common.ranges import Layers
 from dpn.projectors._reduction import ReducingProjector, Rows, by_grid, context_of
 from dpn.projectors.base import ProjectorSizes
 from dpn.projectors.mlp import mlp_flops
@@ -34,7 +35,7 @@ class MatryoshkaPoolProjector(ReducingProjector):
         kernels: Sequence[int] = (1, 2, 4, 8, 24),
         kernel: int = 2,
         keep: float | None = None,
-        depth: int = 2,
+        depth: Layers = 2,
         **sizes: Unpack[ProjectorSizes],
     ):
         super().__init__(keep, depth, **sizes)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dpn.common.ranges import AtLeast1
 from dpn.projectors._reduction import Rows, by_grid, context_of
 from dpn.projectors.base import Projector, ProjectorSizes
 from dpn.tokens import Grid
@@ -38,11 +39,11 @@ class MatryoshkaQueryProjector(Projector):
 
     def __init__(
         self,
-        queries: int = 256,
-        rows: int | None = None,
+        queries: AtLeast1 = 256,
+        rows: AtLeast1 | None = None,
         keep: float | None = None,
         elastic: bool = True,
-        heads: int = 16,
+        heads: AtLeast1 = 16,
         **sizes: Unpack[ProjectorSizes],
     ):
         super().__init__(**sizes)

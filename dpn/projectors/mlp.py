@@ -4,6 +4,7 @@ from typing import Unpack
 
 from torch import nn
 
+from dpn.common.ranges import Layers
 from dpn.projectors.base import Projector, ProjectorSizes
 from dpn.tokens import Grid
 from dpn.vision import VisualFeatures
@@ -23,7 +24,7 @@ class MLPProjector(Projector):
 
     def __init__(
         self,
-        depth: int = 2,
+        depth: Layers = 2,
         keep: float | None = None,
         **sizes: Unpack[ProjectorSizes],
     ):

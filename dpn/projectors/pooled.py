@@ -7,6 +7,7 @@ from typing import ClassVar, Literal, Unpack
 import numpy as np
 import torch.nn.functional as F
 
+from dpn.common.ranges import Layers
 from dpn.projectors._reduction import ReducingProjector, Rows, by_grid
 from dpn.projectors.base import ProjectorSizes
 from dpn.projectors.mlp import mlp_flops
@@ -33,7 +34,7 @@ class PooledProjector(ReducingProjector):
         kernel: Sequence[int] = (2, 2),
         keep: float | None = None,
         reduce: Literal["max", "avg"] = "max",
-        depth: int = 2,
+        depth: Layers = 2,
         **sizes: Unpack[ProjectorSizes],
     ):
         super().__init__(keep, depth, **sizes)

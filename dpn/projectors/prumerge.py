@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dpn.common.ranges import AtLeast0, Layers
 from dpn.projectors._reduction import ReducingProjector, Rows, by_grid, inverse, on_host
 from dpn.projectors.base import ProjectorSizes
 from dpn.tokens import Grid
@@ -36,8 +37,8 @@ class PruMergeProjector(ReducingProjector):
     def __init__(
         self,
         keep: float | None = None,
-        neighbours: int = 32,
-        depth: int = 2,
+        neighbours: AtLeast0 = 32,
+        depth: Layers = 2,
         **sizes: Unpack[ProjectorSizes],
     ):
         super().__init__(keep, depth, **sizes)

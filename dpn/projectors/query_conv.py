@@ -6,6 +6,7 @@ from typing import Literal, Unpack
 import torch
 from torch import nn
 
+from dpn.common.ranges import AtLeast1, Layers
 from dpn.projectors._reduction import Rows, by_grid, context_of
 from dpn.projectors._regions import RegionAttention, RegionProjector, levels_of
 from dpn.projectors.base import ProjectorSizes
@@ -40,11 +41,11 @@ class QueryConvProjector(RegionProjector):
 
     def __init__(
         self,
-        scale: int = 4,
+        scale: AtLeast1 = 4,
         keep: float | None = None,
         levels: Sequence[float] = (0.5, 0.667, 0.917, 0.958),
-        heads: int = 8,
-        depth: int = 2,
+        heads: AtLeast1 = 8,
+        depth: Layers = 2,
         question: Literal["hidden", "mean"] = "mean",
         **sizes: Unpack[ProjectorSizes],
     ):

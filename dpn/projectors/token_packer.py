@@ -5,6 +5,7 @@ from typing import Unpack
 
 from torch import nn
 
+from dpn.common.ranges import AtLeast1, Layers
 from dpn.projectors._reduction import Rows, by_grid
 from dpn.projectors._regions import (
     RegionAttention,
@@ -38,11 +39,11 @@ class TokenPackerProjector(RegionProjector):
 
     def __init__(
         self,
-        scale: int = 2,
+        scale: AtLeast1 = 2,
         keep: float | None = None,
         levels: Sequence[float] = (0.5, 0.667, 0.917, 0.958),
-        heads: int = 8,
-        depth: int = 2,
+        heads: AtLeast1 = 8,
+        depth: Layers = 2,
         **sizes: Unpack[ProjectorSizes],
     ):
         super().__init__(scale, levels, keep, depth, **sizes)

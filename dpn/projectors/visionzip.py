@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dpn.common.ranges import Layers
 from dpn.projectors._reduction import ReducingProjector, Rows, by_grid, on_host, take
 from dpn.projectors.base import ProjectorSizes
 from dpn.tokens import Grid
@@ -47,7 +48,7 @@ class VisionZipProjector(ReducingProjector):
         keep: float | None = None,
         dominant: int = 54,
         contextual: int = 10,
-        depth: int = 2,
+        depth: Layers = 2,
         **sizes: Unpack[ProjectorSizes],
     ):
         super().__init__(keep, depth, **sizes)

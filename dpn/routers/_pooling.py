@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dpn.common.distributed import connect
+from dpn.common.errors import SettingError
 from dpn.routers._pooling_plan import (
     Grids,
     PoolingPlan,
@@ -172,7 +173,7 @@ class PoolingRouter(Router):
         # `min_rows` is ignored: the route is given.
         layers = len(self.plan.layers)
         if len(route) != layers:
-            raise ValueError(
+            raise SettingError(
                 f"The route has {len(route)} kernels; the router chooses one at {layers} layers."
             )
         takes = []
@@ -180,11 +181,11 @@ class PoolingRouter(Router):
             try:
                 in_turn = as_plan_kernels(given if is_nested(given) else [given], 1)[0]
             except (TypeError, IndexError):
-                raise ValueError(
+                raise SettingError(
                     f"{given} is neither a kernel [h, w] nor a list of kernels."
                 ) from None
             if missing := [kernel for kernel in in_turn if kernel not in kernels]:
-                raise ValueError(
+                raise SettingError(
                     f"The route has kernel {missing[0]}; the router has {list(kernels)} there."
                 )
             takes.append([kernels.index(kernel) for kernel in in_turn])

@@ -6,6 +6,7 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
+from dpn.common.ranges import Share
 from dpn.routers._dropping import DroppingRouter, dot, of_images, record, to_host
 from dpn.routers.base import RouterSizes, RoutingContext, Where
 from dpn.tokens import PackedTokens, Positions
@@ -46,7 +47,7 @@ class AIMRouter(DroppingRouter):
 
     def __init__(
         self,
-        merge: float = 0.25,
+        merge: Share = 0.25,
         first: int | None = None,
         steps: int | None = None,
         positions: Positions = "keep",

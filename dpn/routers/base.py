@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dpn.common.errors import SettingError
 from dpn.common.seeded import uniform
 from dpn.cost import MeetsKeep, TextShape, check_share
 from dpn.tokens import Grid, LayerPlan, PackedTokens, Positions, Trace
@@ -175,7 +176,7 @@ class Router(nn.Module):
         Raises:
             ValueError: If the router cannot take that route.
         """
-        raise ValueError("The router picks no kernels.")
+        raise SettingError("The router picks no kernels.")
 
     @classmethod
     def search(cls, model: Any, batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dpn.common.ranges import Share
 from dpn.routers._dropping import dot, highest
 from dpn.routers._strength import StrengthRouter
 from dpn.routers.base import Router, RouterSizes, RoutingContext, Where
@@ -61,7 +62,7 @@ class DepthRoutingRouter(StrengthRouter):
 
     def __init__(
         self,
-        capacity: float = 0.5,
+        capacity: Share = 0.5,
         layers: Sequence[int] | None = None,
         threshold: float | None = 0.005,
         positions: Positions = "renumber",

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, Unpack
 import torch
 from torch import Tensor, nn
 
+from dpn.common.ranges import AtLeast0, Positive
 from dpn.routers._gates import Gate, LinearGate, MLPGate, mean_rows
 from dpn.routers._pooling import GateChoice, PoolingRouter
 from dpn.routers._pooling_plan import PAPER_KERNELS
@@ -64,10 +65,10 @@ class DPERouter(PoolingRouter):
         reduce: Literal["max", "avg", "conv"] = "max",
         where: Literal["pre", "post"] = "post",
         positions: Positions = "renumber",
-        min_rows: int | Literal["reference"] = 18,
+        min_rows: AtLeast0 | Literal["reference"] = 18,
         eligibility: Literal["sample", "reference"] = "sample",
         gate: Literal["mlp", "linear"] = "mlp",
-        temperature: float = 10.0,
+        temperature: Positive = 10.0,
         token: Literal["router", "last"] = "router",
         read: Literal["all", "first"] = "all",
         detach: bool = False,

@@ -4,6 +4,7 @@ from typing import Unpack
 
 from torch import Tensor
 
+from dpn.common.ranges import Share
 from dpn.routers._dropping import DroppingRouter, last_instruction_rows, mean_attention
 from dpn.routers.base import RouterSizes, RoutingContext
 from dpn.tokens import PackedTokens, Positions
@@ -31,7 +32,7 @@ class FastVRouter(DroppingRouter):
     def __init__(
         self,
         k: int = 2,
-        ratio: float = 0.5,
+        ratio: Share = 0.5,
         positions: Positions = "keep",
         keep: float | None = None,
         **sizes: Unpack[RouterSizes],

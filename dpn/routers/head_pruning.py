@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dpn.common.errors import SettingError
 from dpn.common.progress import progress
+from dpn.common.ranges import AtLeast0, NonNegative
 from dpn.cost import TextShape, Unreachable
 from dpn.routers._planned import PlannedRouter
 from dpn.routers.base import Router, RouterSizes, RoutingContext, Where
@@ -49,8 +51,8 @@ class HeadPruningRouter(PlannedRouter):
     def __init__(
         self,
         scores: Scores | str | None = None,
-        threshold: float = 0.035,
-        keep_layers: int = 2,
+        threshold: NonNegative = 0.035,
+        keep_layers: AtLeast0 = 2,
         keep: float | None = None,
         **sizes: Unpack[RouterSizes],
     ):
@@ -87,7 +89,7 @@ class HeadPruningRouter(PlannedRouter):
         for batch in progress(batches, "scoring heads"):
             model(**batch, logits_to_keep=1, router=watch)
         if not watch.ratios[0]:
-            raise ValueError("Head scores need samples with images; these have none.")
+            raise SettingError("Head scores need samples with images; these have none.")
         heads = watch.text.kv_heads
         return {"scores": [scores_of(torch.stack(ratios), heads) for ratios in watch.ratios]}
 
@@ -126,11 +128,11 @@ def read_scores(scores: Scores | str | None) -> Scores | None:
         return scores
     path = Path(scores)
     if not path.is_file():
-        raise ValueError(f"router.scores={scores} does not exist; make it with `{COMMAND}`.")
+        raise SettingError(f"router.scores={scores} does not exist; make it with `{COMMAND}`.")
     try:
         return json.loads(path.read_text(encoding="utf-8"))["layers"]
     except (ValueError, KeyError, TypeError):
-        raise ValueError(
+        raise SettingError(
             f"router.scores={scores} is not a JSON mapping with `layers`; make it again with"
             f" `{COMMAND}`."
         ) from None

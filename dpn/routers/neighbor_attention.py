@@ -5,6 +5,7 @@ rows around them.
 from collections.abc import Sequence
 from typing import Unpack
 
+from dpn.common.ranges import AtLeast0
 from dpn.routers._planned import PlannedRouter
 from dpn.routers.base import RouterSizes
 from dpn.tokens import LayerPlan
@@ -28,7 +29,7 @@ class NeighborAttentionRouter(PlannedRouter):
 
     def __init__(
         self,
-        radius: int = 2,
+        radius: AtLeast0 = 2,
         layers: Sequence[int] | None = None,
         keep: float | None = None,
         **sizes: Unpack[RouterSizes],

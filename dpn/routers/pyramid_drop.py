@@ -5,6 +5,7 @@ from typing import Unpack
 
 from torch import Tensor
 
+from dpn.common.ranges import Share
 from dpn.routers._dropping import DroppingRouter, last_instruction_rows, mean_attention
 from dpn.routers.base import RouterSizes, RoutingContext
 from dpn.tokens import PackedTokens, Positions
@@ -30,7 +31,7 @@ class PyramidDropRouter(DroppingRouter):
     def __init__(
         self,
         layers: Sequence[int] | None = None,
-        ratio: float = 0.5,
+        ratio: Share = 0.5,
         positions: Positions = "renumber",
         keep: float | None = None,
         **sizes: Unpack[RouterSizes],

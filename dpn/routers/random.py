@@ -7,6 +7,7 @@ from typing import Any, Literal, Unpack
 import torch
 from torch import Tensor
 
+from dpn.common.ranges import AtLeast0
 from dpn.cost import solve_for_keep
 from dpn.routers._pooling import GateChoice, PoolingRouter
 from dpn.routers._pooling_plan import PAPER_KERNELS, count_rows
@@ -43,7 +44,7 @@ class RandomRouter(PoolingRouter):
         reduce: Literal["max", "avg"] = "max",
         where: Literal["pre", "post"] = "post",
         positions: Positions = "renumber",
-        min_rows: int | Literal["reference"] = 18,
+        min_rows: AtLeast0 | Literal["reference"] = 18,
         keep: float | None = None,
         **sizes: Unpack[RouterSizes],
     ):

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Unpack
 
+from dpn.common.errors import SettingError
 from dpn.routers._divergence import divergences
 from dpn.routers._planned import PlannedRouter
 from dpn.routers.base import Router, RouterSizes
@@ -115,7 +116,9 @@ def read_ranking(ranking: Ranking | str | None) -> Ranking | None:
     if isinstance(ranking, str):
         path = Path(ranking)
         if not path.is_file():
-            raise ValueError(f"router.ranking={ranking} does not exist; make it with `{COMMAND}`.")
+            raise SettingError(
+                f"router.ranking={ranking} does not exist; make it with `{COMMAND}`."
+            )
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
@@ -123,7 +126,7 @@ def read_ranking(ranking: Ranking | str | None) -> Ranking | None:
     if found is None:
         return None
     if not isinstance(found, Mapping) or any(not isinstance(found.get(k), list) for k in KINDS):
-        raise ValueError(
+        raise SettingError(
             f"router.ranking={ranking} has no lists `attention` and `ffn`; make them with"
             f" `{COMMAND}`."
         )

@@ -7,6 +7,7 @@ from typing import Any, Literal, Unpack
 import torch
 from torch import Tensor
 
+from dpn.common.ranges import AtLeast0
 from dpn.cost import TextShape
 from dpn.routers._pooling import GateChoice, PoolingRouter
 from dpn.routers._pooling_plan import PAPER_KERNELS, PoolingPlan, count_rows, quarter_layers
@@ -38,7 +39,7 @@ class StaticRouter(PoolingRouter):
         reduce: Literal["max", "avg"] = "max",
         where: Literal["pre", "post"] = "post",
         positions: Positions = "renumber",
-        min_rows: int = 1,
+        min_rows: AtLeast0 = 1,
         keep: float | None = None,
         **sizes: Unpack[RouterSizes],
     ):

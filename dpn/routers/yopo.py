@@ -5,6 +5,7 @@ from typing import Any, Unpack
 
 from torch import nn
 
+from dpn.common.ranges import AtLeast0, NonNegative
 from dpn.cost import TextShape, solve_for_keep
 from dpn.routers._joined import JoinedRouter, joined
 from dpn.routers._planned import native_macs
@@ -44,9 +45,9 @@ class YOPORouter(JoinedRouter):
 
     def __init__(
         self,
-        radius: int = 2,
+        radius: AtLeast0 = 2,
         scores: Scores | str | None = None,
-        threshold: float = 0.035,
+        threshold: NonNegative = 0.035,
         ratio: float = 2.0,
         k: int | None = None,
         keep: float | None = None,

@@ -12,8 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dpn.common.errors import FileError
-from dpn.common.text import one_line
-from dpn.runs.request import ConfigError, Request
+from dpn.runs.request import ConfigError, Request, unresolved
 from dpn.runs.saved import read_settings
 
 SLUG_BYTES = 100
@@ -51,7 +50,7 @@ def _resolved(config: DictConfig, paths: Mapping[str, Any]) -> dict[str, Any]:
     try:
         resolved = OmegaConf.to_container(bare, resolve=True)
     except OmegaConfBaseException as error:
-        raise ConfigError([one_line(str(error))]) from None
+        raise ConfigError([unresolved(error)]) from None
     assert isinstance(resolved, dict)
     _remove_added(resolved)
     return resolved  # type: ignore[return-value]
@@ -116,7 +115,7 @@ def _named(overrides: Sequence[str], digits: str) -> str:
 
 def sweep_path(config: DictConfig, name: str) -> Path:
     """Folder of a multirun, with its jobs and their summary."""
-    return Path(config.paths.output_root) / "multirun" / name
+    return _folder(config, "output_root") / "multirun" / name
 
 
 def key_of(override: str) -> str:
@@ -137,10 +136,22 @@ def run_path(request: Request) -> Path:
     The folder of the same run by an earlier version, whose name has another hash, is found too.
     """
     config = request.config
-    if config.paths.run_dir:
-        return Path(config.paths.run_dir)
-    path = Path(config.paths.output_root) / request.experiment / slug(request.overrides, config)
+    if OmegaConf.select(config, "paths.run_dir") is not None:
+        return _folder(config, "run_dir")
+    parent = _folder(config, "output_root") / request.experiment
+    path = parent / slug(request.overrides, config)
     return path if path.exists() else earlier_run(config, path) or path
+
+
+def _folder(config: DictConfig, key: str) -> Path:
+    """Folder that a key of section `paths` names; raises a ConfigError if it is not text."""
+    try:
+        value = OmegaConf.select(config, f"paths.{key}")
+    except OmegaConfBaseException as error:
+        raise ConfigError([unresolved(error)]) from None
+    if not isinstance(value, str) or not value:
+        raise ConfigError([f"`paths.{key}={value}` is not a path; give a folder."])
+    return Path(value)
 
 
 # Earlier versions hashed the modules of classes, and kept the values of `recipe` elsewhere.

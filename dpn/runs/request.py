@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
-from dpn.common.errors import DPNError
-from dpn.cost import Unreachable
+from dpn.common.errors import DPNError, Unreachable
 
 Node = dict[str, Any]
 #: Name, among benchmarks, of the questions held out from the training data.
@@ -25,6 +25,12 @@ class ConfigError(DPNError, ValueError):
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         lines = [f"The configuration has {count}:", *(f"- {p}" for p in problems)]
         super().__init__("\n".join(lines))
+
+
+def unresolved(error: OmegaConfBaseException) -> str:
+    """Return the sentence for a value that OmegaConf cannot resolve, e.g. `${oc.env:UNSET}`."""
+    reason = str(error).partition("\n")[0].rpartition("resolving interpolation: ")[2].strip('"')
+    return f"`{error.full_key}` cannot be resolved: {reason.rstrip('.')}; change the reference."
 
 
 @dataclass(frozen=True)

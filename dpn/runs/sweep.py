@@ -22,10 +22,10 @@ from typing import Any, Self
 
 from hydra.errors import HydraException
 
-from dpn.common.distributed import is_first_process
+from dpn.common.errors import DPNError
 from dpn.common.files import read_json, remove_temporary, write_json, write_text
 from dpn.common.lifeline import CHECK_S, child_env, die_with_launcher, is_launcher
-from dpn.data.batch import DataError
+from dpn.common.processes import is_first_process
 from dpn.runs.folder import RunError, RunIsLive
 from dpn.runs.lock import FolderLock
 from dpn.runs.path import SWEEP, config_hash, sweep_name, sweep_path
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 Place = Callable[[Request], Path]
 """Function from a request to the folder of its results."""
-EXPECTED = (ConfigError, RunError, DataError, OSError)
+EXPECTED = (DPNError, OSError)
 """Errors that are shown without a traceback."""
 STOP = "stop"
 """File in a sweep's folder with the name of the signal that stopped it; no job begins after."""

@@ -6,10 +6,8 @@ import sys
 import time
 from collections.abc import Sequence
 
-import torch
-
-from dpn.common.distributed import processes
 from dpn.common.lifeline import CHECK_S, child_env
+from dpn.common.processes import processes
 from dpn.runs.folder import RunError, RunFolder
 from dpn.runs.request import Request
 from dpn.runs.signals import Interrupted, StopRequest
@@ -31,6 +29,8 @@ def run(request: Request, folder: RunFolder) -> None:
         Interrupted: If the run was stopped by a signal.
         RunError: If the run failed.
     """
+    import torch
+
     count = processes(request.config.trainer)
     threads = max(1, torch.get_num_threads() // count)
     given = child_env() | {"OMP_NUM_THREADS": str(threads)}

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
+from dpn.common.errors import SettingError
 from dpn.tokens.grids import Grid
 
 
@@ -55,7 +56,7 @@ class LayerPlan:
         if other.heads is not None:
             heads = tuple(h for h in other.heads if heads is None or h in heads)
         if self.rows is not None and other.rows is not None:
-            raise ValueError(
+            raise SettingError(
                 "Two routers of a chain let visual rows skip the same layer; let them act at"
                 " different layers."
             )

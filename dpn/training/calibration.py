@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 
+from dpn.common.errors import SettingError
 from dpn.cost import visual_macs_ratio
 from dpn.model import DPNForConditionalGeneration
 
@@ -93,7 +94,7 @@ def entering_share(model: DPNForConditionalGeneration, batches: Iterable[dict[st
 
 def _mean(shares: Sequence[float]) -> float:
     if not shares:
-        raise ValueError("Nothing can be calibrated on samples without images.")
+        raise SettingError("Nothing can be calibrated on samples without images.")
     return sum(shares) / len(shares)
 
 

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from dpn.common import seeded
 from dpn.common.files import add_row, json_lines, write_rows
 from dpn.common.progress import Bar
+from dpn.common.ranges import AtLeast1
 from dpn.runs.folder import RunError
 from dpn.runs.signals import Interrupted, StopRequest
 from dpn.training.resume import AtStepEnd, Checkpoints
@@ -31,7 +32,7 @@ class Progress(ProgressBar):
         every_n_steps: Steps between two lines.
     """
 
-    def __init__(self, every_n_steps: int = 25) -> None:
+    def __init__(self, every_n_steps: AtLeast1 = 25) -> None:
         super().__init__()
         self.every_n_steps = every_n_steps
         self._enabled = True
@@ -245,7 +246,7 @@ class DivergenceGuard(Callback):
         every_n_steps: Steps between two checks; each waits for the device.
     """
 
-    def __init__(self, every_n_steps: int = 10) -> None:
+    def __init__(self, every_n_steps: AtLeast1 = 10) -> None:
         self.every_n_steps = every_n_steps
         self._bad: torch.Tensor | None = None
 

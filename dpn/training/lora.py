@@ -4,11 +4,15 @@ from typing import Any
 
 from torch import nn
 
+from dpn.common.ranges import AtLeast1, BelowOne
+
 #: The linear layers that LLaVA's LoRA recipe updates: all of a decoder layer.
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-def add(language: nn.Module, rank: int = 128, alpha: int = 256, dropout: float = 0.05) -> None:
+def add(
+    language: nn.Module, rank: AtLeast1 = 128, alpha: AtLeast1 = 256, dropout: BelowOne = 0.05
+) -> None:
     """Freeze the language model and add low-rank updates to its linear layers, in place.
 
     Args:

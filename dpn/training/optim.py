@@ -6,6 +6,8 @@ from typing import Any
 from torch import Tensor
 from torch.optim import AdamW, Muon, Optimizer
 
+from dpn.common.ranges import BelowOne, NonNegative
+
 
 class MuonAdamW(Optimizer):
     """Muon for the matrices inside layers, AdamW for everything else.
@@ -29,11 +31,11 @@ class MuonAdamW(Optimizer):
     def __init__(
         self,
         params: list[dict[str, Any]],
-        lr: float = 0.02,
-        other_lr: float = 1e-3,
-        momentum: float = 0.95,
-        betas: tuple[float, float] = (0.9, 0.95),
-        weight_decay: float = 0.01,
+        lr: NonNegative = 0.02,
+        other_lr: NonNegative = 1e-3,
+        momentum: BelowOne = 0.95,
+        betas: tuple[BelowOne, BelowOne] = (0.9, 0.95),
+        weight_decay: NonNegative = 0.01,
     ):
         decay = {"weight_decay": weight_decay}
         groups = []

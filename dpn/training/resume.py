@@ -14,6 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from dpn.checkpoints.distributed import INDEX, read_index
 from dpn.common.errors import FileError
 from dpn.common.files import atomic_path, parse_json, read_text, why_unwritten
+from dpn.common.ranges import AtLeast1, CountOrAll
 from dpn.common.text import shorten
 from dpn.training._lightning import (
     METADATA_FILE,
@@ -74,7 +75,9 @@ class Checkpoints(AtStepEnd, ModelCheckpoint):
         keep: Number of checkpoints on disk; the older ones are used if the newest is damaged.
     """
 
-    def __init__(self, dirpath: str, every_n_train_steps: int = 100, keep: int = 2) -> None:
+    def __init__(
+        self, dirpath: str, every_n_train_steps: AtLeast1 = 100, keep: CountOrAll = 2
+    ) -> None:
         super().__init__(
             dirpath=dirpath,
             filename="step-{step:07d}",

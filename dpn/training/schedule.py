@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from dpn.common.ranges import NonNegative, Share
+
 
 @dataclass
 class Schedule:
@@ -19,15 +21,17 @@ class Schedule:
         decay: Share of all steps that the decay of `wsd` takes.
     """
 
-    gate_lr: float | None = None
-    projector_lr: float | None = None
+    gate_lr: NonNegative | None = None
+    projector_lr: NonNegative | None = None
     schedule: Literal["cosine", "constant", "wsd"] = "cosine"
-    warmup: float = 0.05
-    final_lr: float = 0.0
-    decay: float = 0.2
+    warmup: Share = 0.05
+    final_lr: Share = 0.0
+    decay: Share = 0.2
 
 
 SCHEDULE_KEYS = tuple(Schedule.__dataclass_fields__)
+#: Fields that a schedule does not use.
+IGNORED = {"cosine": ("decay",), "constant": ("decay", "final_lr")}
 
 
 def learning_rate_factor(schedule: Schedule, step: int, steps: int) -> float:

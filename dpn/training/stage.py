@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from dpn.common.ranges import BelowOne, NonNegative
+
 Part = Literal["vision", "projector", "language", "lm_head", "router"]
 
 
@@ -19,8 +21,8 @@ class Stage:
     """
 
     freeze: list[Part] = field(default_factory=list)
-    dense: float = 0.0
-    lr: float = 2e-5
+    dense: BelowOne = 0.0
+    lr: NonNegative = 2e-5
     lora: dict[str, Any] | None = None
 
 

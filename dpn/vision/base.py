@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dpn.common.errors import SettingError
 from dpn.tokens import Grid
 from dpn.vision._features import Needs, VisualFeatures
 
@@ -42,7 +43,7 @@ class VisionTower(nn.Module):
             ValueError: If this tower cannot provide them.
         """
         if needs != Needs() and not self.extras:
-            raise ValueError(
+            raise SettingError(
                 f"This projector needs hidden states or attention of the vision tower, which"
                 f" {type(self).__name__} does not provide; use a model whose vision tower is vit or"
                 " clip, or another projector."
@@ -61,7 +62,7 @@ class VisionTower(nn.Module):
             ValueError: If the size is not a multiple of the patch size.
         """
         if height % self.patch_size or width % self.patch_size or not height * width:
-            raise ValueError(
+            raise SettingError(
                 f"An image of {height} x {width} pixels cannot be divided into patches of"
                 f" {self.patch_size}; resize it to a multiple in the processor."
             )

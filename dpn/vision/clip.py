@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from dpn.common.errors import SettingError
+from dpn.common.ranges import AtLeast1, Layers, Pixels
 from dpn.tokens import Grid
 from dpn.vision.base import Transformer
 
@@ -34,17 +36,17 @@ class CLIP(Transformer):
 
     def __init__(
         self,
-        image_size: int = 336,
-        patch_size: int = 14,
-        width: int = 1024,
-        depth: int = 24,
-        heads: int = 16,
-        ffn_size: int = 4096,
+        image_size: Pixels = 336,
+        patch_size: Pixels = 14,
+        width: AtLeast1 = 1024,
+        depth: Layers = 24,
+        heads: AtLeast1 = 16,
+        ffn_size: AtLeast1 = 4096,
         select_layer: int = -2,
     ):
         super().__init__()
         if not -depth - 1 <= select_layer <= depth:
-            raise ValueError(
+            raise SettingError(
                 f"select_layer={select_layer} is not one of the {depth + 1} hidden states of a CLIP"
                 f" of {depth} layers; choose one from {-depth - 1} to {depth}."
             )

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import ConvNextConfig, ConvNextModel
 
+from dpn.common.errors import SettingError
+from dpn.common.ranges import AtLeast1, Layers, Pixels, Positive
 from dpn.tokens import Grid
 from dpn.vision.base import VisionTower
 from dpn.vision.clip import build_clip, clip_flops, position_embeddings
@@ -51,21 +53,21 @@ class CLIPConvNeXt(VisionTower):
 
     def __init__(
         self,
-        image_size: int = 1024,
-        patch_size: int = 32,
-        width: int = 1024,
-        depth: int = 24,
-        heads: int = 16,
-        ffn_size: int = 4096,
-        fast_image_size: int = 336,
-        fast_patch_size: int = 14,
+        image_size: Pixels = 1024,
+        patch_size: Pixels = 32,
+        width: AtLeast1 = 1024,
+        depth: Layers = 24,
+        heads: AtLeast1 = 16,
+        ffn_size: AtLeast1 = 4096,
+        fast_image_size: Pixels = 336,
+        fast_patch_size: Pixels = 14,
         slow_depths: Sequence[int] = (3, 3, 27, 3),
         slow_dims: Sequence[int] = (192, 384, 768, 1536),
-        slow_eps: float = 1e-6,
+        slow_eps: Positive = 1e-6,
     ):
         super().__init__()
         if depth % GROUPS or not depth:
-            raise ValueError(
+            raise SettingError(
                 f"depth={depth} cannot be divided into {GROUPS} equal groups of layers;"
                 f" choose a multiple of {GROUPS}."
             )
@@ -92,7 +94,7 @@ class CLIPConvNeXt(VisionTower):
         fits = cells >= native or (cells and native % cells == 0)
         if height != width or width % self.patch_size or not fits:
             smaller = [n * self.patch_size for n in range(1, native + 1) if native % n == 0]
-            raise ValueError(
+            raise SettingError(
                 f"An image of {height} x {width} pixels cannot be encoded at both resolutions;"
                 f" resize it in the processor to a square of {', '.join(map(str, smaller))}, or a"
                 f" larger multiple of {self.patch_size}."
@@ -236,7 +238,7 @@ def build_convnext(
     """
     halvings = len(depths) - 1
     if len(depths) != len(dims) or not depths or stride % 2**halvings:
-        raise ValueError(
+        raise SettingError(
             f"ConvNeXt's stages do not fit together: {len(depths)} depths, {len(dims)} widths and"
             f" patch_size={stride}; give one width per depth, and a patch_size that can be halved"
             " once per further stage."

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import ViTConfig, ViTModel
 
+from dpn.common.ranges import AtLeast1, Layers, NonNegative, Pixels
 from dpn.tokens import Grid
 from dpn.vision.base import Transformer
 
@@ -26,13 +27,13 @@ class ViT(Transformer):
 
     def __init__(
         self,
-        image_size: int = 64,
-        patch_size: int = 8,
-        width: int = 96,
-        depth: int = 2,
-        heads: int = 4,
-        ffn_ratio: int = 4,
-        init_std: float = 0.02,
+        image_size: Pixels = 64,
+        patch_size: Pixels = 8,
+        width: AtLeast1 = 96,
+        depth: Layers = 2,
+        heads: AtLeast1 = 4,
+        ffn_ratio: AtLeast1 = 4,
+        init_std: NonNegative = 0.02,
     ):
         super().__init__()
         self.image_size, self.patch_size, self.output_size = image_size, patch_size, width

@@ -199,9 +199,9 @@ def test_mistakes_are_reported():
             measured(*overrides)
         return " ".join(caught.value.problems)
 
-    assert "`new_tokens=0` is too small" in problems("new_tokens=0")
-    assert "`batch_size=[2, 0]` is too small" in problems("batch_size=[2,0]")
-    assert "`text_columns=[]` is empty" in problems("text_columns=[]")
+    assert "`new_tokens=0` is not possible; it must be at least 1" in problems("new_tokens=0")
+    assert "`batch_size=[2, 0]` is not possible" in problems("batch_size=[2,0]")
+    assert "`text_columns=[]` is not possible; it must be a list" in problems("text_columns=[]")
     assert "`batch_size=x` has the wrong type" in problems("batch_size=x")
     assert "`route=best`" in problems("route=best")
     assert "The router picks no kernels" in problems("router=vtw", "route=[[2,2]]")

@@ -23,7 +23,9 @@ def say(monkeypatch, capsys):
     """Run the command with lines on its standard input; return its output, errors and exit code."""
 
     def say(lines, *arguments, typed=False):
-        monkeypatch.setattr(sys, "argv", ["chat", f"max_new_tokens={NEW}", *map(str, arguments)])
+        given = " ".join(map(str, arguments))
+        usual = [] if "max_new_tokens" in given else [f"max_new_tokens={NEW}"]
+        monkeypatch.setattr(sys, "argv", ["chat", *usual, *map(str, arguments)])
         monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
         monkeypatch.setattr(sys.stdin, "isatty", lambda: typed, raising=False)
         code = 0
@@ -89,8 +91,12 @@ def test_a_mistake_prints_a_sentence_and_the_conversation_continues(say, folder)
     [
         (["run=/no/where"], "run=/no/where holds no model", 1),
         (["rum=3", "device=tpu"], "did you mean `run`?", 2),
-        (["run=.", "max_new_tokens=0"], "at least 1 token", 2),
-        (["run=.", "temperature=-1"], "the temperature must be 0", 2),
+        (
+            ["run=.", "max_new_tokens=0"],
+            "`max_new_tokens=0` is not possible",
+            2,
+        ),
+        (["run=.", "temperature=-1"], "`temperature=-1` is not possible", 2),
         (["run=.", "image=no.png"], "image=no.png does not exist", 1),
     ],
 )

@@ -1,3 +1,7 @@
+import copy
+import functools
+import importlib
+import math
 import subprocess
 import sys
 from itertools import chain, zip_longest
@@ -7,10 +11,12 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from dpn import losses
+from dpn import generate, losses
 from dpn.cli.arguments import read_arguments
 from dpn.cli.diagnose import diagnose
-from dpn.config import preflight, renamed
+from dpn.cli.help import help_of_config
+from dpn.common.errors import SettingError
+from dpn.config import preflight, renamed, targets
 from dpn.config.compose import CONFIG_DIR, compose
 from dpn.config.schema import check_arguments, keyword_only, matches
 from dpn.cost import TextShape
@@ -52,9 +58,8 @@ def further(group, choice):
 
 
 def problems(*overrides: str, sweep: bool = False) -> list[str]:
-    request = compose("train", [*overrides, *(["hydra.mode=MULTIRUN"] if sweep else [])])
     with pytest.raises(ConfigError) as caught:
-        preflight.check(request)
+        preflight.check(compose("train", [*overrides, *(["hydra.mode=MULTIRUN"] if sweep else [])]))
     return list(caught.value.problems)
 
 
@@ -125,11 +130,51 @@ MISTAKES = {
     },
     "unknown names and missing files": {
         "router.name=dpee": "`router.name=dpee` is unknown; did you mean `dpe`?",
-        "trainer._target_=torch.No": "`trainer._target_=torch.No` cannot be imported",
+        "trainer._target_=torch.optim.No": "`_target_=torch.optim.No` cannot be imported",
         "init.model=/no/where": "`init.model=/no/where` does not exist",
     },
     "values out of range": {
-        "stage.dense=1": "`stage.dense=1` is not possible",
+        "stage.dense=1": "`stage.dense=1` is not possible; it must be at least 0 and less than 1.",
+        "optim.lr=-1": "`optim.lr=-1` is not possible; it must be at least 0.",
+        "optim.betas=[0.9,1.5]": "`optim.betas=[0.9, 1.5]` is not possible",
+        "trainer.max_steps=0": "it must be at least 1, or -1 for no limit.",
+        "trainer.devices=two": "it must be auto, a number, or a list of indices.",
+        "data.batch_size=0": "`data.batch_size=0` is not possible; it must be at least 1.",
+        "model.text.num_hidden_layers=99999999999999999999": "it must be at least 1 and at most",
+        "+model.text.attention_dropout=1": "`model.text.attention_dropout=1` is not possible",
+        "callbacks.checkpoint.keep=0": "`callbacks.checkpoint.keep=0` is not possible",
+        "seed=-1": "`seed=-1` is not possible",
+    },
+    "what only the optimizer itself refuses": {
+        "optim=sgd": "SGD refuses its arguments: Nesterov momentum requires a momentum",
+        "optim.momentum=0": "",
+        "+optim.nesterov=true": "",
+    },
+    "references to nothing": {"optim.lr=${other_lr}": "`optim.lr` cannot be resolved: Interpol"},
+    "unset variables": {"seed=${oc.env:DPN_NOT_SET}": "Environment variable 'DPN_NOT_SET' not"},
+    "sections that are no mappings": {
+        "model.text=5": "`model.text=5` has the wrong type; expected a mapping.",
+        "model.generation=null": "`model.generation=null` has the wrong type",
+        "stage.lora=5": "`stage.lora=5` has the wrong type",
+        "~data": "`data` is missing; expected a mapping.",
+    },
+    "groups without a choice": {
+        "logger=null": "`logger=null` chooses nothing; choose one of `csv`, `none`",
+        "trainer=5": "`trainer=5` chooses nothing; choose one of `cpu`",
+    },
+    "settings that nothing reads": {
+        "stage.lr=1e-3": "`stage.lr=1e-3` changes nothing: no setting of this composition refers",
+        "recipe.max_length=5": "set data.max_length, or remove it.",
+        "optim.schedule=cosine": "",
+        "optim.decay=0.5": "`optim.decay=0.5` changes nothing: optim.schedule=cosine does not",
+    },
+    "classes of other packages": {
+        "logger.csv._target_=dpn_evil.X": "`logger.csv._target_=dpn_evil.X` is not a class of",
+        "+callbacks.x._target_=os.system": "`callbacks.x._target_=os.system` is not a class of",
+        "+trainer.profiler=[{_target_: os.system}]": "`trainer.profiler.0._target_=os.system` is",
+        "+callbacks.y._target_=dpn.common.files.os.system": "cannot be imported",
+        "+callbacks.z._target_=dpn.common.files.Path": "is not a class of its package",
+        "+callbacks.n._target_=dpn.common.files.read_json": "name a class",
     },
     "missing file of the data": {
         "data=llava_json": "`data.train_file=data/llava_v1_5_mix665k.json` does not exist",
@@ -195,6 +240,67 @@ def test_each_problem_gets_a_sentence(kind):
         assert any(sentence in problem for problem in found), sentence
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("choices", CHOICES, ids=lambda choices: "-".join(sum(choices, ())))
+@pytest.mark.parametrize("value", [-3, 10**20, math.nan], ids=str)
+def test_every_number_of_every_config_has_a_range(choices, value):
+    overrides = []
+    for group, choice in choices:
+        overrides += [f"{group}={choice}", *further(group, choice)]
+    config = OmegaConf.to_container(compose("train", overrides).config, resolve=True)
+    before = preflight.all_problems(config)
+    for path in numbers(config):
+        changed = copy.deepcopy(config)
+        *sections, key = path
+        functools.reduce(dict.__getitem__, sections, changed)[key] = value
+        found = set(preflight.all_problems(changed)) - set(before)
+        assert any(key in problem or "cannot be built" in problem for problem in found), path
+
+
+def numbers(node, path=()):
+    """Keys of each number in nested mappings."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from numbers(value, (*path, key))
+    elif isinstance(node, int | float) and not isinstance(node, bool):
+        yield path
+
+
+def test_a_target_is_refused_before_anything_is_imported(tmp_path, monkeypatch):
+    (tmp_path / "dpn_evil.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for target in ("dpn_evil.X", "dpn.common.files.os.system", "os.system", "X", 5, None, "a..b"):
+        with pytest.raises(SettingError, match="_target_="):
+            targets.resolve(target)
+    section = {
+        "callbacks": {"x": {"_target_": "os.system"}},
+        "launcher": {"_target_": "dpn_evil.X"},
+    }
+    assert len(targets.refused_of_hydra(section)) == 2
+    basic = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+    assert targets.refused_of_hydra({"launcher": {"_target_": basic}}) == []
+
+
+def test_objects_inside_of_objects_are_built():
+    checkpoints = {"_target_": "dpn.training.resume.Checkpoints", "dirpath": "x", "keep": 3}
+    found = targets.arguments({"_target_": "dpn.X", "plain": {"list": [checkpoints, 1]}})
+    assert found["plain"]["list"][0].save_top_k == 3
+    assert found["plain"]["list"][1] == 1
+
+
+def test_a_sweep_only_names_settings_that_nothing_reads(caplog):
+    preflight.check(compose("train", ["stage.lr=1e-3", "hydra.mode=MULTIRUN"]))
+    assert "`stage.lr=1e-3` changes nothing" in caplog.text
+
+
+def test_overrides_are_kept_as_they_were_typed(monkeypatch):
+    monkeypatch.setenv("DPN_SEED", "3")
+    request = compose("train", ["seed=${oc.env:DPN_SEED}", "optim.lr=${.other_lr}"])
+    assert request.overrides == ("seed=${oc.env:DPN_SEED}", "optim.lr=${.other_lr}")
+    assert request.config.seed == "3" or request.config.seed == 3
+    assert request.config.optim.lr == request.config.optim.other_lr
+
+
 def test_all_problems_come_in_one_error():
     mistakes = ["+data.batchsize=3", "optim.lr=fast", "router.layers=[9]", "init.model=/no/where"]
     mistakes.append("router.keep=null")
@@ -217,35 +323,45 @@ def test_missing_gpu(monkeypatch):
 
 def test_hydra_errors_become_sentences_with_the_nearest_name():
     line = ["router=dpee", "routr.keep=0.5", "trainer.max_step=3", "optim.lr=fast", "loss=hinge"]
-    found = diagnose("train", line, preflight.check)
+    found = diagnose("train", line)
     for sentence in (
         "`router=dpee` is not a choice of router; did you mean `dpe`?",
         "`routr.keep` is not a setting; did you mean `router.keep`?",
         "`trainer.max_step` is not a setting; did you mean `trainer.max_steps`?",
-        "`optim.lr=fast` has the wrong type",
     ):
         assert any(sentence in problem for problem in found), sentence
 
 
 def test_every_swept_value_is_checked():
-    found = diagnose("train", ["-m", "router=static,dpee", "seed=1,x"], preflight.check)
+    found = diagnose("train", ["-m", "router=static,dpee", "loss=auto,hing"])
     assert any("`router=dpee`" in problem for problem in found)
-    assert any("`seed=x`" in problem for problem in found)
+    assert any("`loss=hing`" in problem for problem in found)
+
+
+def test_an_unknown_setting_names_the_nearest_few_and_how_to_list_all():
+    (found,) = diagnose("train", ["run.root=outputs"])
+    assert "`run.root` is not a setting; the most similar are " in found
+    assert "`paths.data_root`" in found
+    assert "with --cfg job" in found
+    assert len(found) < 250
 
 
 def test_unreadable_override():
-    (found,) = diagnose("train", ["seed=[1,2"], preflight.check)
+    (found,) = diagnose("train", ["seed=[1,2"])
     assert "cannot be read as key=value" in found
 
 
 @pytest.mark.slow
 def test_command_line_prints_sentences_only():
-    command = [sys.executable, "-m", "dpn.train", "rooter=dpe", "optim.lr=fast"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "`rooter` is not a setting; did you mean `router`?" in done.stderr
-    assert "`optim.lr=fast` has the wrong type" in done.stderr
-    assert "Traceback" not in done.stderr
+    for arguments, sentence in (
+        (["rooter=dpe"], "`rooter` is not a setting; did you mean `router`?"),
+        (["optim.lr=fast"], "`optim.lr=fast` has the wrong type"),
+    ):
+        command = [sys.executable, "-m", "dpn.train", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert sentence in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_arguments_of_commands_without_config():
@@ -256,6 +372,72 @@ def test_arguments_of_commands_without_config():
     with pytest.raises(ConfigError) as caught:
         read_arguments(ask, ["tokns=5", "temperature=very", "what"])
     assert len(caught.value.problems) == 4  # no value, unknown, wrong type, missing run
+
+
+def test_help_of_a_command_without_a_config(capsys):
+    with pytest.raises(SystemExit) as ended:
+        read_arguments(generate.generate, ["--help"])
+    assert ended.value.code is None
+    shown = capsys.readouterr().out
+    assert 'python -m dpn.generate run=RUN_FOLDER image=mosaic.png prompt="' in shown
+    assert "max_new_tokens=64  a whole number, at least 1" in shown
+    assert "temperature=0.0    a number, at least 0" in shown
+    assert "auto, cpu, cuda or cuda:NUMBER" in shown
+    assert "Run folder or Hugging Face model folder." in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [("train", "train"), ("eval", "evaluate"), ("bench", "bench"), ("plan", "plan")],
+)
+def test_help_of_a_command_with_a_config(name, function):
+    module = importlib.import_module(f"dpn.{name}")
+    shown = help_of_config(getattr(module, function), name, CONFIG_DIR)
+    assert f"python -m dpn.{name} " in shown
+    assert ("dpe (default)" in shown) == (name != "eval")
+    assert "  seed: 0\n" in shown
+    assert ("plan:" in shown) == (name == "plan")
+    assert "--cfg job" in shown
+
+
+def test_arguments_that_are_out_of_range_empty_or_given_twice():
+    line = ["run=a", "run=b", "prompt= ", "max_new_tokens=0", "temperature=nan", "device=mps"]
+    with pytest.raises(ConfigError) as caught:
+        read_arguments(generate.generate, [*line, "seed=1e3", "image"])
+    found = caught.value.problems
+    for sentence in (
+        "`run` is given twice",
+        "`prompt=` is empty",
+        "`max_new_tokens=0` is not possible; it must be at least 1.",
+        "`temperature=nan` is not possible; it must be at least 0.",
+        "`device=mps` is not possible; it must be auto, cpu, cuda or cuda:NUMBER.",
+        "`seed=1000.0` has the wrong type; expected a whole number.",
+        "`image` is not of the form key=value",
+    ):
+        assert sum(sentence in problem for problem in found) == 1, sentence
+    assert len(found) == 7
+    ok = read_arguments(generate.generate, ["run=1", "prompt=2", "temperature=1e-3", "seed=5"])
+    assert ok == {"run": "1", "prompt": "2", "temperature": 1e-3, "seed": 5}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *([f"dpn.{name}", "--help"] for name in ("train", "eval", "bench", "plan")),
+        *([f"dpn.{name}", "--help"] for name in ("generate", "chat", "route", "report")),
+        ["dpn.train", "router=dpee"],
+        ["dpn.plan", "optim.lrr=1"],
+        ["dpn.generate", "rum=1"],
+    ],
+)
+def test_help_and_misspelt_names_are_answered_before_torch_is_imported(arguments):
+    command = [sys.executable, "-X", "importtime", "-m", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "dpn.common.errors" in imported
+    assert not imported & {"torch", "transformers", "lightning", "matplotlib", "pyarrow"}
+    assert done.returncode == (0 if "--help" in arguments else 2)
 
 
 def test_types_of_signatures():
@@ -324,7 +506,7 @@ def test_names_of_earlier_releases_are_accepted_in_files(caplog):
         "trainer": {"strategy": {"_target_": "dpn.training.strategies.FSDP2"}},
     }
     assert "`model.batch_size` is now called `recipe.batch_size`" in caplog.text
-    (sentence,) = diagnose("train", ["model.batch_size=3"], preflight.check)
+    (sentence,) = diagnose("train", ["model.batch_size=3"])
     assert sentence == "`model.batch_size` is now called `recipe.batch_size`; use that."
 
 

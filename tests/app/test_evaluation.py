@@ -189,7 +189,7 @@ def test_against_another_model(ask, finished, squares, tmp_path):
         ("benchmarks=[]", "is empty; name at least one"),
         ("+settings.pope.split=val", "`settings.pope.split` is not a setting"),
         ("+settings.gqa.split=val", "`settings.gqa` belongs to none of"),
-        ("limit=0", "`limit=0` is too small"),
+        ("limit=0", "`limit=0` is not possible; it must be at least 1"),
         ("generation.num_beams=x", "`generation.num_beams=x`"),
         ("against=nowhere", "`against=nowhere` contains no rows.jsonl"),
     ],

@@ -15,6 +15,7 @@ from dpn import DPNForConditionalGeneration, plan
 from dpn.config import build
 from dpn.config.compose import compose
 from dpn.data.row_budget import RowBudgetSampler
+from dpn.measure import footprint
 from dpn.measure.dry_run import make_batch
 from dpn.measure.fitting import smaller, verdict
 from dpn.measure.footprint import Rehearsal, Setup
@@ -268,7 +269,7 @@ def test_batches_of_equally_many_rows(monkeypatch):
         "data.rows_per_batch=500", *half, *steps, "model.text.num_hidden_layers=1", "stage.dense=0"
     )
     rehearsal = rehearse(config.config)
-    monkeypatch.setattr(plan, "Rehearsal", lambda module: rehearsal)  # reuse its steps
+    monkeypatch.setattr(footprint, "Rehearsal", lambda module: rehearsal)  # reuse its steps
     memory, figures = plan.plan(config)
     sampler = RowBudgetSampler(np.full(100, 72), 500, accumulate=3, world=2)
     assert figures["time/steps"] == sampler.steps == 3

@@ -4,7 +4,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from dpn import routers
-from dpn.common.distributed import processes
+from dpn.common.processes import processes
 from dpn.config.auto_loss import AutoLoss
 from dpn.config.compose import compose
 

@@ -17,8 +17,10 @@ from dpn.common import early_stop
 from dpn.common.distributed import ProcessLost, lost_processes_named
 from dpn.common.files import read_json
 from dpn.common.lifeline import alive
-from dpn.config import build, checks
+from dpn.config import build
 from dpn.config.compose import compose
+from dpn.config.schema import check_arguments
+from dpn.config.sections import Train
 from tests.app.test_distributed import ENVIRONMENT, SCRIPT
 from tests.app.test_train import folder_of
 
@@ -89,8 +91,8 @@ def test_other_errors_stay_as_they_are():
 
 @pytest.mark.parametrize(("seconds", "fine"), [(0, False), (1, True), (700_000, False)])
 def test_the_time_that_processes_wait_is_bounded(seconds, fine):
-    found = checks._check_timeout({"timeout_s": seconds})
-    assert (found == []) == fine
+    found = check_arguments("", Train, {"timeout_s": seconds})
+    assert any("timeout_s" in problem for problem in found) != fine
 
 
 @pytest.mark.slow

@@ -80,7 +80,7 @@ def test_jobs_of_ready_sweeps_can_run(name):
     ],
 )
 def test_a_plugin_that_is_not_there(override, package, extra):
-    found = diagnose("train", [override], preflight.check)
+    found = diagnose("train", [override])
     if find_spec(f"hydra_plugins.{package}"):
         assert found == []
     else:
@@ -124,7 +124,7 @@ def test_ctrl_c_ends_a_sweep(tiny, tmp_path, monkeypatch, capsys):
     def stop(*_):
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr("dpn.train.build.data_module", stop)
+    monkeypatch.setattr("dpn.config.build.data_module", stop)
     assert sweep(monkeypatch, *tiny, "seed=0,1") == 130
     assert "Stopped by SIGINT" in capsys.readouterr().err
     assert outcomes(tmp_path / "outputs") == {"0": "interrupted", "1": "not started"}

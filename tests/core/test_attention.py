@@ -8,11 +8,11 @@ import torch
 
 from dpn.decoder.attention import (
     BACKENDS,
-    BackendName,
     PrefillAttention,
     pick_backend,
     working_dtype,
 )
+from dpn.decoder.backends import BackendName
 from dpn.tokens import PackedTokens
 
 KERNELS = ["varlen", "flash"]

@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from dpn.common.ranges import AtLeast0, AtLeast1
 from dpn.data.batch import DataError
 from dpn.data.grouping import Group
 from dpn.data.image_rules import OWN, ImageRules
@@ -104,11 +105,11 @@ class Source:
             shuffles freely. A row that replaces a bad one may be of the other kind.
     """
 
-    batch_size: int = 16
-    global_batch: int | None = None
-    rows_per_batch: int | None = None
-    eval_batch_size: int = 32
-    num_workers: int = 0
+    batch_size: AtLeast1 = 16
+    global_batch: AtLeast1 | None = None
+    rows_per_batch: AtLeast1 | None = None
+    eval_batch_size: AtLeast1 = 32
+    num_workers: AtLeast0 = 0
     max_length: int = 2048
     too_long: TooLong = "refuse"
     on_error: OnError = "raise"

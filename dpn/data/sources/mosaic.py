@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from filelock import FileLock
 
+from dpn.common.ranges import Seed
 from dpn.data.sources._scenes import (
     FAMILIES,
     NUMBERS,
@@ -59,7 +60,7 @@ class Mosaic(Source):
     counts: list[int] = field(default_factory=lambda: [2, 6, 10, 14])
     turns: int = 4
     tint: float = 0.7
-    data_seed: int = 0
+    data_seed: Seed = 0
 
     def check(self) -> list[str]:
         quadrant = (self.side // 2) ** 2
