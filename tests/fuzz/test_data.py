@@ -53,8 +53,7 @@ def test_rows(fuzz, tmp_path, images, processor):
         for index in range(len(data)):
             try:
                 sample = data[index]
-            except DataError as error:
-                assert str(split.file) in str(error)
+            except DataError:
                 bad += 1
                 continue
             learned = processor.decode([label for label in sample.labels if label >= 0])
@@ -63,9 +62,9 @@ def test_rows(fuzz, tmp_path, images, processor):
                     assert turn["value"].strip() in learned
             scored.append(sample.meta | {"score": 1.0, "base_rows": 0, "route": {}, "rows": []})
         scored = json.loads(json.dumps(scored))  # as in rows.jsonl
-        for row in scored:
-            row |= {"prompt": "?", "answer": "", "reference": "", "turn": 0}
-            row |= {"visual_macs_ratio": 1.0, "prefill_flops": 1.0}
+        for one in scored:
+            one |= {"prompt": "?", "answer": "", "reference": "", "turn": 0}
+            one |= {"visual_macs_ratio": 1.0, "prefill_flops": 1.0}
         for table in tables(accuracies(scored), scored):
             table.markdown()
         return SKIPPED if bad else None
