@@ -1,12 +1,45 @@
-"""Fixtures that every test gets: one thread, and configs that are merged once."""
+"""What all tests share: one thread, configs that are merged once, and options of the fuzz tests."""
 
 import copy
 import functools
 import gc
 import pickle
+from collections import Counter
 from dataclasses import replace
 
 import pytest
+
+FUZZED = pytest.StashKey[dict[str, Counter[str]]]()
+
+
+def pytest_addoption(parser):
+    """Options of tests/fuzz: an hour is `--fuzz-seconds=3600`."""
+    group = parser.getgroup("fuzz")
+    group.addoption("--fuzz-seconds", type=float, default=10, help="time for each target")
+    group.addoption("--fuzz-seed", type=int, default=0, help="seed of the inputs")
+    group.addoption("--fuzz-only", type=int, help="number of the only try, to repeat a failure")
+
+
+def pytest_configure(config):
+    """Collect the outcomes of fuzz tests, which may run in other processes."""
+    config.stash[FUZZED] = {}
+
+    class Collector:
+        def pytest_runtest_logreport(self, report):
+            outcomes = dict(report.user_properties).get("fuzz")
+            if outcomes:
+                config.stash[FUZZED][report.nodeid.rpartition("::test_")[2]] = Counter(outcomes)
+
+    config.pluginmanager.register(Collector())
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Print how often each fuzz target was tried, and how the tries ended."""
+    if config.stash[FUZZED]:
+        terminalreporter.section("fuzz")
+    for name, outcomes in sorted(config.stash[FUZZED].items()):
+        ended = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
+        terminalreporter.line(f"{name}: {outcomes.total()} tries ({ended})")
 
 
 @pytest.fixture(scope="session", autouse=True)
