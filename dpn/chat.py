@@ -20,6 +20,7 @@ from transformers import TextStreamer
 from dpn import inference
 from dpn.cli.arguments import read_arguments
 from dpn.cli.door import readable_errors
+from dpn.common.text import answer_text
 from dpn.data.batch import DataError
 from dpn.dialogue import Chat
 from dpn.inference import read_images, route_of
@@ -112,7 +113,8 @@ class _Words(TextStreamer):
         """Print text that is final."""
         text = text if self.begun else text.lstrip()
         self.begun = self.begun or bool(text)
-        super().on_finalized_text(text, stream_end)
+        empty = stream_end and not self.begun
+        super().on_finalized_text(answer_text("") if empty else text, stream_end)
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ import torch
 from dpn import inference
 from dpn.cli.arguments import read_arguments
 from dpn.cli.door import readable_errors
+from dpn.common.text import answer_text
 from dpn.inference import read_images, route_of
 
 
@@ -47,7 +48,7 @@ def main() -> None:
     """Command line of `python -m dpn.generate`."""
     with readable_errors():
         found = generate(**read_arguments(generate, sys.argv[1:]))
-        print(found["answer"])
+        print(answer_text(found["answer"]))
         print(f"route: {route_of(found) or 'none'}")
         print(f"visual rows per layer: {' '.join(map(str, found['rows']))}")
         print(f"share of visual MACs: {found['visual_macs_ratio']:.3f}")

@@ -19,12 +19,12 @@ import numpy as np
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from PIL import Image
-from rich.console import Console
 from torch import Tensor
 
 from dpn import inference
 from dpn.cli.arguments import read_arguments
 from dpn.cli.door import readable_errors
+from dpn.common.table import terminal
 from dpn.inference import read_images
 from dpn.inference.survivors import Passage, watch
 from dpn.model import DPNForConditionalGeneration, DPNProcessor
@@ -200,7 +200,7 @@ def main() -> None:
         if "to" in arguments:
             print(f"wrote {arguments['to']}")
             return
-        console = Console()
+        console = terminal()
         for number, one in enumerate(found):
             if number:
                 console.rule()
