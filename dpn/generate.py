@@ -15,6 +15,7 @@ from dpn.cli.arguments import read_arguments
 from dpn.cli.errors import readable_errors
 from dpn.common import early_stop
 from dpn.common.ranges import AtLeast1, Device, NonNegative, Seed
+from dpn.common.text import answer_text
 
 
 def generate(
@@ -58,7 +59,7 @@ def main() -> None:
         found = generate(**read_arguments(generate, sys.argv[1:]))
         from dpn.inference import route_of
 
-        print(found["answer"])
+        print(answer_text(found["answer"]))
         print(f"route: {route_of(found) or 'none'}")
         print(f"visual rows per layer: {' '.join(map(str, found['rows']))}")
         print(f"share of visual MACs: {found['visual_macs_ratio']:.3f}")

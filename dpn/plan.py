@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.table import Table
 
 from dpn.cli.door import front_door
 from dpn.common.processes import processes
+from dpn.common.table import terminal
 from dpn.config.engine import engine_of
 from dpn.config.sections import Machine
 from dpn.runs.request import ConfigError, Request
@@ -274,7 +274,7 @@ def print_result(memory: dict[str, "Memory"], figures: dict[str, Any]) -> None:
     updates = [f"{each.update / GIB:.2f}" for each in memory.values()]
     table.add_row("or, afterwards, the optimizer's step", *updates, end_section=True)
     table.add_row("at the highest moment", *(f"{each.total / GIB:.2f}" for each in memory.values()))
-    console = Console()
+    console = terminal()
     console.print(table)
     hours = f"{figures['time/hours']:.2g}"
     if figures["time/hours_fewest_rows"] < figures["time/hours"]:

@@ -9,6 +9,7 @@ python -m dpn.report outputs/main/a-* outputs/b to=FOLDER
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from dpn.cli.arguments import read_arguments
@@ -39,8 +40,7 @@ def report_all(*folders: str, to: str | None = None) -> Path:
         folders: Run folders, or folders with runs at any depth.
         to: Folder of the report; by default `report` in the first folder.
     """
-    from rich.console import Console
-
+    from dpn.common.table import terminal
     from dpn.reports.comparison import compare
     from dpn.reports.comparison_tables import left_out, methods
     from dpn.reports.publish import write_comparison
@@ -48,11 +48,13 @@ def report_all(*folders: str, to: str | None = None) -> Path:
     early_stop.imported()
     found = compare([Path(folder) for folder in folders])
     page = write_comparison(found, Path(to) if to else Path(folders[0]) / "report")
-    console = Console()
-    for table in (methods(found.points), left_out(found.left_out)):
-        if table.body:
-            table.show(console)
-    console.print(f"Report: {page}", soft_wrap=True, highlight=False)
+    console = terminal()
+    for data_set in found.data_sets:
+        table = methods(data_set.points)
+        replace(table, title=data_set.title(table.title)).show(console)
+    if found.left_out:
+        left_out(found.left_out).show(console)
+    console.print(f"Report: {page}", soft_wrap=True)
     return page
 
 

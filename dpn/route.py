@@ -103,11 +103,10 @@ def main() -> None:
         if "to" in arguments:
             print(f"wrote {arguments['to']}")
             return
-        from rich.console import Console
-
+        from dpn.common.table import terminal
         from dpn.reports.route_terminal import print_route
 
-        console = Console()
+        console = terminal()
         for number, one in enumerate(found):
             if number:
                 console.rule()

@@ -14,8 +14,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from rich.console import Console
-from rich.table import Table
 from torch.utils.data import Dataset
 
 from dpn import data
@@ -24,6 +22,8 @@ from dpn.cli.door import front_door
 from dpn.common import hub
 from dpn.common.labels import text_of
 from dpn.common.progress import progress
+from dpn.common.table import Table, terminal
+from dpn.common.text import printable
 from dpn.config import build
 from dpn.config.checks import check_part
 from dpn.config.schema import check_arguments
@@ -209,23 +209,19 @@ def findings(source: Source, split: Split, processor: DPNProcessor | None) -> It
 
 def show(report: Report, unit: str) -> None:
     """Print the report."""
-    console = Console(soft_wrap=True, markup=False, highlight=False)
-    table = Table("source", "rows", title=f"{report.rows} rows")
+    console = terminal(soft_wrap=True)
     sources = report.sources.most_common()
-    for source, count in sources[:FOLDERS]:
-        table.add_row(source, str(count))
+    lines = [(source, str(count)) for source, count in sources[:FOLDERS]]
     if others := sources[FOLDERS:]:
-        table.add_row(f"{len(others)} others", str(sum(count for _, count in others)))
-    console.print(table)
-    table = Table(unit, "row", "id", title="longest")
-    for length, number, name in report.longest:
-        table.add_row(str(length), str(-number), name)
-    console.print(table)
+        lines.append((f"{len(others)} others", str(sum(count for _, count in others))))
+    Table(f"{report.rows} rows", ("source", "rows"), tuple(lines)).show(console)
+    longest = tuple((str(length), str(-number), name) for length, number, name in report.longest)
+    Table("longest", (unit, "row", "id"), longest).show(console)
     for title, counts in (("Worth a look", report.remarks), ("Bad", report.problems)):
         for kind, count in counts.most_common():
             console.print(f"{title}: {kind}: {count}", style="bold")
             for example in report.shown[kind]:
-                console.print(f"  {example}")
+                console.print(printable(f"  {example}"))
 
 
 @front_door("check_data")

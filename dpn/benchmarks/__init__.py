@@ -1,6 +1,6 @@
 """Benchmarks, one file each: read official files, make questions, score answers, write results.
 
-Imports `common` and `data`.
+Imports `common`, `metrics` and `data`.
 """
 
 from dpn.benchmarks.base import Benchmark, OfficialFile, Question, Scores

@@ -1,9 +1,15 @@
-"""Readers for official files; errors name file, line and field."""
+"""Readers for official files; errors name file, line and field.
+
+Whatever is wrong with a file, its reader raises a DataError of one sentence.
+"""
 
 import csv
+import io
 import json
+import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +23,26 @@ from dpn.data.image_rules import OFFICIAL
 #: Field names and the allowed types of their values.
 Fields = Mapping[str, type | tuple[type, ...]]
 ID = (int, str)
+_HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def read_text(path: Path) -> str:
+    """Read a UTF-8 file, with or without a byte order mark.
+
+    Raises:
+        DataError: If it cannot be read or is not UTF-8; names the file.
+    """
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is not UTF-8 text (byte {error.start}); download the official file again."
+        ) from error
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(
+            f"{path} cannot be read ({reason}); check it or download it again."
+        ) from error
 
 
 def read_jsonl(path: Path, fields: Fields) -> list[dict[str, Any]]:
@@ -25,12 +51,11 @@ def read_jsonl(path: Path, fields: Fields) -> list[dict[str, Any]]:
     Raises:
         DataError: If a line is invalid; names file, line and field.
     """
-    rows = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                rows.append(checked(_parsed(line, path, f"line {number}"), fields, path, number))
-    return rows
+    return [
+        checked(_parsed(line, path, f"line {number}"), fields, path, number)
+        for number, line in enumerate(re.split(r"\r\n|\n|\r", read_text(path)), 1)
+        if line.strip()
+    ]
 
 
 def read_json(path: Path) -> Any:
@@ -39,7 +64,7 @@ def read_json(path: Path) -> Any:
     Raises:
         DataError: If it is not valid JSON; names the file.
     """
-    return _parsed(path.read_text(encoding="utf-8"), path)
+    return _parsed(read_text(path), path)
 
 
 def read_array(path: Path, fields: Fields, key: str | None = None) -> list[dict[str, Any]]:
@@ -63,7 +88,14 @@ def read_object(path: Path, fields: Fields) -> dict[str, dict[str, Any]]:
     Raises:
         DataError: If an entry is invalid; names file, entry (its key) and field.
     """
-    value = read_json(path)
+
+    def entries(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        most = Counter(key for key, _ in pairs).most_common(1)
+        if most and most[0][1] > 1:
+            raise DataError(f"{path} has the key {most[0][0]!r} twice; download the file again.")
+        return dict(pairs)
+
+    value = _parsed(read_text(path), path, pairs=entries)
     if not isinstance(value, dict):
         raise DataError(f"{path} must hold an object; download the file again.")
     return {key: checked(row, fields, path, repr(key), "entry") for key, row in value.items()}
@@ -76,23 +108,67 @@ def read_table(path: Path, fields: Fields, delimiter: str = "\t") -> list[dict[s
         DataError: If a line is invalid; names file, line and field.
     """
     csv.field_size_limit(sys.maxsize)  # cells hold whole images
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file, delimiter=delimiter)
-        return [checked(row, fields, path, reader.line_num) for row in _rows(reader, path)]
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), delimiter=delimiter)
+    rows = []
+    for row in _rows(reader, path):
+        if None in row or None in row.values():
+            raise DataError(
+                f"{path}, line {reader.line_num}: it has not as many cells as the head; download"
+                " the official file again."
+            )
+        rows.append(checked(row, fields, path, reader.line_num))
+    return rows
+
+
+def keyed(rows: Iterable[tuple[Any, Any]], path: Path, what: str = "question") -> dict[Any, Any]:
+    """Return a dictionary of keys and values from a file, in which a key may repeat only with the
+    same value.
+
+    Raises:
+        DataError: If a key has two values; names file and key.
+    """
+    found: dict[Any, Any] = {}
+    for key, value in rows:
+        if found.setdefault(key, value) != value:
+            raise DataError(
+                f"{path} has {what} {_words(key)} twice, with different content; download the"
+                " official file again."
+            )
+    return found
+
+
+def check_unique(keys: Iterable[Any], path: Path) -> None:
+    """Check that no id of a file is there twice.
+
+    Raises:
+        DataError: If one is; names file and id.
+    """
+    counts = Counter(keys)
+    if twice := [key for key, count in counts.items() if count > 1]:
+        raise DataError(
+            f"{path} has question {_words(twice[0])} twice; download the official file again."
+        )
 
 
 def check_same(
-    keys: Iterable[int | str], others: Iterable[int | str], path: Path, other: Path
+    keys: Iterable[Any], others: Iterable[Any], path: Path, other: Path, hint: str = ""
 ) -> None:
     """Check that two files of one release have the same keys, such as question ids.
+
+    Args:
+        keys: Keys of the first file.
+        others: Keys of the second one.
+        path: The first file.
+        other: The second one.
+        hint: Which releases belong together; default: a request to download both again.
 
     Raises:
         DataError: If they differ; names both files and a key that only one of them has.
     """
     if odd := set(keys) ^ set(others):
         raise DataError(
-            f"{path} and {other} do not belong together: {min(odd, key=str)!r} is in only one of"
-            " them; download both again."
+            f"{path} and {other} do not belong together: {_words(min(odd, key=str))} is in only"
+            f" one of them; {hint or 'download both again'}."
         )
 
 
@@ -140,9 +216,27 @@ def _rows(reader: "csv.DictReader[str]", path: Path) -> Iterator[dict[str, Any]]
         raise DataError(f"{path}, line {reader.line_num}: {error}.") from error
 
 
-def _parsed(text: str, path: Path, place: str = "") -> Any:
+def _words(key: Any) -> str:
+    return ", ".join(map(repr, key)) if isinstance(key, tuple) else repr(key)
+
+
+def _parsed(
+    text: str,
+    path: Path,
+    place: str = "",
+    pairs: Callable[[list[tuple[str, Any]]], Any] | None = None,
+) -> Any:
+    where = ", ".join(filter(None, (str(path), place)))
     try:
-        return json.loads(text)
+        value = json.loads(text, object_pairs_hook=pairs)
+        if _HALF_CHARACTER.search(text):  # escapes of UTF-16, which must come in pairs
+            json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError as error:
+        raise DataError(
+            f"{where}: the JSON is nested too deeply; download the file again."
+        ) from error
+    except DataError:
+        raise
     except ValueError as error:
-        where = ", ".join(filter(None, (str(path), place)))
         raise DataError(f"{where}: not valid JSON ({error}); download the file again.") from error
+    return value

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from PIL import Image
 
-from dpn.benchmarks._files import decoded, read_table
+from dpn.benchmarks._files import check_unique, decoded, read_table
 from dpn.benchmarks.base import Benchmark, OfficialFile, Question, Scores, by_category, percent
 from dpn.common.files import atomic_path
 from dpn.data.batch import DataError
@@ -50,7 +50,10 @@ class MMBenchTable(Benchmark):
         self.files = (OfficialFile(f"{self.folder}/{split}.tsv", where),)
 
     def questions(self) -> list[Question]:
-        return [question for n, row in enumerate(self._rows(), 1) for question in self._ask(row, n)]
+        rows = self._rows()
+        questions = [question for n, row in enumerate(rows, 1) for question in self._ask(row, n)]
+        check_unique((int(row["index"]) for row in rows), self._path)
+        return questions
 
     def score(
         self, questions: Sequence[Question], answers: Sequence[str | None], folder: Path
@@ -103,7 +106,7 @@ class MMBenchTable(Benchmark):
 
     def _ask(self, row: Mapping[str, str], number: int) -> list[Question]:
         place = f"{self._path}, row {number}"
-        if not row["index"].isdecimal():
+        if not re.fullmatch(r"\d{1,18}", row["index"]):
             raise DataError(f"{place}: field 'index' is {row['index']!r}; it must be a number.")
         options = list(takewhile(lambda text: not _empty(text), (row[name] for name in LETTERS)))
         letters = list(LETTERS[: len(options)])
@@ -161,7 +164,7 @@ def _empty(cell: str) -> bool:
 def _picture(text: str, place: str) -> Image.Image:
     try:
         data = base64.b64decode(text)
-    except ValueError as error:
+    except ValueError as error:  # not base64, or not even ASCII
         raise CorruptImageError(f"{place}: field 'image' is not valid base64 ({error}).") from error
     return decoded(data, place)
 
@@ -173,9 +176,7 @@ def _write_xlsx(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, 
 
     book = Workbook()
     sheet = book.active
-    sheet.append(list(columns))
-    for row in rows:
-        cells = [row[name] for name in columns]
+    for cells in (list(columns), *([row[name] for name in columns] for row in rows)):
         sheet.append([ILLEGAL_CHARACTERS_RE.sub("", c) if isinstance(c, str) else c for c in cells])
     for cells in sheet.iter_rows():
         for cell in cells:

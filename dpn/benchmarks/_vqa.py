@@ -5,12 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dpn.benchmarks._answers import punctuation, vqa_eval
-from dpn.benchmarks._files import ID, Fields, check_same, read_array
+from dpn.benchmarks._files import ID, Fields, check_same, check_unique, keyed, read_array
 from dpn.benchmarks._short_answers import accuracy, by_group
 from dpn.benchmarks.base import Question, Scores
 from dpn.common.files import write_json
 from dpn.data.batch import DataError
+from dpn.metrics.normalisation import punctuation, vqa_eval
 
 
 def soft_accuracy(answer: str, references: Sequence[str]) -> float:
@@ -40,7 +40,9 @@ def annotated(questions: Sequence[Question], file: Path, path: Path) -> list[Que
         DataError: If an entry is invalid or an id is only in one file.
     """
     fields: Fields = {"question_id": ID, "answers": list, "question_type": str, "answer_type": str}
-    rows = {row["question_id"]: row for row in read_array(path, fields, "annotations")}
+    found = read_array(path, fields, "annotations")
+    rows = keyed(((row["question_id"], row) for row in found), path)
+    check_unique((question.id for question in questions), file)
     check_same((question.id for question in questions), rows, file, path)
     return [
         replace(
@@ -87,6 +89,16 @@ def write_results(
     questions: Sequence[Question],
     answers: Sequence[str | None],
 ) -> None:
-    """Write VQA's result format: one answer per id, empty if there is none."""
+    """Write VQA's result format: one answer per id, empty if there is none.
+
+    Raises:
+        DataError: If a question that was asked is not among the ids.
+    """
     said = {question.id: answer for question, answer in zip(questions, answers, strict=True)}
-    write_json(path, [{"question_id": id, "answer": said.get(id) or ""} for id in ids])
+    every = list(ids)
+    if lost := said.keys() - set(every):
+        raise DataError(
+            f"{path} would lack the answer to question {min(lost, key=str)!r}, which the file of"
+            " all questions does not have; download the question files again."
+        )
+    write_json(path, [{"question_id": id, "answer": said.get(id) or ""} for id in every])

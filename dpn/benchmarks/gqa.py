@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dpn.benchmarks._files import read_object
+from dpn.benchmarks._files import check_same, check_unique, read_object
 from dpn.benchmarks._short_answers import accuracy, read_questions
 from dpn.benchmarks.base import EVAL_ZIP, Benchmark, OfficialFile, Question, Scores
 from dpn.common.files import write_json
@@ -38,7 +38,11 @@ class GQA(Benchmark):
         if not path.exists():
             return questions
         rows = read_object(path, {"answer": str, "types": dict})
-        return [_answered(question, rows, path) for question in questions]
+        check_unique((question.id for question in questions), self.root / _QUESTIONS)
+        answered = [_answered(question, rows, path) for question in questions]
+        # GQA's own eval.py demands an answer to every question, too.
+        check_same((str(question.id) for question in questions), rows, self.root / _QUESTIONS, path)
+        return answered
 
     def score(
         self, questions: Sequence[Question], answers: Sequence[str | None], folder: Path

@@ -1,15 +1,28 @@
 """LLaVA-Bench (in the wild): open questions, judged against GPT-4 (arXiv 2304.08485)."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from dpn.benchmarks._files import ID, Fields, check_same, image_of, read_jsonl, read_object
+from dpn.benchmarks._files import (
+    ID,
+    Fields,
+    check_same,
+    check_unique,
+    image_of,
+    keyed,
+    read_jsonl,
+    read_object,
+)
 from dpn.benchmarks.base import Benchmark, OfficialFile, Question, Scores
 from dpn.common.files import write_rows
 from dpn.data.batch import DataError
 
+log = logging.getLogger(__name__)
+#: Ratings of both models in a review without two numbers.
+UNREAD = (-1.0, -1.0)
 _HUB = "liuhaotian/llava-bench-in-the-wild of the Hugging Face hub"
 
 
@@ -19,8 +32,9 @@ class LLaVABench(Benchmark):
     `judge.jsonl` contains the prompts for the judge as LLaVA's `eval_gpt_review_bench.py` writes
     them, with question_id, category and content; a missing answer is an empty one. Save the judge's
     replies beside it as `reviews.jsonl`, one line per question with question_id and content. The
-    first line of content must be two numbers from 1 to 10, GPT-4's rating and the model's; anything
-    else counts as -1 for both, as in LLaVA. New answers need new reviews.
+    first line of content must be two numbers, GPT-4's rating and the model's; anything else counts
+    as -1 for both, as in LLaVA, and is logged. Two numbers of which one is not from 0 to 10 are
+    refused; the judge is asked for 1 to 10. New answers need new reviews.
 
     Metrics: score, the model's mean rating in percent of GPT-4's, overall and per category; a
     question without an answer is rated 0.
@@ -45,6 +59,7 @@ class LLaVABench(Benchmark):
         rows = read_jsonl(path, fields)
         captions = self._texts("context.jsonl", "image", "caption")
         gpt4 = self._texts("answers_gpt4.jsonl", "question_id", "text")
+        check_unique((row["question_id"] for row in rows), path)
         check_same((row["image"] for row in rows), captions, path, self._path("context.jsonl"))
         check_same(
             (row["question_id"] for row in rows), gpt4, path, self._path("answers_gpt4.jsonl")
@@ -70,16 +85,30 @@ class LLaVABench(Benchmark):
         path = folder / "reviews.jsonl"
         if not path.exists():
             return Scores({}, [None] * len(questions))
-        reviews = {
-            row["question_id"]: row["content"]
-            for row in read_jsonl(path, {"question_id": ID, "content": str})
-        }
-        pairs = []
+        rows = read_jsonl(path, {"question_id": ID, "content": str})
+        reviews = keyed(((row["question_id"], row["content"]) for row in rows), path)
+        pairs, unread = [], []
         for question, answer in zip(questions, answers, strict=True):
             if question.id not in reviews:
                 raise DataError(f"{path} has no line for question {question.id}; judge it as well.")
-            gpt4, model = ratings(reviews[question.id])
+            gpt4, model = found = ratings(reviews[question.id])
+            if found == UNREAD:
+                unread.append(question.id)
+            elif not all(0 <= rating <= 10 for rating in found):  # NaN is not either
+                raise DataError(
+                    f"{path}: the review of question {question.id} begins with"
+                    f" {reviews[question.id]!r:.60}; it must begin with two numbers from 1 to 10."
+                    " Judge it again."
+                )
             pairs.append((gpt4, 0.0 if answer is None else model))
+        if unread:
+            log.warning(
+                "%s: %d reviews do not begin with two numbers and count as -1 for both models, as"
+                " in LLaVA: questions %s.",
+                path,
+                len(unread),
+                ", ".join(map(str, unread)),
+            )
         groups = {"score": pairs}
         for question, pair in zip(questions, pairs, strict=True):
             groups.setdefault(f"score/{question.category}", []).append(pair)
@@ -108,11 +137,14 @@ class LLaVABench(Benchmark):
 
     def _texts(self, name: str, key: str, field: str) -> dict[int | str, str]:
         """Read one field of a file by the field `key`; lists of texts are joined as lines."""
-        rows = read_jsonl(self._path(name), {key: ID, field: (str, list)})
-        return {
-            row[key]: row[field] if isinstance(row[field], str) else "\n".join(row[field])
-            for row in rows
-        }
+        path = self._path(name)
+        texts = []
+        for number, row in enumerate(read_jsonl(path, {key: ID, field: (str, list)}), 1):
+            lines = [row[field]] if isinstance(row[field], str) else row[field]
+            if not all(isinstance(line, str) for line in lines):
+                raise DataError(f"{path}, entry {number}: field {field!r} must hold texts.")
+            texts.append((row[key], "\n".join(lines)))
+        return keyed(texts, path, key)
 
     def _rules(self) -> dict[str, dict[str, Any]]:
         return read_object(self._path("rule.json"), {"role": str, "prompt": str})
@@ -127,7 +159,7 @@ def ratings(review: str) -> tuple[float, float]:
         gpt4, model = review.split("\n")[0].replace(",", " ").split(" ")
         return float(gpt4), float(model)
     except ValueError:
-        return -1.0, -1.0
+        return UNREAD
 
 
 def _ratio(pairs: Sequence[tuple[float, float]]) -> float:

@@ -4,7 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-from dpn.benchmarks._files import ID, check_same, image_of, read_jsonl, read_object
+from dpn.benchmarks._files import (
+    ID,
+    check_same,
+    check_unique,
+    image_of,
+    read_jsonl,
+    read_object,
+)
 from dpn.benchmarks.base import EVAL_ZIP, Benchmark, OfficialFile, Question, Scores, percent
 from dpn.common.files import write_json
 from dpn.data.batch import DataError
@@ -36,10 +43,16 @@ class MMVet(Benchmark):
         path, truth = folder / "llava-mm-vet.jsonl", folder / "mm-vet.json"
         entries = read_object(truth, {"answer": str, "capability": list})
         rows = read_jsonl(path, {"question_id": ID, "image": str, "text": str})
+        check_unique((_key(row["question_id"]) for row in rows), path)
         check_same((_key(row["question_id"]) for row in rows), entries, path, truth)
         questions = []
         for row in rows:
             entry = entries[_key(row["question_id"])]
+            if not all(isinstance(name, str) for name in entry["capability"]):
+                raise DataError(
+                    f"{truth}, entry {_key(row['question_id'])!r}: field 'capability' must hold"
+                    " texts."
+                )
             image = image_of(folder / "images", row["image"])
             meta = {"capability": entry["capability"]}
             questions.append(

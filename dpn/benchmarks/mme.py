@@ -1,11 +1,13 @@
 """MME: two questions per image, one with answer yes and one with no (arXiv 2306.13394)."""
 
+import os
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+from dpn.benchmarks._files import check_same, check_unique, keyed, read_text
 from dpn.benchmarks._short_answers import graded, read_questions
 from dpn.benchmarks.base import EVAL_ZIP, SHORT, Benchmark, OfficialFile, Question, Scores, percent
 from dpn.common.files import write_text
@@ -57,8 +59,16 @@ class MME(Benchmark):
 
     def questions(self) -> list[Question]:
         labels_of = cache(_labels)
-        questions = read_questions(self.root / _QUESTIONS, self.root / _RELEASE)
-        return [self._labelled(question, labels_of) for question in questions]
+        path = self.root / _QUESTIONS
+        found = read_questions(path, self.root / _RELEASE)
+        questions = [self._labelled(question, labels_of) for question in found]
+        asked: dict[Path, list[str]] = {}
+        for question in questions:
+            asked.setdefault(self._file(question), []).append(question.meta["question"])
+        for file, forms in asked.items():  # accuracy+ needs all questions of an image, once
+            check_unique(forms, path)
+            check_same(forms, labels_of(file), path, file)
+        return questions
 
     def score(
         self, questions: Sequence[Question], answers: Sequence[str | None], folder: Path
@@ -90,12 +100,9 @@ class MME(Benchmark):
         for subtask, text in rows.items():
             write_text(folder / "results" / f"{subtask}.txt", text)
 
-    def _labelled(
-        self, question: Question, labels_of: Callable[[Path], dict[str, str]]
-    ) -> Question:
-        """Add the label from the release, in which the question is worded slightly differently."""
-        parts = str(question.id).split("/")
-        subtask, picture = parts[0], parts[-1]
+    def _file(self, question: Question) -> Path:
+        """File with the labels of a question's image."""
+        subtask = _subtask(question)
         if not any(subtask in subtasks for subtasks in SUBTASKS.values()):
             raise DataError(
                 f"{self.root / _QUESTIONS}: question {question.id} has the subtask {subtask!r},"
@@ -103,7 +110,14 @@ class MME(Benchmark):
             )
         folder = self.root / _RELEASE / subtask
         nested = folder / "questions_answers_YN"
-        file = (nested if nested.is_dir() else folder) / f"{picture.partition('.')[0]}.txt"
+        picture = str(question.id).split("/")[-1]
+        return (nested if nested.is_dir() else folder) / f"{picture.partition('.')[0]}.txt"
+
+    def _labelled(
+        self, question: Question, labels_of: Callable[[Path], dict[str, str]]
+    ) -> Question:
+        """Add the label from the release, in which the question is worded slightly differently."""
+        file, subtask = self._file(question), _subtask(question)
         text = question.prompt.replace(SHORT.strip(), "").strip()
         forms = [text] if _DEMAND in text else [f"{text} {_DEMAND}", f"{text}  {_DEMAND}"]
         labels = labels_of(file)
@@ -116,6 +130,10 @@ class MME(Benchmark):
         return replace(question, reference=labels[form], category=subtask, meta=meta)
 
 
+def _subtask(question: Question) -> str:
+    return str(question.id).split("/")[0]
+
+
 def said(answer: str) -> str:
     """Return `yes`, `no` or `other` for an answer, like MME's `calculation.py`."""
     start = answer.lower()[:4]
@@ -124,18 +142,18 @@ def said(answer: str) -> str:
 
 def _labels(file: Path) -> dict[str, str]:
     """Read the label, Yes or No, of each question about an image."""
-    if not file.exists():
+    if not os.path.exists(file):  # Path.exists raises for some names
         raise DataError(f"{file} does not exist; download {_SITE} again.")
-    labels = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), 1):
+    labels = []
+    for number, line in enumerate(read_text(file).split("\n"), 1):
         if line.strip():
             question, _, label = line.strip().partition("\t")
             if label.lower() not in ("yes", "no"):
                 raise DataError(
                     f"{file}, line {number}: {line!r:.60} must be a question, a tab and Yes or No."
                 )
-            labels[question] = label
-    return labels
+            labels.append((question, label))
+    return keyed(labels, file)
 
 
 def _points(pictures: Collection[Sequence[float]]) -> float:

@@ -2,7 +2,8 @@
 
 import ast
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -11,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from dpn.benchmarks._files import check_same, checked, decoded, read_object
+from dpn.benchmarks._files import check_same, check_unique, checked, decoded, read_object
 from dpn.benchmarks._mmmu import chosen, is_right
 from dpn.benchmarks.base import (
     LETTER,
@@ -23,6 +24,7 @@ from dpn.benchmarks.base import (
     by_category,
     percent,
 )
+from dpn.common.text import one_line
 from dpn.data.batch import DataError
 
 DISCIPLINES = {
@@ -82,10 +84,10 @@ class MMMU(Benchmark):
         path = folder / "answer_dict_val.json"
         truths = read_object(path, {"ground_truth": (str, list)})
         data = _read(folder)
-        rows = [
-            checked(row, _TEXTS, folder, number, "row")
-            for number, row in enumerate(data.select_columns(list(_TEXTS)), 1)
-        ]
+        with _readable(folder):
+            texts = list(data.select_columns(list(_TEXTS)))
+        rows = [checked(row, _TEXTS, folder, number, "row") for number, row in enumerate(texts, 1)]
+        check_unique((row["id"] for row in rows), folder)
         check_same((row["id"] for row in rows), truths, folder, path)
         images = data.select_columns(["image_1"])
         return [
@@ -115,6 +117,8 @@ class MMMU(Benchmark):
         place = f"{self.root / 'MMMU'}, question {row['id']}"
         subject = "_".join(row["id"].split("_")[1:-1])
         truths = truth if isinstance(truth, list) else [truth]
+        if not all(isinstance(one, str) for one in truths):
+            raise DataError(f"{place}: its correct answers must be texts; download them again.")
         image = partial(_picture, images, number, place)
         if row["question_type"] != "multiple-choice":
             return Question(row["id"], row["question"] + SHORT, (image,), truths, subject)
@@ -153,16 +157,24 @@ def _read(folder: Path) -> Any:
             f"{folder} holds no <subject>/validation-*.parquet and nothing that save_to_disk wrote;"
             " put the data set MMMU/MMMU of the Hugging Face Hub there."
         )
-    try:
+    with _readable(folder):
         if tables:
             data = Dataset.from_parquet([str(path) for path in tables])
         else:
             data = concatenate_datasets([load_from_disk(str(path)) for path in saved])
         data = data.select_columns([*_TEXTS, "image_1"])
         return data.cast_column("image_1", ImageColumn(decode=False))
-    except Exception as error:  # arrow, datasets and the system raise about ten different types
+
+
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """Turn whatever arrow, datasets and the system raise for a damaged file into a DataError."""
+    try:
+        yield
+    except Exception as error:
         raise DataError(
-            f"{folder} cannot be read ({error}); download the data set again."
+            f"{folder} cannot be read ({one_line(str(error)) or type(error).__name__}); download"
+            " the data set again."
         ) from error
 
 
@@ -170,13 +182,18 @@ def _options(text: str, place: str) -> list[str]:
     """Parse the options, which the table holds as the text of a Python list."""
     try:
         options = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, RecursionError, MemoryError):  # all raised by bad texts
         options = None
     if not isinstance(options, list) or not options or not all(isinstance(o, str) for o in options):
         raise DataError(f"{place}: field 'options' is {text!r:.60}; it must be the text of a list.")
+    if len(options) > len(ascii_uppercase):
+        raise DataError(
+            f"{place}: field 'options' has {len(options)} entries; there are 26 letters."
+        )
     return options
 
 
 def _picture(images: Any, number: int, place: str) -> Image.Image:
-    cell = images[number]["image_1"] or {}
-    return decoded(cell.get("bytes") or b"", place)
+    with _readable(Path(place)):
+        data = (images[number]["image_1"] or {}).get("bytes") or b""
+    return decoded(data, place)

@@ -1,23 +1,24 @@
 """POPE: yes/no questions about whether an object is in the image (arXiv 2305.10355)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from dpn.benchmarks._files import ID, image_of, read_jsonl
-from dpn.benchmarks.base import EVAL_ZIP, Benchmark, OfficialFile, Question, Scores
+from dpn.benchmarks._files import ID, check_same, image_of, keyed, read_jsonl
+from dpn.benchmarks.base import EVAL_ZIP, SHORT, Benchmark, OfficialFile, Question, Scores
 from dpn.data.batch import DataError
 
 CATEGORIES = ("random", "popular", "adversarial")
-_LABELS = "output/coco of github.com/AoiDragon/POPE"
+#: The release that LLaVA's questions are from; a later one asks other questions in `random`.
+_LABELS = "output/coco of github.com/AoiDragon/POPE at commit e3e39262"
 
 
 class POPE(Benchmark):
     """POPE: three sets of yes/no questions about objects in COCO images.
 
     As in LLaVA, the text before the first full stop is split at single spaces after removing
-    commas; the answer is `no` if a word is exactly `No`, `no` or `not`, otherwise `yes`. Answers of
-    a category are matched with the lines of its label file by position.
+    commas; the answer is `no` if a word is exactly `No`, `no` or `not`, otherwise `yes`. Labels are
+    found by image and text; LLaVA matches the lines by position.
 
     Metrics: accuracy, precision, recall, f1 (positive: yes) and yes_ratio per category, and
     accuracy and f1 as means over the categories; papers report f1.
@@ -33,25 +34,27 @@ class POPE(Benchmark):
     def questions(self) -> list[Question]:
         path = self.root / "pope" / "llava_pope_test.jsonl"
         rows = read_jsonl(path, {"question_id": ID, "image": str, "text": str, "category": str})
-        labels = {name: iter(self._labels(name)) for name in CATEGORIES}
-        questions = []
         for row in rows:
-            if row["category"] not in labels:
+            if row["category"] not in CATEGORIES:
                 raise DataError(
                     f"{path}: question {row['question_id']} has the category {row['category']!r};"
                     f" it must be one of {', '.join(CATEGORIES)}."
                 )
-            label = next(labels[row["category"]], None)
-            if label is None:
-                raise DataError(
-                    f"{self._label_file(row['category'])} has fewer lines than {path} has questions"
-                    " of its category; download both again."
-                )
-            image = image_of(self.root / "pope" / "val2014", row["image"])
-            questions.append(
-                Question(row["question_id"], row["text"], (image,), label, row["category"])
+        labels = {name: self._labels(name) for name in CATEGORIES}
+        for name, own in labels.items():
+            asked = [_key(row) for row in rows if row["category"] == name]
+            hint = f"take the labels from {_LABELS}, and the questions from {EVAL_ZIP}"
+            check_same(asked, own, path, self._label_file(name), hint)
+        return [
+            Question(
+                row["question_id"],
+                row["text"],
+                (image_of(self.root / "pope" / "val2014", row["image"]),),
+                labels[row["category"]][_key(row)],
+                row["category"],
             )
-        return questions
+            for row in rows
+        ]
 
     def score(
         self, questions: Sequence[Question], answers: Sequence[str | None], folder: Path
@@ -79,13 +82,21 @@ class POPE(Benchmark):
     def _label_file(self, category: str) -> Path:
         return self.root / "pope" / "coco" / f"coco_pope_{category}.json"
 
-    def _labels(self, category: str) -> list[str]:
+    def _labels(self, category: str) -> dict[tuple[str, str], str]:
+        """Read the labels of a category by image and text."""
         path = self._label_file(category)
-        labels = [row["label"] for row in read_jsonl(path, {"label": str})]
-        for number, label in enumerate(labels, 1):
-            if label not in ("yes", "no"):
-                raise DataError(f"{path}, entry {number}: label {label!r} must be yes or no.")
-        return labels
+        rows = read_jsonl(path, {"image": str, "text": str, "label": str})
+        for number, row in enumerate(rows, 1):
+            if row["label"] not in ("yes", "no"):
+                raise DataError(
+                    f"{path}, entry {number}: label {row['label']!r} must be yes or no."
+                )
+        return keyed(((_key(row), row["label"]) for row in rows), path)
+
+
+def _key(row: Mapping[str, str]) -> tuple[str, str]:
+    """Image and text of a question, without the suffix that LLaVA adds."""
+    return row["image"], row["text"].removesuffix(SHORT).strip()
 
 
 def yes_or_no(answer: str) -> str:

@@ -5,7 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from dpn.benchmarks._files import check_same, checked, image_of, read_array, read_json, read_object
+from dpn.benchmarks._files import (
+    check_same,
+    check_unique,
+    checked,
+    image_of,
+    read_array,
+    read_json,
+    read_object,
+)
 from dpn.benchmarks.base import (
     EVAL_ZIP,
     LETTER,
@@ -60,6 +68,7 @@ class ScienceQA(Benchmark):
         path = self.root / "scienceqa" / "llava_test_CQM-A.json"
         rows = read_array(path, {"id": str, "conversations": list})
         answers = self._answers()
+        check_unique((row["id"] for row in rows), path)
         check_same((row["id"] for row in rows), answers, path, path.with_name("pid_splits.json"))
         return [
             self._question(row, answers[row["id"]], path, number)
@@ -87,7 +96,7 @@ class ScienceQA(Benchmark):
         ids = checked(read_json(splits), {"test": list}, splits, "'test'", "entry")["test"]
         answers = {}
         for name in ids:
-            if name not in problems:
+            if not isinstance(name, str) or name not in problems:
                 raise DataError(f"{path} lacks problem {name!r} of {splits}; download both again.")
             options = LETTERS[: len(problems[name]["choices"])]
             answer = problems[name]["answer"]
@@ -106,6 +115,7 @@ class ScienceQA(Benchmark):
         prompt = turn["value"].replace("<image>", "").strip() + LETTER
         if "image" not in row:
             return Question(row["id"], prompt, (), answer, "text")
+        checked(row, {"image": str}, path, number, "entry")
         image = image_of(self.root / "scienceqa" / "images" / "test", row["image"])
         return Question(row["id"], prompt, (image,), answer, "image")
 

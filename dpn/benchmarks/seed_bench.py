@@ -7,8 +7,10 @@ from dpn.benchmarks._files import (
     ID,
     Fields,
     check_same,
+    check_unique,
     checked,
     image_of,
+    keyed,
     read_array,
     read_json,
     read_jsonl,
@@ -56,7 +58,9 @@ class SEEDBench(Benchmark):
             "data_type": str,
             "answer": str,
         }
-        entries = {_key(row["question_id"]): row for row in read_array(truth, fields, "questions")}
+        found = read_array(truth, fields, "questions")
+        entries = keyed(((_key(row["question_id"]), row) for row in found), truth)
+        check_unique((_key(row["question_id"]) for row in rows), path)
         check_same((_key(row["question_id"]) for row in rows), entries, path, truth)
         kinds = self._kinds(truth)
         questions = []
@@ -100,8 +104,10 @@ class SEEDBench(Benchmark):
 
     def _kinds(self, path: Path) -> dict[int, str]:
         """Read the names of the kinds of questions by number."""
-        kinds = checked(read_json(path), {"question_type": dict}, path, "'question_type'", "entry")
-        return {number: name for name, number in kinds["question_type"].items()}
+        whole = checked(read_json(path), {"question_type": dict}, path, "'question_type'", "entry")
+        kinds = whole["question_type"]
+        checked(kinds, dict.fromkeys(kinds, int), path, "'question_type'", "entry")
+        return keyed(((number, name) for name, number in kinds.items()), path, "question type")
 
 
 def _key(question_id: int | str) -> str:

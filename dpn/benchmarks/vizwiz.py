@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from dpn.benchmarks._answers import uploaded
-from dpn.benchmarks._files import image_of, read_array
+from dpn.benchmarks._files import check_unique, image_of, read_array
 from dpn.benchmarks._short_answers import accuracy, files_of, read_questions
 from dpn.benchmarks._vqa import people_said, soft_accuracy
 from dpn.benchmarks.base import EVAL_ZIP, SHORT, Benchmark, OfficialFile, Question, Scores
@@ -45,21 +45,10 @@ class VizWiz(Benchmark):
 
     def questions(self) -> list[Question]:
         folder = self.root / "vizwiz"
-        if self.split == "test":
-            return read_questions(folder / "llava_test.jsonl", folder / "test")
-        path = folder / "val.json"
-        fields = {"image": str, "question": str, "answers": list, "answer_type": str}
-        return [
-            Question(
-                id=row["image"],
-                prompt=row["question"] + _SUFFIX,
-                images=(image_of(folder / "val", row["image"]),),
-                reference=people_said(row, f"{path}, entry {number}"),
-                category=row["answer_type"],
-                meta={"image": row["image"]},
-            )
-            for number, row in enumerate(read_array(path, fields), 1)
-        ]
+        path = folder / ("llava_test.jsonl" if self.split == "test" else "val.json")
+        asked = read_questions(path, folder / "test") if self.split == "test" else self._val(path)
+        check_unique((question.id for question in asked), path)
+        return asked
 
     def score(
         self, questions: Sequence[Question], answers: Sequence[str | None], folder: Path
@@ -78,3 +67,18 @@ class VizWiz(Benchmark):
             for question in self.questions()
         ]
         write_json(folder / "answers_upload.json", rows)
+
+    def _val(self, path: Path) -> list[Question]:
+        """Read the questions of split val, with what people said."""
+        fields = {"image": str, "question": str, "answers": list, "answer_type": str}
+        return [
+            Question(
+                id=row["image"],
+                prompt=row["question"] + _SUFFIX,
+                images=(image_of(path.with_name("val"), row["image"]),),
+                reference=people_said(row, f"{path}, entry {number}"),
+                category=row["answer_type"],
+                meta={"image": row["image"]},
+            )
+            for number, row in enumerate(read_array(path, fields), 1)
+        ]

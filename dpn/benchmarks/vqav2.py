@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from dpn.benchmarks._answers import uploaded
-from dpn.benchmarks._files import ID, Fields, image_of, read_array, read_jsonl
+from dpn.benchmarks._files import ID, Fields, check_unique, image_of, read_array, read_jsonl
 from dpn.benchmarks._short_answers import files_of, read_questions
 from dpn.benchmarks._vqa import annotated, vqa_scores, write_results
 from dpn.benchmarks.base import EVAL_ZIP, SHORT, Benchmark, OfficialFile, Question, Scores
@@ -49,7 +49,10 @@ class VQAv2(Benchmark):
 
     def questions(self) -> list[Question]:
         if self.split == "test-dev":
-            return read_questions(self.root / _TEST_DEV, self.root / "vqav2" / "test2015")
+            path = self.root / _TEST_DEV
+            asked = read_questions(path, self.root / "vqav2" / "test2015")
+            check_unique((question.id for question in asked), path)
+            return asked
         fields: Fields = {"question_id": ID, "image_id": int, "question": str}
         images = self.root / "vqav2" / "val2014"
         questions = [

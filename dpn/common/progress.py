@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from typing import Any, TypeVar
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dpn.common.lifeline import has_launcher
+from dpn.common.table import terminal
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -34,12 +34,12 @@ class Bar:
     def __init__(self, title: str, total: int, done: int = 0, drawn: bool = True) -> None:
         self.drawn = drawn and has_terminal()
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[note]}", markup=False),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=terminal(stderr=True),
             redirect_stdout=sys.stdout.isatty(),
             transient=True,
             disable=not self.drawn,

@@ -1,6 +1,6 @@
 """Data sets, from files to batches: a source names the files, and all sources share the rest.
 
-Imports `common`.
+Imports `common` and `metrics`.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,7 +1,8 @@
 """Evaluate a trained model on held-out questions and on benchmarks."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +12,14 @@ from torchmetrics import SumMetric
 from dpn.benchmarks import Benchmark, Question
 from dpn.common.processes import is_first_process
 from dpn.common.progress import progress
+from dpn.common.text import one_line
 from dpn.data.batch import IGNORE, Batch, DataError, Sample
 from dpn.data.conversation import IMAGE, Turn
 from dpn.data.rows import Questions
 from dpn.inference.overlays import by_work, draw_overlays
 from dpn.inference.questions import Journal, answer_all, fingerprint
-from dpn.metrics import accuracies, cost_metrics, score
+from dpn.metrics import accuracies, cost_metrics
+from dpn.metrics import build as build_rule
 from dpn.metrics.answers import Row
 from dpn.metrics.speed import answer_speed
 from dpn.model import DPNForConditionalGeneration, DPNProcessor
@@ -87,7 +90,11 @@ def evaluate_held_out(
             raise DataError(" ".join(refused))
         for sentence in refused:
             log.warning("Skipped. %s", sentence)
-        rows = [{**row, "score": score(row["answer"], row["reference"])} for row in found.values()]
+        rule = build_rule(settings.metric)
+        rows = [
+            {**row, "score": rule.score(row["answer"], row["reference"]), "metric": settings.metric}
+            for row in found.values()
+        ]
     loss = language_loss(model, progress(source.val_share(), "validating"))
     metrics = {"val/loss": loss, **accuracies(rows), **cost_metrics(rows), **answer_speed(rows)}
     return metrics, rows
@@ -212,7 +219,8 @@ def evaluate_benchmark(
         DataError: If a file is invalid or a question cannot be asked; names the file or question.
             Answers to other questions are kept in the journal.
     """
-    questions = benchmark.questions()[:limit]
+    with _own_code(benchmark.name):
+        questions = benchmark.questions()[:limit]
     most = max_new_tokens or benchmark.max_new_tokens
     words = [(question.id, question.prompt) for question in questions]
     question_set = BenchmarkQuestions(benchmark.name, questions, processor)
@@ -235,13 +243,30 @@ def evaluate_benchmark(
     answers = [row["answer"] for row in found.values()]
     own = folder / benchmark.name
     if is_first_process():
-        benchmark.write(questions, answers, own, model_files.resolve().name)
-    scores = benchmark.score(questions, answers, own)
+        with _own_code(benchmark.name):
+            benchmark.write(questions, answers, own, model_files.resolve().name)
+    with _own_code(benchmark.name):
+        scores = benchmark.score(questions, answers, own)
     rows = [
         {**row, "score": value} for row, value in zip(found.values(), scores.samples, strict=True)
     ]
     metrics = {**scores.metrics, **_share(rows)}
     return {f"{benchmark.name}/{name}": value for name, value in metrics.items()}, rows
+
+
+@contextmanager
+def _own_code(name: str) -> Iterator[None]:
+    """Turn unexpected errors of a benchmark's own code into DataErrors, so that the other
+    benchmarks of a suite are still evaluated. Their tracebacks are logged.
+    """
+    try:
+        yield
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:
+        log.exception("%s failed.", name)
+        reason = f"{type(error).__name__}: {one_line(str(error))}"
+        raise DataError(f"{name} cannot be evaluated ({reason}).") from error
 
 
 def _journal(folder: Path | None, name: str, model_files: Path | None, *of: Any) -> Journal | None:

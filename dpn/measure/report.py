@@ -1,21 +1,20 @@
 """Report of `dpn.bench`: a file of all measurements, a table and a figure."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-from rich.console import Console
-
 from dpn.common.errors import FileError
 from dpn.common.figure import drawn_to
 from dpn.common.files import read_json, write_json, write_text
-from dpn.common.table import Table
+from dpn.common.table import Table, terminal
 from dpn.measure.case import Figures
 from dpn.measure.profiling import PARTS
 from dpn.metrics.speed import Ratio
+from dpn.runs.labels import labels
 
 #: Keys that identify a measurement: one with the same values replaces it.
 SAME = (
@@ -26,7 +25,8 @@ SAME = (
 SIZES = {"batch": "size", "text": "columns", "new": "tokens"}
 TIMED = ("prefill", "decode", "answer", "train_step")
 NOTE = (
-    "FLOPs and cache are per sample, a decode is one token. Share (of FLOPs, of the cache), time"
+    "FLOPs and cache are per sample, a decode is one token. Share (of FLOPs, of the cache), visual"
+    " MACs (share of the decoder's work on visual tokens, as papers report it), time"
     " (median of ratios, 95 % interval) and memory are relative to the same model with router=none"
     " projector=mlp, run in turn in one process. time / share is 1 where the FLOPs saved give the"
     " same saving of time. With pairs=0, GiB are what a forward pass saves for its backward pass."
@@ -36,7 +36,7 @@ NOTE = (
 def publish(rows: Sequence[Figures], folder: Path) -> None:
     """Print figures and add them to `rows.json`, `table.md` and `speed.png` of a folder."""
     fresh = [_plain(row) for row in rows]
-    console = Console()
+    console = terminal()
     for row in fresh:
         table([row], _title(row)).show(console)
         for part in TIMED:
@@ -66,8 +66,9 @@ def _known(path: Path) -> list[Figures]:
 
 def table(rows: Sequence[Figures], title: str | None = None) -> Table:
     """A line for each part of each row; a title replaces the columns with the row's name."""
+    label = _labels(rows)
     lines = [
-        ({} if title else {"model": _name(row)} | _sizes(row)) | _cells(row, part)
+        ({} if title else {"model": label[_name(row)]} | _sizes(row)) | _cells(row, part)
         for row in rows
         for part in TIMED
         if f"cost/{part}_flops" in row
@@ -85,6 +86,7 @@ def _cells(row: Figures, part: str) -> dict[str, str]:
         "part": _words(part),
         "FLOPs": _short(row[f"cost/{part}_flops"]),
         "share": f"{row[f'cost/{part}_flops_ratio']:.3f}",
+        "visual MACs": f"{row['cost/visual_macs_ratio']:.3f}" if part == "prefill" else "",
         "time": _ratio(row.get(f"time/{part}")),
         "time / share": _number(row.get(f"over_flops/{part}"), ".2f"),
         "time / HF": _ratio(row.get(f"hf/{part}")),
@@ -112,12 +114,14 @@ def profile_table(shares: dict[str, dict[str, float]], title: str) -> Table:
 def draw(rows: Sequence[Figures], path: Path) -> None:
     """Plot time against FLOPs, both relative to no compression."""
     rows = [row for row in rows if row["pairs"]]
-    names = list(dict.fromkeys(_name(row) for row in rows))
-    with drawn_to(path, (7, 4 + 0.2 * len(names))) as figure:
+    names = {name: fill(label, 90) for name, label in _labels(rows).items()}
+    lines = sum(label.count("\n") + 1 for label in names.values())
+    with drawn_to(path, (7, 4 + 0.2 * lines)) as figure:
         _plot(figure, rows, names)
 
 
-def _plot(figure: Any, rows: Sequence[Figures], names: Sequence[str]) -> None:
+def _plot(figure: Any, rows: Sequence[Figures], names: Mapping[str, str]) -> None:
+    places = {name: number for number, name in enumerate(names)}
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="0.7", zorder=0)
     for row in rows:
@@ -129,10 +133,10 @@ def _plot(figure: Any, rows: Sequence[Figures], names: Sequence[str]) -> None:
                     took["ratio"],
                     spread,
                     marker=marker,
-                    color=f"C{names.index(_name(row)) % 10}",
+                    color=f"C{places[_name(row)] % 10}",
                 )
-    for number, name in enumerate(names):
-        axes.plot([], [], color=f"C{number % 10}", label=fill(name, 90))
+    for number, label in enumerate(names.values()):
+        axes.plot([], [], color=f"C{number % 10}", label=label)
     marks = [axes.plot([], [], marker, color="0.3")[0] for marker in "osx^"]
     axes.legend(marks, map(_words, TIMED), loc="upper left")
     axes.set(xlabel="share of FLOPs", ylabel="share of time", xlim=(0, None), ylim=(0, None))
@@ -143,6 +147,13 @@ def _name(row: Figures) -> str:
     model = row.get("model", "")
     route = "" if row["route"] == "own" or "route=" in model else f"route={row['route']}"
     return f"{model} {route}".strip() or "default"
+
+
+def _labels(rows: Sequence[Figures]) -> dict[str, str]:
+    """A label for the name of each row, see `dpn.runs.labels`; a single name stays whole."""
+    names = list(dict.fromkeys(_name(row) for row in rows))
+    short = labels([name.split() for name in names]) if len(names) > 1 else names
+    return dict(zip(names, short, strict=True))
 
 
 def _sizes(row: Figures) -> dict[str, str]:

@@ -1,8 +1,7 @@
 """Accuracy of answers, overall and by group."""
 
-import re
-from collections.abc import Sequence
-from itertools import zip_longest
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -13,17 +12,6 @@ from dpn.common import labels
 Row = dict[str, Any]
 #: Largest number of difficulties in words that are shown as groups.
 WORDS = 12
-
-
-def score(answer: str, reference: str) -> float:
-    """Score an answer: the share of digits that are correct at their place, where a missing or
-    surplus digit is wrong; for a reference without digits, 1 for an exact match, else 0.
-    """
-    true = re.findall(r"\d", reference)
-    if not true:
-        return float(answer.strip() == reference.strip())
-    said = re.findall(r"\d", answer)
-    return fmean(a == b for a, b in zip_longest(said, true))
 
 
 def accuracies(rows: Sequence[Row]) -> dict[str, float]:
@@ -38,9 +26,29 @@ def accuracies(rows: Sequence[Row]) -> dict[str, float]:
     return means
 
 
-def question(row: Row) -> tuple[str, ...]:
-    """Return the identity of a question, which is the same in all runs that answered it."""
-    return tuple(str(row.get(name)) for name in ("benchmark", "id", "turn", "prompt"))
+#: Rule of held-out answers that name none: they are from before there was a choice.
+FORMER = "digits"
+
+
+def metric_of(rows: Iterable[Row]) -> str:
+    """Return the name of the rule that scored held-out answers, see `dpn.metrics.rules`."""
+    return next((str(row.get("metric") or FORMER) for row in rows), FORMER)
+
+
+def by_question(rows: Iterable[Row]) -> dict[tuple[str, ...], Row]:
+    """Return answers by question, whose key is the same in all runs that answered it.
+
+    Ids and words may repeat, so the number of the row in its file is part of the key, and so is the
+    number of earlier rows that agree in all of these.
+    """
+    names = ("benchmark", "row", "id", "turn", "prompt")
+    found: dict[tuple[str, ...], Row] = {}
+    seen: Counter[tuple[str, ...]] = Counter()
+    for row in rows:
+        key = tuple(str(row.get(name)) for name in names)
+        found[*key, str(seen[key])] = row
+        seen[key] += 1
+    return found
 
 
 def group_by(rows: Sequence[Row], key: str) -> dict[Any, list[Row]]:

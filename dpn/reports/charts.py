@@ -67,7 +67,7 @@ class Chart:
 
 
 def charts(points: Sequence[Point]) -> list[Chart]:
-    """All charts for which the points have values."""
+    """All charts for which the points, of one data set, have values."""
     drawn = [
         _trade(points, SHARE, "accuracy_macs", "visual MACs", "share of visual MACs"),
         _trade(points, TIME, "accuracy_time", "measured time", "ms to the first token, per prompt"),

@@ -7,7 +7,7 @@ from statistics import fmean
 from dpn.common.table import Table
 from dpn.metrics.statistics import Difference, spread
 from dpn.reports.charts import kept_by_layer
-from dpn.reports.points import ACCURACY, SHARE, Point, baseline_of, best, difference
+from dpn.reports.points import ACCURACY, METRIC, SHARE, Point, baseline_of, best, difference
 from dpn.reports.runs import Run
 
 #: Tolerance of the share that was reached above a budget.
@@ -30,8 +30,10 @@ def methods(points: Sequence[Point]) -> Table:
         shown = (_spread(point, ACCURACY), _spread(point, SHARE))
         body.append((point.name, str(len(point.runs)), *shown, *claim))
     head = ("method", "seeds", "accuracy", "visual MACs", "difference", "claim", "baseline")
+    rule = points[0].settings[METRIC] if points else ""
     note = (
-        "Mean ± standard deviation over seeds. Difference: accuracy minus that of the baseline, the"
+        f"Accuracy: mean score of held-out answers by the metric {rule} (data.metric). Mean ±"
+        " standard deviation over seeds. Difference: accuracy minus that of the baseline, the"
         " run of router=none with the most similar other settings, on the same questions and seeds,"
         " with its 95 % interval; better and worse are claimed only if that excludes 0. Intervals"
         " are not corrected for their number: of twenty true zeros, about one is missed. With one"

@@ -6,7 +6,7 @@ from itertools import takewhile
 from dpn.common.table import Table
 from dpn.common.text import shorten
 from dpn.data.conversation import IMAGE
-from dpn.metrics.answers import Row, question
+from dpn.metrics.answers import Row, by_question
 
 SHOWN = 20
 
@@ -19,9 +19,9 @@ def differences(rows: Sequence[Row], others: Sequence[Row], other: str) -> list[
         others: Scored answers of the other model.
         other: Name of the other model.
     """
-    theirs = {question(row): row for row in others if row["score"] is not None}
-    scored = [row for row in rows if row["score"] is not None]
-    pairs = [(row, theirs[question(row)]) for row in scored if question(row) in theirs]
+    theirs = by_question(others)
+    both = ((row, theirs.get(key)) for key, row in by_question(rows).items())
+    pairs = [(a, b) for a, b in both if b and None not in (a["score"], b["score"])]
     groups: dict[str, list[tuple[Row, Row]]] = {}
     for row, same in pairs:
         name = row.get("benchmark") or "all"

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+from textwrap import fill, wrap
 from typing import TYPE_CHECKING, Any
 
 from dpn.common.figure import drawn_to
+from dpn.common.text import printable
 from dpn.reports.charts import Chart
 
 if TYPE_CHECKING:
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B87A00", "#8A63D2", "#7A7A7A")
 MARKS = ("circle", "square", "diamond", "triangle-up", "x")
 _MATPLOTLIB_MARKS = "osD^X"
+#: Letters of a line of the legend, and its height in inches.
+_LETTERS, _LINE = 110, 0.17
 
 
 def figure(chart: Chart, methods: Sequence[str]) -> "go.Figure":
@@ -54,7 +58,7 @@ def figure(chart: Chart, methods: Sequence[str]) -> "go.Figure":
             name=escape(series.name),
             meta=series.method,
             # plotly reads some HTML in texts
-            hovertext=[escape(label) for label in series.labels],
+            hovertext=["<br>".join(map(escape, wrap(text, 70))) for text in series.labels],
             hoverinfo="text",
             mode="lines+markers" if chart.marks(series) else "lines",
             line={"color": colour, "dash": dash, "shape": shape, "width": 1.8},
@@ -66,7 +70,9 @@ def figure(chart: Chart, methods: Sequence[str]) -> "go.Figure":
 def save(chart: Chart, methods: Sequence[str], folder: Path) -> Path:
     """Write a chart as a PNG and return its path."""
     path = folder / f"{chart.name}.png"
-    with drawn_to(path, (9, 4.5)) as figure:
+    names = {series.method or series.name for series in chart.series}
+    lines = sum(len(wrap(name, _LETTERS)) for name in names)
+    with drawn_to(path, (9, 4.5 + _LINE * lines)) as figure:
         _plot(figure, chart, methods)
     return path
 
@@ -76,8 +82,9 @@ def _plot(figure: Any, chart: Chart, methods: Sequence[str]) -> None:
     labelled: set[str] = set()
     for series in chart.series:
         colour, mark = look(series.method, methods, _MATPLOTLIB_MARKS)
-        name = (series.method or series.name).replace("$", r"\$")
-        style: dict[str, Any] = {"color": colour, "label": "" if name in labelled else name}
+        name = series.method or series.name
+        label = "" if name in labelled else fill(printable(name), _LETTERS)
+        style: dict[str, Any] = {"color": colour, "label": label}
         labelled.add(name)
         if series.method is None:
             axes.step(series.x, series.y, where="post", linestyle=":", **style)
@@ -88,11 +95,11 @@ def _plot(figure: Any, chart: Chart, methods: Sequence[str]) -> None:
             axes.step(series.x, series.y, where="mid", **style)
         else:
             axes.plot(series.x, series.y, marker=mark if chart.marks(series) else "", **style)
-    axes.set(xlabel=chart.x, ylabel=chart.y, title=chart.title)
+    axes.set(xlabel=chart.x, ylabel=chart.y, title=fill(chart.title, 90))
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0 if chart.mode == "steps" else None)
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", fontsize="small")
+    figure.legend(loc="outside lower left", fontsize="small")  # below: labels may be long
 
 
 def look(method: str | None, methods: Sequence[str], marks: Sequence[str]) -> tuple[str, str]:

@@ -9,6 +9,7 @@ import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -17,7 +18,7 @@ from dpn.common.files import write_text
 from dpn.metrics import route_shares
 from dpn.reports import comparison_tables as tables
 from dpn.reports.charts import Chart
-from dpn.reports.comparison import Comparison
+from dpn.reports.comparison import Comparison, DataSet
 from dpn.reports.drawing import COLOURS, MARKS, figure
 from dpn.reports.overlays import read_overlay
 from dpn.reports.points import Point
@@ -45,8 +46,14 @@ class HeldOutImage:
     panels: Mapping[str, str]
 
 
-def write_page(found: Comparison, charts: Sequence[Chart], path: Path) -> Path:
-    """Write the page and return its path."""
+def write_page(found: Comparison, charts: Mapping[int, Sequence[Chart]], path: Path) -> Path:
+    """Write the page and return its path.
+
+    Args:
+        found: Runs to show.
+        charts: Charts of each data set, by its number.
+        path: HTML file to write.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from plotly.offline import get_plotlyjs
 
@@ -58,23 +65,47 @@ def write_page(found: Comparison, charts: Sequence[Chart], path: Path) -> Path:
         lstrip_blocks=True,
     )
     points = found.points
-    drawn = {chart.name: figure(chart, found.methods).to_plotly_json() for chart in charts}
+    every = [chart for own in charts.values() for chart in own]
+    drawn = {chart.name: figure(chart, found.methods).to_plotly_json() for chart in every}
+    routes = {one.number: list(_routes(one.points)) for one in found.data_sets}
+    samples = _samples(points)
     page = world.get_template("page.html").render(
         counts=tables.summary(found.runs, points),
         methods=found.methods,
         colours=COLOURS,
         marks=MARKS,
-        points=points,
+        data_sets=found.data_sets,
         tables=tables,
-        charts={chart.name: chart for chart in charts},
+        charts={chart.name: chart for chart in every},
+        names={number: [chart.name for chart in own] for number, own in charts.items()},
         figures=drawn,
-        routes=list(_routes(points)),
-        samples=_samples(points),
+        routes=routes,
+        samples=samples,
+        places=partial(_places, routes=routes, samples=samples),
         left_out=found.left_out,
         plotly=get_plotlyjs(),
     )
     write_text(path, page)
     return path
+
+
+def _places(
+    data_set: DataSet,
+    routes: Mapping[int, Sequence["RouteShares"]],
+    samples: Sequence[HeldOutImage],
+) -> list[tuple[str, str]]:
+    """Id, without the data set's suffix, and title of each section of a data set."""
+    every = {
+        "accuracy": ("Accuracy and cost", True),
+        "methods": ("Methods", True),
+        "budgets": ("Best per budget", True),
+        "layers": ("Rows by layer", True),
+        "routes": ("Routes", bool(routes[data_set.number])),
+        "training": ("Training", True),
+        "samples": ("Samples", any(sample.point in data_set.points for sample in samples)),
+        "settings": ("Settings", True),
+    }
+    return [(name, title) for name, (title, is_there) in every.items() if is_there]
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from dpn.common.errors import FileError
 from dpn.common.files import write_text
 from dpn.common.optional import optional
-from dpn.common.table import Table
+from dpn.common.table import Table, terminal
+from dpn.common.text import code_span, escape_markdown, markdown_image
 from dpn.reports.differences import differences
 from dpn.reports.figures import draw
 from dpn.reports.tables import OVERVIEW, tables
@@ -39,13 +38,12 @@ def write_report(folder: Path, against: str | None = None) -> Path:
     with optional("The figures", failed):
         figures = draw(rows, folder / "figures")
     figures += sorted(folder.glob("figures/overlays/*.png"))
-    links = (str(figure.relative_to(folder)) for figure in figures)
     parts = [
-        f"# {folder.name}",
-        f"`{status['command']}`" if status.get("command") else "",
+        f"# {escape_markdown(folder.name)}",
+        code_span(str(status["command"])) if status.get("command") else "",
         *(table.markdown() for table in shown),
-        *(f"![{Path(link).stem}]({link})" for link in links),
-        *failed,
+        *(markdown_image(path.stem, path.relative_to(folder).as_posix()) for path in figures),
+        *map(escape_markdown, failed),
     ]
     page = folder / "report.md"
     write_text(page, "\n\n".join(part.strip() for part in parts if part) + "\n")
@@ -54,10 +52,10 @@ def write_report(folder: Path, against: str | None = None) -> Path:
 
 def print_tables(folder: Path) -> None:
     """Print the tables of a folder with results."""
-    console, shown = Console(), results_of(folder)
+    console, shown = terminal(), results_of(folder)
     for table in shown[:1] if shown[0].title == OVERVIEW else shown:
         table.show(console)
-    console.print(f"Report: {folder / 'report.md'}", soft_wrap=True, highlight=False)
+    console.print(f"Report: {folder / 'report.md'}", soft_wrap=True)
 
 
 def results_of(folder: Path) -> list[Table]:

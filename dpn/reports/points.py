@@ -1,12 +1,12 @@
-"""Group runs: those that differ only in their seed are a point, and points that differ only in
-their budget are a method.
+"""Group runs: those that differ only in their seed are a point, points that differ only in their
+budget are a method, and points with the same held-out questions and metric are a data set.
 """
 
 import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from math import isfinite
 from statistics import fmean
@@ -14,14 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from dpn.metrics.answers import Row, question
+from dpn.data.sources.base import Source
+from dpn.metrics.answers import Row, by_question
 from dpn.metrics.statistics import Difference, paired_difference
 from dpn.reports.runs import Run
+from dpn.runs.labels import METHOD, labels
 from dpn.runs.path import is_identity, key_of
 
 ACCURACY, SHARE = "val/accuracy", "cost/visual_macs_ratio"
-#: Sections that belong to a method and may differ from its baseline.
-_METHOD = ("router", "projector", "loss", "stage", "init")
+METRIC = "data.metric"
+#: Settings of data that do not change the held-out questions, beside those that begin with `train`.
+_LOADING = {f"data.{field.name}" for field in fields(Source)} | {"data.mix"}
 #: Seed and hash in the name of a run folder, which differ between runs of one method.
 _SEED = re.compile(r"_?seed-\d+|-[0-9a-f]{8}(?=/|$)")
 
@@ -31,7 +34,8 @@ class Point:
     """Runs that differ only in their seed.
 
     Attributes:
-        method: Overrides without seed and budget, as far as they differ from other points.
+        method: Label of the method, which differs from those of other points of its data set
+            unless only the budget does, see `dpn.runs.labels`.
         settings: All settings but the seed, by their dotted keys.
         runs: One run for each seed.
     """
@@ -50,6 +54,18 @@ class Point:
     def name(self) -> str:
         """Method and budget."""
         return f"{self.method} keep={self.keep}" if self.keep else self.method
+
+    @property
+    def data_set(self) -> dict[str, str]:
+        """The settings that determine the held-out questions, and how answers are scored."""
+        drawn = self.settings.get("data.holdout", "null") != "null"
+        return {
+            key: value
+            for key, value in self.settings.items()
+            if key.startswith("data.")
+            and (key == METRIC or key not in _LOADING)
+            and (drawn or not key.startswith("data.train"))
+        }
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -75,18 +91,23 @@ def points_of(runs: Sequence[Run]) -> tuple[list[Point], list[Run]]:
     groups: dict[tuple[tuple[str, str], ...], dict[Any, Run]] = {}
     repeated = []
     for run in runs:
-        seeds = groups.setdefault(tuple(sorted(_settings(run.config))), {})
+        settings = {**dict(_settings(run.config)), METRIC: run.metric}
+        seeds = groups.setdefault(tuple(sorted(settings.items())), {})
         first = seeds.setdefault(run.seed, run)
         if first is not run:
             same = f"Same settings and seed as {first.folder}."
             repeated.append(replace(run, outcome="repeated", problem=same))
-    typed = [_typed(next(iter(seeds.values()))) for seeds in groups.values()]
-    everywhere = set.intersection(*map(set, typed)) if len(typed) > 1 else set()
-    points = []
-    for words, (settings, seeds) in zip(typed, groups.items(), strict=True):
-        method = " ".join(word for word in words if word not in everywhere) or "default"
-        points.append(Point(method, dict(settings), tuple(seeds.values())))
-    return sorted(_distinct(points), key=lambda point: (point.method, point.keep)), repeated
+    points = [Point("", dict(found), tuple(seeds.values())) for found, seeds in groups.items()]
+    named = (point for group in by_data_set(points) for point in _named(group))
+    return sorted(named, key=lambda point: (point.method, point.keep)), repeated
+
+
+def by_data_set(points: Sequence[Point]) -> list[list[Point]]:
+    """Group points whose accuracies can be compared."""
+    groups: dict[tuple[tuple[str, str], ...], list[Point]] = {}
+    for point in points:
+        groups.setdefault(tuple(sorted(point.data_set.items())), []).append(point)
+    return [groups[key] for key in sorted(groups)]
 
 
 def baseline_of(point: Point, points: Sequence[Point]) -> Point | None:
@@ -118,7 +139,8 @@ def best(points: Sequence[Point], budget: float) -> Point | None:
 
 
 def _scores(run: Run) -> dict[tuple[str, ...], float]:
-    return {question(row): row["score"] for row in run.rows if row["score"] is not None}
+    rows = by_question(run.rows).items()
+    return {key: row["score"] for key, row in rows if row["score"] is not None}
 
 
 def _is_whole(point: Point) -> bool:
@@ -127,7 +149,7 @@ def _is_whole(point: Point) -> bool:
 
 def _others(point: Point) -> set[tuple[str, str]]:
     """Settings outside of the method."""
-    return {(k, v) for k, v in point.settings.items() if k.partition(".")[0] not in _METHOD}
+    return {(k, v) for k, v in point.settings.items() if k.partition(".")[0] not in METHOD}
 
 
 def _typed(run: Run) -> list[str]:
@@ -143,14 +165,17 @@ def _names_method(key: str) -> bool:
     return key == "experiment" or (is_identity(key) and last not in ("seed", "keep"))
 
 
-def _distinct(points: Sequence[Point]) -> Iterator[Point]:
-    """Points with distinct names; equal names, which differ in other settings, get a number."""
+def _named(points: Sequence[Point]) -> Iterator[Point]:
+    """Points of a data set with distinct names; equal names, which differ in other settings, get a
+    number.
+    """
     seen: Counter[str] = Counter()
-    for point in points:
-        seen[point.name] += 1
-        number = seen[point.name]
-        method = point.method if number == 1 else f"{point.method} ({number})"
-        yield Point(method, point.settings, point.runs)
+    methods = labels([_typed(point.runs[0]) for point in points])
+    for point, method in zip(points, methods, strict=True):
+        named = replace(point, method=method)
+        seen[named.name] += 1
+        number = seen[named.name]
+        yield named if number == 1 else replace(point, method=f"{method} ({number})")
 
 
 def _settings(config: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from dpn.common.errors import FileError
 from dpn.common.text import shorten
-from dpn.metrics.answers import Row
+from dpn.metrics.answers import Row, metric_of
 from dpn.runs import saved
 from dpn.runs.folder import is_live
 
@@ -44,6 +44,13 @@ class Run:
     metrics: Mapping[str, float | None] = field(default_factory=dict)
     rows: Sequence[Row] = ()
     curves: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def metric(self) -> str:
+        """Rule that scored its answers, see `dpn.metrics.rules`."""
+        data = self.config.get("data")
+        asked = data.get("metric") if isinstance(data, Mapping) else None
+        return metric_of(self.rows if self.rows else [{"metric": asked}])
 
     @property
     def seed(self) -> Any:

@@ -9,7 +9,7 @@ from dpn import benchmarks
 from dpn.common.optional import optional
 from dpn.common.table import Table
 from dpn.metrics import by_level, group_by, kept_shares, route_shares
-from dpn.metrics.answers import Row
+from dpn.metrics.answers import Row, metric_of
 
 OVERVIEW = "Benchmarks"
 
@@ -60,7 +60,8 @@ def overview(metrics: Mapping[str, float], groups: Mapping[str, Sequence[Row]]) 
         metric = benchmarks.resolve(name).headline if name else "accuracy"
         value = metrics.get(f"{name}/{metric}" if name else f"val/{metric}")
         shown = "not scored here" if value is None else f"{value:.2f}"
-        body.append((name or "held out", str(len(rows)), metric, shown, _share(rows)))
+        named = metric if name else f"{metric} ({metric_of(rows)})"
+        body.append((name or "held out", str(len(rows)), named, shown, _share(rows)))
     head = ("benchmark", "questions", "metric", "value", "visual MACs")
     note = "Values as papers report them; some benchmarks are scored by a server or a judge."
     return Table(OVERVIEW, head, tuple(body), note)
@@ -72,7 +73,9 @@ def results(rows: Sequence[Row]) -> Table:
         (str(name), str(len(group)), _accuracy(group), _share(group))
         for name, group in _families(rows).items()
     ]
-    note = "Accuracy: mean score of an answer. Visual MACs: against no compression."
+    official = any(row.get("benchmark") for row in rows)
+    rule = "" if official else f" by the metric {metric_of(rows)} (data.metric)"
+    note = f"Accuracy: mean score of an answer{rule}. Visual MACs: against no compression."
     return Table("Answers", ("family", "answers", "accuracy", "visual MACs"), tuple(body), note)
 
 

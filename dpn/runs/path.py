@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from dpn import data
 from dpn.common.errors import FileError
 from dpn.runs.request import ConfigError, Request, unresolved
 from dpn.runs.saved import read_settings
@@ -70,10 +71,13 @@ def _remove_added(config: Any) -> None:
     """Remove added settings that change nothing, so that the same run by an earlier version, whose
     config does not have them, is found.
     """
-    for key, value in _ADDED.items():
+    source = config.get("data")
+    known = source.get("name") in data.names() if isinstance(source, dict) else False
+    default = getattr(data.resolve(source["name"]), "metric", None) if known else None
+    for key, value in {**_ADDED, "data.metric": default}.items():
         section, _, name = key.rpartition(".")
-        if isinstance(config.get(section), dict) and config[section].get(name) is value:
-            del config[section][name]
+        if isinstance(config.get(section), dict) and config[section].get(name) == value:
+            config[section].pop(name, None)
 
 
 def _settings(value: Any) -> Any:

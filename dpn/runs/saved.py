@@ -46,6 +46,7 @@ _OPTIONAL_ROW: dict[str, Any] = {
     "answer": str,
     **dict.fromkeys(("prefill_flops", "new_tokens", "ms", "prefill_ms"), _NUMBER),
     "benchmark": str | None,
+    "metric": str,
 }
 
 

@@ -1,10 +1,13 @@
 """Summary of a multirun: the outcome of each run, read from its folder."""
 
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
 
 from dpn.common.errors import FileError
 from dpn.common.files import read_json, write_text
@@ -13,7 +16,7 @@ from dpn.common.text import one_line
 from dpn.runs import saved
 from dpn.runs.folder import is_live
 
-HEAD = ("job", "outcome", "visual MACs", "accuracy", "folder")
+HEAD = ("job", "outcome", "router", "keep", "visual MACs", "accuracy", "folder")
 Jobs = dict[int, dict[str, Any]]
 
 
@@ -77,7 +80,7 @@ def _end(job: dict[str, Any], started: float) -> End:
 
 
 def _line(number: int, end: End, jobs: Jobs) -> tuple[str, ...]:
-    """Cells of a run: its jobs, outcome, share of visual MACs, accuracy and folder."""
+    """Cells of a run: its jobs, outcome, router, budget, share of visual MACs, accuracy, folder."""
     folder = jobs[number]["folder"]
     same = [str(other) for other, job in jobs.items() if job["same_as"] == number]
     metrics: dict[str, float | None] = {}
@@ -86,7 +89,33 @@ def _line(number: int, end: End, jobs: Jobs) -> tuple[str, ...]:
             metrics = saved.read_metrics(Path(folder))
     values = (metrics.get("cost/visual_macs_ratio"), metrics.get("val/accuracy"))
     known = ("" if value is None else f"{value:.3f}" for value in values)
-    return (", ".join([str(number), *same]), end.outcome, *known, folder or "")
+    method = _method(folder, jobs[number].get("overrides") or ())
+    return (", ".join([str(number), *same]), end.outcome, *method, *known, folder or "")
+
+
+def _method(folder: str | None, overrides: Sequence[str]) -> tuple[str, str]:
+    """Router, with the projector if that compresses, and requested share of visual MACs: of the
+    run's config or, before there is one, of its command.
+    """
+    config = OmegaConf.create()
+    if folder:
+        with suppress(FileNotFoundError, FileError):
+            config = saved.read_settings(Path(folder))
+    typed = dict(word.split("=", 1) for word in overrides if "=" in word)
+
+    def value(key: str) -> str:
+        section, _, name = key.partition(".")
+        node = config.get(section)
+        known = node.get(name) if isinstance(node, DictConfig) else None
+        known = typed.get(section if name == "name" else key) if known is None else known
+        return "" if known is None else str(known)
+
+    parts = [value("router.name"), value("projector.name")]
+    shown = [
+        name for name, plain in zip(parts, ("", "mlp"), strict=True) if name not in ("", plain)
+    ]
+    keeps = [value("router.keep"), value("projector.keep")]
+    return " + ".join(shown), " ".join(filter(None, keeps))
 
 
 def _aligned(rows: list[tuple[str, ...]]) -> list[str]:

@@ -21,6 +21,8 @@ def write_run(
     keep: float | None = None,
     typed: tuple[str, ...] | None = None,
     prompt: str = "Which?",
+    data: dict[str, object] | None = None,
+    metric: str | None = None,
 ) -> Path:
     """A finished run with one answer for each score, half of them of each family."""
     folder.mkdir(parents=True)
@@ -43,6 +45,8 @@ def write_run(
         }
         for number, score in enumerate(scores)
     ]
+    if metric:
+        rows = [{**row, "metric": metric} for row in rows]
     times = {"time/prefill_ms": 4 * share + 0.1 * seed, "time/train_s": 9.0}
     write_json(folder / "metrics.json", accuracies(rows) | cost_metrics(rows) | times)
     write_rows(folder / "rows.jsonl", rows)
@@ -55,7 +59,7 @@ def write_run(
         "seed": seed,
         "paths": {"output_root": str(folder.parent), "run_dir": str(folder)},
         "router": {"name": router, "keep": keep},
-        "data": {"root": "data", "seed": seed},
+        "data": {"root": "data", "seed": seed} if data is None else data,
         "callbacks": {"checkpoint": {"dirpath": f"{folder}/checkpoints"}},
         "logger": {},
     }

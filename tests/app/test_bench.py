@@ -193,6 +193,19 @@ def test_files_hold_all_that_was_measured(tmp_path, capsys):
     assert "prefill, time by part" in capsys.readouterr().out
 
 
+def test_the_table_shows_the_share_of_visual_macs():
+    row = {"route": "own", "batch_size": 1, "text_columns": 8, "new_tokens": 2}
+    row |= {"cost/visual_macs_ratio": 0.75, "cost/kv_bytes": 64, "cost/kv_bytes_ratio": 0.5}
+    for part in ("prefill", "decode"):
+        row |= {f"cost/{part}_flops": 1e9, f"cost/{part}_flops_ratio": 0.8}
+    shown = report.table([row])
+    lines = [dict(zip(shown.head, cells, strict=True)) for cells in shown.body]
+    assert {line["part"]: line["visual MACs"] for line in lines} == {
+        "prefill": "0.750",
+        "decode": "",
+    }
+
+
 def test_mistakes_are_reported():
     def problems(*overrides):
         with pytest.raises(ConfigError) as caught:

@@ -2,11 +2,17 @@
 
 import io
 import sys
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from dpn import chat, inference
+from dpn.common.table import terminal
+from dpn.common.text import answer_text
 from dpn.dialogue import Chat
+from dpn.reports.route import Route
+from dpn.reports.route_terminal import print_route
 from tests.talkers import make_run, picture
 
 NEW = 6
@@ -59,6 +65,18 @@ def test_answers_equal_those_of_the_chat_class(say, folder):
     assert [line.rstrip() for line in out] == [*want, ""]
     assert (err, code) == ("", 0)
     assert say(["What?"], f"run={folder / 'model'}")[0][:-1] == want[-2:]
+
+
+def test_an_empty_answer_is_named(capsys):
+    assert answer_text(" \n") == "(The answer is empty.)"
+    assert answer_text("red") == "red"
+    words = chat._Words(SimpleNamespace())
+    for text, end in ((" ", False), ("\n", True)):
+        words.on_finalized_text(text, end)
+    assert capsys.readouterr().out == "(The answer is empty.)\n"
+    route = Route("What?", "", (), [np.zeros((4, 4, 3), np.uint8)], [])
+    print_route(route, terminal(file=(file := io.StringIO())))
+    assert "A: (The answer is empty.)" in file.getvalue()
 
 
 def test_a_mistake_prints_a_sentence_and_the_conversation_continues(say, folder):

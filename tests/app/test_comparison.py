@@ -6,11 +6,14 @@ import socket
 
 import pytest
 
-from dpn.common.files import read_json
+from dpn.common.files import read_json, read_rows, write_rows
 from dpn.reports import comparison_tables as tables
 from dpn.reports.comparison import compare
+from dpn.reports.differences import differences
 from dpn.reports.points import baseline_of, difference
+from dpn.reports.publish import all_tables
 from dpn.reports.runs import find_runs
+from dpn.runs.labels import labels
 from tests.app.run_folders import set_status, write_run, write_sweep
 
 
@@ -51,6 +54,91 @@ def test_names_hold_only_what_differs(tmp_path):
     write_run(tmp_path / "a", typed=(*shared, "seed=0"))
     write_run(tmp_path / "b", router="dpe", typed=(*shared, "router=dpe", "+x=1", "num_workers=2"))
     assert {point.name for point in compare([tmp_path]).points} == {"default", "+x=1 router=dpe"}
+
+
+def test_each_data_set_and_metric_is_compared_by_itself(tmp_path):
+    sets = {
+        "a": ({"name": "llava_json", "val_file": "d/a.json", "train_rows": 5}, "normalised"),
+        "b": ({"name": "llava_json", "val_file": "d/b.json"}, "normalised"),
+        "c": ({"name": "llava_json", "val_file": "d/a.json", "batch_size": 2}, "anls"),
+    }
+    for name, (data, metric) in sets.items():
+        given = {"data": data, "metric": metric, "prompt": name}
+        file = f"data.val_file={data['val_file']}"
+        scores = {"a": 0.2, "b": 0.9, "c": 0.5}[name]
+        for router, share in (("none", 1.0), ("dpe", 0.5)):
+            typed = (f"router={router}", file)
+            write_run(
+                tmp_path / f"{router}-{name}", router, (scores,) * 4, share, typed=typed, **given
+            )
+    found = compare([tmp_path])
+    labels = [data_set.label for data_set in found.data_sets]
+    assert labels == [
+        "metric=anls val_file=a.json",
+        "metric=normalised val_file=a.json",
+        "metric=normalised val_file=b.json",
+    ]
+    for data_set, score in zip(found.data_sets, ("0.500", "0.200", "0.900"), strict=True):
+        assert [point.name for point in data_set.points] == ["router=dpe", "router=none"]
+        assert line(tables.methods(data_set.points), "router=dpe")["baseline"] == "router=none"
+        assert line(tables.budgets(data_set.points), "1")["accuracy"] == score
+        assert f"metric {data_set.points[0].settings['data.metric']}" in (
+            tables.methods(data_set.points).note
+        )
+    titles = [table.title for table in all_tables(found)]
+    assert "Best per budget: metric=normalised val_file=b.json" in titles
+    assert len(titles) == len(set(titles))
+
+
+def test_settings_of_training_data_make_no_other_data_set(tmp_path):
+    for rows in (5, 9):
+        data = {"name": "llava_json", "val_file": "a.json", "train_rows": rows, "num_workers": rows}
+        write_run(tmp_path / f"{rows}", data=data, typed=(f"data.train_rows={rows}",))
+    (only,) = compare([tmp_path]).data_sets
+    assert only.label == ""
+    assert {point.name for point in only.points} == {"data.train_rows=5", "data.train_rows=9"}
+    for rows in (6, 7):
+        data = {"name": "llava_json", "train_file": f"{rows}.json", "holdout": 2}
+        write_run(tmp_path / f"held-{rows}", data=data)
+    assert len(compare([tmp_path]).data_sets) == 3
+
+
+def test_a_label_holds_what_differs():
+    long = "data.image_root=/" + "x" * 200
+    assert labels([["router=dpe", long], ["router=none", long]]) == ["router=dpe", "router=none"]
+    assert labels([["router=dpe", long, "model=tiny"]]) == ["router=dpe"]
+    assert labels([[long]]) == ["default"]
+    weights = [["init.model=/a/b"], ["init.model=/a/c"]]
+    assert labels(weights) == ["init.model=b", "init.model=c"]
+    weights = [["init.model=/x/a/b"], ["init.model=/x/c/b"]]
+    assert labels(weights) == ["init.model=a/b", "init.model=c/b"]
+    twice = [["init.model=/a/b", "x=1"], ["init.model=/a/b", "x=1"], ["x=1"]]
+    assert labels(twice) == ["init.model=b", "init.model=b", "default"]
+    words = "x" * 90
+    (one, other) = labels([[f"router.a={words}1"], [f"router.a={words}2"]])
+    assert one != other
+    assert max(map(len, (one, other))) < 60
+    both = [f"router.a=1{words}{n}{words}" for n in "12"]  # they differ in the middle alone
+    assert labels([[word] for word in both]) == both
+
+
+def test_questions_with_the_same_id_and_words_are_told_apart(tmp_path):
+    for name, scores in {"a": (1.0, 1.0, 1.0, 0.0), "b": (1.0, 1.0, 0.0, 1.0)}.items():
+        folder = write_run(tmp_path / name, {"a": "dpe", "b": "none"}[name], scores)
+        rows = [
+            {**row, "id": "same", "prompt": "Which?"} for row in read_rows(folder / "rows.jsonl")
+        ]
+        write_rows(folder / "rows.jsonl", rows)
+    dpe, none = compare([tmp_path]).points
+    assert difference(dpe, none).questions == 4
+    whole, _ = differences(dpe.rows, none.rows, "none")
+    assert [(cells[1], cells[2], cells[3]) for cells in whole.body] == [
+        ("2", "1", "0"),
+        ("2", "0", "1"),
+    ]
+    numbered = [[{**row, "row": n} for n, row in enumerate(p.rows)] for p in (dpe, none)]
+    shifted = differences(numbered[0][1:], numbered[1], "none")[0]  # one row was skipped
+    assert [cells[2:4] for cells in shifted.body] == [("0", "1"), ("1", "0")]
 
 
 def test_runs_from_before_overrides_were_written_down(tmp_path):

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from dpn import inference
+from dpn.benchmarks.gqa import GQA
 from dpn.common.errors import FileError
 from dpn.common.files import read_json, read_rows
 from dpn.config.compose import compose
@@ -158,6 +159,27 @@ def test_a_damaged_question_does_not_stop_the_others(ask, world):
     (folder,) = (world.parent / "out" / "eval").iterdir()
     assert {row["benchmark"] for row in read_rows(folder / "rows.jsonl")} == {"gqa"}
     assert read_json(folder / "status.json")["status"] == "failed"
+
+
+@pytest.mark.slow
+def test_a_benchmark_that_fails_does_not_stop_the_others(ask, world, monkeypatch, caplog):
+    """Whatever is raised, at any step; the traceback of what is not a sentence is logged."""
+    test_gqa.make(world)
+    (world / "gqa" / "data" / "testdev_balanced_questions.json").write_bytes(b'{"\xff": 1}')
+    with pytest.raises(RunError, match=r"testdev_balanced_questions.json is not UTF-8 text"):
+        ask(names="gqa,pope")
+    assert not caplog.records or "Traceback" not in caplog.text
+    (folder,) = (world.parent / "out" / "eval").iterdir()
+    assert {row["benchmark"] for row in read_rows(folder / "rows.jsonl")} == {"pope"}
+    for step in ("questions", "upload", "score"):
+        monkeypatch.setattr(GQA, step, lambda *args: 1 / 0)
+        with pytest.raises(RunError, match=r"gqa cannot be evaluated \(ZeroDivisionError: "):
+            ask(names="gqa,pope")
+        monkeypatch.undo()
+        assert "Traceback" in caplog.text
+        caplog.clear()
+        (world / "gqa" / "data" / "testdev_balanced_questions.json").unlink(missing_ok=True)
+        test_gqa.make(world)
 
 
 def test_what_a_judge_sends_back_is_scored(ask, world, finished):

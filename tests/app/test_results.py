@@ -41,8 +41,8 @@ from tools import search
         ("none", "7", 0.0),
     ],
 )
-def test_score(answer, reference, expected):
-    assert score(answer, reference) == pytest.approx(expected)
+def test_score_of_digits(answer, reference, expected):
+    assert score(answer, reference, "digits") == pytest.approx(expected)
 
 
 def row(family, difficulty, right, route, rows, base=16, ratio=0.5):

@@ -15,7 +15,7 @@ from dpn.config.compose import compose, compose_jobs
 from dpn.runs import folder as folder_module
 from dpn.runs.commit import commit
 from dpn.runs.folder import FolderLost, RunFolder, RunIsLive, is_live
-from dpn.runs.path import config_hash, run_path, slug
+from dpn.runs.path import config_hash, holds_run, run_path, slug
 from dpn.runs.saved import read_settings
 from dpn.runs.signals import Interrupted
 from dpn.runs.typed import as_typed
@@ -232,6 +232,21 @@ def saved_by_an_earlier_version(path, request):
     path.mkdir(parents=True)
     (path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
     write_json(path / "status.json", {"status": "finished", "identity": path.name[-8:]})
+
+
+def test_the_default_metric_is_no_part_of_the_identity(tmp_path):
+    """Runs from before `data.metric` are found again; with another metric it is another run."""
+    for sources, default in (([], "digits"), (["data=llava_json"], "normalised")):
+        config = compose("train", sources).config
+        assert config.data.metric == default
+        before = config.copy()
+        del before.data.metric
+        assert config_hash(before) == config_hash(config)
+        other = {"digits": "normalised", "normalised": "digits"}[default]
+        assert hash_of(*sources, f"data.metric={other}") != config_hash(config)
+        (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(before, resolve=True))
+        assert holds_run(tmp_path, config)
+        assert not holds_run(tmp_path, compose("train", [*sources, "data.metric=anls"]).config)
 
 
 def test_runs_of_earlier_versions_are_recognised(tmp_path):

@@ -4,6 +4,7 @@ import io
 import os
 import random
 import time
+from html import unescape
 
 import pytest
 import torch
@@ -164,7 +165,7 @@ def test_a_table_that_cannot_be_made_is_a_sentence(tmp_path, monkeypatch):
     run = write_run(tmp_path / "run")
     monkeypatch.setattr(tables, "results", fail)
     monkeypatch.setattr(page, "draw", fail)
-    text = write_report(run).read_text()
+    text = unescape(write_report(run).read_text())
     assert "The table `Answers` could not be made (TypeError: '<' not supported)." in text
     assert "The figures could not be made (TypeError" in text
     assert "## Numbers\n\n| metric |" in text

@@ -1,6 +1,8 @@
 """Multiruns that survive: jobs that fail, repeat each other, are killed, and go on."""
 
+import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -16,6 +18,7 @@ from dpn.config import preflight
 from dpn.config.compose import CONFIG_DIR, compose, compose_jobs
 from dpn.runs.path import run_path, sweep_name
 from dpn.runs.request import ConfigError
+from dpn.runs.sweep_summary import summarize
 from dpn.train import main, train
 from tests.app.conftest import timeless, tiny_run
 from tests.app.sweep_watch import SweepWatch, outcomes
@@ -108,7 +111,7 @@ def test_the_outcome_of_each_job_is_printed(tiny, tmp_path, monkeypatch, capsys)
     expected = {"0, 1": "skipped", "2": "unreachable", "3": "failed"}
     assert outcomes(tmp_path / "outputs") == expected
     shown = capsys.readouterr()
-    assert f"0, 1  skipped      1.000        0.500     {finished}" in shown.out
+    assert re.search(rf"^0, 1  skipped +none +1.000 +0.500 +{finished}$", shown.out, re.MULTILINE)
     assert "Job 1 is the same run as job 0." in shown.out
     assert "1 failed; the same command tries these again" in shown.err
 
@@ -118,6 +121,23 @@ def test_the_outcome_of_each_job_is_printed(tiny, tmp_path, monkeypatch, capsys)
     log = (statuses["failed"] / "log.txt").read_text()
     assert "Traceback" in log
     assert "router.keep=5 must be" in log
+
+
+def test_the_summary_names_router_projector_and_budget(tmp_path, capsys):
+    typed = ["router=none", "router.keep=0.5"]
+    both = {"router": {"name": "dpe", "keep": 0.4}, "projector": {"name": "pooled", "keep": 0.8}}
+    for number, config in enumerate((both, {"projector": {"name": "mlp"}}, None, "[")):
+        folder = tmp_path / f"run-{number}"
+        entry = {"overrides": typed, "same_as": None, "folder": str(folder)}
+        write_json(tmp_path / "sweep" / "jobs" / f"{number}.json", entry)
+        if config is not None:
+            folder.mkdir()
+            (folder / "config.yaml").write_text(json.dumps(config) if config != "[" else config)
+    summarize(tmp_path / "sweep", 0.0)
+    lines = (tmp_path / "sweep" / "summary.md").read_text().splitlines()
+    cells = [line.split(" | ")[2:4] for line in lines if line[:3] in ("| 0", "| 1", "| 2", "| 3")]
+    assert cells == [["dpe + pooled", "0.4 0.8"], *[["none", "0.5"]] * 3]
+    assert "dpe + pooled  0.4 0.8" in capsys.readouterr().out
 
 
 def test_ctrl_c_ends_a_sweep(tiny, tmp_path, monkeypatch, capsys):

@@ -1,24 +1,31 @@
 """What `dpn.report` writes: the page, what stands beside it, and its command line."""
 
 import csv
+import io
 import itertools
 import json
 import re
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
+from rich.console import Console
 
 from dpn import report
-from dpn.common.files import add_row, read_json
+from dpn.common.files import add_row, read_json, read_rows, write_json
+from dpn.common.table import Table, markdown, terminal
+from dpn.common.text import code_span, markdown_image
 from dpn.config.compose import compose
 from dpn.reports.comparison import compare
 from dpn.reports.drawing import COLOURS
-from dpn.reports.publish import write_comparison
+from dpn.reports.figures import draw
+from dpn.reports.page import write_report
+from dpn.reports.publish import write_comparison, write_csv
 from dpn.train import train
 from tests.app.conftest import tiny_run
 from tests.app.run_folders import set_status, write_run, write_sweep
@@ -117,6 +124,67 @@ def test_nothing_from_a_run_becomes_markup(tmp_path):
     names = [trace["name"] for trace in page.charts["accuracy_macs"]["data"]]
     assert "router=&lt;script&gt;alert(1)&lt;/script&gt;|$x$ %{y}" in names
     assert "<script" not in (tmp_path / "report" / "report.md").read_text()
+
+
+@pytest.mark.parametrize("start", ["=LINK(1)", "+1", "-1", "@x", "\t=1", "\r=1", " =1", "\n=1"])
+def test_no_cell_is_a_formula(start, tmp_path):
+    run = write_run(tmp_path / f"{start.strip()} run", typed=(f"{start}=2",))
+    set_status(write_run(tmp_path / "b", seed=1), "failed", error=f"{start}()")
+    metrics = read_json(run / "metrics.json")
+    write_json(run / "metrics.json", {**metrics, f"{start}": -0.5})
+    write_csv(compare([tmp_path]), tmp_path / "runs.csv")
+    with (tmp_path / "runs.csv").open(newline="") as file:
+        cells = [cell for line in csv.reader(file) for cell in line]
+    assert "-0.5" in cells  # numbers stay numbers
+    assert not [c for c in cells if c.strip(" ")[:1] in tuple("=+-@\t\r") and c not in ("", "-0.5")]
+
+
+def test_headings_and_links_of_markdown_are_text(tmp_path):
+    bad = "<script>alert(1)</script> [x](javascript:alert(1)) `"
+    page = Table(bad, (bad,), ((bad,),), note=bad).markdown()
+    assert "<script" not in page
+    assert "[x](" not in page
+    assert markdown_image("a](b) [c", "d e)") == "![a)(b) (c](d%20e%29)"
+    assert markdown([["a|b\\|c"], ["[1, 2]"]]) == "| a\\|b\\\\\\|c |\n| --- |\n| [1, 2] |\n"
+    assert code_span("a `` b") == "``` a `` b ```"
+    run = write_run(tmp_path / "a<b> [x](y)")
+    set_status(run, "finished", command="python <b>`<i>`")
+    text = write_report(run).read_text()
+    assert "# a&lt;b> [x]\\(y)" in text
+    assert "`` python <b>`<i>` ``" in text
+    links = re.findall(r"^!\[.*?\]\((.*?)\)$", text, re.MULTILINE)
+    assert links
+    assert all((run / unquote(link)).is_file() for link in links)
+
+
+def test_words_of_data_are_not_formulas_of_pictures(tmp_path):
+    """An odd number of `$`, or a bad formula between two, fails where it is read as one."""
+    rows = [
+        {**row, "family": "$\\frac{$"}
+        for row in read_rows(write_run(tmp_path / "a") / "rows.jsonl")
+    ]
+    assert len(draw(rows, tmp_path)) > 1
+
+
+def test_nothing_is_read_as_markup_of_the_terminal():
+    odd = ("router.routers=[fastv,vtw]", "[/b]", "[bold]", ":smile:", "\x1b[2J", "\ud800")
+    file = io.StringIO()
+    Table("t [/x]", ("a [/x]",), tuple((cell,) for cell in odd), "n [/x]").show(Console(file=file))
+    console = terminal(file=file)
+    console.print("[/b] :smile:")
+    shown = file.getvalue()
+    assert all(text in shown for text in ("t [/x]", "a [/x]", "n [/x]", *odd[:4]))
+    assert shown.count("[/b]") == shown.count(":smile:") == 2
+    assert "\x1b" not in shown
+    shown.encode()
+
+
+def test_one_place_makes_consoles():
+    """So that text is read as markup nowhere."""
+    root = Path(report.__file__).parent
+    files = [*root.rglob("*.py"), *(root.parent / "tools").glob("*.py")]
+    makers = [path for path in files if re.search(r"\bConsole\(", path.read_text())]
+    assert [path.name for path in makers] == ["table.py"]
 
 
 @pytest.mark.slow

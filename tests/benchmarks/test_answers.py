@@ -2,7 +2,8 @@
 
 import pytest
 
-from dpn.benchmarks._answers import _CONTRACTIONS, evalai, punctuation, uploaded, vqa_eval
+from dpn.benchmarks._answers import evalai, uploaded
+from dpn.metrics.normalisation import _CONTRACTIONS, punctuation, vqa_eval
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,10 @@ DAMAGED = {
             "balanced_questions.json has no question 202225914; download it and gqa/llava_gqa",
         ),
         (
+            lambda rows: rows.update(more=rows["202225914"]),
+            "balanced_questions.json do not belong together: 'more' is in only one of them",
+        ),
+        (
             lambda rows: rows["202225914"].pop("answer"),
             "balanced_questions.json, entry '202225914': field 'answer'",
         ),

@@ -112,6 +112,32 @@ def test_scores_by_hand(benchmark, tmp_path):
     assert scores.metrics["score"] == pytest.approx(100 * 6 / 18)
 
 
+@pytest.mark.parametrize(
+    "review", ["nan nan", "inf 5", "5 -inf", "1e400 5", "-3 5", "11 5", "5 10.5", "nan 5\nGood."]
+)
+def test_ratings_that_are_not_from_1_to_10_are_refused(review, benchmark, tmp_path):
+    rows = [{"question_id": n, "content": text} for n, text in enumerate(["8 9", review, "7 7"])]
+    write_jsonl(tmp_path / "reviews.jsonl", rows)
+    with pytest.raises(DataError, match=r"reviews.jsonl: the review of question 1 .* from 1 to 10"):
+        benchmark.score(benchmark.questions(), ["a", "b", "c"], tmp_path)
+
+
+def test_reviews_without_ratings_are_counted_and_logged(benchmark, tmp_path, caplog):
+    rows = [{"question_id": n, "content": text} for n, text in enumerate(["8 9", "8 9 7", ""])]
+    write_jsonl(tmp_path / "reviews.jsonl", rows)
+    benchmark.score(benchmark.questions(), ["a", "b", "c"], tmp_path)
+    assert "2 reviews do not begin with two numbers" in caplog.text
+    assert "questions 1, 2." in caplog.text
+
+
+def test_two_reviews_of_a_question_are_refused(benchmark, tmp_path):
+    texts = [(0, "8 9"), (1, "1 2"), (2, "3 4"), (0, "9 9")]
+    rows = [{"question_id": n, "content": text} for n, text in texts]
+    write_jsonl(tmp_path / "reviews.jsonl", rows)
+    with pytest.raises(DataError, match="has question 0 twice, with different content"):
+        benchmark.score(benchmark.questions(), ["a", "b", "c"], tmp_path)
+
+
 def test_damaged_reviews_are_named(benchmark, tmp_path):
     path = tmp_path / "reviews.jsonl"
     write_jsonl(path, [{"question_id": 0, "content": "8 9"}, {"question_id": 1}])

@@ -171,3 +171,11 @@ def test_a_damaged_picture_is_named(tmp_path, cell, sentence):
     question = with_rows(tmp_path, {"image": cell}).questions()[0]
     with pytest.raises(DataError, match=sentence):
         question.images[0]()
+
+
+def test_characters_that_a_workbook_cannot_hold_are_left_out(tmp_path):
+    benchmark = with_rows(tmp_path, {"spl\x14it": "x\x01"})
+    questions = benchmark.questions()
+    benchmark.upload(questions, ["A"] * len(questions), tmp_path)
+    head, first = load_workbook(tmp_path / f"{SPLIT}.xlsx").active.values
+    assert dict(zip(head, first, strict=True))["split"] == "x"

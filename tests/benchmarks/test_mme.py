@@ -122,3 +122,15 @@ def test_a_damaged_label_is_named(benchmark):
     path.write_text(f"{path.read_text()}\nIs it?\tMaybe\n")
     with pytest.raises(DataError, match=r"0001.txt, line 4: .* must be a question, a tab and Yes"):
         benchmark.questions()
+
+
+def test_an_image_has_all_its_questions_once(benchmark):
+    """As MME's own `calculation.py` demands."""
+    path = benchmark.root / "MME" / "llava_mme.jsonl"
+    lines = path.read_text().splitlines()
+    write(path, "\n".join(lines[:-1]))
+    with pytest.raises(DataError, match=r"llava_mme.jsonl and .*0001.txt do not belong together"):
+        benchmark.questions()
+    write(path, "\n".join([*lines, lines[-1]]))
+    with pytest.raises(DataError, match=r"llava_mme.jsonl has question .* twice"):
+        benchmark.questions()

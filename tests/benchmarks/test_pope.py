@@ -1,7 +1,10 @@
+import json
+
 import pytest
 
 from dpn.benchmarks.pope import yes_or_no
-from tests.benchmarks.files import picture, write_jsonl
+from dpn.data.batch import DataError
+from tests.benchmarks.files import picture, write, write_jsonl
 
 #: Category, object and label; the questions of a category are not adjacent.
 QUESTIONS = [
@@ -35,7 +38,11 @@ DAMAGED = {
             {"category": "rare"},
             "question 4 has the category 'rare'; it must be one of random",
         ),
-        ({"category": "random"}, "coco_pope_random.json has fewer lines than"),
+        (
+            {"category": "random"},
+            "coco_pope_random.json do not belong together: .*POPE at commit e3e39262",
+        ),
+        ({"image": "9.jpg"}, "do not belong together: .9.jpg., .Is there a sky"),
     ],
     "pope/coco/coco_pope_adversarial.json": [
         ({"label": "maybe"}, "entry 3: label 'maybe' must be yes or no"),
@@ -69,6 +76,21 @@ def test_prompt_and_label_of_each_question(benchmark):
 )
 def test_words_that_mean_no(answer, said):
     assert yes_or_no(answer) == said
+
+
+def test_labels_belong_to_image_and_text_and_not_to_a_line(benchmark, tmp_path):
+    path = tmp_path / "pope" / "coco" / "coco_pope_adversarial.json"
+    want, lines = [q.reference for q in benchmark.questions()], path.read_text().splitlines()
+    write(path, "\n".join([*lines[::-1], lines[0]]))  # another order, and a line twice
+    assert [q.reference for q in benchmark.questions()] == want
+    tree = json.loads(lines[0]) | {"text": "Is there a tree in the image?"}
+    for other in ([json.dumps(tree), *lines], lines[1:], []):
+        write(path, "\n".join(other))
+        with pytest.raises(DataError, match=r"llava_pope_test.jsonl and .*adversarial.json do not"):
+            benchmark.questions()
+    write(path, "\n".join([*lines, lines[0].replace('"no"', '"yes"')]))
+    with pytest.raises(DataError, match=r"adversarial.json has question .* twice, with different"):
+        benchmark.questions()
 
 
 def test_scores_by_hand(benchmark, tmp_path):

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from tests.benchmarks.files import people, picture, write_json, write_jsonl
+from dpn.data.batch import DataError
+from tests.benchmarks.files import people, picture, write, write_json, write_jsonl
 
 SHORT = "\nAnswer the question using a single word or phrase."
 QUESTIONS = ["What color is it?", "How many dogs?", "Is it day?"]
@@ -129,3 +130,15 @@ def test_val_results_are_what_the_evaluator_reads(val, tmp_path):
         {"question_id": 1, "answer": "2 dogs"},
         {"question_id": 2, "answer": ""},
     ]
+
+
+def test_no_answer_is_lost_in_the_upload(benchmark, tmp_path):
+    path = tmp_path / "vqav2" / "llava_vqav2_mscoco_test2015.jsonl"
+    write(path, "\n".join(path.read_text().splitlines()[:-1]))
+    questions = benchmark.questions()
+    with pytest.raises(DataError, match="would lack the answer to question 12, which the file"):
+        benchmark.upload(questions, ["a"] * 3, tmp_path)
+    path = tmp_path / "vqav2" / "llava_vqav2_mscoco_test-dev2015.jsonl"
+    write(path, path.read_text() + path.read_text())
+    with pytest.raises(DataError, match=r"test-dev2015\.jsonl has question 10 twice"):
+        benchmark.questions()

@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from dpn import metrics
 from dpn.common.ranges import AtLeast0, AtLeast1
 from dpn.data.batch import DataError
 from dpn.data.grouping import Group
@@ -103,6 +104,8 @@ class Source:
             `llava_hr` and `dpn` put samples of one kind together, with or without images, and
             balance the length of batches, as these recipes do, see `dpn.data.grouping`. `none`
             shuffles freely. A row that replaces a bad one may be of the other kind.
+        metric: Rule that scores answers to held-out questions, a name of `dpn.metrics.rules` or an
+            entry point of the group `dpn.metrics`; `val/accuracy` is the mean score.
     """
 
     batch_size: AtLeast1 = 16
@@ -116,6 +119,7 @@ class Source:
     seed: int = 0
     last_batch: Literal["fill", "drop"] = "fill"
     group: Group = "none"
+    metric: str = metrics.DEFAULT
 
     def check(self) -> list[str]:
         """Return an error sentence for each problem of the settings, without writing anything."""
@@ -130,6 +134,9 @@ class Source:
                 f"`data.rows_per_batch` and `data.group={self.group}` both determine the"
                 " samples of a batch; set data.group=none."
             )
+        if self.metric not in metrics.names():
+            known = ", ".join(metrics.names())
+            problems.append(f"`data.metric={self.metric}` is unknown; there is {known}.")
         return problems + self._outside(
             {
                 "batch_size": (1, None),

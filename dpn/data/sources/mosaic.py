@@ -49,6 +49,7 @@ class Mosaic(Source):
         turns: Number of questions about quadrants in a conversation, in reading order.
         tint: Brightness of the tints, from 0 (black) to 1.
         data_seed: Seed of the mosaics.
+        metric: See `Source`; answers are rows of digits, or words.
     """
 
     root: str
@@ -61,6 +62,7 @@ class Mosaic(Source):
     turns: int = 4
     tint: float = 0.7
     data_seed: Seed = 0
+    metric: str = "digits"
 
     def check(self) -> list[str]:
         quadrant = (self.side // 2) ** 2
@@ -90,7 +92,7 @@ class Mosaic(Source):
     @property
     def recipe(self) -> dict[str, Any]:
         """All settings that the content of the files depends on."""
-        own = set(Mosaic.__annotations__) - {"root", "stage"}
+        own = set(Mosaic.__annotations__) - {"root", "stage", "metric"}
         return {"format": FORMAT} | {name: getattr(self, name) for name in sorted(own)}
 
     @property

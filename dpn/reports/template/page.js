@@ -78,5 +78,13 @@ for (const button of document.querySelectorAll(".filter button")) {
     filter();
   });
 }
+// Sections that a link leads to begin below the filter, which may have several lines.
+const bar = document.querySelector(".filter");
+if (bar) {
+  new ResizeObserver(() => {
+    const height = getComputedStyle(bar).position === "sticky" ? bar.offsetHeight : 0;
+    document.documentElement.style.setProperty("--filter", `${height}px`);
+  }).observe(bar);
+}
 dark.addEventListener("change", draw);
 draw();
