@@ -20,6 +20,7 @@ from transformers import TextStreamer
 from dpn import inference
 from dpn.cli.arguments import read_arguments
 from dpn.cli.door import readable_errors
+from dpn.common.text import EMPTY_ANSWER
 from dpn.data.batch import DataError
 from dpn.dialogue import Chat
 from dpn.inference import read_images, route_of
@@ -39,7 +40,7 @@ def chat(
     """Answer the lines of standard input until it ends.
 
     Args:
-        run: Run folder or Hugging Face model folder.
+        run: Run folder, or Hugging Face folder or Hub id of a DPN or LLaVA-1.5 model.
         image: Image file, or several separated by commas; None for no image.
         max_new_tokens: Maximum number of tokens in an answer.
         temperature: 0 for greedy decoding; above 0, tokens are sampled.
@@ -104,13 +105,18 @@ def _lines() -> Iterator[str]:
 
 
 class _Words(TextStreamer):
-    """Streamer that prints an answer while it is generated, without leading whitespace."""
+    """Streamer that prints an answer while it is generated, without leading whitespace.
+
+    A terminal shows that an answer is empty.
+    """
 
     begun = False
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         """Print text that is final."""
         text = text if self.begun else text.lstrip()
+        if stream_end and not (self.begun or text) and sys.stdout.isatty():
+            text = EMPTY_ANSWER
         self.begun = self.begun or bool(text)
         super().on_finalized_text(text, stream_end)
 

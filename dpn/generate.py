@@ -13,6 +13,7 @@ import torch
 from dpn import inference
 from dpn.cli.arguments import read_arguments
 from dpn.cli.door import readable_errors
+from dpn.common.text import EMPTY_ANSWER
 from dpn.inference import read_images, route_of
 
 
@@ -28,7 +29,7 @@ def generate(
     """Answer one question.
 
     Args:
-        run: Run folder or Hugging Face model folder.
+        run: Run folder, or Hugging Face folder or Hub id of a DPN or LLaVA-1.5 model.
         prompt: Question; `<image>` marks may set the positions of the images.
         image: Image file, or several separated by commas; None for no image.
         max_new_tokens: Maximum number of tokens in the answer.
@@ -47,7 +48,7 @@ def main() -> None:
     """Command line of `python -m dpn.generate`."""
     with readable_errors():
         found = generate(**read_arguments(generate, sys.argv[1:]))
-        print(found["answer"])
+        print(found["answer"] or (EMPTY_ANSWER if sys.stdout.isatty() else ""))
         print(f"route: {route_of(found) or 'none'}")
         print(f"visual rows per layer: {' '.join(map(str, found['rows']))}")
         print(f"share of visual MACs: {found['visual_macs_ratio']:.3f}")

@@ -49,7 +49,7 @@ def route(
     """Answer questions about an image, and draw their routes.
 
     Args:
-        run: Run folder or Hugging Face model folder.
+        run: Run folder, or Hugging Face folder or Hub id of a DPN or LLaVA-1.5 model.
         image: File, or several with commas between them.
         prompt: One or several questions; `<image>` marks may say where the images belong.
         to: PNG to write; None: no file is written.

@@ -10,3 +10,7 @@ def shorten(text: str, letters: int) -> str:
     """One line of at most this many letters; an ellipsis stands for what is cut off."""
     line = one_line(text)
     return line if len(line) <= letters else line[: letters - 1] + "…"
+
+
+#: What people are shown instead of an answer without a character.
+EMPTY_ANSWER = "(empty answer)"

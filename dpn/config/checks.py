@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from dpn import benchmarks, data, projectors, routers, vision
+from dpn import benchmarks, checkpoints, data, inference, projectors, routers, vision
 from dpn.common import hub
 from dpn.config import auto_loss
 from dpn.config.engine import import_target
@@ -123,8 +123,8 @@ def check_evaluation(config: Node) -> list[str]:
         if isinstance(config.get(key), int) and config[key] < 1:
             problems.append(f"`{key}={config[key]}` is too small; it must be at least 1.")
     run = Path(str(config["run"]))
-    if not run.is_dir():
-        problems.append(f"`run={run}` is not a folder; give a run folder or a model folder.")
+    if problem := _check_model_folder(run):
+        problems.append(problem)
     elif HELD_OUT in config["benchmarks"] and not (config.get("data") or is_run(run)):
         problems.append(
             f"`run={run}` is not a run folder, so it names no data set; add one: data=mosaic."
@@ -142,6 +142,22 @@ def _check_timeout(config: Node) -> list[str]:
     if not isinstance(value, int) or 1 <= value <= _WEEK_S:
         return []
     return [f"`timeout_s={value}` is not possible; it must be between 1 and {_WEEK_S} seconds."]
+
+
+def _check_model_folder(run: Path) -> str | None:
+    """Return what is wrong with the value of `run`; whether a run has a model is seen later."""
+    if not run.is_dir():
+        if run.exists() or not hub.is_id(str(run)):
+            return f"`run={run}` is not a folder; give a run folder, a model folder or a Hub id."
+        if problem := hub.why_missing(str(run)):
+            return f"`run={run}` {problem}; give a run folder, a model folder or a Hub id."
+    try:
+        folder = inference.model_folder(run, weights=False)
+        if checkpoints.holds_model(folder):
+            checkpoints.model_settings(folder)
+    except (checkpoints.FolderError, OSError) as error:
+        return f"`run={run}` cannot be used: {error}"
+    return None
 
 
 def _check_benchmarks(config: Node) -> list[str]:

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from dpn import data, losses, routers
 from dpn.common.distributed import processes
 from dpn.common.text import one_line
-from dpn.config import apply, checks
+from dpn.config import adopt, apply, checks
 from dpn.config.engine import engine_of, import_target, is_deepspeed
 from dpn.data.sources.base import Source
 from dpn.model import DPNConfig
@@ -34,7 +34,10 @@ def check(request: Request) -> None:
     config = _resolve(request)
     problems = _all_problems(checks.check_training(config), config)
     _refuse(problems + checks.check_run(config, request))
-    _refuse(_check_objectives(config, request) + apply.problems(request))
+    _refuse(
+        _check_objectives(config, request)
+        + (apply.problems(request) or adopt.problems(request.config))
+    )
 
 
 def check_evaluation(request: Request) -> None:

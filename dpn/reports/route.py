@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dpn.common.figure import drawn_to
+from dpn.common.text import EMPTY_ANSWER
 from dpn.reports.overlays import has_places, panel
 
 COLUMNS = 5  # pictures in a line
@@ -100,7 +101,7 @@ class _Block:
         letters = 0.8 * _LETTERS * width
         self.head = [
             line
-            for text in (f"Q: {route.question}", f"A: {route.answer}")
+            for text in (f"Q: {route.question}", f"A: {route.answer or EMPTY_ANSWER}")
             for line in _lines(text, letters)
         ]
         self.foot = [line for text in route.remarks for line in _lines(text, _LETTERS * width)]

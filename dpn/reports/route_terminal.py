@@ -9,6 +9,7 @@ from rich.console import Console, Group
 from rich.padding import Padding
 from rich.text import Text
 
+from dpn.common.text import EMPTY_ANSWER
 from dpn.reports.overlays import has_places
 from dpn.reports.route import LayerChoice, Route
 
@@ -29,7 +30,7 @@ def print_route(route: Route, console: Console) -> None:
         left = [pool(image, owner) for image, owner in pairs if coloured and has_places(owner)]
         cells.append(_cell(step.title, left, step.choices, console.width))
     console.print(Text.assemble(("Q: ", "bold"), route.question))
-    console.print(Text.assemble(("A: ", "bold"), route.answer), end="\n\n")
+    console.print(Text.assemble(("A: ", "bold"), route.answer or EMPTY_ANSWER), end="\n\n")
     console.print(Columns(cells, padding=(0, 3)))
     for remark in route.remarks:
         console.print(Text(remark))

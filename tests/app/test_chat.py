@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from dpn import chat, inference
+from dpn import chat, generate, inference, route
 from dpn.dialogue import Chat
-from tests.talkers import make_run, picture
+from tests.talkers import make_run, make_talker, picture
 
 NEW = 6
 
@@ -120,3 +120,27 @@ def test_seed_of_the_sampling(say, folder):
         say(["What?"], f"run={folder}", "temperature=2", f"seed={seed}")[0][0] for seed in (1, 1, 2)
     ]
     assert answers[0] == answers[1] != answers[2]
+
+
+@pytest.fixture
+def silent(monkeypatch):
+    """Commands find a model that ends every answer at once."""
+    model, processor = make_talker()
+    end = processor.tokenizer.eos_token_id
+    model.generation_config.suppress_tokens = [i for i in range(processor.vocab_size) if i != end]
+    monkeypatch.setattr(inference, "load", lambda *_: (model, processor))
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_terminal_shows_that_an_answer_is_empty(terminal, silent, say, folder, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal, raising=False)
+    shown = "(empty answer)" if terminal else ""
+    assert say(["What?"], "run=RUN")[0][0].strip() == shown
+    out = io.StringIO()
+    out.isatty = lambda: terminal
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "argv", ["generate", "run=RUN", "prompt=What?"])
+    generate.main()
+    assert out.getvalue().splitlines()[0] == shown
+    (found,) = route.route("RUN", str(folder / "0.png"), "What?")
+    assert found.answer == ""
