@@ -40,7 +40,7 @@ def chat(
     """Answer the lines of standard input until it ends.
 
     Args:
-        run: Run folder or Hugging Face model folder.
+        run: Run folder, or Hugging Face folder or Hub id of a DPN or LLaVA-1.5 model.
         image: Image file, or several separated by commas; none by default.
         max_new_tokens: Maximum number of tokens in an answer.
         temperature: 0 for greedy decoding; above 0, tokens are sampled.

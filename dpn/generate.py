@@ -30,7 +30,7 @@ def generate(
     """Answer one question.
 
     Args:
-        run: Run folder or Hugging Face model folder.
+        run: Run folder, or Hugging Face folder or Hub id of a DPN or LLaVA-1.5 model.
         prompt: Question; `<image>` marks may set the positions of the images.
         image: Image file, or several separated by commas; none by default.
         max_new_tokens: Maximum number of tokens in the answer.
@@ -59,7 +59,7 @@ def main() -> None:
         found = generate(**read_arguments(generate, sys.argv[1:]))
         from dpn.inference import route_of
 
-        print(answer_text(found["answer"]))
+        print(answer_text(found["answer"]) if sys.stdout.isatty() else found["answer"])
         print(f"route: {route_of(found) or 'none'}")
         print(f"visual rows per layer: {' '.join(map(str, found['rows']))}")
         print(f"share of visual MACs: {found['visual_macs_ratio']:.3f}")

@@ -39,7 +39,7 @@ def route(
     """Answer questions about an image, and draw their routes.
 
     Args:
-        run: Run folder or Hugging Face model folder.
+        run: Run folder, or Hugging Face folder or Hub id of a DPN or LLaVA-1.5 model.
         image: Image file, or several separated by commas.
         prompt: Question, or several as `[one,another]`; `<image>` marks may set the positions of
             the images.

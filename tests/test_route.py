@@ -2,6 +2,7 @@
 
 import io
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -149,6 +150,12 @@ def test_the_output_fits_the_width_of_the_terminal(width):
     lines = [line.strip() for line in captured.get().split("\n")]
     assert "2x2 ███████████ 0.90" in captured.get()
     assert any("◀" in line for line in lines)
+
+
+def test_an_empty_answer_is_said():
+    out = io.StringIO()
+    print_route(replace(example(), answer=""), Console(file=out, width=60))
+    assert "A: (empty answer)" in out.getvalue()
 
 
 def test_figure_has_bars_as_long_as_their_probability(tmp_path):

@@ -84,7 +84,7 @@ def convert(
         with atomic_folder(target) as folder:
             _write_weights(folder, plans, {})
         return [made.report for made in plans]
-    recipe = _recipe(opened, Path(like) if like else source, [Path(part) for part in parts])
+    recipe = recipe_of(opened, Path(like) if like else source, [Path(part) for part in parts])
     config = recipe.config
     with torch.device("meta"):
         model = DPNForConditionalGeneration(config)
@@ -105,7 +105,14 @@ def convert(
     return [made.report for made in plans]
 
 
-def _recipe(opened: WeightSource, folder: Path, parts: Sequence[Path]) -> Recipe:
+def recipe_of(opened: WeightSource, folder: Path, parts: Sequence[Path]) -> Recipe:
+    """Read config and processor of a DPN or LLaVA folder.
+
+    Args:
+        opened: Weights, whose tokenizer is taken if they have one.
+        folder: Folder of the config.
+        parts: Folders that may have the config of the vision tower.
+    """
     if (read_object(folder / "config.json") or {}).get("model_type") == DPNConfig.model_type:
         config = DPNConfig.from_pretrained(folder)
         return Recipe(config, DPNProcessor.from_pretrained(folder))

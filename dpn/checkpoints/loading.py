@@ -287,11 +287,14 @@ def _check_missing(report: Report, needs: set[str], shapes: Mapping[str, Shape])
     lacking = {part: names for part, names in report.missing.items() if part in needs}
     if lacking:
         parts = "; ".join(f"{part}: {shorten(names)}" for part, names in lacking.items())
-        raise FileError(
-            f"{report.source} ({report.title}) lacks required weights, {parts}. Was the model"
-            " built with other sizes, or is a file of the source missing? To initialise new parts"
-            " at random, name the others: init.language and init.vision instead of init.model."
+        fix = (
+            "Was the model built with other sizes, or is a file of the source missing? To"
+            " initialise new parts at random, name the others: init.language and init.vision"
+            " instead of init.model."
         )
+        if {*lacking} == {"router"}:
+            fix = "Train them, e.g. with stage=gates, or choose a router without weights."
+        raise FileError(f"{report.source} ({report.title}) lacks required weights, {parts}. {fix}")
     if not report.taken:
         raise FileError(
             f"{report.source} ({report.title}) has no weights for this model, whose parts are"

@@ -1,5 +1,6 @@
 """Read the tokenizer of a folder, including original ones with only a sentencepiece file."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,11 @@ def _with_blank(tokenizer: Tokenizer, legacy: bool) -> Tokenizer:
         legacy: Whether text after a special token gets a blank, too.
     """
     to_blank = normalizers.Replace(" ", "▁")
+    # An added token stands for itself; otherwise the blank before it would belong to it.
+    state = json.loads(tokenizer.to_str())
+    for token in state["added_tokens"]:
+        token["normalized"] = False
+    tokenizer = Tokenizer.from_str(json.dumps(state))
     if legacy:
         tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), to_blank])
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([])

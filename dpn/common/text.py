@@ -30,7 +30,7 @@ def _is_control(letter: str) -> bool:
 
 def answer_text(answer: str) -> str:
     """An answer to print, as it is; an empty one is named."""
-    return answer if answer.strip() else "(The answer is empty.)"
+    return answer if answer.strip() else "(empty answer)"
 
 
 def escape_markdown(text: str) -> str:

@@ -1,7 +1,8 @@
 """From YAML files and overrides to checked configs, and from configs to objects.
 
 In the order in which a run uses them:
-    `compose` merges the YAML files and the overrides; `renamed` replaces names of earlier releases.
+    `compose` merges the YAML files and the overrides; `renamed` replaces names of earlier releases,
+    `adopt` the sizes of the model by those of the folder that training starts from.
     `preflight` refuses invalid configs and lists every problem in one error. It calls `checks`,
     which binds each section to a constructor's signature (`schema`, `sections`), and then checks
     that the sections fit together. `auto_loss`, `engine` and `apply` answer questions for it.

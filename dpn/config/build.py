@@ -138,18 +138,28 @@ def model(config: DictConfig, processor: DPNProcessor) -> DPNForConditionalGener
     model.attention = config.model.attention
     if config.model.compile_layers:
         compile_layers(model.language)
-    for key, parts in _init_parts(model.vision).items():
+    for key, parts in parts_of_init(model.vision).items():
         if (name := config.init[key]) is not None:
             log.info("Starting from init.%s=%s", key, name)
-            if key == "model" and not trains(config.stage):
-                parts = tuple({part_of(name) for name in model.state_dict()})
+            if key == "model":
+                parts = initial_parts(config, model)
             checkpoints.load(model, _weights(name), tokenizer, parts)
     if config.stage.lora is not None:
         lora.add(model.language, **plain(config.stage.lora))
     return model
 
 
-def _init_parts(tower: VisionTower) -> dict[str, tuple[str, ...] | None]:
+def initial_parts(config: DictConfig, model: DPNForConditionalGeneration) -> tuple[str, ...] | None:
+    """Return the parts that `init.model` must have completely; None: those of its format.
+
+    A model that is not trained needs all its weights. A router that is trained may be new.
+    """
+    if trains(config.stage):
+        return None
+    return tuple({part_of(name) for name in model.state_dict()})
+
+
+def parts_of_init(tower: VisionTower) -> dict[str, tuple[str, ...] | None]:
     """Return the parts that each key of `init` loads, in order; None: all that the files hold."""
     return {
         "model": None,

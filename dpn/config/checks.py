@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from dpn import benchmarks, data, projectors, routers, vision
+from dpn import benchmarks, checkpoints, data, inference, projectors, routers, vision
 from dpn.common import hub
 from dpn.common.errors import SettingError
 from dpn.common.text import one_line
@@ -114,10 +114,11 @@ def check_evaluation(config: Node) -> list[str]:
     if not problems:
         problems = _check_benchmarks(config)
     run, chosen, against = (config.get(key) for key in ("run", "benchmarks", "against"))
-    if isinstance(run, str) and not Path(run).is_dir():
-        problems.append(f"`run={run}` is not a folder; give a run folder or a model folder.")
-    elif isinstance(run, str) and HELD_OUT in (chosen if isinstance(chosen, list) else ()):
-        problems += _without_data(Path(run)) if not data_section else []
+    if isinstance(run, str):
+        if problem := _check_model_folder(Path(run)):
+            problems.append(problem)
+        elif HELD_OUT in (chosen if isinstance(chosen, list) else ()) and not data_section:
+            problems += _without_data(Path(run))
     if isinstance(against, str) and not (Path(against) / "rows.jsonl").is_file():
         problems.append(
             f"`against={against}` contains no rows.jsonl; give a folder of evaluation results."
@@ -130,6 +131,22 @@ def _without_data(run: Path) -> list[str]:
     if is_run(run):
         return []
     return [f"`run={run}` is not a run folder, so it names no data set; add one: data=mosaic."]
+
+
+def _check_model_folder(run: Path) -> str | None:
+    """Return what is wrong with the value of `run`; whether a run has a model is seen later."""
+    if not run.is_dir():
+        if run.exists() or not hub.is_id(str(run)):
+            return f"`run={run}` is not a folder; give a run folder, a model folder or a Hub id."
+        if problem := hub.why_missing(str(run)):
+            return f"`run={run}` {problem}; give a run folder, a model folder or a Hub id."
+    try:
+        folder = inference.model_folder(run, weights=False)
+        if checkpoints.holds_model(folder):
+            checkpoints.model_settings(folder)
+    except (checkpoints.FolderError, OSError) as error:
+        return f"`run={run}` cannot be used: {error}"
+    return None
 
 
 def _check_benchmarks(config: Node) -> list[str]:

@@ -103,7 +103,8 @@ def request_of(config: Any, task: DictConfig | None = None) -> Request:
     """Separate the config from what Hydra knows about the command line.
 
     Arguments that the chosen router or projector ignores are set to null, and their overrides are
-    left out, so that equal runs have equal requests.
+    left out, so that equal runs have equal requests. Sizes come from the folder of `init.model`, if
+    there is one, see `dpn.config.adopt`.
 
     Args:
         config: Config with section `hydra`.
@@ -116,6 +117,10 @@ def request_of(config: Any, task: DictConfig | None = None) -> Request:
         task = OmegaConf.create({k: v for k, v in config.items_ex(resolve=False) if k != "hydra"})
         OmegaConf.set_struct(task, True)
     renamed.update(task)
+    if OmegaConf.select(task, "init.model", throw_on_resolution_failure=False):
+        from dpn.config.adopt import adopt  # reads model folders, which takes seconds to import
+
+        adopt(task, _given(node))
     ignored = _ignored(task)
     for key in ignored:
         OmegaConf.update(task, key, None)

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dpn import data, losses, routers
 from dpn.common.processes import processes
-from dpn.config import apply, checks, targets
+from dpn.config import adopt, apply, checks, targets
 from dpn.config.engine import engine_of, is_deepspeed
 from dpn.config.schema import check_arguments
 from dpn.config.sections import Machine
@@ -39,7 +39,10 @@ def check(request: Request) -> None:
     config = _resolve(request)
     problems = all_problems(config)
     _refuse(problems + _unread(request, config) + checks.check_run(config, request))
-    _refuse(_check_objectives(config, request) + apply.problems(request))
+    _refuse(
+        _check_objectives(config, request)
+        + (apply.problems(request) or adopt.problems(request.config))
+    )
 
 
 def check_evaluation(request: Request) -> None:

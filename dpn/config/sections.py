@@ -44,8 +44,8 @@ class Init:
         vision: Weights of the vision tower; if it has a fast and a slow tower, of the fast one.
         slow_vision: Weights of the slow vision tower.
         projector: Weights of the projector; a run folder is possible, too.
-        model: Weights of all parts; a run folder is possible, too. The other values, where given,
-            replace its parts.
+        model: Weights and sizes of all parts, from a run folder or a LLaVA-1.5 of Hugging Face, see
+            `dpn.config.adopt`. The other values, where given, replace its parts.
     """
 
     language: str | None = None

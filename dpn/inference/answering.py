@@ -13,6 +13,8 @@ from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList, StopStringCriteria
 from transformers.utils.logging import disable_progress_bar
 
+from dpn import checkpoints
+from dpn.common import hub
 from dpn.common.checksums import check_checksums
 from dpn.common.files import atomic_folder, why_unwritten
 from dpn.common.ranges import AtLeast1, NonNegative, Share
@@ -51,15 +53,21 @@ class Decoding:
 
 
 def load(folder: Path, device: str = "auto") -> tuple[DPNForConditionalGeneration, DPNProcessor]:
-    """Load model (in eval mode) and processor from a run folder or a Hugging Face folder.
+    """Load model (in eval mode) and processor.
+
+    Args:
+        folder: Run folder, or a Hugging Face folder or Hub id of a model that
+            `dpn.checkpoints.folders` knows, such as LLaVA-1.5.
+        device: `auto`, `cpu` or `cuda`.
 
     Raises:
         FileNotFoundError: If the folder holds no model.
         FileError: If its weights are not those that were saved.
+        FolderError: If its model is of an unknown kind, or incomplete.
         OSError: If the device is not available.
     """
     place = model_folder(folder)
-    if not (place / "config.json").is_file():
+    if not checkpoints.holds_model(place):
         raise FileNotFoundError(
             f"run={folder} holds no model: expected {place / 'config.json'}; give the folder of a"
             " finished run or a Hugging Face model folder."
@@ -69,12 +77,20 @@ def load(folder: Path, device: str = "auto") -> tuple[DPNForConditionalGeneratio
     if device == "cuda" and not torch.cuda.is_available():
         raise OSError("device=cuda, but torch finds no GPU; give device=cpu.")
     check_checksums(place)
-    model = DPNForConditionalGeneration.from_pretrained(place).to(device).eval()
-    return model, DPNProcessor.from_pretrained(place)
+    model, processor = checkpoints.load_model(place)
+    return model.to(device).eval(), processor
 
 
-def model_folder(folder: Path) -> Path:
-    """Return the Hugging Face folder of a run folder; any other folder is returned unchanged."""
+def model_folder(name: Path | str, weights: bool = True) -> Path:
+    """Return the local Hugging Face folder that a name stands for.
+
+    Args:
+        name: Run folder, Hugging Face folder or Hub id; a name that exists nowhere is returned.
+        weights: Whether the weights of a Hub id are needed, or only its small files.
+    """
+    folder = Path(name)
+    if not folder.exists() and hub.is_id(str(name)):
+        folder = hub.find(str(name), weights)
     return folder / "model" if (folder / "model").is_dir() else folder
 
 

@@ -2,18 +2,17 @@
 
 import io
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from dpn import chat, inference
+from dpn import chat, generate, inference, route
 from dpn.common.table import terminal
 from dpn.common.text import answer_text
 from dpn.dialogue import Chat
 from dpn.reports.route import Route
 from dpn.reports.route_terminal import print_route
-from tests.talkers import make_run, picture
+from tests.talkers import make_run, make_talker, picture
 
 NEW = 6
 
@@ -67,16 +66,12 @@ def test_answers_equal_those_of_the_chat_class(say, folder):
     assert say(["What?"], f"run={folder / 'model'}")[0][:-1] == want[-2:]
 
 
-def test_an_empty_answer_is_named(capsys):
-    assert answer_text(" \n") == "(The answer is empty.)"
+def test_an_empty_answer_is_named():
+    assert answer_text(" \n") == "(empty answer)"
     assert answer_text("red") == "red"
-    words = chat._Words(SimpleNamespace())
-    for text, end in ((" ", False), ("\n", True)):
-        words.on_finalized_text(text, end)
-    assert capsys.readouterr().out == "(The answer is empty.)\n"
     route = Route("What?", "", (), [np.zeros((4, 4, 3), np.uint8)], [])
     print_route(route, terminal(file=(file := io.StringIO())))
-    assert "A: (The answer is empty.)" in file.getvalue()
+    assert "A: (empty answer)" in file.getvalue()
 
 
 def test_a_mistake_prints_a_sentence_and_the_conversation_continues(say, folder):
@@ -144,3 +139,27 @@ def test_seed_of_the_sampling(say, folder):
         say(["What?"], f"run={folder}", "temperature=2", f"seed={seed}")[0][0] for seed in (1, 1, 2)
     ]
     assert answers[0] == answers[1] != answers[2]
+
+
+@pytest.fixture
+def silent(monkeypatch):
+    """Commands find a model that ends every answer at once."""
+    model, processor = make_talker()
+    end = processor.tokenizer.eos_token_id
+    model.generation_config.suppress_tokens = [i for i in range(processor.vocab_size) if i != end]
+    monkeypatch.setattr(inference, "load", lambda *_: (model, processor))
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_terminal_shows_that_an_answer_is_empty(terminal, silent, say, folder, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal, raising=False)
+    shown = "(empty answer)" if terminal else ""
+    assert say(["What?"], "run=RUN")[0][0].strip() == shown
+    out = io.StringIO()
+    out.isatty = lambda: terminal
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "argv", ["generate", "run=RUN", "prompt=What?"])
+    generate.main()
+    assert out.getvalue().splitlines()[0] == shown
+    (found,) = route.route("RUN", str(folder / "0.png"), "What?")
+    assert found.answer == ""

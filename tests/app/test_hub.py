@@ -1,14 +1,18 @@
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
-from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from dpn.common import hub
 
 
 @pytest.fixture(autouse=True)
-def _forget():
+def _forget(monkeypatch, tmp_path):
+    monkeypatch.setattr(hub, "snapshot_download", partial(snapshot_download, cache_dir=tmp_path))
     hub._ask_hub.cache_clear()
+    hub._downloaded.cache_clear()
 
 
 def answer(monkeypatch, reply):
@@ -44,3 +48,46 @@ def test_ids_that_are_nowhere(monkeypatch):
     response = SimpleNamespace(status_code=404, headers={}, request=None, url="")
     answer(monkeypatch, RepositoryNotFoundError("no", response=response))
     assert hub.why_missing("a/b") == "exists neither here nor on the Hugging Face Hub"
+
+
+def test_small_files_alone(monkeypatch):
+    answer(monkeypatch, "a model")
+    asked = []
+
+    def download(name, allow_patterns):
+        asked.append(allow_patterns)
+        return "/cache"
+
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    hub.find("lmsys/vicuna", weights=False)
+    hub.find("lmsys/vicuna")
+    small, all_ = map(set, asked)
+    assert {"*.json", "*.jinja"} <= small
+    assert all_ - small == {"*.safetensors", "*.bin"}
+
+
+def test_an_earlier_download_is_used_without_a_connection(monkeypatch, tmp_path):
+    answer(monkeypatch, ConnectionError())
+    repository = tmp_path / "models--a--b"
+    (repository / "snapshots" / "1234").mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("1234")
+    assert hub.why_missing("a/b") is None
+    assert hub.find("a/b") == repository / "snapshots" / "1234"
+
+
+def test_a_gated_model_asks_for_a_login(monkeypatch):
+    answer(monkeypatch, "a model")
+    response = SimpleNamespace(status_code=403, headers={}, request=None, url="")
+
+    def download(name, allow_patterns):
+        raise GatedRepoError("no", response=response)
+
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    with pytest.raises(PermissionError, match=r"gated: .*huggingface.co/a/b.* hf auth login"):
+        hub.find("a/b")
+
+
+def test_what_has_the_form_of_an_id():
+    assert hub.is_id("llava-hf/llava-1.5-7b-hf")
+    assert not any(map(hub.is_id, ("model", "/a/b", "./a", "outputs/main/run", "a/b/c.bin")))

@@ -16,7 +16,7 @@ ROOT = PACKAGE.parent
 #: Folders, each importing only from those before it.
 FOLDERS = [
     *("common", "tokens", "metrics", "cost", "vision", "data", "projectors", "routers"),
-    *("benchmarks", "runs", "decoder", "losses", "reports", "model", "inference", "checkpoints"),
+    *("benchmarks", "runs", "decoder", "losses", "reports", "model", "checkpoints", "inference"),
     *("training", "measure", "config", "cli"),
 ]
 #: Modules that users run or import. They may import every folder.

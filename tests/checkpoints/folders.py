@@ -1,11 +1,20 @@
 """Tiny folders in the released formats."""
 
 import json
+import shutil
 
 import torch
 from safetensors.torch import save_file
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+)
 
 from dpn import vision
+from dpn.checkpoints import read_tokenizer
 from tests.checkpoints.conftest import (
     TOWER,
     VOCABULARY,
@@ -136,3 +145,49 @@ def hr_names(tower):
         named[f"model.vision_tower.{place}.{rest}"] = tensor
     named["model.vision_tower.slow_vision_tower.vision_tower.head.fc.bias"] = torch.ones(3)
     return named
+
+
+#: The chat template of Hugging Face's LLaVA-1.5.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
+    "{% for part in message['content'] | selectattr('type', 'equalto', 'image') %}"
+    "{{ '<image>\n' }}{% endfor %}"
+    "{% for part in message['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{{ part['text'] + ' ' }}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+
+
+def save_hf_llava(folder, side=56):
+    """Let transformers itself save a LLaVA with its processor; return the model."""
+    write_tokenizer(folder / "words", ["<image>", "<pad>"])
+    tokenizer = read_tokenizer(folder / "words")
+    shutil.rmtree(folder / "words")
+    sizes = clip_config().to_dict() | {"image_size": side}
+    text = text_config(VOCABULARY + 24)
+    text.max_position_embeddings = 512
+    torch.manual_seed(0)
+    model = LlavaForConditionalGeneration(
+        LlavaConfig(
+            text_config=text,
+            vision_config=CLIPVisionConfig(**sizes),
+            image_token_index=VOCABULARY,
+            image_seq_length=(side // TOWER["patch_size"]) ** 2,
+        )
+    ).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.1)
+    model.save_pretrained(folder)
+    images = CLIPImageProcessorPil(
+        size={"shortest_edge": side}, crop_size={"height": side, "width": side}
+    )
+    LlavaProcessor(
+        images,
+        tokenizer,
+        patch_size=TOWER["patch_size"],
+        vision_feature_select_strategy="default",
+        chat_template=CHAT_TEMPLATE,
+        num_additional_image_tokens=1,
+    ).save_pretrained(folder)
+    return model
