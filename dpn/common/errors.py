@@ -12,3 +12,7 @@ class DPNError(Exception):
 
 class FileError(DPNError, ValueError):
     """A file is damaged, or its content is not what its place promises; the message names it."""
+
+
+class UnsupportedError(DPNError, ValueError):
+    """An argument, a setting or a text model that this package does not support."""

@@ -20,6 +20,8 @@ from dpn.common.text import one_line
 from dpn.config import apply, checks
 from dpn.config.engine import engine_of, import_target, is_deepspeed
 from dpn.data.sources.base import Source
+from dpn.decoder.layer import build_language
+from dpn.decoder.text_models import check_text_model
 from dpn.model import DPNConfig
 from dpn.model.assemble import build_router, build_vision
 from dpn.runs.request import ConfigError, Node, Request
@@ -138,7 +140,7 @@ def _check_engine(model: Node, optim: Node, trainer: Node) -> list[str]:
 
 
 def _check_parts(config: Node) -> list[str]:
-    """Build vision tower, projector and router on the meta device and collect their problems."""
+    """Build the model on the meta device and collect the problems of its parts."""
     try:
         model = DPNConfig(
             text_config=config["model"]["text"],
@@ -146,12 +148,16 @@ def _check_parts(config: Node) -> list[str]:
             projector_config=config["projector"],
             router_config=config["router"],
         )
+        check_text_model(model.text_config)
         with torch.device("meta"):
             tower, projector = build_vision(model)
             if problems := projector.check():
                 return problems
             projector.attach(tower)
-            return build_router(model, tower, projector).check()
+            problems = build_router(model, tower, projector).check()
+            if not problems:
+                build_language(model.text_config)
+            return problems
     except Exception as error:
         return [f"The model cannot be built: {' '.join(str(error).split())}"]
 

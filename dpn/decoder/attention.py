@@ -18,6 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from dpn.common.errors import UnsupportedError
 from dpn.tokens import PackedTokens
 
 BackendName = Literal["auto", "segments", "padded", "varlen", "flash"]
@@ -68,9 +69,9 @@ def packed_attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     if kwargs.get("sliding_window") is not None:
-        raise ValueError(
+        raise UnsupportedError(
             "The text model uses sliding-window attention, which packed attention does not"
-            " support; set use_sliding_window=false in its text_config."
+            " support; set sliding_window=null in its text_config."
         )
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
