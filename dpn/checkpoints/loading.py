@@ -20,6 +20,7 @@ from dpn.checkpoints.zero import is_zero, open_zero
 from dpn.common.checksums import check_checksums
 from dpn.common.errors import FileError
 from dpn.model import DPNForConditionalGeneration
+from dpn.model.folder import WHY_EMPTY
 
 log = logging.getLogger(__name__)
 POSITIONS = "embeddings.position_embedding.weight"
@@ -165,12 +166,14 @@ def plan(
         needs: Parts that must be complete; defaults to those that the source's format contains.
 
     Raises:
-        FileError: If a required tensor is missing, a shape does not fit, or vocabulary entries
-            cannot be matched.
+        FileError: If a required tensor is missing, a tensor is empty or its shape does not fit, or
+            vocabulary entries cannot be matched.
     """
     names = source.names
     report = Report(source.path, names.kind.title, dropped=list(names.dropped))
     fits = {name: shapes[name] for name in source.shapes if name in shapes}
+    if empty := [name for name in fits if 0 in source.shapes[name]]:
+        raise FileError(f"{source.path} holds empty tensors ({shorten(empty)}), {WHY_EMPTY}.")
     missing = [n for n in shapes if n not in fits and not is_optional(n)]
     report.missing = _grouped(missing)
     theirs = {ours: name for name, ours in names.ours.items()}

@@ -23,6 +23,8 @@ from dpn.config.schema import check_arguments
 from dpn.config.sections import Machine
 from dpn.config.unread import unread
 from dpn.data.sources.base import Source
+from dpn.decoder.layer import build_language
+from dpn.decoder.text_models import check_text_model
 from dpn.model import DPNConfig
 from dpn.model.assemble import build_router, build_vision
 from dpn.runs.request import ConfigError, Node, Request, unresolved
@@ -168,7 +170,7 @@ def _check_engine(model: Node, optim: Node, trainer: Node) -> list[str]:
 
 
 def _check_parts(config: Node) -> list[str]:
-    """Build vision tower, projector and router on the meta device and collect their problems."""
+    """Build the model on the meta device and collect the problems of its parts."""
     try:
         model = DPNConfig(
             text_config=config["model"]["text"],
@@ -176,12 +178,16 @@ def _check_parts(config: Node) -> list[str]:
             projector_config=config["projector"],
             router_config=config["router"],
         )
+        check_text_model(model.text_config)
         with torch.device("meta"):
             tower, projector = build_vision(model)
             if problems := projector.check():
                 return problems
             projector.attach(tower)
-            return build_router(model, tower, projector).check()
+            problems = build_router(model, tower, projector).check()
+            if not problems:
+                build_language(model.text_config)
+            return problems
     except Exception as error:
         return [f"The model cannot be built: {' '.join(str(error).split())}"]
 

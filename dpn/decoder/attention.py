@@ -71,7 +71,7 @@ def packed_attention(
     if kwargs.get("sliding_window") is not None:
         raise SettingError(
             "The text model uses sliding-window attention, which packed attention does not"
-            " support; set use_sliding_window=false in its text_config."
+            " support; set sliding_window=null in its text_config."
         )
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))

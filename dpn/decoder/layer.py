@@ -12,6 +12,7 @@ from dpn.decoder import within
 from dpn.decoder.attention import IMPLEMENTATION, packed_attention
 from dpn.decoder.projections import rotated
 from dpn.decoder.rows import PlannedRows
+from dpn.decoder.text_models import check_dividing, check_reading, check_text_model
 from dpn.tokens import LayerPlan
 
 
@@ -35,9 +36,10 @@ class DecoderLayer(nn.Module):
 
     Args:
         layer: Decoder layer of a Llama-like model, whose parameters all belong to its children.
+        kind: Model type of the text model, see `dpn.decoder.text_models`.
     """
 
-    def __init__(self, layer: nn.Module):
+    def __init__(self, layer: nn.Module, kind: str):
         super().__init__()
         own = [name for name, _ in layer.named_parameters(recurse=False)]
         if own:
@@ -48,6 +50,7 @@ class DecoderLayer(nn.Module):
             )
         for name, child in layer.named_children():
             self.add_module(name, child)
+        self.kind = kind
         self._stock = (layer,)  # in a tuple, so that the layer is not registered a second time
 
     def forward(
@@ -68,6 +71,7 @@ class DecoderLayer(nn.Module):
         if queries is not None:
             return self.attention_scores(hidden, queries, **kwargs)
         if plan is not None and rows is not None:
+            check_dividing(self.kind)
             return within.run(self, hidden, plan, rows, kwargs["position_embeddings"])
         return self._stock[0].forward(hidden, *args, **kwargs)
 
@@ -86,8 +90,9 @@ class DecoderLayer(nn.Module):
             Causal attention probabilities of each sample, fp32 `[R_b, H, n_b]`.
 
         Raises:
-            ValueError: If the layer has no separate projections of queries and keys.
+            SettingError: If the text model computes its attention in another way.
         """
+        check_reading(self.kind)
         attention: Any = self.self_attn
         if not (hasattr(attention, "q_proj") and hasattr(attention, "k_proj")):
             raise SettingError(
@@ -141,9 +146,16 @@ def compile_layers(language: Any) -> None:
 
 
 def build_language(text_config: Any) -> Any:
-    """Build a stock Hugging Face text model without head, with each layer in a `DecoderLayer`."""
+    """Build a stock Hugging Face text model without head, with each layer in a `DecoderLayer`.
+
+    Raises:
+        SettingError: If the decoder loop does not compute the model exactly.
+    """
+    check_text_model(text_config)
     # A copy: building another model from the same config would change this model's attention.
     text_config = copy.deepcopy(text_config)
     language = AutoModel.from_config(text_config, attn_implementation=IMPLEMENTATION)
-    language.layers = nn.ModuleList(DecoderLayer(layer) for layer in language.layers)
+    language.layers = nn.ModuleList(
+        DecoderLayer(layer, text_config.model_type) for layer in language.layers
+    )
     return language

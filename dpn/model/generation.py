@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import GenerationMixin
 
 from dpn.decoder.cache import RaggedCache
+from dpn.model.arguments import check_arguments, check_generation
 from dpn.model.inputs import end_columns
 
 #: Image arguments of `forward`, which are read at prefill only.
@@ -19,6 +20,7 @@ class RaggedGenerationMixin(GenerationMixin):
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> None:
+        check_generation(vars(generation_config))
         if generation_config.use_cache is not False:
             model_kwargs.setdefault("past_key_values", RaggedCache())
             if model_kwargs["past_key_values"] is None:
@@ -42,8 +44,15 @@ class RaggedGenerationMixin(GenerationMixin):
         return inputs
 
     def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
-        """Run Hugging Face's `generate`; routers read the whole prompt as the instruction."""
+        """Run Hugging Face's `generate`; routers read the whole prompt as the instruction.
+
+        Raises:
+            SettingError: If the options choose another cache, or `inputs_embeds` are given.
+        """
+        check_generation(kwargs)
         ids = kwargs.get("input_ids", inputs)
+        embeds = {"inputs_embeds": kwargs.get("inputs_embeds")}
+        check_arguments(embeds, ids, None)
         if ids is not None and kwargs.get("instruction_end") is None:
             mask = kwargs.get("attention_mask")
             kwargs["instruction_end"] = end_columns(torch.ones_like(ids) if mask is None else mask)

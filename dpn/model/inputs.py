@@ -21,12 +21,14 @@ class HostBatch:
         mask: Attention mask, bool `[B, T]`; with a filled cache it includes the cache's columns.
         labels: Labels `[B, T]`, or None.
         instruction: First and end column of each sample's text before its first supervised token.
+        instructed: Whether labels or `instruction_end` say where the instruction ends.
     """
 
     ids: np.ndarray
     mask: np.ndarray
     labels: np.ndarray | None
     instruction: tuple[tuple[int, int], ...]
+    instructed: bool = False
 
     @classmethod
     def from_tensors(
@@ -52,7 +54,8 @@ class HostBatch:
         elif instruction_end is not None:
             ends = instruction_end.cpu().numpy()
         instruction = tuple(zip(begins.tolist(), ends.tolist(), strict=True))
-        return cls(ids, mask, host_labels, instruction)
+        instructed = host_labels is not None or instruction_end is not None
+        return cls(ids, mask, host_labels, instruction, instructed)
 
     def last(self, columns: int) -> "HostBatch":
         """Return only the last `columns` columns."""

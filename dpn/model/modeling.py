@@ -12,10 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils import ModelOutput, logging
 
 from dpn.common.checksums import write_checksums
 from dpn.common.distributed import connect, several_processes
+from dpn.common.errors import SettingError
 from dpn.common.marks import marked
 from dpn.common.seeded import mix
 from dpn.data.batch import IGNORE
@@ -23,15 +25,20 @@ from dpn.decoder.backends import BackendName
 from dpn.decoder.cache import RaggedCache
 from dpn.decoder.layer import build_language
 from dpn.decoder.loop import append, prefill
+from dpn.model.arguments import check_arguments
 from dpn.model.assemble import build_router, build_vision
 from dpn.model.configuration import DPNConfig
 from dpn.model.cross_entropy import cross_entropy
+from dpn.model.folder import FolderMixin
 from dpn.model.generation import RaggedGenerationMixin
 from dpn.model.inputs import HostBatch, by_sample
 from dpn.model.questions import read_questions
+from dpn.model.training_tools import TrainingToolsMixin, keep_instruction_end, uncompiled
 from dpn.routers.base import Router, RoutingContext
 from dpn.tokens import CellMap, Grid, PackedTokens, Positions, Trace, pack
 from dpn.vision import ImageContext, VisualFeatures
+
+log = logging.get_logger(__name__)
 
 
 @dataclass
@@ -51,7 +58,9 @@ class DPNOutput(ModelOutput):
     trace: Trace | None = None
 
 
-class DPNForConditionalGeneration(RaggedGenerationMixin, PreTrainedModel):
+class DPNForConditionalGeneration(
+    RaggedGenerationMixin, TrainingToolsMixin, FolderMixin, PreTrainedModel
+):
     """A vision tower, a projector, and a stock text model with a router between its layers.
 
     Args:
@@ -64,8 +73,6 @@ class DPNForConditionalGeneration(RaggedGenerationMixin, PreTrainedModel):
     base_model_prefix = "language"
     main_input_name = "input_ids"
     input_modalities = ("image", "text")
-    # Hugging Face's gradient checkpointing; `checkpoint_layers` replaces it.
-    supports_gradient_checkpointing = False
     _supports_sdpa = True
     _no_split_modules = ("DecoderLayer",)
     _keep_in_fp32_modules_strict = ("router",)
@@ -87,6 +94,7 @@ class DPNForConditionalGeneration(RaggedGenerationMixin, PreTrainedModel):
         self.attention: BackendName = "auto"
         #: Whether decoder layers are recomputed in the backward pass.
         self.checkpoint_layers = False
+        self.register_forward_pre_hook(keep_instruction_end, with_kwargs=True)
         self.post_init()
         if self.generation_config is not None:  # an answer never contains an image
             self.generation_config.suppress_tokens = [config.image_token_id]
@@ -117,9 +125,10 @@ class DPNForConditionalGeneration(RaggedGenerationMixin, PreTrainedModel):
 
     # Forward
 
+    @uncompiled
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         pixel_values: Tensor | None = None,
@@ -137,7 +146,8 @@ class DPNForConditionalGeneration(RaggedGenerationMixin, PreTrainedModel):
         compress: bool = True,
         router: Router | None = None,
         return_dict: bool | None = None,
-    ) -> DPNOutput:
+        **kwargs: Any,
+    ) -> DPNOutput | tuple[Any, ...]:
         """Run the model: a prefill or training pass, or with a filled cache a decoding step.
 
         Args:
@@ -166,34 +176,104 @@ class DPNForConditionalGeneration(RaggedGenerationMixin, PreTrainedModel):
                 where only the logits of supervised rows are computed.
             compress: Whether the router acts; False computes the same as `router=none`.
             router: Router that acts in place of the model's own, with its own `positions`.
-            return_dict: Accepted for Hugging Face, always True.
+            return_dict: Whether to return a `DPNOutput` (default) or a tuple of what it holds.
+            kwargs: Further arguments of Hugging Face's models, see `dpn.model.arguments`.
 
         Raises:
             ValueError: If images and `<image>` ids do not match, or the attention mask has holes.
+            SettingError: If an argument of Hugging Face's models matters and is not supported.
         """
+        kwargs.setdefault("output_hidden_states", self.config.output_hidden_states)
+        check_arguments(kwargs, input_ids, attention_mask)
+        assert input_ids is not None
         if past_key_values is not None and not isinstance(past_key_values, RaggedCache):
-            raise ValueError(
+            raise SettingError(
                 f"past_key_values is a {type(past_key_values).__name__}; this model needs a"
                 " dpn.decoder.cache.RaggedCache (leave it out, and generate creates one)."
             )
         host = HostBatch.from_tensors(input_ids, attention_mask, labels, instruction_end)
         if past_key_values is not None and past_key_values.get_seq_length():
-            return self._append(input_ids, host, past_key_values, logits_to_keep)
+            out = self._append(input_ids, host, past_key_values, logits_to_keep)
+            return out if return_dict is not False else out.to_tuple()
         cache = past_key_values
         if cache is None and use_cache:
             cache = RaggedCache()
+        images = (pixel_values, image_sizes, image_sample)
+        keys = (host.keys(sample_ids), seed, int(step))
+        tokens, trace = self._run_layers(input_ids, host, images, keys, cache, compress, router)
+        loss = None
+        if host.labels is not None:
+            loss = self._loss(tokens, host, num_items_in_batch, trace)
+        if return_logits is None:
+            return_logits = loss is None or not self.training
+        logits = self._logits(tokens, host, logits_to_keep) if return_logits else None
+        out = DPNOutput(loss=loss, logits=logits, past_key_values=cache, trace=trace)
+        return out if return_dict is not False else out.to_tuple()
+
+    @uncompiled
+    def hidden_states(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_sizes: Tensor | None = None,
+        image_sample: Tensor | None = None,
+        sample_ids: Tensor | None = None,
+        instruction_end: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutput:
+        """Compute what the language head reads, after the last norm; see `forward`.
+
+        Returns:
+            `last_hidden_state [B, T, D]`: for an `<image>` column that of the image's last row, for
+            padding zeros.
+        """
+        check_arguments(kwargs, input_ids, attention_mask)
+        assert input_ids is not None
+        host = HostBatch.from_tensors(input_ids, attention_mask, None, instruction_end)
+        images = (pixel_values, image_sizes, image_sample)
+        tokens, _ = self._run_layers(input_ids, host, images, (host.keys(sample_ids), 0, 0))
+        rows = tokens.hidden[tokens.rows_of_columns(*np.nonzero(host.mask))]
+        return BaseModelOutput(last_hidden_state=_spread(self.language.norm(rows), host.mask))
+
+    def _run_layers(
+        self,
+        input_ids: Tensor,
+        host: HostBatch,
+        images: tuple[Tensor | None, Tensor | None, Tensor | None],
+        keys: tuple[np.ndarray, int, int],
+        cache: RaggedCache | None = None,
+        compress: bool = True,
+        router: Router | None = None,
+    ) -> tuple[PackedTokens, Trace]:
+        """Pack text and images and run all layers; fill the cache and a new trace.
+
+        Args:
+            input_ids: Token ids `[B, T]`.
+            host: CPU copies of the arguments.
+            images: `pixel_values`, `image_sizes` and `image_sample` of `forward`.
+            keys: Key of each sample, seed and step for the sampling of routes.
+            cache: Empty cache to fill.
+            compress: Whether the router acts.
+            router: Router that acts in place of the model's own.
+        """
         trace = Trace((), ())
         context = RoutingContext(
             instruction=host.instruction,
             router_columns=host.columns_with(self.config.router_token_id),
-            keys=host.keys(sample_ids),
+            keys=keys[0],
             training=self.training,
-            seed=seed,
-            step=int(step),
+            seed=keys[1],
+            step=keys[2],
             trace=trace,
         )
-        images = (pixel_values, image_sizes, image_sample)
         acting = router or self.router
+        if self.training and compress and not host.instructed and acting.acts != "nowhere":
+            log.warning_once(
+                "Neither labels nor instruction_end were given in training, so the router reads the"
+                " answers as a part of the questions; give one of them."
+            )
         tokens = self._pack(input_ids, host, context, acting.positions, *images)
         tokens = prefill(
             self.language,
@@ -206,13 +286,7 @@ class DPNForConditionalGeneration(RaggedGenerationMixin, PreTrainedModel):
         )
         if cache is not None:
             cache.columns, cache.trace = input_ids.shape[1], trace
-        loss = None
-        if host.labels is not None:
-            loss = self._loss(tokens, host, num_items_in_batch, trace)
-        if return_logits is None:
-            return_logits = loss is None or not self.training
-        logits = self._logits(tokens, host, logits_to_keep) if return_logits else None
-        return DPNOutput(loss=loss, logits=logits, past_key_values=cache, trace=trace)
+        return tokens, trace
 
     def _pack(
         self,
@@ -239,10 +313,7 @@ class DPNForConditionalGeneration(RaggedGenerationMixin, PreTrainedModel):
                 " order of the samples."
             )
         text_index = np.flatnonzero(host.mask & ~is_image)
-        ids = input_ids.flatten()
-        if len(text_index) < ids.numel():
-            ids = ids[torch.from_numpy(text_index).to(ids.device, non_blocking=True)]
-        text = self.get_input_embeddings()(ids)  # [n, D]
+        text = self._embed(input_ids, text_index)
         visual: Sequence[Tensor] = ()
         grids: tuple[Grid, ...] = ()
         tower_grids: tuple[Grid, ...] = ()
@@ -272,6 +343,18 @@ class DPNForConditionalGeneration(RaggedGenerationMixin, PreTrainedModel):
         context.trace.tower_grids = by_sample(tower_grids, owners, batch)
         context.trace.grids = by_sample(grids, owners, batch)
         return pack(text, host.mask, places, visual, grids, positions, sources)
+
+    def _embed(self, input_ids: Tensor, text_index: np.ndarray) -> Tensor:
+        """Embed the text columns of `[B, T]` ids, `[n, D]`.
+
+        The module embeds the whole `[B, T]`, as in Hugging Face's models: hooks such as NEFTune's
+        need its shape.
+        """
+        is_image = input_ids == self.config.image_token_id
+        text = self.get_input_embeddings()(input_ids.masked_fill(is_image, 0)).flatten(0, 1)
+        if len(text_index) < len(text):
+            text = text[torch.from_numpy(text_index).to(text.device, non_blocking=True)]
+        return text
 
     def _with_questions(
         self, context: ImageContext, owners: Sequence[int], batch: int, trace: Trace
@@ -321,6 +404,12 @@ class DPNForConditionalGeneration(RaggedGenerationMixin, PreTrainedModel):
         assert host.labels is not None
         supervised = host.mask[:, 1:] & host.mask[:, :-1] & (host.labels[:, 1:] != IGNORE)
         samples, columns = np.nonzero(supervised)
+        if num_items is not None and (host.labels[:, 1:] != IGNORE).sum() > len(samples):
+            log.warning_once(
+                "num_items_in_batch was given, but some labels cannot be predicted: those of"
+                " padding and of the first token after padding on the left. Trainer counts them;"
+                " set them to -100, or accumulated gradients differ from those of a large batch."
+            )
         targets = torch.from_numpy(host.labels[samples, columns + 1]).to(tokens.hidden.device)
         hidden = tokens.hidden[tokens.rows_of_columns(samples, columns)]
         logits = self._head(hidden)

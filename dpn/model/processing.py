@@ -8,18 +8,18 @@ inputs = processor(text=prompt, images=image)
 
 import json
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
-from PIL import Image
 from torch import Tensor
 from transformers import AddedToken, AutoTokenizer, BatchFeature
 from transformers.processing_utils import ProcessorMixin
-from transformers.utils import cached_file
+from transformers.utils import cached_file, logging
 
+from dpn.common.errors import DPNError, FileError, SettingError
 from dpn.common.files import write_json
-from dpn.data.batch import DataError, PaddingSide, pad_ids, stack_images
+from dpn.common.text import one_line
+from dpn.data.batch import DataError, stack_images
 from dpn.data.chat_template import chat_template
 from dpn.data.conversation import (
     IMAGE,
@@ -33,9 +33,11 @@ from dpn.data.conversation import (
     template,
 )
 from dpn.data.encoding import ENCODERS, Tokenization, encode, tokenize
-from dpn.data.image_files import load_image
 from dpn.data.images import CLIP_MEAN, CLIP_STD, ImageMode, ImageTransform
+from dpn.model.image_arguments import as_pil, group_images, in_order
+from dpn.model.processor_options import ProcessorOptions
 
+log = logging.get_logger(__name__)
 CONFIG_NAME = "processor_config.json"
 CHAT_TEMPLATE_NAME = "chat_template.jinja"
 Message = Mapping[str, Any]
@@ -89,6 +91,11 @@ class DPNProcessor(ProcessorMixin):
         self.transform = ImageTransform(
             image_mode, image_size, _rgb(image_mean), _rgb(image_std), patch_size
         )
+
+    @property
+    def image_processor(self) -> Self:
+        """The processor itself, which pipelines look for to make batches and to save it."""
+        return self
 
     @property
     def image_token_id(self) -> int:
@@ -176,48 +183,88 @@ class DPNProcessor(ProcessorMixin):
         images: Any = None,
         *,
         messages: Sequence[Message] | Sequence[Sequence[Message]] | None = None,
-        padding_side: PaddingSide = "left",
-        return_tensors: str = "pt",
-        padding: bool = True,
         videos: None = None,
         audio: None = None,
+        **options: Any,
     ) -> BatchFeature:
         """Convert prompts and their images to model inputs.
 
         Args:
-            text: One or several prompts, with one `<image>` mark per image.
-            images: PIL images, files or URLs: one, a flat list in the order of the marks, or one
-                list per prompt.
+            text: One or several prompts, with one `<image>` mark per image. Hugging Face's order,
+                images first, is recognised.
+            images: PIL images, files, URLs, arrays or tensors: one, a flat list in the order of the
+                marks, or one list per prompt.
             messages: One or several conversations in place of `text`, see `prompt`.
-            padding_side: Side of the padding; `left` for generation.
-            return_tensors: Only `pt`.
-            padding: Accepted for Hugging Face, always True.
             videos: Accepted for Hugging Face, always None.
             audio: Accepted for Hugging Face, always None.
+            options: See `ProcessorOptions`; by default padding is on the left, for generation.
 
         Returns:
             `input_ids [B, T]`, `attention_mask [B, T]` and, with images, `pixel_values [I, 3, Hmax,
-            Wmax]`, `image_sizes [I, 2]`, `image_sample [I]`.
+            Wmax]`, `image_sizes [I, 2]` and, for several prompts, `image_sample [I]`.
 
         Raises:
-            DataError: If marks and images do not match.
+            DataError: If marks and images do not match, or truncation would lose an image.
+            SettingError: If an option that matters is not supported.
         """
-        if return_tensors != "pt":
-            raise ValueError(f"return_tensors={return_tensors!r} is not supported; use 'pt'.")
+        chosen = ProcessorOptions.read(options)
+        text, images = in_order(text, images)
         if videos is not None or audio is not None:
-            raise ValueError("The model supports text and images only; leave out videos and audio.")
+            raise SettingError(
+                "The model supports text and images only; leave out videos and audio."
+            )
         if (text is None) == (messages is None):
-            raise ValueError("Give the processor either `text` or `messages`.")
-        texts = [text] if isinstance(text, str) else list(text or [])
-        if messages is not None:
+            raise SettingError("Give the processor either `text` or `messages`.")
+        texts: list[str] = [text] if isinstance(text, str) else list(text or [])
+        if messages:
             conversations: Any = [messages] if isinstance(messages[0], Mapping) else messages
             texts = [self.prompt(one) for one in conversations]
-        rows = [self.tokenize([Piece(one)])[0] for one in texts]
-        input_ids, attention_mask = pad_ids(rows, self.pad_token_id, padding_side)
-        pixels = [[self.transform(image) for image in own] for own in _by_text(images, texts)]
-        return BatchFeature(
-            {"input_ids": input_ids, "attention_mask": attention_mask, **stack_images(pixels)}
-        )
+        if not texts or not all(isinstance(one, str) for one in texts):
+            raise SettingError(
+                "The processor needs a prompt, a list of prompts, or conversations; got"
+                f" {text if messages is None else messages!r}."
+            )
+        rows = [self._ids(one, chosen) for one in texts]
+        pixels = [
+            [self.transform(as_pil(image, chosen.input_data_format)) for image in own]
+            for own in group_images(images, texts)
+        ]
+        tensors = stack_images(pixels)
+        if len(texts) == 1:  # so that pipelines can join the inputs of several prompts
+            tensors.pop("image_sample", None)
+        if chosen.return_tensors is None and not chosen.pads:
+            lists = {"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]}
+            return BatchFeature(lists | chosen.convert(tensors))
+        ids, mask = chosen.pad(rows, self.tokenizer)
+        return BatchFeature(chosen.convert({"input_ids": ids, "attention_mask": mask, **tensors}))
+
+    def _ids(self, text: str, options: ProcessorOptions) -> list[int]:
+        """Encode a prompt, by default with BOS at its beginning."""
+        bos = self.tokenizer.bos_token
+        start = 0
+        if not options.add_special_tokens:
+            start = 0 if text.startswith(bos) else 1
+            text = text.removeprefix(bos)
+            opening = self.style.system + self.style.human
+            if start and opening and text.startswith(opening):
+                log.warning_once(
+                    f"add_special_tokens=False leaves out {bos}, with which every conversation"
+                    " begins; to keep it in TRL, set processor.chat_template ="
+                    " processor.tokenizer.bos_token + processor.chat_template."
+                )
+        ids = self.tokenize([Piece(text)])[0][start:]
+        return options.cut(ids, self.tokenizer, self.image_token_id)
+
+    def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
+        """Render conversations like Hugging Face, or convert them to model inputs.
+
+        The template does not write BOS. It is therefore added even if `processor_kwargs` hold
+        `add_special_tokens=False`, which TRL gives for templates that do.
+        """
+        if own := kwargs.get("processor_kwargs"):
+            kept = {name: value for name, value in own.items() if name != "add_special_tokens"}
+            kwargs = {**kwargs, "processor_kwargs": kept}
+        return super().apply_chat_template(conversation, *args, **kwargs)
 
     def batch_decode(self, ids: Tensor | Sequence[Sequence[int]], **options: Any) -> list[str]:
         """Decode ids `[B, T]`, by default without special tokens, and strip outer whitespace."""
@@ -260,22 +307,46 @@ class DPNProcessor(ProcessorMixin):
 
         Raises:
             OSError: If the folder or a file does not exist.
-            ValueError: If the file has settings that a processor does not know.
+            FileError: If a file is damaged, or has settings that a processor does not know.
         """
         hub = ("revision", "cache_dir", "token", "local_files_only")
         where = {name: options[name] for name in hub if name in options}
         file = cached_file(str(folder), CONFIG_NAME, **where)
-        settings = json.loads(Path(file).read_text(encoding="utf-8"))
-        settings.pop("processor_class", None)
         known = set(cls.__init__.__annotations__) - {"tokenizer"}
-        if unknown := sorted(set(settings) - known):
-            raise ValueError(
-                f"{file} has unknown settings {', '.join(unknown)};"
-                f" known are {', '.join(sorted(known))}."
-            )
+        settings = _read_settings(Path(file), known)
         settings.update({name: value for name, value in options.items() if name in known})
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, **where)
-        return cls(tokenizer, **settings)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, **where)
+        except OSError:
+            raise
+        except Exception as error:  # damaged files raise about ten types
+            raise FileError(
+                f"The tokenizer of {folder} is damaged or incomplete ({one_line(str(error))}); copy"
+                " its files again."
+            ) from error
+        try:
+            return cls(tokenizer, **settings)
+        except DPNError:
+            raise
+        except (TypeError, ValueError, AttributeError) as error:
+            raise FileError(f"{file} has an invalid value: {error}") from error
+
+
+def _read_settings(file: Path, known: set[str]) -> dict[str, Any]:
+    """Read the arguments of a processor from its `processor_config.json`."""
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"{file} is not JSON ({error}); copy or write it again.") from error
+    if not isinstance(settings, dict):
+        raise FileError(f"{file} holds a {type(settings).__name__}, not an object; copy it again.")
+    settings.pop("processor_class", None)
+    if unknown := sorted(set(settings) - known):
+        raise FileError(
+            f"{file} has unknown settings {', '.join(unknown)};"
+            f" known are {', '.join(sorted(known))}."
+        )
+    return settings
 
 
 def _rgb(values: Sequence[float]) -> tuple[float, float, float]:
@@ -302,22 +373,3 @@ def _prepare(tokenizer: Any, router_token: bool) -> Any:
     missing = [AddedToken(t, special=True, normalized=False) for t in wanted if t not in known]
     tokenizer.add_tokens(missing, special_tokens=True)
     return tokenizer
-
-
-def _by_text(images: Any, texts: Sequence[str]) -> list[list[Image.Image]]:
-    """Group images by text, and open those that are files or URLs."""
-    marks = [text.count(IMAGE) for text in texts]
-    one = str | Image.Image
-    images = [] if images is None else [images] if isinstance(images, one) else list(images)
-    if any(isinstance(own, one) for own in images):
-        flat = iter(images)
-        nested = [list(islice(flat, count)) for count in marks]
-        nested[-1].extend(flat)
-    else:
-        nested = [list(own) for own in images] or [[] for _ in texts]
-    if [len(own) for own in nested] != marks:
-        raise DataError(
-            f"The prompts have {marks} {IMAGE} marks, but {[len(own) for own in nested]} images"
-            " were given; give exactly one image for each mark."
-        )
-    return [[load_image(image) for image in own] for own in nested]

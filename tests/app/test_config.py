@@ -226,6 +226,15 @@ MISTAKES = {
         "router.hidden=0": "router.hidden=0 must be at least 1",
     },
     "impossible text model": {"model.text.hidden_size=97": "The model cannot be built"},
+    "heads that do not fit": {"+model.text.num_key_value_heads=3": "is not a multiple of"},
+    "text model that does more than its layers": {
+        "model.text.model_type=gemma2": "The text model 'gemma2' is not supported",
+    },
+    "text model of another kind": {"model.text.model_type=phi": "The text model 'phi' is not"},
+    "text model with windows": {"model.text.model_type=mistral": "set sliding_window=null"},
+    "text model without end": {
+        "model.text.num_hidden_layers=99999999999999999999": "num_hidden_layers=9999",
+    },
     "no DeepSpeed for muon": {"trainer=deepspeed_zero3": "`optim=muon` needs whole matrices"},
     "no value": {"router.layers=???": "`router.layers` has no value yet"},
 }

@@ -9,6 +9,7 @@ from dpn import DPNConfig, DPNForConditionalGeneration, DPNProcessor
 from dpn.checkpoints.loading import load, resize_positions
 from dpn.checkpoints.tokenizers import read_tokenizer
 from dpn.checkpoints.vocabulary import match_entries
+from dpn.common.errors import FileError
 from tests.checkpoints.conftest import (
     LAYERS,
     TOWER,
@@ -250,3 +251,14 @@ def test_a_source_for_another_part_of_the_model(tmp_path):
     assert len(model.vision.model.encoder.layers) == TOWER["depth"] == LAYERS
     for name, tensor in model.vision.model.state_dict().items():
         assert torch.equal(tensor, tower[name])
+
+
+def test_tensors_that_zero_left_empty_are_named_with_the_cause(tmp_path):
+    """ZeRO stage 3 writes tensors of size 0 unless the weights are gathered first."""
+    ours = our_model()
+    state = {name: torch.zeros(0) for name in ours.state_dict()}
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(FileError, match=r"empty tensors \(.* and \d+ more\), as written by ZeRO"):
+        load(ours, tmp_path)
+    with pytest.raises(FileError, match=r"zero_to_fp32\.py"):
+        load(ours, tmp_path, parts=("projector",))

@@ -117,3 +117,47 @@ def test_imports_of_any_order(imports, folder):
     code = f"{imports}for auto in (AutoConfig, AutoModelForImageTextToText, AutoProcessor):\n"
     code += f"    print(type(auto.from_pretrained({str(folder)!r})).__name__)"
     assert python(code) == ["DPNConfig", "DPNForConditionalGeneration", "DPNProcessor"]
+
+
+def test_pipeline_answers_batches_of_chats_with_pictures(folder, tmp_path):
+    model, processor = inference.load(folder, "cpu")
+    pipe = pipeline("image-text-to-text", model=model, processor=processor, device="cpu")
+    questions = ["What colour is the cat?", "How many?", "What is it, then?"]
+    chats = [about({"image": picture(number)}, q) for number, q in enumerate(questions)]
+    options = {"max_new_tokens": NEW, "return_full_text": False}
+    alone = [pipe(text=chat, **options)[0]["generated_text"] for chat in chats]
+    together = pipe(text=chats, batch_size=2, **options)
+    assert [one[0]["generated_text"] for one in together] == alone
+    assert len(set(alone)) > 1
+    pipe.save_pretrained(tmp_path)
+    assert DPNProcessor.from_pretrained(tmp_path).to_dict() == processor.to_dict()
+
+
+def test_pipeline_answers_lists_of_prompts_with_pictures(folder):
+    model, processor = inference.load(folder, "cpu")
+    pipe = pipeline("image-text-to-text", model=model, processor=processor, device="cpu")
+    pictures = [picture(number) for number in range(2)]
+    prompts = [processor.prompt([inference.question(q, pictures[:1])]) for q in ("What?", "Why?")]
+    options = {"max_new_tokens": NEW, "return_full_text": False}
+    alone = [
+        pipe(images=image, text=prompt, **options)[0]["generated_text"]
+        for image, prompt in zip(pictures, prompts, strict=True)
+    ]
+    together = pipe(images=pictures, text=prompts, **options)
+    assert [one["generated_text"] for one in together] == alone
+
+
+def test_stop_strings_end_an_answer(folder):
+    model, processor = inference.load(folder, "cpu")
+    inputs = inference.inputs_of(processor, "What colour is the cat?", [picture()])
+    whole = processor.tokenizer.decode(
+        model.generate(**inputs, max_new_tokens=NEW)[0, inputs["input_ids"].shape[1] :]
+    )
+    stop = whole[len(whole) // 3 : len(whole) // 3 + 2]
+    out = model.generate(
+        **inputs, max_new_tokens=NEW, stop_strings=[stop], tokenizer=processor.tokenizer
+    )
+    text = processor.tokenizer.decode(out[0, inputs["input_ids"].shape[1] :])
+    assert stop in text
+    assert len(text) < len(whole)
+    assert whole.startswith(text)

@@ -6,7 +6,9 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.utils.logging import get_logger
 
+from dpn.common.errors import SettingError
 from dpn.data.batch import DataError, Sample, collate
 from dpn.data.conversation import read_turns
 from dpn.data.tokenizer import train_tokenizer
@@ -171,3 +173,183 @@ def test_unsuitable_tokenizers_are_refused(processor):
     tokenizer.bos_token = None
     with pytest.raises(ValueError, match="BOS and EOS"):
         DPNProcessor(tokenizer)
+
+
+def same(got, want):
+    return set(got) == set(want) and all(torch.equal(got[name], want[name]) for name in want)
+
+
+def test_the_order_of_hugging_face_is_recognised(processor, tmp_path):
+    image, text = picture(8, 4), "<image>\nWhat?"
+    want = processor(text=text, images=image)
+    assert same(processor(image, text), want)
+    assert same(processor(text, image), want)
+    assert same(processor([image], [text]), want)
+    assert same(processor(images=[[image]], text=[text]), want)
+    image.save(tmp_path / "0.png")
+    assert same(processor(str(tmp_path / "0.png"), text), want)
+    assert same(processor(text, str(tmp_path / "0.png")), want)
+    with pytest.raises(SettingError, match="either `text` or `messages`"):
+        processor(image)
+
+
+def test_arrays_and_tensors_are_images(processor):
+    image, text = picture(8, 4), "<image>\nWhat?"
+    want = processor(text, image)
+    array = np.asarray(image)
+    channels_first = torch.from_numpy(array.transpose(2, 0, 1).copy())
+    for form in (
+        array,
+        array.transpose(2, 0, 1),
+        array.astype(np.float32) / 255,
+        array.astype(np.int64),
+        torch.from_numpy(array.copy()),
+        channels_first,
+        channels_first / 255,
+        (channels_first / 255).double(),
+        channels_first[None],
+        [channels_first],
+        [[channels_first]],
+    ):
+        assert same(processor(text, form), want)
+    several = processor([text, text], torch.stack([channels_first, channels_first]))
+    assert same(several, processor([text, text], [image, image]))
+    grey = processor(text, image.convert("L"))
+    assert same(processor(text, np.asarray(image.convert("L"))), grey)
+    assert same(processor(text, np.asarray(image.convert("L"))[None]), grey)
+    mask = np.eye(4, dtype=bool)
+    white = processor(text, Image.fromarray(mask.astype(np.uint8) * 255))
+    assert same(processor(text, mask), white)
+    assert same(processor(text, torch.eye(4)), white)
+    for odd, sentence in (
+        (array + 0.5, r"floats in \[0, 1\]"),
+        (array.astype(np.int64) * 300, "cannot be read"),
+        (np.zeros((4, 4, 7)), "1 or 3 channels"),
+        ({"bytes": b""}, "An image is a dict"),
+        (3, "An image is a int"),
+    ):
+        with pytest.raises(DataError, match=sentence):
+            processor(text, odd)
+
+
+def test_lists_of_images_may_be_nested_and_have_holes(processor):
+    one, two = picture(8, 4, 1), picture(4, 4, 2)
+    texts = ["<image> and <image>?", "None?", "<image>?"]
+    want = processor(texts, [one, two, one])
+    for form in ([[one, two], [], [one]], [(one, two), None, one], ((one, two), (), (one,))):
+        assert same(processor(texts, form), want)
+
+
+def test_padding_and_truncation_are_those_of_tokenizers(processor):
+    texts = ["How many birds?", "What?"]
+    plain = processor.tokenizer
+    bos = plain.bos_token_id
+    rows = [[bos, *plain(text, add_special_tokens=False).input_ids] for text in texts]
+    longest = max(map(len, rows))
+    assert processor(texts).input_ids.shape == (2, longest)
+    for padding in ("longest", True, None):
+        assert same(processor(texts, padding=padding), processor(texts))
+    padded = processor(texts, padding="max_length", max_length=longest + 5)
+    assert padded.input_ids.shape == (2, longest + 5)
+    assert padded.input_ids[0, -len(rows[0]) :].tolist() == rows[0]
+    assert padded.attention_mask.sum(1).tolist() == [len(row) for row in rows]
+    right = processor(texts, pad_to_multiple_of=16, padding_side="right")
+    assert right.input_ids.shape[1] % 16 == 0
+    assert right.input_ids[1, : len(rows[1])].tolist() == rows[1]
+    for options in ({"max_length": 3}, {"max_length": 3, "truncation": True}):
+        assert processor(texts, **options).input_ids.tolist() == [row[:3] for row in rows]
+    kept = processor(texts, max_length=3, truncation=False).input_ids
+    assert torch.equal(kept, processor(texts).input_ids)
+    fixed = processor(texts, padding="max_length", max_length=4, truncation=True)
+    assert fixed.input_ids.shape == (2, 4)
+    plain.truncation_side = "left"
+    cut = processor(texts[:1], max_length=3).input_ids[0].tolist()
+    assert cut == [bos, *rows[0][-2:]]
+    plain.truncation_side = "right"
+    with pytest.raises(SettingError, match="do not fit in one tensor"):
+        processor(texts, padding=False)
+    lists = processor(texts, padding=False, return_tensors=None)
+    assert lists["input_ids"] == rows
+    assert lists["attention_mask"] == [[1] * len(row) for row in rows]
+    grouped = {"text_kwargs": {"max_length": 3, "truncation": True}, "common_kwargs": None}
+    assert processor(texts, **grouped).input_ids.shape == (2, 3)
+
+
+def test_truncation_never_cuts_an_image_off(processor):
+    text, image = "What is this <image>?", picture(4, 4)
+    whole = processor(text, image).input_ids.shape[1]
+    assert processor(text, image, max_length=whole - 1).input_ids.shape[1] == whole - 1
+    with pytest.raises(DataError, match="max_length=3 cuts an image off"):
+        processor(text, image, truncation=True, max_length=3)
+
+
+def test_tensors_are_returned_in_the_form_asked_for(processor):
+    want = processor(["<image> What?", "Why?"], [picture(8, 4)])
+    arrays = processor(["<image> What?", "Why?"], [picture(8, 4)], return_tensors="np")
+    lists = processor(["<image> What?", "Why?"], [picture(8, 4)], return_tensors=None)
+    for name, tensor in want.items():
+        assert isinstance(arrays[name], np.ndarray)
+        assert isinstance(lists[name], list)
+        assert torch.equal(torch.from_numpy(arrays[name]), tensor)
+        assert torch.equal(torch.tensor(np.array(lists[name])), tensor)
+
+
+def test_bos_is_left_out_on_request(processor, monkeypatch):
+    bos = processor.tokenizer.bos_token
+    with_bos = processor("How many?").input_ids[0].tolist()
+    without_bos = processor("How many?", add_special_tokens=False).input_ids[0].tolist()
+    assert with_bos[1:] == without_bos
+    written = processor(f"{bos}How many?", add_special_tokens=False).input_ids[0].tolist()
+    assert written == with_bos
+    said = []
+    monkeypatch.setattr(get_logger("dpn.model.processing"), "warning_once", said.append)
+    prompt = processor.prompt([human("Hi")])
+    processor("How many?", add_special_tokens=False)
+    assert not said
+    processor(prompt, add_special_tokens=False)
+    assert "leaves out <s>" in said[0]
+    processor.chat_template = bos + processor.chat_template  # as the warning says
+    hi = [{"role": "user", "content": "Hi"}]
+    rendered = processor.apply_chat_template(hi, add_generation_prompt=True)
+    assert same(processor(rendered, add_special_tokens=False), processor(prompt))
+    assert len(said) == 1
+    options = {"tokenize": True, "return_dict": True, "add_generation_prompt": True}
+    options["processor_kwargs"] = {"add_special_tokens": False}  # as TRL's collator does
+    got = processor.apply_chat_template(hi, **options)
+    assert same(got, processor(messages=hi))
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"return_tensors": "tf"}, "return_tensors='tf' is not supported; use one of 'pt', 'np'"),
+        ({"padding": "shortest"}, "padding='shortest' is not supported"),
+        ({"truncation": "second"}, "truncation='second' is not supported"),
+        ({"padding_side": "top"}, "padding_side='top'"),
+        ({"max_length": 0}, "max_length=0 must be"),
+        ({"max_length": "big"}, "max_length='big' must be"),
+        ({"padding": "max_length"}, "needs a max_length"),
+        ({"do_normalize": False}, "do_normalize=False is not supported by this processor"),
+        ({"images_kwargs": {"size": {"height": 3}}}, "size="),
+        ({"return_offsets_mapping": True}, "return_offsets_mapping=True"),
+        ({"image_mean": np.zeros(3)}, "image_mean="),
+        ({"typo": 1}, "typo=1 is not supported by this processor; leave it out. It takes add_"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_by_name(options, sentence, processor):
+    with pytest.raises(SettingError, match=sentence):
+        processor("Hi", **options)
+
+
+def test_options_that_change_nothing_are_passed_over(processor):
+    options = {"do_rescale": True, "return_token_type_ids": False, "verbose": True, "new": None}
+    assert same(processor("Hi", **options, images_kwargs={"do_normalize": True}), processor("Hi"))
+
+
+@pytest.mark.parametrize("text", [[], [["Hi"]], [3], ""])
+def test_texts_that_are_none_are_refused_or_encoded(text, processor):
+    if text == "":
+        assert processor(text).input_ids.tolist() == [[processor.tokenizer.bos_token_id]]
+        return
+    with pytest.raises(SettingError, match="needs a prompt, a list of prompts"):
+        processor(text)
