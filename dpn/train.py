@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 #: Metrics that a sweeper may search for, in the order of `hydra.sweeper.direction`.
 OBJECTIVES = ("val/accuracy", "cost/visual_macs_ratio")
+#: Metrics of the training itself.
+TIMES = ("time/train_s", "time/step_ms")
 
 
 @front_door("train", run_path)
@@ -149,7 +151,7 @@ def _run(request: Request, folder: RunFolder) -> None:
         limit = config.model.generation.max_new_tokens
         metrics, rows = evaluation.evaluate_held_out(model, processor, source, limit)
         if learns:
-            metrics |= {name: facts[name] for name in ("time/train_s", "time/step_ms")}
+            metrics |= {name: facts[name] for name in TIMES}
         if folder.writer:
             write_rows(folder.path / ROWS, rows)
             write_json(folder.path / METRICS, metrics)
@@ -212,15 +214,13 @@ def _trained(
 
     module, learns = build.module(config, model), trains(config.stage)
     facts: dict[str, Any] = folder.status.get("trained") or {}
-    ready = _saved_model(folder) if facts else None
+    known = all(isinstance(facts.get(name), int | float) for name in ("step", *TIMES))
+    ready = _saved_model(folder) if known else None
     if learns and ready is None:
         checkpoint = latest_checkpoint(folder.path / "checkpoints")
         trainer.fit(module, source, ckpt_path=checkpoint)
-        facts = {
-            "step": trainer.global_step,
-            "time/train_s": clock.train_s,
-            "time/step_ms": clock.step_ms,
-        }
+        facts = {"step": trainer.global_step}
+        facts |= dict(zip(TIMES, (clock.train_s, clock.step_ms), strict=True))
     else:  # only sets up the strategy
         trainer.limit_val_batches = 0
         trainer.validate(module, source)
@@ -237,7 +237,7 @@ def _trained(
     if learns and folder.writer:
         inference.save(model, source.processor, folder.path / "model")
         folder.update(trained=facts)
-    return model, facts or {"step": 0}
+    return model, facts if learns else {"step": 0}
 
 
 def _saved_model(folder: RunFolder) -> "DPNForConditionalGeneration | None":

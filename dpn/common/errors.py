@@ -15,7 +15,7 @@ class Unreachable(str):
 
 
 class SettingError(DPNError, ValueError):
-    """A setting, a name, an argument or a kind of model is not possible; the message says what is."""
+    """A setting, a name, an argument or a kind of model is not possible."""
 
 
 class FileError(DPNError, ValueError):

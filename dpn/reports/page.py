@@ -63,7 +63,7 @@ def results_of(folder: Path) -> list[Table]:
     return tables(*read_results(folder))
 
 
-def read_results(folder: Path) -> tuple[dict[str, float | None], list[dict[str, Any]]]:
+def read_results(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Metrics and rows of a folder.
 
     Raises:

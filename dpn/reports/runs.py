@@ -86,22 +86,22 @@ def read_run(folder: Path) -> Run:
     """Read a run; one with files that cannot be read is `damaged`, and nothing is raised."""
     damage: list[str] = []
 
-    def read(name: str, reader: Callable[[Path], T], otherwise: T) -> T:
+    def read(name: str, reader: Callable[[Path], T]) -> T | None:
         try:
             return reader(folder)
         except FileNotFoundError:
             damage.append(f"{name} is missing.")
         except FileError as problem:
             damage.append(_short(str(problem)))
-        return otherwise
+        return None
 
-    status = read(saved.STATUS, _existing_status, {})
-    config = read(saved.SETTINGS, _settings, {})
+    status = read(saved.STATUS, _existing_status) or {}
+    config = read(saved.SETTINGS, _settings) or {}
     outcome, problem = _outcome(folder, status)
     finished = outcome == "finished"
-    metrics = read(saved.METRICS, saved.read_metrics, {}) if finished else {}
-    rows = read(saved.ROWS, saved.read_answers, []) if finished else []
-    curves = read(saved.CURVES, saved.read_curves, []) if finished else []
+    metrics = (read(saved.METRICS, saved.read_metrics) if finished else None) or {}
+    rows = (read(saved.ROWS, saved.read_answers) if finished else None) or []
+    curves = (read(saved.CURVES, saved.read_curves) if finished else None) or []
     if not damage and outcome not in OUTCOMES:
         damage.append(f"status.json: {_short(outcome)} is not the status of a run.")
     if damage:

@@ -182,3 +182,15 @@ def test_flipped_bytes_of_weights_are_refused(finished, tmp_path, tiny):
         inference.load(copy)
     with pytest.raises(FileError, match=r"model\.safetensors has not the bytes"):
         run([*tiny, f"init.model={copy}"])
+
+
+@pytest.mark.slow
+def test_no_file_of_a_run_holds_text_from_the_environment(tiny, monkeypatch):
+    secret = "s3cr3t-value-of-a-token"
+    monkeypatch.setenv("DPN_TEST_TOKEN", secret)
+    typed = ["paths.weights_root=${oc.env:DPN_TEST_TOKEN}", "logger=csv", "trainer.max_steps=2"]
+    folder = run([*tiny, *typed])
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert {"config.yaml", "hparams.yaml", "report.md"} <= {path.name for path in files}
+    assert any(path.suffix == ".ckpt" for path in files)
+    assert not [path.name for path in files if secret.encode() in path.read_bytes()]
