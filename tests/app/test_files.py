@@ -25,7 +25,7 @@ from dpn.common.files import (
 )
 
 
-@pytest.mark.parametrize("process", [os.getpid(), 1])
+@pytest.mark.parametrize("process", [os.getpid(), 1], ids=["own", "another"])
 def test_what_a_killed_process_left_refuses_no_later_one(tmp_path, process):
     (tmp_path / f".model.{process}.tmp").mkdir()
     with atomic_folder(tmp_path / "model") as folder:
