@@ -62,7 +62,8 @@ def main() -> None:
         print(answer_text(found["answer"]) if sys.stdout.isatty() else found["answer"])
         print(f"route: {route_of(found) or 'none'}")
         print(f"visual rows per layer: {' '.join(map(str, found['rows']))}")
-        print(f"share of visual MACs: {found['visual_macs_ratio']:.3f}")
+        share = f"{found['visual_macs_ratio']:.3f}" if found["base_rows"] else "no image"
+        print(f"share of visual MACs: {share}")
 
 
 if __name__ == "__main__":

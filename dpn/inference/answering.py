@@ -74,8 +74,9 @@ def load(folder: Path, device: str = "auto") -> tuple[DPNForConditionalGeneratio
         )
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise OSError("device=cuda, but torch finds no GPU; give device=cpu.")
+    if device.startswith("cuda") and int(device[5:] or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise OSError(f"device={device}, but torch finds {count} GPUs; give another device.")
     check_checksums(place)
     model, processor = checkpoints.load_model(place)
     return model.to(device).eval(), processor

@@ -11,7 +11,6 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dpn import data
 from dpn.common.errors import FileError
 from dpn.runs.request import ConfigError, Request, unresolved
 from dpn.runs.saved import read_settings
@@ -71,6 +70,8 @@ def _remove_added(config: Any) -> None:
     """Remove added settings that change nothing, so that the same run by an earlier version, whose
     config does not have them, is found.
     """
+    from dpn import data  # imports torch, which a misspelt name must not wait for
+
     source = config.get("data")
     known = source.get("name") in data.names() if isinstance(source, dict) else False
     default = getattr(data.resolve(source["name"]), "metric", None) if known else None

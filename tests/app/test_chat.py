@@ -111,10 +111,12 @@ def test_a_mistake_prints_a_sentence_and_the_conversation_continues(say, folder)
         ),
         (["run=.", "temperature=-1"], "`temperature=-1` is not possible", 2),
         (["run=.", "image=no.png"], "image=no.png does not exist", 1),
+        (["run=FOLDER", "device=cuda:99"], "device=cuda:99, but torch finds", 1),
     ],
 )
-def test_bad_arguments(say, arguments, sentence, code):
-    out, err, ended = say(["What?"], *arguments)
+def test_bad_arguments(say, folder, arguments, sentence, code):
+    given = [argument.replace("FOLDER", str(folder)) for argument in arguments]
+    out, err, ended = say(["What?"], *given)
     assert sentence in err
     assert "Traceback" not in err
     assert (out, ended) == ([""], code)
@@ -163,3 +165,12 @@ def test_a_terminal_shows_that_an_answer_is_empty(terminal, silent, say, folder,
     assert out.getvalue().splitlines()[0] == shown
     (found,) = route.route("RUN", str(folder / "0.png"), "What?")
     assert found.answer == ""
+
+
+def test_names_of_files_may_have_commas(folder):
+    picture(0).save(folder / "a,b.png")
+    comma, plain = str(folder / "a,b.png"), str(folder / "0.png")
+    for names, count in ((comma, 1), (f"{plain},{comma}", 2), (f"{comma},{plain},{comma}", 3)):
+        assert len(inference.read_images(names)) == count
+    with pytest.raises(FileNotFoundError, match=r"image=no\.png does not exist"):
+        inference.read_images(f"{comma},no.png")

@@ -392,7 +392,7 @@ def test_help_of_a_command_without_a_config(capsys):
     assert "max_new_tokens=64  a whole number, at least 1" in shown
     assert "temperature=0.0    a number, at least 0" in shown
     assert "auto, cpu, cuda or cuda:NUMBER" in shown
-    assert "Run folder or Hugging Face model folder." in shown
+    assert "Run folder, or Hugging Face folder" in shown
 
 
 @pytest.mark.parametrize(
