@@ -64,6 +64,8 @@ def _remove(config: Any, key: str) -> None:
 
 # Settings that a later version added, with the value at which nothing changed.
 _ADDED = {"router.reference": False}
+# Default of `data.metric` of sources with another one than `normalised`.
+_METRICS = {"mosaic": "digits"}
 
 
 def _remove_added(config: Any) -> None:
@@ -73,12 +75,11 @@ def _remove_added(config: Any) -> None:
     from dpn import data  # imports torch, which a misspelt name must not wait for
 
     source = config.get("data")
-    known = source.get("name") in data.names() if isinstance(source, dict) else False
-    default = getattr(data.resolve(source["name"]), "metric", None) if known else None
-    for key, value in {**_ADDED, "data.metric": default}.items():
-        section, _, name = key.rpartition(".")
-        if isinstance(config.get(section), dict) and config[section].get(name) == value:
-            config[section].pop(name, None)
+    name = str(source.get("name")) if isinstance(source, dict) else ""
+    for key, value in {**_ADDED, "data.metric": _METRICS.get(name, "normalised")}.items():
+        section, _, leaf = key.rpartition(".")
+        if isinstance(config.get(section), dict) and config[section].get(leaf) == value:
+            config[section].pop(leaf)
 
 
 def _settings(value: Any) -> Any:

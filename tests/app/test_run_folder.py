@@ -12,6 +12,7 @@ from omegaconf import OmegaConf, open_dict
 
 from dpn.common.files import atomic_path, read_json, write_json
 from dpn.config.compose import compose, compose_jobs
+from dpn.data import resolve
 from dpn.runs import folder as folder_module
 from dpn.runs.commit import commit
 from dpn.runs.folder import FolderLost, RunFolder, RunIsLive, is_live
@@ -239,6 +240,7 @@ def test_the_default_metric_is_no_part_of_the_identity(tmp_path):
     for sources, default in (([], "digits"), (["data=llava_json"], "normalised")):
         config = compose("train", sources).config
         assert config.data.metric == default
+        assert resolve(config.data.name).metric == default
         before = config.copy()
         del before.data.metric
         assert config_hash(before) == config_hash(config)

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 import pytest
 
 from dpn.cli.diagnose import diagnose
-from dpn.common.files import read_json, write_json
+from dpn.common.files import read_json, write_json, write_rows
 from dpn.common.progress import has_terminal
 from dpn.config import preflight
 from dpn.config.compose import CONFIG_DIR, compose, compose_jobs
@@ -107,6 +107,7 @@ def test_the_outcome_of_each_job_is_printed(tiny, tmp_path, monkeypatch, capsys)
     finished = run_path(compose("train", [*tiny, "router=none"]))
     write_json(finished / "status.json", {"status": "finished", "ended": 0.0})
     write_json(finished / "metrics.json", {"val/accuracy": 0.5, "cost/visual_macs_ratio": 1.0})
+    write_rows(finished / "rows.jsonl", [])
     assert sweep(monkeypatch, *jobs) == 1
     expected = {"0, 1": "skipped", "2": "unreachable", "3": "failed"}
     assert outcomes(tmp_path / "outputs") == expected
