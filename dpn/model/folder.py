@@ -79,8 +79,12 @@ class FolderMixin:
                 f"The weights in {folder} are damaged or incomplete ({one_line(str(error))}); copy"
                 " or write them again."
             ) from error
-        except (DPNError, OSError):
+        except OSError:
             raise
+        except DPNError as error:
+            if str(folder) in str(error):
+                raise
+            raise FileError(f"{folder}: {error}") from error
         except Exception as error:
             raise FileError(
                 f"{folder} cannot be loaded as a model: {one_line(str(error))}. Check its"
