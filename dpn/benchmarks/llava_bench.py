@@ -112,6 +112,12 @@ class LLaVABench(Benchmark):
         groups = {"score": pairs}
         for question, pair in zip(questions, pairs, strict=True):
             groups.setdefault(f"score/{question.category}", []).append(pair)
+        for name, values in groups.items():
+            if sum(gpt4 for gpt4, _ in values) == 0:
+                raise DataError(
+                    f"{path}: the ratings of GPT-4's answers have a mean of 0 for `{name}`, so no"
+                    " score can be relative to them; judge these questions again."
+                )
         metrics = {name: _ratio(values) for name, values in groups.items()}
         return Scores(metrics, [min(max(model, 0.0), 10.0) / 10 for _, model in pairs])
 
@@ -163,8 +169,7 @@ def ratings(review: str) -> tuple[float, float]:
 
 
 def _ratio(pairs: Sequence[tuple[float, float]]) -> float:
-    gpt4 = fmean(pair[0] for pair in pairs)
-    return 100 * fmean(pair[1] for pair in pairs) / gpt4 if gpt4 else float("nan")
+    return 100 * fmean(pair[1] for pair in pairs) / fmean(pair[0] for pair in pairs)
 
 
 def _rule(category: str) -> str:

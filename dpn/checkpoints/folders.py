@@ -147,7 +147,7 @@ def family_of(folder: Path) -> Family:
     kind = config.get("model_type")
     if "mm_vision_tower" in config:
         return ORIGINAL
-    if kind in FAMILIES:
+    if isinstance(kind, str) and kind in FAMILIES:
         return FAMILIES[kind]
     known = " or ".join(f"{family.title} (`{name}`)" for name, family in FAMILIES.items())
     raise FolderError(

@@ -156,6 +156,10 @@ def _ignored(config: DictConfig) -> list[str]:
     return keys
 
 
+#: Groups of which several choices can be combined, e.g. `logger=[csv,wandb]`.
+SEVERAL = ("callbacks", "logger")
+
+
 def _check_choices(overrides: Sequence[str]) -> None:
     """Refuse values of groups that Hydra can only answer with a traceback, e.g. `logger=null`.
 
@@ -167,10 +171,12 @@ def _check_choices(overrides: Sequence[str]) -> None:
         group = CONFIG_DIR / override.key_or_group
         if override.is_delete() or override.is_sweep_override() or not group.is_dir():
             continue
-        if not isinstance(override.value(), str | list):
+        value = override.value()
+        chosen = value if isinstance(value, list) and group.name in SEVERAL else [value]
+        if not all(isinstance(name, str) for name in chosen):
             names = ", ".join(f"`{path.stem}`" for path in sorted(group.glob("*.yaml")))
             problems.append(
-                f"`{override.input_line}` chooses nothing; choose one of {names}, or leave it out."
+                f"`{override.input_line}` is not a choice; choose one of {names}, or leave it out."
             )
     if problems:
         raise ConfigError(problems)

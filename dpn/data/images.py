@@ -1,5 +1,6 @@
 """Convert images to normalised pixels as LLaVA does, without torchvision."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,6 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dpn.common.errors import SettingError
+from dpn.common.text import shorten
 from dpn.data.batch import DataError
 from dpn.data.image_files import open_image, read_image, to_rgb
 from dpn.data.image_rules import CorruptImageError, MissingImageError, OutsideImageError
@@ -32,6 +35,14 @@ __all__ = [
 ]
 
 
+#: Largest height and width of a model's images.
+MOST_PIXELS = 16384
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 @dataclass(frozen=True)
 class ImageTransform:
     """Convert a PIL image to normalised pixels.
@@ -54,9 +65,22 @@ class ImageTransform:
 
     def __post_init__(self) -> None:
         if self.mode not in ("pad", "square", "none"):
-            raise ValueError(f"image mode {self.mode!r} is unknown; choose pad, square or none.")
-        if self.mode != "none" and (self.size < 1 or self.size % self.multiple):
-            raise ValueError(
+            raise SettingError(f"image mode {self.mode!r} is unknown; choose pad, square or none.")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            numbers = isinstance(values, list | tuple) and all(map(_is_number, values))
+            if not numbers or len(values) != 3 or (name == "std" and min(values) <= 0):
+                raise SettingError(
+                    f"image_{name}={shorten(repr(values), 80)} is not possible; it must be three"
+                    f" {'positive ' * (name == 'std')}numbers, one for each of red, green and blue."
+                )
+        for name, value in (("image_size", self.size), ("patch_size", self.multiple)):
+            if type(value) is not int or not 1 <= value <= MOST_PIXELS:
+                raise SettingError(
+                    f"{name}={shorten(repr(value), 80)} is not possible; it must be a whole number"
+                    f" from 1 to {MOST_PIXELS}."
+                )
+        if self.mode != "none" and self.size % self.multiple:
+            raise SettingError(
                 f"image size {self.size} is not a multiple of the patch size {self.multiple}."
             )
 

@@ -6,6 +6,7 @@ Answers are saved in a journal, from which an interrupted evaluation continues.
 import hashlib
 import json
 import logging
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dpn import inference
 from dpn.common.distributed import several_processes, share
-from dpn.common.files import BLANK, json_lines
+from dpn.common.files import BLANK, json_lines, parse_json
 from dpn.common.progress import progress
 from dpn.data.batch import Batch, DataError, Sample, collate
 from dpn.metrics.answers import Row
@@ -85,22 +86,31 @@ class Journal:
     def add(self, rows: Mapping[int, Row]) -> None:
         """Append answers on new lines, since the last line of the file may be incomplete."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        lines = (json.dumps(item, ensure_ascii=False) for item in rows.items())
-        with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+        entries = (parse_json(json.dumps(item)) for item in rows.items())  # as they will be read
+        lines = (json.dumps([*e, _checksum(e)], ensure_ascii=False) for e in entries)
+        with self.path.open("a", encoding="utf-8") as file:
             file.write("\n" + "\n".join(lines))
 
 
 def _is_entry(entry: Any, count: int | None) -> bool:
-    """Whether a line of a journal is the index of one of `count` questions and its answer."""
-    if not isinstance(entry, list) or len(entry) != 2:
+    """Whether a line of a journal is the index of one of `count` questions, its answer and their
+    checksum, which earlier versions did not write.
+    """
+    if not isinstance(entry, list) or len(entry) not in (2, 3):
         return False
-    index, row = entry
+    index, row = entry[:2]
+    if entry[2:] not in ([], [_checksum(entry[:2])]):
+        return False
     if type(index) is not int or index < 0 or not isinstance(row, dict):
         return False
     if count is None:
         return isinstance(row.get("answer"), str)
     complete = all(row.get(name) is not None for name in _ANSWER)
     return index < count and complete and not wrong_fields({**row, "score": None})
+
+
+def _checksum(entry: Sequence[Any]) -> str:
+    return f"{zlib.crc32(json.dumps(entry).encode()):08x}"
 
 
 def answer_all(

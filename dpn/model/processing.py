@@ -325,7 +325,9 @@ class DPNProcessor(ProcessorMixin):
                 " its files again."
             ) from error
         try:
-            return cls(tokenizer, **settings)
+            made = cls(tokenizer, **settings)
+            made.tokenize([Piece("a")])  # a tokenizer's settings are read when it is used
+            return made
         except DPNError:
             raise
         except (TypeError, ValueError, AttributeError) as error:

@@ -72,7 +72,6 @@ def _remove_added(config: Any) -> None:
     """Remove added settings that change nothing, so that the same run by an earlier version, whose
     config does not have them, is found.
     """
-    from dpn import data  # imports torch, which a misspelt name must not wait for
 
     source = config.get("data")
     name = str(source.get("name")) if isinstance(source, dict) else ""

@@ -159,8 +159,8 @@ MISTAKES = {
         "~data": "`data` is missing; expected a mapping.",
     },
     "groups without a choice": {
-        "logger=null": "`logger=null` chooses nothing; choose one of `csv`, `none`",
-        "trainer=5": "`trainer=5` chooses nothing; choose one of `cpu`",
+        "logger=null": "`logger=null` is not a choice; choose one of `csv`, `none`",
+        "trainer=5": "`trainer=5` is not a choice; choose one of `cpu`",
     },
     "settings that nothing reads": {
         "stage.lr=1e-3": "`stage.lr=1e-3` changes nothing: no setting of this composition refers",

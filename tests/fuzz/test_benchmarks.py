@@ -30,9 +30,10 @@ def _changed(rng, file):
     data = file.read_bytes()
     if file.suffix not in (".json", ".jsonl") or rng.random() < 0.4:
         return mutate_bytes(rng, data, rng.choice((1, 2)))
-    if file.suffix == ".json":
+    try:
         return json.dumps(mutate_value(rng, json.loads(data))).encode()
-    rows = mutate_value(rng, [json.loads(line) for line in data.splitlines()])
+    except ValueError:  # one value on each line
+        rows = mutate_value(rng, [json.loads(line) for line in data.splitlines()])
     rows = rows if isinstance(rows, list) else [rows]
     return "\n".join(json.dumps(row) for row in rows).encode()
 

@@ -62,8 +62,8 @@ def test_overrides(fuzz, keys):
         overrides = _overrides(rng, keys)
         try:
             request = compose("train", overrides)
-        except HydraException:
-            problems = diagnose("train", overrides, preflight.check)
+        except HydraException as error:
+            problems = diagnose("train", overrides, error)
             assert problems
             raise ConfigError(problems) from None
         preflight.check(request)

@@ -57,7 +57,7 @@ def test_rows(fuzz, tmp_path, images, processor):
                 bad += 1
                 continue
             learned = processor.decode([label for label in sample.labels if label >= 0])
-            for turn in rows[index]["conversations"]:
+            for turn in rows[index]["conversations"][1:]:  # LLaVA drops an answer to no question
                 if turn.get("from") == "gpt":
                     assert turn["value"].strip() in learned
             scored.append(sample.meta | {"score": 1.0, "base_rows": 0, "route": {}, "rows": []})
@@ -117,7 +117,7 @@ def _picture(rng):
     format = rng.choice(("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "EPS", "PPM", "ICO", "PCX"))
     try:
         image.save(data, format)
-    except (OSError, ValueError, KeyError):  # a mode that the format does not have
+    except (OSError, ValueError, KeyError, OverflowError):  # a mode that the format does not have
         data = io.BytesIO()
         image.convert("L").resize((16, 12)).save(data, "PNG")
     return data.getvalue()
