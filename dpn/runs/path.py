@@ -64,6 +64,8 @@ def _remove(config: Any, key: str) -> None:
 
 # Settings that a later version added, with the value at which nothing changed.
 _ADDED = {"router.reference": False}
+# Settings of data that a later version added; pixels of ordinary pictures are the same with any.
+_ADDED_TO_DATA = ("image_max_pixels", "image_max_ratio", "image_background", "image_released")
 # Default of `data.metric` of sources with another one than `normalised`.
 _METRICS = {"mosaic": "digits"}
 
@@ -182,6 +184,9 @@ def holds_run(folder: Path, config: DictConfig) -> bool:
         return False
     asked = _resolved(config, saved["paths"])
     _remove_added(saved)
+    for key in _ADDED_TO_DATA:
+        if key not in (saved.get("data") or {}):
+            _remove(asked, f"data.{key}")
     for settings in (saved, asked):
         for key in {*_NOT_IDENTITY, *_MOVED}:
             _remove(settings, key)

@@ -267,6 +267,19 @@ def test_runs_of_earlier_versions_are_recognised(tmp_path):
     assert run_path(compose("train", overrides)) == now
 
 
+def test_settings_of_data_that_were_added_later_are_no_part_of_an_earlier_run(tmp_path):
+    own = ["data=llava_json", "data.train_file=x.json", "data.image_root=."]
+    request = compose("train", [*own, f"paths.output_root={tmp_path}"])
+    now = run_path(request)
+    before = now.with_name(f"{now.name[:-8]}0123abcd")
+    saved_by_an_earlier_version(before, request)
+    config = OmegaConf.load(before / "config.yaml")
+    for key in [key for key in config.data if key.startswith("image_m") or key == "metric"]:
+        del config.data[key]
+    OmegaConf.save(config, before / "config.yaml")
+    assert run_path(compose("train", [*own, f"paths.output_root={tmp_path}"])) == before
+
+
 def test_what_killed_attempts_left_is_removed_by_the_next(tmp_path):
     for name in (".model.99.tmp", "checkpoints/.step-0000001.ckpt.98-0f.tmp"):
         (tmp_path / name).mkdir(parents=True)
