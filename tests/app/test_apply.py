@@ -55,6 +55,7 @@ def test_a_router_is_applied_to_the_weights_of_its_base(base, tiny):
     assert 0.6 < metrics["cost/visual_macs_ratio"] < 0.8
 
 
+@pytest.mark.slow
 def test_router_none_repeats_the_results_of_the_base(base, tiny):
     folder = applied(tiny, "router=none")
     before, after = (without_times(read_rows(place / "rows.jsonl")) for place in (base, folder))
@@ -86,6 +87,7 @@ def test_a_missing_base_is_refused_with_its_command(tiny):
     assert "model.text.initializer_range=0.1" in sentence
 
 
+@pytest.mark.slow
 def test_a_router_with_weights_of_its_own_is_refused(base, tiny):
     with pytest.raises(ConfigError, match="`router=dpe` has weights of its own"):
         applied(tiny, "router=dpe")

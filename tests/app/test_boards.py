@@ -88,6 +88,7 @@ def test_offline_without_a_key_and_quiet(began, caplog):
     assert caplog.messages == ["Weights & Biases is offline; to upload this run: wandb sync DIR"]
 
 
+@pytest.mark.slow
 def test_online_with_a_key_or_a_login(began, caplog, monkeypatch, tmp_path):
     with caplog.at_level(logging.INFO, "dpn.training.loggers"):
         monkeypatch.setenv("WANDB_API_KEY", "k" * 40)

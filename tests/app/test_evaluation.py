@@ -119,6 +119,7 @@ def test_only_missing_files_is_an_error(ask):
         ask(names="gqa")
 
 
+@pytest.mark.slow
 def test_an_interrupted_evaluation_continues(ask, broken, monkeypatch):
     whole = without_times(read_rows(ask("batch_size=2", "seed=1") / "rows.jsonl"))
     broken(2, Interrupted("SIGTERM"))

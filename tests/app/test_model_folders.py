@@ -111,6 +111,7 @@ def test_half_precision_is_kept(llava, tmp_path):
     assert {p.dtype for p in model.parameters()} == {torch.float16}
 
 
+@pytest.mark.slow
 def test_answers_equal_those_of_hugging_face(llava, images):
     answers = []
     for number in range(3):
@@ -154,6 +155,7 @@ def test_a_benchmark(llava, tmp_path):
     assert "pope/f1" in read_json(folder / "metrics.json")
 
 
+@pytest.mark.slow
 def test_a_method_is_applied_to_it(llava, from_llava):
     folder = train(
         compose("train", [*from_llava, "stage=apply", "router=fastv", "router.keep=0.5"])
@@ -214,6 +216,7 @@ def test_no_published_weights_are_loaded_over_it(llava, squares):
     assert compose("train", overrides).config.init.projector == "mine"
 
 
+@pytest.mark.slow
 def test_a_run_of_the_composed_model_changes_nothing(finished, tiny):
     config = compose("train", tiny).config
     same = compose("train", [*tiny, f"init.model={finished}"]).config

@@ -78,6 +78,7 @@ def test_saved_activations_are_those_that_autograd_saves():
     assert planned == pytest.approx(sum(s.nbytes() for s in saved.values()), rel=0.03)
 
 
+@pytest.mark.slow
 def test_checkpointing_saves_the_inputs_of_layers_alone():
     saved = {}
     for layers in (1, 2):
@@ -127,6 +128,7 @@ def four_processes():
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_shards_are_those_of_fsdp2(four_processes):
     config = composed("trainer=fsdp2", f"trainer.devices={four_processes}").config
     setup = plan.setup_of(config)
@@ -205,6 +207,7 @@ def test_rows_that_a_method_drops_are_known_without_data(choice):
     assert share == pytest.approx(aim.share(aim.strength))
 
 
+@pytest.mark.slow
 def test_a_further_pass_of_the_routing_loss_is_counted():
     frozen = "stage.freeze=[vision,projector,language,lm_head]"
     gates = ["router=dyvte", "router.hidden=8", frozen, TWO_LAYERS]

@@ -268,6 +268,7 @@ def test_keep_is_calibrated_on_training_questions(squares, tmp_path):
     assert abs(priced - 0.8) < abs(measured_share(model, batches) - 0.8)
 
 
+@pytest.mark.slow
 def test_run_without_validation_data(squares, tmp_path):
     overrides = [*tiny_run(squares, tmp_path), "data.val_file=null", "trainer.max_steps=1"]
     folder = train(compose("train", overrides))
@@ -286,6 +287,7 @@ def test_metrics_as_a_table(squares, tmp_path):
     assert "val/loss" not in head  # validation comes after 3 steps
 
 
+@pytest.mark.slow
 def test_scores_of_heads_go_from_a_run_into_a_model(
     finished, squares, tmp_path, monkeypatch, capsys
 ):
@@ -334,6 +336,7 @@ def test_heads_are_not_scored_on_text_alone(finished, squares, tmp_path):
         search.search(str(run), "head_pruning")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["vtw", "redundancy_lens", "depth_routing", "yopo"])
 def test_what_a_search_finds_makes_a_router(
     method, finished, squares, tmp_path, monkeypatch, capsys

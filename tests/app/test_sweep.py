@@ -48,6 +48,7 @@ def test_a_sweep_has_the_name_of_its_settings():
     assert name != name_of("router=static,dpe", "seed=0,1")
 
 
+@pytest.mark.slow
 def test_a_sweep_over_methods_finds_what_can_be_trained():
     _, jobs = compose_jobs("train", ["sweep=methods", "router.keep=0.6"])
     shares = {job.config.router.name: job.config.router.keep for job in jobs}

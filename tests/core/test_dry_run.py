@@ -58,6 +58,7 @@ def test_saved_bytes_of_a_layer_equal_those_of_autograd():
     assert step.saved_by_layer == (each, each, each - given)
 
 
+@pytest.mark.slow
 def test_a_checkpointed_layer_saves_the_rows_of_the_next():
     model = meta_model(config_of({"name": "static", "layers": [0], "kernels": [2, 2]}))
     model.checkpoint_layers = True

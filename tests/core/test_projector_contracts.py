@@ -131,7 +131,10 @@ def test_saved_and_loaded_again(case, tmp_path):
     torch.testing.assert_close(again(**batch).logits, model(**batch).logits)
 
 
-@pytest.mark.parametrize("router", [None, {"name": "dpe", "layers": [0, 2], "min_rows": 1}])
+@pytest.mark.parametrize(
+    "router",
+    [pytest.param(None, marks=pytest.mark.slow), {"name": "dpe", "layers": [0, 2], "min_rows": 1}],
+)
 @pytest.mark.parametrize("case", METHODS.values())
 def test_cached_generation_equals_computing_again(case, router):
     model = model_of(case, router)

@@ -115,7 +115,7 @@ def test_rows_and_flops_of_layers_are_those_of_the_trace(model):
     assert (decoder_flops(seen, text_config) < decoder_flops(whole, text_config)) == fewer
 
 
-@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("which", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_prefill_flops_equal_the_counter(name, model, which):
     """The attention that a router looks at is counted; its gates and what it merges by are not."""
     model.attention = "segments"
@@ -210,7 +210,7 @@ def deep():
     return make_model(layers=32, seed=3)
 
 
-@pytest.mark.parametrize("keep", [0.3, 0.65])
+@pytest.mark.parametrize("keep", [0.3, pytest.param(0.65, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", EXACT)
 @torch.no_grad()
 def test_keep_is_met_at_the_size_of_llava(deep, name, keep):

@@ -73,7 +73,7 @@ def request(number, second, context=None, visuals=lambda document: document.imag
     return SimpleNamespace(args=(context, second, visuals, number, "pope", "test"))
 
 
-@pytest.mark.parametrize("batch_size", ["1", 2, 8])
+@pytest.mark.parametrize("batch_size", [pytest.param("1", marks=pytest.mark.slow), 2])
 def test_each_request_is_answered_as_its_own_settings_say(batch_size, model, loaded):
     wishes = [
         {"max_new_tokens": 2, "until": ["\n\n"], "temperature": 0.0},
@@ -115,7 +115,7 @@ def probabilities(loaded):
     return {(n, text): naive_logprob(loaded, DOCUMENTS[n], text) for n, text in asked}
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 16])
+@pytest.mark.parametrize("batch_size", [3, pytest.param(1, marks=pytest.mark.slow)])
 def test_probabilities_are_those_of_one_sample_alone(batch_size, model, probabilities):
     asked, expected = list(probabilities), list(probabilities.values())
     targets = [request(n, lambda document, text=text: text) for n, text in asked]

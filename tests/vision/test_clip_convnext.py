@@ -121,7 +121,7 @@ def test_equals_a_naive_computation(size, tokens):
     torch.testing.assert_close(tower.encode(pixels)["tokens"], expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("slow", [LARGE, XXLARGE])
+@pytest.mark.parametrize("slow", [LARGE, pytest.param(XXLARGE, marks=pytest.mark.slow)])
 def test_token_counts(slow):
     """Blocks keep the size of the map, so one for each stage is enough."""
     pixels = {384: 24, 768: 24, 1024: 32, 1536: 48}
