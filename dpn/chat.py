@@ -19,7 +19,7 @@ from dpn.cli.arguments import read_arguments
 from dpn.cli.errors import readable_errors
 from dpn.common import early_stop
 from dpn.common.errors import DPNError
-from dpn.common.ranges import AtLeast1, Device, NonNegative, Seed
+from dpn.common.ranges import AtLeast1, Device, Keep, NonNegative, ProjectorName, RouterName, Seed
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -36,6 +36,9 @@ def chat(
     temperature: NonNegative = 0.0,
     seed: Seed = 0,
     device: Device = "auto",
+    router: RouterName | None = None,
+    projector: ProjectorName | None = None,
+    keep: Keep | None = None,
 ) -> None:
     """Answer the lines of standard input until it ends.
 
@@ -46,6 +49,10 @@ def chat(
         temperature: 0 for greedy decoding; above 0, tokens are sampled.
         seed: Seed for sampling.
         device: Device of the model; `auto` is the GPU if there is one.
+        router: Router that replaces the folder's, e.g. `fastv`; it needs no training.
+        projector: Projector that replaces the folder's, e.g. `visionzip`.
+        keep: Share of visual MACs that the router spends; with `projector` alone, the share of
+            tokens that the projector keeps.
     """
     import torch
 
@@ -55,7 +62,8 @@ def chat(
 
     early_stop.imported()
     images = read_images(image)
-    conversation = Chat(*inference.load(Path(run), device), max_new_tokens, temperature)
+    model, processor = inference.load(Path(run), device, router, projector, keep)
+    conversation = Chat(model, processor, max_new_tokens, temperature)
     torch.manual_seed(seed)
     for line in _lines():
         command, _, names = line.partition(" ")

@@ -4,6 +4,9 @@
     python -m dpn.eval run=MODEL_FOLDER suite=paper data_root=playground/data/eval
     torchrun --nproc-per-node 8 -m dpn.eval run=MODEL_FOLDER benchmarks=[pope,gqa]
 
+`router=NAME`, `projector=NAME` and `keep=SHARE` replace the model's own method for this evaluation,
+without training; `router.k=3` sets an argument of it.
+
 Results are written to `eval/<slug>` in the run folder, or in `paths.output_root` for a model
 folder. Running the same command again continues where it stopped, includes benchmarks whose files
 were missing before, and scores files that came back from a judge.
@@ -75,7 +78,9 @@ def _run(config: DictConfig, folder: RunFolder) -> None:
     from dpn.metrics.speed import answer_speed, peak_memory_gib
 
     torch.manual_seed(config.seed)
-    model, processor = inference.load(Path(config.run), config.device)
+    method = {key: _plain(config.get(key)) for key in ("router", "projector", "keep")}
+    model, processor = inference.load(Path(config.run), config.device, **method)
+    folder.update(method=_method(config) or None)
     metrics: dict[str, float] = {}
     rows: list[Row] = []
     missing: dict[str, list[str]] = {}
@@ -193,6 +198,21 @@ def _held_out_data(config: DictConfig, processor: Any) -> tuple["DataModule", in
     return source, most
 
 
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def _method(config: DictConfig) -> str:
+    """Name the method that replaces the model's own; empty if none does."""
+    words = []
+    for part in ("router", "projector"):
+        if section := _plain(config.get(part)):
+            rest = [f"{part}.{k}={v}" for k, v in section.items() if k != "name"]
+            words += [f"{part}={section['name']}", *rest]
+    keep = [] if config.get("keep") is None else [f"keep={config.keep}"]
+    return " ".join([*words, *keep])
+
+
 def _asking(config: DictConfig) -> dict[str, Any]:
     """Return the arguments shared by all evaluations."""
     from dpn import inference
@@ -204,6 +224,7 @@ def _asking(config: DictConfig) -> dict[str, Any]:
         "limit": config.limit,
         "workers": config.num_workers,
         "max_new_tokens": config.max_new_tokens,
+        "method": _method(config),
         **decoding.options,
     }
 

@@ -14,7 +14,7 @@ from typing import Any
 from dpn.cli.arguments import read_arguments
 from dpn.cli.errors import readable_errors
 from dpn.common import early_stop
-from dpn.common.ranges import AtLeast1, Device, NonNegative, Seed
+from dpn.common.ranges import AtLeast1, Device, Keep, NonNegative, ProjectorName, RouterName, Seed
 from dpn.common.text import answer_text
 
 
@@ -26,6 +26,9 @@ def generate(
     temperature: NonNegative = 0.0,
     seed: Seed = 0,
     device: Device = "auto",
+    router: RouterName | None = None,
+    projector: ProjectorName | None = None,
+    keep: Keep | None = None,
 ) -> dict[str, Any]:
     """Answer one question.
 
@@ -37,6 +40,10 @@ def generate(
         temperature: 0 for greedy decoding; above 0, tokens are sampled.
         seed: Seed for sampling.
         device: Device of the model; `auto` is the GPU if there is one.
+        router: Router that replaces the folder's, e.g. `fastv`; it needs no training.
+        projector: Projector that replaces the folder's, e.g. `visionzip`.
+        keep: Share of visual MACs that the router spends; with `projector` alone, the share of
+            tokens that the projector keeps.
 
     Returns:
         The answer, see `dpn.inference.answer`.
@@ -47,7 +54,7 @@ def generate(
 
     early_stop.imported()
     images = inference.read_images(image)
-    model, processor = inference.load(Path(run), device)
+    model, processor = inference.load(Path(run), device, router, projector, keep)
     options = {"do_sample": True, "temperature": float(temperature)} if temperature else {}
     torch.manual_seed(seed)
     return inference.ask(model, processor, prompt, images, max_new_tokens, **options)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from dpn.cli.arguments import read_arguments
 from dpn.cli.errors import readable_errors
 from dpn.common import early_stop
-from dpn.common.ranges import AtLeast1, Device, Form
+from dpn.common.ranges import AtLeast1, Device, Form, Keep, ProjectorName, RouterName
 from dpn.runs.request import ConfigError
 
 if TYPE_CHECKING:
@@ -35,6 +35,9 @@ def route(
     to: PNG | None = None,
     max_new_tokens: AtLeast1 = 64,
     device: Device = "auto",
+    router: RouterName | None = None,
+    projector: ProjectorName | None = None,
+    keep: Keep | None = None,
 ) -> "list[Route]":
     """Answer questions about an image, and draw their routes.
 
@@ -46,6 +49,10 @@ def route(
         to: Figure to write; by default none is written.
         max_new_tokens: Maximum number of tokens in an answer.
         device: Device of the model; `auto` is the GPU if there is one.
+        router: Router that replaces the folder's, e.g. `fastv`; it needs no training.
+        projector: Projector that replaces the folder's, e.g. `visionzip`.
+        keep: Share of visual MACs that the router spends; with `projector` alone, the share of
+            tokens that the projector keeps.
 
     Returns:
         The route of each question.
@@ -63,7 +70,7 @@ def route(
 
     early_stop.imported()
     images = inference.read_images(image)
-    model, processor = inference.load(Path(run), device)
+    model, processor = inference.load(Path(run), device, router, projector, keep)
     found = [trace_route(model, processor, q, images, max_new_tokens) for q in questions]
     if to is not None:
         draw_routes(found, Path(to))

@@ -14,7 +14,7 @@ from typing import Annotated, Any, get_args, get_origin
 
 import yaml
 
-from dpn.common.ranges import Form
+from dpn.common.ranges import Choice, Form
 from dpn.common.text import one_line
 from dpn.config.schema import describe, hints_of, parameters_of
 
@@ -85,7 +85,8 @@ def _limits(annotation: Any) -> str:
     """Describe what an argument takes, e.g. `a whole number, at least 1`."""
     limits = list(_metadata(annotation))
     kind = describe(annotation) if annotation is not None else "a string"
-    kinds = [] if any(isinstance(x, Form) for x in limits) else [kind.removesuffix(" or null")]
+    worded = any(isinstance(limit, Form | Choice) for limit in limits)
+    kinds = [] if worded else [kind.removesuffix(" or null")]
     return ", ".join([*kinds, *map(str, limits)])
 
 

@@ -11,6 +11,8 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+from dpn.common.method_files import Kind, method_names
+
 
 @dataclass(frozen=True)
 class Range:
@@ -62,6 +64,28 @@ class Form:
         return self.words
 
 
+@dataclass(frozen=True)
+class Choice:
+    """Names of methods.
+
+    Attributes:
+        kind: Kind of method.
+    """
+
+    kind: Kind
+
+    @property
+    def names(self) -> list[str]:
+        """All names."""
+        return method_names(self.kind)
+
+    def __contains__(self, value: Any) -> bool:
+        return value is None or value in self.names
+
+    def __str__(self) -> str:
+        return f"a {self.kind}"
+
+
 FINITE = Range()
 
 AtLeast0 = Annotated[int, Range(0)]
@@ -81,5 +105,7 @@ CountOrAll = Annotated[int, Form(r"-1|[1-9]\d*", "at least 1, or -1 for no limit
 Pixels = Annotated[int, Range(1, 2**16)]
 #: A number of layers. They are built for the checks of a config, so it has an upper end.
 Layers = Annotated[int, Range(1, 2048)]
+RouterName = Annotated[str, Choice("router")]
+ProjectorName = Annotated[str, Choice("projector")]
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 Device = Annotated[str, Form(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:NUMBER")]

@@ -18,6 +18,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from dpn import benchmarks, checkpoints, data, inference, projectors, routers, vision
 from dpn.common import hub
 from dpn.common.errors import SettingError
+from dpn.common.method_files import method_defaults
 from dpn.common.text import one_line
 from dpn.config import auto_loss, targets
 from dpn.config.library_ranges import LOGGER, OPTIMIZER, STRATEGY, TEXT, TRAINER
@@ -111,6 +112,10 @@ def check_evaluation(config: Node) -> list[str]:
     problems += check_arguments("generation", Decoding, _section(config, "generation"))
     if data_section := _section(config, "data"):
         problems += check_part("data", data_section, data)
+    for part in ("router", "projector"):
+        if section := _section(config, part):
+            defaults, _ = method_defaults(part, str(section.get("name")))
+            problems += check_part(part, defaults | section, _REGISTRIES[part])
     if not problems:
         problems = _check_benchmarks(config)
     run, chosen, against = (config.get(key) for key in ("run", "benchmarks", "against"))

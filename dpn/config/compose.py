@@ -7,7 +7,6 @@ checked here (see `dpn.config.preflight`), and nothing is built (see `dpn.config
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import hydra
@@ -18,14 +17,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from dpn.common.method_files import CONFIG_DIR as CONFIG_DIR
 from dpn.config import renamed
 from dpn.runs.path import SWEEP, key_of
 from dpn.runs.request import ConfigError, Request
 from dpn.runs.typed import as_typed
 
-_PACKAGE = Path(__file__).parents[1]
-CONFIG_DIR = next(d for d in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if d.is_dir())
-"""Folder of the YAML files: inside the installed package, or next to it in a checkout."""
 MULTIRUN = "hydra.mode=MULTIRUN"
 
 
@@ -117,6 +114,8 @@ def request_of(config: Any, task: DictConfig | None = None) -> Request:
         task = OmegaConf.create({k: v for k, v in config.items_ex(resolve=False) if k != "hydra"})
         OmegaConf.set_struct(task, True)
     renamed.update(task)
+    if node.job.config_name == "eval":
+        _only_given(task, _given(node))
     if OmegaConf.select(task, "init.model", throw_on_resolution_failure=False):
         from dpn.config.adopt import adopt  # reads model folders, which takes seconds to import
 
@@ -136,6 +135,19 @@ def request_of(config: Any, task: DictConfig | None = None) -> Request:
         job=OmegaConf.select(node, "job.num", throw_on_missing=False),
         searching=sweeping and "BasicSweeper" not in str(node.sweeper.get("_target_")),
     )
+
+
+def _only_given(config: DictConfig, overrides: Sequence[str]) -> None:
+    """Reduce the methods of an evaluation to their names and the arguments of the command line.
+
+    The other arguments depend on the model's folder, see `dpn.inference.methods`.
+    """
+    given = {".".join(key_of(override).split(".")[:2]) for override in overrides}
+    for part in ("router", "projector"):
+        section = config.get(part) or {}
+        for key in [key for key in section if key != "name" and f"{part}.{key}" not in given]:
+            OmegaConf.set_struct(section, False)
+            del section[key]
 
 
 def _given(node: DictConfig) -> list[str]:

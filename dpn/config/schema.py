@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from dpn.common.ranges import FINITE, Form, Range
+from dpn.common.ranges import FINITE, Choice, Form, Range
 from dpn.common.text import shorten
 
 _EMPTY = inspect.Parameter.empty
@@ -133,11 +133,13 @@ def _violations(key: str, value: Any, annotation: Any) -> Iterator[str]:
             return
         for name, item in value.items():
             yield from _violations(f"{key}.{name}", item, annotation)
-    elif limit := violated(value, annotation):
+    elif isinstance(limit := violated(value, annotation), Choice):
+        yield f"`{key}={_show(value)}` is not a choice of {key}; {nearest(value, limit.names)}"
+    elif limit:
         yield f"`{key}={_show(value)}` is not possible; it must be {limit}."
 
 
-def violated(value: Any, annotation: Any) -> Range | Form | None:
+def violated(value: Any, annotation: Any) -> Range | Form | Choice | None:
     """Return the limit that a value, or an item of it, breaks; None if all are kept.
 
     Numbers without a range must be finite, and whole numbers must be exact as a float.
@@ -146,7 +148,7 @@ def violated(value: Any, annotation: Any) -> Range | Form | None:
     if origin is typing.Annotated:
         for limit in inner[1:]:
             numbers = value if isinstance(value, list | tuple) else [value]
-            if isinstance(limit, Form) and value not in limit:
+            if isinstance(limit, Form | Choice) and value not in limit:
                 return limit
             if isinstance(limit, Range) and not all(number in limit for number in numbers):
                 return limit

@@ -208,6 +208,9 @@ class Evaluation:
     data_root: str
     settings: dict[str, Any]
     generation: dict[str, Any]
+    router: dict[str, Any] | None = None
+    projector: dict[str, Any] | None = None
+    keep: Keep | None = None
     limit: AtLeast1 | None = None
     batch_size: AtLeast1 = 16
     num_workers: AtLeast0 = 0

@@ -23,6 +23,7 @@ from dpn.data.batch import IGNORE, Batch, collate
 from dpn.data.conversation import IMAGE
 from dpn.data.image_files import read_image
 from dpn.data.rows import Questions
+from dpn.inference.methods import Method, replace_methods
 from dpn.metrics.speed import now
 from dpn.model import DPNForConditionalGeneration, DPNProcessor
 from dpn.tokens import Trace
@@ -52,19 +53,29 @@ class Decoding:
         return options
 
 
-def load(folder: Path, device: str = "auto") -> tuple[DPNForConditionalGeneration, DPNProcessor]:
+def load(
+    folder: Path,
+    device: str = "auto",
+    router: Method | None = None,
+    projector: Method | None = None,
+    keep: float | None = None,
+) -> tuple[DPNForConditionalGeneration, DPNProcessor]:
     """Load model (in eval mode) and processor.
 
     Args:
         folder: Run folder, or a Hugging Face folder or Hub id of a model that
             `dpn.checkpoints.folders` knows, such as LLaVA-1.5.
         device: `auto`, `cpu` or `cuda`.
+        router: Router that replaces the folder's, see `dpn.inference.methods.replace_methods`.
+        projector: Projector that replaces the folder's.
+        keep: Share of visual work.
 
     Raises:
         FileNotFoundError: If the folder holds no model.
         FileError: If its weights are not those that were saved.
         FolderError: If its model is of an unknown kind, or incomplete.
         OSError: If the device is not available.
+        SettingError: If a method needs training or data, or does not fit the model.
     """
     place = model_folder(folder)
     if not checkpoints.holds_model(place):
@@ -79,6 +90,7 @@ def load(folder: Path, device: str = "auto") -> tuple[DPNForConditionalGeneratio
         raise OSError(f"device={device}, but torch finds {count} GPUs; give another device.")
     check_checksums(place)
     model, processor = checkpoints.load_model(place)
+    replace_methods(model, folder, router, projector, keep)
     return model.to(device).eval(), processor
 
 

@@ -43,6 +43,7 @@ def evaluate_held_out(
     batch_size: int | None = None,
     workers: int | None = None,
     limit: int | None = None,
+    method: str = "",
     **options: Any,
 ) -> tuple[dict[str, float], list[Row]]:
     """Answer every held-out question of a data source and score the answers.
@@ -61,6 +62,7 @@ def evaluate_held_out(
         batch_size: Batch size per process; None for the one of the source.
         workers: Processes that load images; None for the number of the source.
         limit: Number of questions to ask, from the first one; None for all.
+        method: Name of the method that replaced the one of the model's folder, for rows and files.
         options: Decoding options, see `dpn.inference.answer`.
 
     Returns:
@@ -74,6 +76,7 @@ def evaluate_held_out(
     rows: list[Row] = []
     if split is not None:
         questions = Questions(split, processor, settings.max_length)
+        key = (*_replaced(model, method), max_new_tokens, options, split.file)
         found, refused = answer_all(
             model,
             processor,
@@ -81,7 +84,9 @@ def evaluate_held_out(
             "answering",
             batch_size=batch_size or settings.eval_batch_size,
             max_new_tokens=max_new_tokens,
-            journal=_journal(folder, HELD_OUT, model_files, max_new_tokens, options, split.file),
+            journal=_journal(
+                folder, HELD_OUT, model_files, *key, max_new_tokens, options, split.file
+            ),
             limit=limit,
             workers=settings.num_workers if workers is None else workers,
             **options,
@@ -91,8 +96,14 @@ def evaluate_held_out(
         for sentence in refused:
             log.warning("Skipped. %s", sentence)
         rule = build_rule(settings.metric)
+        named = {"method": method} if method else {}
         rows = [
-            {**row, "score": rule.score(row["answer"], row["reference"]), "metric": settings.metric}
+            {
+                **row,
+                **named,
+                "score": rule.score(row["answer"], row["reference"]),
+                "metric": settings.metric,
+            }
             for row in found.values()
         ]
     loss = language_loss(model, progress(source.val_share(), "validating"))
@@ -195,6 +206,7 @@ def evaluate_benchmark(
     max_new_tokens: int | None = None,
     limit: int | None = None,
     workers: int = 0,
+    method: str = "",
     **options: Any,
 ) -> tuple[dict[str, float], list[Row]]:
     """Answer a benchmark's questions, write its official files and score the answers.
@@ -210,6 +222,7 @@ def evaluate_benchmark(
         max_new_tokens: Maximum number of tokens in an answer; None for the benchmark's own.
         limit: Number of questions to ask, from the first one; None for all.
         workers: Processes that load images.
+        method: Name of the method that replaced the one of the model's folder, for rows and files.
         options: Decoding options, see `dpn.inference.answer`.
 
     Returns:
@@ -224,6 +237,7 @@ def evaluate_benchmark(
     most = max_new_tokens or benchmark.max_new_tokens
     words = [(question.id, question.prompt) for question in questions]
     question_set = BenchmarkQuestions(benchmark.name, questions, processor)
+    key = (*_replaced(model, method), most, options, words)
     found, refused = answer_all(
         model,
         processor,
@@ -231,7 +245,7 @@ def evaluate_benchmark(
         benchmark.name,
         batch_size=batch_size,
         max_new_tokens=most,
-        journal=_journal(folder, benchmark.name, model_files, most, options, words),
+        journal=_journal(folder, benchmark.name, model_files, *key),
         workers=workers,
         **options,
     )
@@ -244,11 +258,14 @@ def evaluate_benchmark(
     own = folder / benchmark.name
     if is_first_process():
         with _own_code(benchmark.name):
-            benchmark.write(questions, answers, own, model_files.resolve().name)
+            model_id = " ".join(filter(None, (model_files.resolve().name, method)))
+            benchmark.write(questions, answers, own, model_id)
     with _own_code(benchmark.name):
         scores = benchmark.score(questions, answers, own)
+    named = {"method": method} if method else {}
     rows = [
-        {**row, "score": value} for row, value in zip(found.values(), scores.samples, strict=True)
+        {**row, **named, "score": value}
+        for row, value in zip(found.values(), scores.samples, strict=True)
     ]
     metrics = {**scores.metrics, **_share(rows)}
     return {f"{benchmark.name}/{name}": value for name, value in metrics.items()}, rows
@@ -274,6 +291,11 @@ def _journal(folder: Path | None, name: str, model_files: Path | None, *of: Any)
     if folder is None or model_files is None:
         return None
     return Journal(folder / "journal", f"{name}-{fingerprint(model_files, *of)}")
+
+
+def _replaced(model: DPNForConditionalGeneration, method: str) -> list[Any]:
+    """Return what answers depend on if a method was replaced; empty for the folder's own."""
+    return [method, model.config.router_config, model.config.projector_config] if method else []
 
 
 def _share(rows: Sequence[Row]) -> dict[str, float]:

@@ -41,6 +41,7 @@ def write_report(folder: Path, against: str | None = None) -> Path:
     parts = [
         f"# {escape_markdown(folder.name)}",
         code_span(str(status["command"])) if status.get("command") else "",
+        f"Method: {code_span(str(status['method']))}" if status.get("method") else "",
         *(table.markdown() for table in shown),
         *(markdown_image(path.stem, path.relative_to(folder).as_posix()) for path in figures),
         *map(escape_markdown, failed),

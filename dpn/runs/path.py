@@ -75,6 +75,8 @@ def _remove_added(config: Any) -> None:
     config does not have them, is found.
     """
 
+    if config.get("keep", 0) is None:  # of dpn.eval
+        config.pop("keep")
     source = config.get("data")
     name = str(source.get("name")) if isinstance(source, dict) else ""
     for key, value in {**_ADDED, "data.metric": _METRICS.get(name, "normalised")}.items():

@@ -10,7 +10,16 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from dpn import DPNForConditionalGeneration, chat, checkpoints, inference, route
+from dpn import (
+    DPNForConditionalGeneration,
+    chat,
+    checkpoints,
+    inference,
+    projectors,
+    route,
+    routers,
+)
+from dpn.common.errors import SettingError
 from dpn.common.files import read_json, read_rows
 from dpn.config import adopt, build, preflight
 from dpn.config.compose import compose
@@ -19,13 +28,16 @@ from dpn.generate import generate
 from dpn.inference import evaluation
 from dpn.runs.request import ConfigError
 from dpn.train import train
-from tests.app.conftest import tiny_run
+from tests.app.conftest import timeless, tiny_run
 from tests.benchmarks import test_pope
 from tests.checkpoints.conftest import LAYERS, VOCABULARY, WIDTH
 from tests.checkpoints.folders import save_hf_llava, write_hf_llava, write_llava
-from tests.talkers import picture
+from tests.talkers import make_run, picture
 
 QUESTION = "What is this?"
+#: Methods that need weights of their own, and two that are built from settings found on data.
+LEARNED_ROUTERS = {name for name in routers.names() if routers.resolve(name).own_weights}
+LEARNED_PROJECTORS = {n for n in projectors.names() if projectors.resolve(n).own_weights}
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +167,139 @@ def test_a_benchmark(llava, tmp_path):
     assert "pope/f1" in read_json(folder / "metrics.json")
 
 
+def test_a_method_on_top_of_the_folder(llava, images, tmp_path, monkeypatch, capsys):
+    arguments = (str(llava), QUESTION, str(images / "0.png"), 6)
+    plain = generate(*arguments)
+    assert timeless(generate(*arguments, router="none")) == timeless(plain)
+    found = generate(*arguments, router="fastv", keep=0.5)
+    assert found["rows"][0] == plain["rows"][0] > found["rows"][-1]
+    (drawn,) = route.route(*arguments[::2], QUESTION, max_new_tokens=6, router="fastv", keep=0.5)
+    assert drawn.answer == found["answer"]
+    assert "router=fastv" in drawn.reasons
+    command = [f"run={llava}", f"image={images / '0.png'}", "max_new_tokens=6"]
+    monkeypatch.setattr(sys, "argv", ["chat", *command, "router=fastv", "keep=0.5"])
+    monkeypatch.setattr(sys, "stdin", io.StringIO(QUESTION))
+    chat.main()
+    printed = capsys.readouterr().out
+    assert found["answer"] in printed
+    assert f"{found['visual_macs_ratio']:.3f} of the visual MACs" in printed
+    pooled = generate(*arguments, projector="pooled", keep=0.25)
+    assert pooled["rows"][0] == plain["rows"][0] // 4
+    assert generate(*arguments, router="none", projector="pooled", keep=0.25)["rows"][0] == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"router": "dpe"}, "`router=dpe` has weights of its own.*stage=gates.*init.model="),
+        ({"router": "depth_routing", "keep": 0.5}, "weights of its own.*stage=gates"),
+        ({"projector": "token_packer"}, "`projector=token_packer` has weights of.*stage=finetune"),
+        ({"projector": "dense_connector"}, "weights of its own.*stage=finetune"),
+        ({"projector": "dfmr", "keep": 0.5}, "found on training data.*stage=apply projector=dfmr"),
+        ({"keep": 0.5}, "`keep=0.5` cannot be met with router=none of .*; name a method"),
+        ({"router": "chain", "keep": 0.5}, "cannot be met with router=chain, which"),
+        ({"router": "fastv", "keep": 0.01}, "router.keep=0.01 cannot be reached"),
+        ({"router": "fastvv"}, "no router named 'fastvv'"),
+    ],
+)
+def test_a_method_that_cannot_be_put_on_top(arguments, sentence, llava):
+    with pytest.raises(SettingError, match=sentence):
+        inference.load(llava, "cpu", **arguments)
+
+
+@pytest.mark.parametrize("name", sorted({*projectors.names()} - LEARNED_PROJECTORS))
+def test_projectors_on_top_keep_the_weights(name, llava):
+    plain, processor = inference.load(llava, "cpu")
+    model, _ = inference.load(llava, "cpu", projector=name)
+    want = dict(plain.projector.named_parameters())
+    got = dict(model.projector.named_parameters())
+    assert got.keys() == want.keys()
+    assert all(torch.equal(weight, want[key]) for key, weight in got.items())
+    config = model.config.projector_config
+    assert config["name"] == name
+    inputs = inference.inputs_of(processor, QUESTION, [picture(0, 64, 64)])
+    want = DPNForConditionalGeneration(model.config).eval()
+    want.load_state_dict(model.state_dict())
+    torch.testing.assert_close(model(**inputs).logits, want(**inputs).logits)
+
+
+@pytest.mark.parametrize("name", sorted({*routers.names()} - LEARNED_ROUTERS))
+def test_routers_on_top(name, llava):
+    model, processor = inference.load(llava, "cpu", router=name)
+    inputs = inference.inputs_of(processor, QUESTION, [picture(0, 64, 64)])
+    want = DPNForConditionalGeneration(model.config).eval()
+    want.load_state_dict(model.state_dict())
+    torch.testing.assert_close(model(**inputs).logits, want(**inputs).logits)
+
+
+def test_the_own_method_keeps_its_settings(llava, tmp_path):
+    model, processor = inference.load(llava, "cpu", router={"name": "fastv", "k": 1, "ratio": 0.5})
+    inference.save(model, processor, tmp_path / "fastv")
+    same, _ = inference.load(tmp_path / "fastv", "cpu", router="fastv")
+    assert same.config.router_config == model.config.router_config
+    other, _ = inference.load(tmp_path / "fastv", "cpu", keep=0.5)
+    assert other.config.router_config == {**model.config.router_config, "keep": 0.5}
+    assert (other.router.k, other.router.keep) == (1, 0.5)
+    none, _ = inference.load(tmp_path / "fastv", "cpu", router="none")
+    inputs = inference.inputs_of(processor, QUESTION, [picture(0, 64, 64)])
+    plain, _ = inference.load(llava, "cpu")
+    assert torch.equal(none(**inputs).logits, plain(**inputs).logits)
+
+
+def test_own_gates_are_kept(tmp_path):
+    folder = make_run(tmp_path, {"name": "dpe", "layers": [0, 2], "min_rows": 1})
+    model, processor = inference.load(folder, "cpu")
+    inputs = inference.inputs_of(processor, QUESTION, [picture()])
+    own, _ = inference.load(folder, "cpu", router="dpe")
+    assert torch.equal(own(**inputs).logits, model(**inputs).logits)
+    for change in ({"keep": 0.5}, {"router": "dpe", "keep": 0.5}):
+        with pytest.raises(SettingError, match="`router=dpe` meets keep=0.5 .*stage=apply"):
+            inference.load(folder, "cpu", **change)
+    cooler, _ = inference.load(folder, "cpu", router={"name": "dpe", "temperature": 3.0})
+    for key, weight in cooler.router.named_parameters():
+        assert torch.equal(weight, model.router.get_parameter(key))
+    assert cooler.config.router_config["layers"] == [0, 2]
+    fixed, _ = inference.load(folder, "cpu", router="random")
+    assert fixed.config.router_config["min_rows"] == 1  # of the folder
+    with pytest.raises(SettingError, match="weights of its own"):
+        inference.load(folder, "cpu", router="dyvte")
+
+
+def test_an_evaluation_with_a_method_on_top(llava, tmp_path):
+    test_pope.make(tmp_path / "files")
+    overrides = [f"run={llava}", "benchmarks=[pope]", f"data_root={tmp_path / 'files'}"]
+    overrides += [f"paths.output_root={tmp_path}", "max_new_tokens=3", "overlays=0"]
+    plain = evaluate(compose("eval", overrides))
+    folder = evaluate(compose("eval", [*overrides, "router=fastv", "router.k=1", "keep=0.5"]))
+    other = evaluate(compose("eval", [*overrides, "router=fastv", "keep=0.7"]))
+    assert len({plain, folder, other}) == 3
+    method = "router=fastv router.k=1 keep=0.5"
+    assert {row["method"] for row in read_rows(folder / "rows.jsonl")} == {method}
+    assert f"Method: `{method}`" in (folder / "report.md").read_text()
+    assert method in (folder / "pope" / "answers.jsonl").read_text()
+    assert not any("method" in row for row in read_rows(plain / "rows.jsonl"))
+    journals = [{p.name for p in (f / "journal").iterdir()} for f in (plain, folder, other)]
+    assert not journals[0] & journals[1]
+    assert not journals[1] & journals[2]
+    model, processor = inference.load(llava, "cpu", router={"name": "fastv", "k": 1}, keep=0.5)
+    files = sorted((tmp_path / "files" / "pope" / "val2014").iterdir())
+    for row, file in zip(read_rows(folder / "rows.jsonl"), files, strict=True):
+        found = inference.ask(model, processor, row["prompt"], [Image.open(file)], 3)
+        assert (found["answer"], found["rows"]) == (row["answer"], row["rows"])
+
+
+def test_arguments_of_a_method_of_an_evaluation_are_checked(llava):
+    for words, sentence in {
+        ("router=fastv", "+router.kk=1"): "`router.kk` is not a setting",
+        ("router=fastv", "router.k=deep"): "`router.k=deep` has the wrong type",
+        ("keep=1.5",): "`keep=1.5` is not possible",
+    }.items():
+        with pytest.raises(ConfigError, match=sentence):
+            preflight.check_evaluation(compose("eval", [f"run={llava}", "data=mosaic", *words]))
+    chain = compose("eval", [f"run={llava}", "router=chain", "router.routers.0.ratio=0.75"])
+    assert chain.config.router.routers[0].ratio == 0.75
+
+
 @pytest.mark.slow
 def test_a_method_is_applied_to_it(llava, from_llava):
     folder = train(
@@ -167,6 +312,10 @@ def test_a_method_is_applied_to_it(llava, from_llava):
     source = build.data_module(config.data)
     source.processor = processor
     metrics, rows = evaluation.evaluate_held_out(model, processor, source, 6)
+    top, _ = inference.load(llava, "cpu", router="fastv", keep=0.5)
+    assert top.config.router_config == inference.load(folder, "cpu")[0].config.router_config
+    _, same = evaluation.evaluate_held_out(top, processor, source, 6)
+    assert [(r["answer"], r["rows"]) for r in same] == [(r["answer"], r["rows"]) for r in rows]
     assert metrics["cost/visual_macs_ratio"] == pytest.approx(0.5, abs=0.1)
     found = read_rows(folder / "rows.jsonl")
     assert [(r["answer"], r["rows"]) for r in found] == [(r["answer"], r["rows"]) for r in rows]
