@@ -120,15 +120,31 @@ def check_evaluation(config: Node) -> list[str]:
         problems = _check_benchmarks(config)
     run, chosen, against = (config.get(key) for key in ("run", "benchmarks", "against"))
     if isinstance(run, str):
-        if problem := _check_model_folder(Path(run)):
-            problems.append(problem)
-        elif HELD_OUT in (chosen if isinstance(chosen, list) else ()) and not data_section:
-            problems += _without_data(Path(run))
+        found = [_check_model_folder(Path(run))]
+        if not found[0]:
+            if HELD_OUT in (chosen if isinstance(chosen, list) else ()) and not data_section:
+                found += _without_data(Path(run))
+            found += _check_methods(run, config) if not problems else []
+        problems += filter(None, found)
     if isinstance(against, str) and not (Path(against) / "rows.jsonl").is_file():
         problems.append(
             f"`against={against}` contains no rows.jsonl; give a folder of evaluation results."
         )
     return problems
+
+
+def _check_methods(run: str, config: Node) -> list[str]:
+    """Check that the methods of an evaluation can replace those of the model's folder."""
+    methods = {key: config.get(key) for key in ("router", "projector", "keep")}
+    if not any(methods.values()):
+        return []
+    try:
+        folder = inference.model_folder(run, weights=False)
+        if checkpoints.holds_model(folder):
+            inference.check_methods(folder, run, **methods)
+    except (checkpoints.FolderError, OSError, SettingError) as error:
+        return [str(error)]
+    return []
 
 
 def _without_data(run: Path) -> list[str]:

@@ -21,12 +21,15 @@ from dpn.inference.answering import (
     save,
     training_prompts,
 )
+from dpn.inference.methods import Method, check_methods
 
 __all__ = [
     "Answer",
     "Decoding",
+    "Method",
     "answer",
     "ask",
+    "check_methods",
     "describe",
     "generate",
     "inputs_of",

@@ -23,7 +23,7 @@ from dpn.data.batch import IGNORE, Batch, collate
 from dpn.data.conversation import IMAGE
 from dpn.data.image_files import read_image
 from dpn.data.rows import Questions
-from dpn.inference.methods import Method, replace_methods
+from dpn.inference.methods import Method, check_methods, replace_methods
 from dpn.metrics.speed import now
 from dpn.model import DPNForConditionalGeneration, DPNProcessor
 from dpn.tokens import Trace
@@ -89,8 +89,11 @@ def load(
         count = torch.cuda.device_count()
         raise OSError(f"device={device}, but torch finds {count} GPUs; give another device.")
     check_checksums(place)
+    if replaced := (router, projector, keep) != (None, None, None):
+        check_methods(place, folder, router, projector, keep)
     model, processor = checkpoints.load_model(place)
-    replace_methods(model, folder, router, projector, keep)
+    if replaced:
+        replace_methods(model, folder, router, projector, keep)
     return model.to(device).eval(), processor
 
 

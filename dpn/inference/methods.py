@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from dpn import projectors, routers
+from dpn import checkpoints, projectors, routers
 from dpn.common.errors import SettingError
 from dpn.common.method_files import Kind, method_defaults
 from dpn.common.text import one_line
-from dpn.model import DPNForConditionalGeneration
+from dpn.model import DPNConfig, DPNForConditionalGeneration, meta_model
 from dpn.model.assemble import build_router
 
 #: Name of a method, or its config section: `name` and arguments.
@@ -77,6 +77,38 @@ def replace_methods(
                 f"`{part}={sections[part]['name']}` cannot be used with {source}:"
                 f" {one_line(str(error))}"
             ) from error
+
+
+def check_methods(
+    folder: Path,
+    source: Path | str,
+    router: Method | None = None,
+    projector: Method | None = None,
+    keep: float | None = None,
+) -> None:
+    """Check that `replace_methods` works for the model of a folder, without reading its weights.
+
+    Args:
+        folder: Local folder of the model.
+        source: Name of the folder, for messages.
+        router: Router; None for the model's own.
+        projector: Projector; None for the model's own.
+        keep: Share of visual work.
+
+    Raises:
+        FolderError: If the folder holds no model that can be used.
+        SettingError: As `replace_methods`.
+    """
+    settings = checkpoints.model_settings(folder)
+    if settings is None:  # the sizes are known when its weights are read
+        return
+    config = DPNConfig(
+        text_config=settings.text,
+        vision_config=settings.vision,
+        projector_config=settings.projector,
+        router_config=settings.router,
+    )
+    replace_methods(meta_model(config), source, router, projector, keep)
 
 
 def _keeping(

@@ -27,15 +27,16 @@ from dpn.eval import evaluate
 from dpn.generate import generate
 from dpn.inference import evaluation
 from dpn.runs.request import ConfigError
+from dpn.runs.saved import read_settings
 from dpn.train import train
-from tests.app.conftest import timeless, tiny_run
+from tests.app.conftest import tiny_run, without_times
 from tests.benchmarks import test_pope
 from tests.checkpoints.conftest import LAYERS, VOCABULARY, WIDTH
 from tests.checkpoints.folders import save_hf_llava, write_hf_llava, write_llava
 from tests.talkers import make_run, picture
 
 QUESTION = "What is this?"
-#: Methods that need weights of their own, and two that are built from settings found on data.
+#: Methods that need weights of their own.
 LEARNED_ROUTERS = {name for name in routers.names() if routers.resolve(name).own_weights}
 LEARNED_PROJECTORS = {n for n in projectors.names() if projectors.resolve(n).own_weights}
 
@@ -170,12 +171,11 @@ def test_a_benchmark(llava, tmp_path):
 def test_a_method_on_top_of_the_folder(llava, images, tmp_path, monkeypatch, capsys):
     arguments = (str(llava), QUESTION, str(images / "0.png"), 6)
     plain = generate(*arguments)
-    assert timeless(generate(*arguments, router="none")) == timeless(plain)
+    assert without_times([generate(*arguments, router="none")]) == without_times([plain])
     found = generate(*arguments, router="fastv", keep=0.5)
     assert found["rows"][0] == plain["rows"][0] > found["rows"][-1]
     (drawn,) = route.route(*arguments[::2], QUESTION, max_new_tokens=6, router="fastv", keep=0.5)
     assert drawn.answer == found["answer"]
-    assert "router=fastv" in drawn.reasons
     command = [f"run={llava}", f"image={images / '0.png'}", "max_new_tokens=6"]
     monkeypatch.setattr(sys, "argv", ["chat", *command, "router=fastv", "keep=0.5"])
     monkeypatch.setattr(sys, "stdin", io.StringIO(QUESTION))
@@ -199,10 +199,12 @@ def test_a_method_on_top_of_the_folder(llava, images, tmp_path, monkeypatch, cap
         ({"keep": 0.5}, "`keep=0.5` cannot be met with router=none of .*; name a method"),
         ({"router": "chain", "keep": 0.5}, "cannot be met with router=chain, which"),
         ({"router": "fastv", "keep": 0.01}, "router.keep=0.01 cannot be reached"),
+        ({"router": "head_pruning"}, "router.scores is null"),
         ({"router": "fastvv"}, "no router named 'fastvv'"),
     ],
 )
-def test_a_method_that_cannot_be_put_on_top(arguments, sentence, llava):
+def test_a_method_that_cannot_be_put_on_top(arguments, sentence, llava, monkeypatch):
+    monkeypatch.setattr(checkpoints, "load_model", None)  # refused before weights are read
     with pytest.raises(SettingError, match=sentence):
         inference.load(llava, "cpu", **arguments)
 
@@ -223,7 +225,7 @@ def test_projectors_on_top_keep_the_weights(name, llava):
     torch.testing.assert_close(model(**inputs).logits, want(**inputs).logits)
 
 
-@pytest.mark.parametrize("name", sorted({*routers.names()} - LEARNED_ROUTERS))
+@pytest.mark.parametrize("name", sorted({*routers.names()} - LEARNED_ROUTERS - {"head_pruning"}))
 def test_routers_on_top(name, llava):
     model, processor = inference.load(llava, "cpu", router=name)
     inputs = inference.inputs_of(processor, QUESTION, [picture(0, 64, 64)])
@@ -253,7 +255,7 @@ def test_own_gates_are_kept(tmp_path):
     own, _ = inference.load(folder, "cpu", router="dpe")
     assert torch.equal(own(**inputs).logits, model(**inputs).logits)
     for change in ({"keep": 0.5}, {"router": "dpe", "keep": 0.5}):
-        with pytest.raises(SettingError, match="`router=dpe` meets keep=0.5 .*stage=apply"):
+        with pytest.raises(SettingError, match=r"`router=dpe` meets keep=0\.5 .*stage=apply"):
             inference.load(folder, "cpu", **change)
     cooler, _ = inference.load(folder, "cpu", router={"name": "dpe", "temperature": 3.0})
     for key, weight in cooler.router.named_parameters():
@@ -293,6 +295,8 @@ def test_arguments_of_a_method_of_an_evaluation_are_checked(llava):
         ("router=fastv", "+router.kk=1"): "`router.kk` is not a setting",
         ("router=fastv", "router.k=deep"): "`router.k=deep` has the wrong type",
         ("keep=1.5",): "`keep=1.5` is not possible",
+        ("router=dpe",): "`router=dpe` has weights of its own",
+        ("router=none", "keep=0.5"): "`keep=0.5` cannot be met with router=none",
     }.items():
         with pytest.raises(ConfigError, match=sentence):
             preflight.check_evaluation(compose("eval", [f"run={llava}", "data=mosaic", *words]))
@@ -313,7 +317,7 @@ def test_a_method_is_applied_to_it(llava, from_llava):
     source.processor = processor
     metrics, rows = evaluation.evaluate_held_out(model, processor, source, 6)
     top, _ = inference.load(llava, "cpu", router="fastv", keep=0.5)
-    assert top.config.router_config == inference.load(folder, "cpu")[0].config.router_config
+    assert top.config.router_config == read_settings(folder, ["router"]).router
     _, same = evaluation.evaluate_held_out(top, processor, source, 6)
     assert [(r["answer"], r["rows"]) for r in same] == [(r["answer"], r["rows"]) for r in rows]
     assert metrics["cost/visual_macs_ratio"] == pytest.approx(0.5, abs=0.1)
