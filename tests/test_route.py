@@ -42,6 +42,19 @@ def ask(monkeypatch, capsys):
     return ask
 
 
+def test_another_router(ask, folder):
+    """Gates that do not act draw no probabilities."""
+    command = (f"run={folder}", f"image={folder / '0.png'}", "prompt=What?")
+    output, _, code = ask(*command, "router=none")
+    assert code == 0
+    assert "router=none keeps all rows" in " ".join(output.split())
+    output, _, _ = ask(*command, "router=fastv", "keep=0.5")
+    assert "router=fastv keeps rows by a fixed rule" in " ".join(output.split())
+    _, errors, code = ask(*command, "router=chain", "keep=0.5")
+    assert "`keep=0.5` cannot be met with router=chain" in errors
+    assert code == 2
+
+
 def test_probabilities_are_those_of_the_gates():
     model, processor = make_talker(DPE)
     logits = {}

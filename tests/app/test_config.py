@@ -9,18 +9,20 @@ from typing import Unpack
 
 import pytest
 import torch
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 
-from dpn import generate, losses
+from dpn import chat, generate, losses, projectors, route, routers
 from dpn.cli.arguments import read_arguments
 from dpn.cli.diagnose import diagnose
 from dpn.cli.help import help_of_config
 from dpn.common.errors import SettingError
+from dpn.common.method_files import method_defaults, method_names
 from dpn.config import preflight, renamed, targets
 from dpn.config.compose import CONFIG_DIR, compose
 from dpn.config.schema import check_arguments, keyword_only, matches
 from dpn.cost import TextShape
 from dpn.routers.base import RouterSizes
+from dpn.runs.path import config_hash
 from dpn.runs.request import ConfigError
 from dpn.tokens import Grid
 
@@ -427,6 +429,50 @@ def test_arguments_that_are_out_of_range_empty_or_given_twice():
     assert len(found) == 7
     ok = read_arguments(generate.generate, ["run=1", "prompt=2", "temperature=1e-3", "seed=5"])
     assert ok == {"run": "1", "prompt": "2", "temperature": 1e-3, "seed": 5}
+
+
+@pytest.mark.parametrize("door", [generate.generate, route.route, chat.chat])
+def test_names_of_methods_are_checked(door):
+    line = ["run=1", "prompt=2", "image=3"][: 3 if door is not chat.chat else 1]
+    with pytest.raises(ConfigError) as caught:
+        read_arguments(door, [*line, "router=fastvv", "projector=visonzip", "keep=50"])
+    assert caught.value.problems == (
+        "`router=fastvv` is not a choice of router; did you mean `fastv`?",
+        "`projector=visonzip` is not a choice of projector; did you mean `visionzip`?",
+        "`keep=50` is not possible; it must be larger than 0 and at most 1.",
+    )
+    found = read_arguments(door, [*line, "router=fastv", "projector=mlp", "keep=0.5"])
+    assert (found["router"], found["projector"], found["keep"]) == ("fastv", "mlp", 0.5)
+
+
+def test_names_of_methods_of_an_evaluation_are_checked():
+    assert diagnose("eval", ["run=1", "router=fastvv", "projector=visonzip"]) == [
+        "`router=fastvv` is not a choice of router; did you mean `fastv`?",
+        "`projector=visonzip` is not a choice of projector; did you mean `visionzip`?",
+    ]
+
+
+def test_an_evaluation_without_a_method_keeps_its_folder():
+    """Earlier versions had no `keep`."""
+    config = compose("eval", ["run=1"]).config
+    assert config.keep is None
+    found = config_hash(config)
+    with open_dict(config):
+        del config["keep"]
+    assert config_hash(config) == found
+    for words in (["keep=0.5"], ["router=fastv"], ["projector=pooled"], ["router=none"]):
+        assert config_hash(compose("eval", ["run=1", *words]).config) != found
+
+
+def test_files_and_classes_name_the_same_methods():
+    for kind, registry in (("router", routers), ("projector", projectors)):
+        assert method_names(kind) == registry.names()
+    assert method_defaults("router", "fastv") == (
+        {"k": 2, "ratio": 0.5, "positions": "keep", "keep": None},
+        set(),
+    )
+    assert method_defaults("router", "random")[1] == {"min_rows"}
+    assert method_defaults("router", "unknown") == ({}, set())
 
 
 @pytest.mark.slow
