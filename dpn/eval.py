@@ -207,7 +207,11 @@ def _method(config: DictConfig) -> str:
     words = []
     for part in ("router", "projector"):
         if section := _plain(config.get(part)):
-            rest = [f"{part}.{k}={v}" for k, v in section.items() if k != "name"]
+            rest = [
+                f"{part}.{k}={'null' if v is None else v}"
+                for k, v in section.items()
+                if k != "name"
+            ]
             words += [f"{part}={section['name']}", *rest]
     keep = [] if config.get("keep") is None else [f"keep={config.keep}"]
     return " ".join([*words, *keep])

@@ -48,12 +48,12 @@ def replace_methods(
         SettingError: If a method is unknown or does not fit the model, has weights that the model
             lacks, or needs data to meet `keep`.
     """
-    named = {"router": router, "projector": projector}
+    named: dict[Kind, Method | None] = {"router": router, "projector": projector}
     given: dict[Kind, dict[str, Any]] = {
         part: {"name": value} if isinstance(value, str) else dict(value)
         for part, value in named.items()
         if value is not None
-    }  # type: ignore[misc]
+    }
     own: dict[Kind, dict[str, Any]] = {
         "router": model.config.router_config or {"name": "none"},
         "projector": model.config.projector_config or {"name": "mlp"},
@@ -66,7 +66,6 @@ def replace_methods(
     if "projector" in sections:
         sections.setdefault("router", own["router"])  # its sizes depend on the projector
     for part in sorted(sections):  # the projector first
-        _refuse_calibration(source, part, sections[part])
         try:
             with torch.random.fork_rng(devices=[]):
                 _replace(model, source, part, sections[part])
@@ -150,9 +149,9 @@ def _refuse_calibration(source: Path | str, part: Kind, section: Mapping[str, An
     name, keep = section["name"], section.get("keep")
     if _REGISTRIES[part].resolve(name).calibrated and keep is not None:
         raise SettingError(
-            f"`{part}={name}` meets keep={keep} by a price that is found on training data; run"
-            f" python -m dpn.train stage=apply {part}={name} {part}.keep={keep}"
-            f" init.model={source}, and use the folder of that run."
+            f"`{part}={name}` meets keep={keep} by a price that is found on training data, which"
+            f" this command does not read; evaluate it with python -m dpn.train stage=apply"
+            f" {part}={name} {part}.keep={keep} init.model={source}."
         )
 
 
@@ -169,15 +168,16 @@ def _replace(
         new = projectors.build(
             **section, input_size=old.input_size, output_size=old.output_size, grid=old.grid
         )
-    if problems := new.check():
-        raise SettingError(f"{source}: {' '.join(problems)}")
     other = section["name"] != own.get("name") and (new.own_weights or old.own_weights)
     _take_weights(new, old, other, source, part, section["name"])
+    _refuse_calibration(source, part, section)
+    if problems := new.check():
+        raise SettingError(f"{source}: {' '.join(problems)}")
     if part == "projector":
         new.attach(model.vision)
         model.config.projector_config = section
-        new.to(next(old.parameters()).dtype)
-    setattr(model, part, new)
+        new.to(next(old.parameters(), model.lm_head.weight).dtype)
+    setattr(model, part, new.train(old.training))
 
 
 def _take_weights(

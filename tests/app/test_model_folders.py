@@ -1,5 +1,6 @@
 """A LLaVA-1.5 folder of Hugging Face, as it is, at every command."""
 
+import copy
 import io
 import json
 import shutil
@@ -26,6 +27,7 @@ from dpn.config.compose import compose
 from dpn.eval import evaluate
 from dpn.generate import generate
 from dpn.inference import evaluation
+from dpn.inference.methods import replace_methods
 from dpn.runs.request import ConfigError
 from dpn.runs.saved import read_settings
 from dpn.train import train
@@ -47,6 +49,12 @@ def llava(tmp_path_factory):
     folder = tmp_path_factory.mktemp("llava")
     save_hf_llava(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def loaded(llava):
+    """Its model and processor, which no test changes."""
+    return inference.load(llava, "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +199,10 @@ def test_a_method_on_top_of_the_folder(llava, images, tmp_path, monkeypatch, cap
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"router": "dpe"}, "`router=dpe` has weights of its own.*stage=gates.*init.model="),
+        (
+            {"router": "dpe", "keep": 0.5},
+            "`router=dpe` has weights of its own.*stage=gates.*init",
+        ),
         ({"router": "depth_routing", "keep": 0.5}, "weights of its own.*stage=gates"),
         ({"projector": "token_packer"}, "`projector=token_packer` has weights of.*stage=finetune"),
         ({"projector": "dense_connector"}, "weights of its own.*stage=finetune"),
@@ -209,29 +220,43 @@ def test_a_method_that_cannot_be_put_on_top(arguments, sentence, llava, monkeypa
         inference.load(llava, "cpu", **arguments)
 
 
-@pytest.mark.parametrize("name", sorted({*projectors.names()} - LEARNED_PROJECTORS))
-def test_projectors_on_top_keep_the_weights(name, llava):
-    plain, processor = inference.load(llava, "cpu")
-    model, _ = inference.load(llava, "cpu", projector=name)
-    want = dict(plain.projector.named_parameters())
-    got = dict(model.projector.named_parameters())
-    assert got.keys() == want.keys()
-    assert all(torch.equal(weight, want[key]) for key, weight in got.items())
-    config = model.config.projector_config
-    assert config["name"] == name
-    inputs = inference.inputs_of(processor, QUESTION, [picture(0, 64, 64)])
+@torch.no_grad()
+def assert_it_is_the_model_of_its_config(model, inputs):
     want = DPNForConditionalGeneration(model.config).eval()
     want.load_state_dict(model.state_dict())
-    torch.testing.assert_close(model(**inputs).logits, want(**inputs).logits)
+    assert torch.equal(model(**inputs).logits, want(**inputs).logits)
+
+
+@pytest.mark.parametrize("name", sorted({*projectors.names()} - LEARNED_PROJECTORS))
+def test_projectors_on_top_keep_the_weights(name, loaded):
+    model = copy.deepcopy(loaded[0])
+    replace_methods(model, "folder", projector=name)
+    assert model.config.projector_config["name"] == name
+    for key, weight in loaded[0].named_parameters():
+        assert torch.equal(weight, model.get_parameter(key))
+    inputs = inference.inputs_of(loaded[1], QUESTION, [picture(0, 64, 64)])
+    assert_it_is_the_model_of_its_config(model, inputs)
 
 
 @pytest.mark.parametrize("name", sorted({*routers.names()} - LEARNED_ROUTERS - {"head_pruning"}))
-def test_routers_on_top(name, llava):
-    model, processor = inference.load(llava, "cpu", router=name)
-    inputs = inference.inputs_of(processor, QUESTION, [picture(0, 64, 64)])
-    want = DPNForConditionalGeneration(model.config).eval()
-    want.load_state_dict(model.state_dict())
-    torch.testing.assert_close(model(**inputs).logits, want(**inputs).logits)
+def test_routers_on_top(name, loaded):
+    model = copy.deepcopy(loaded[0])
+    state = torch.get_rng_state()
+    replace_methods(model, "folder", router=name)
+    assert torch.equal(state, torch.get_rng_state())
+    assert model.config.router_config["name"] == name
+    inputs = inference.inputs_of(loaded[1], QUESTION, [picture(0, 64, 64)])
+    assert_it_is_the_model_of_its_config(model, inputs)
+
+
+@pytest.mark.parametrize("name", ["fastv", "sparsevlm", "static", "aim", "yopo"])
+def test_arguments_on_top_are_those_of_apply(name, llava, loaded, from_llava):
+    model = copy.deepcopy(loaded[0])
+    replace_methods(model, llava, router=name, keep=0.7)
+    words = ["stage=apply", f"router={name}", "router.keep=0.7"]
+    config = build.model_config(compose("train", [*from_llava, *words]).config)
+    default = {"min_rows": model.config.router_config.get("min_rows")}
+    assert {**config.router_config, **default} == {**model.config.router_config, **default}
 
 
 def test_the_own_method_keeps_its_settings(llava, tmp_path):
@@ -267,6 +292,7 @@ def test_own_gates_are_kept(tmp_path):
         inference.load(folder, "cpu", router="dyvte")
 
 
+@pytest.mark.slow
 def test_an_evaluation_with_a_method_on_top(llava, tmp_path):
     test_pope.make(tmp_path / "files")
     overrides = [f"run={llava}", "benchmarks=[pope]", f"data_root={tmp_path / 'files'}"]
