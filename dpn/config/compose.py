@@ -144,7 +144,7 @@ def _only_given(config: DictConfig, overrides: Sequence[str]) -> None:
     """
     given = {".".join(key_of(override).split(".")[:2]) for override in overrides}
     for part in ("router", "projector"):
-        section = config.get(part) or {}
+        section: Any = config.get(part) or {}
         for key in [key for key in section if key != "name" and f"{part}.{key}" not in given]:
             OmegaConf.set_struct(section, False)
             del section[key]

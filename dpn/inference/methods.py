@@ -161,6 +161,7 @@ def _replace(
     """Build a part for the sizes of the model, and give it the weights of the old one."""
     old: Any = getattr(model, part)
     own = getattr(model.config, f"{part}_config") or {}
+    new: Any
     if part == "router":
         model.config.router_config = section
         new = build_router(model.config, model.vision, model.projector)
