@@ -52,7 +52,7 @@ def test_another_router(ask, folder):
     assert "router=fastv keeps rows by a fixed rule" in " ".join(output.split())
     _, errors, code = ask(*command, "router=chain", "keep=0.5")
     assert "`keep=0.5` cannot be met with router=chain" in errors
-    assert code == 2
+    assert code == 1
 
 
 def test_probabilities_are_those_of_the_gates():
