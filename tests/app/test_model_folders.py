@@ -176,6 +176,7 @@ def test_a_benchmark(llava, tmp_path):
     assert "pope/f1" in read_json(folder / "metrics.json")
 
 
+@pytest.mark.slow
 def test_a_method_on_top_of_the_folder(llava, images, tmp_path, monkeypatch, capsys):
     arguments = (str(llava), QUESTION, str(images / "0.png"), 6)
     plain = generate(*arguments)
