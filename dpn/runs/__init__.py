@@ -1,4 +1,4 @@
 """Commands and their run folders: the request; name, lock and status of a folder; sweeps.
 
-Imports `common` and `data`.
+Imports `common`.
 """
