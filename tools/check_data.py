@@ -22,11 +22,11 @@ from dpn.cli.door import front_door
 from dpn.common import hub
 from dpn.common.labels import text_of
 from dpn.common.progress import progress
+from dpn.common.schema import check_arguments
 from dpn.common.table import Table, terminal
 from dpn.common.text import printable
 from dpn.config import build
 from dpn.config.checks import check_part
-from dpn.config.schema import check_arguments
 from dpn.data.batch import DataError
 from dpn.data.conversation import Turn, checked_pieces, template
 from dpn.data.encoding import cut

@@ -20,9 +20,9 @@ from dpn import inference, routers
 from dpn.cli.arguments import read_arguments
 from dpn.cli.door import readable_errors, set_up_logging
 from dpn.common.files import write_json
+from dpn.common.schema import check_arguments, nearest
 from dpn.config import build
 from dpn.config.compose import compose
-from dpn.config.schema import check_arguments, nearest
 from dpn.data.batch import DataError
 from dpn.routers import Router
 from dpn.runs.request import ConfigError

@@ -170,10 +170,32 @@ def _own_settings(folder: Path) -> Settings:
 
 
 def _load_own(folder: Path) -> Loaded:
-    return (
-        DPNForConditionalGeneration.from_pretrained(folder),
-        DPNProcessor.from_pretrained(folder),
-    )
+    model = DPNForConditionalGeneration.from_pretrained(folder)
+    processor = DPNProcessor.from_pretrained(folder)
+    _check_fit(folder, model, processor)
+    return model, processor
+
+
+def _check_fit(folder: Path, model: DPNForConditionalGeneration, processor: DPNProcessor) -> None:
+    """Check that the ids that a processor makes are those that a model reads.
+
+    Raises:
+        FolderError: If an id has another meaning, or no embedding.
+    """
+    problems = [
+        f"config.json has {name}={ours}, and in the tokenizer it is {theirs}"
+        for name in ("image_token_id", "router_token_id")
+        if (ours := getattr(model.config, name)) != (theirs := getattr(processor, name))
+    ]
+    most = max(processor.tokenizer.get_vocab().values())
+    rows = model.get_input_embeddings().num_embeddings
+    if most >= rows:
+        problems.append(f"the tokenizer has ids up to {most}, and the model {rows} embeddings")
+    if problems:
+        raise FolderError(
+            f"The files of {folder} do not belong together: {'; '.join(problems)}. Copy the folder"
+            " again, or write it with save_pretrained of the model and its processor."
+        )
 
 
 def _llava_settings(folder: Path) -> Settings:

@@ -7,6 +7,9 @@ from typing import Any
 
 from dpn.checkpoints.json_files import read_object
 from dpn.common.errors import FileError
+from dpn.common.ranges import is_number
+from dpn.common.text import shorten
+from dpn.data.images import STATISTICS, are_statistics
 
 Node = dict[str, Any]
 #: File of an image processor; newer folders keep it in the second one, under `image_processor`.
@@ -45,18 +48,19 @@ def _image_processor(folder: Path) -> tuple[Path, Node] | None:
 def _settings(file: Path, config: Node) -> Node:
     for key, value in ALWAYS.items():
         given = config.get(key, value)
-        if not isinstance(given, int | float) or not math.isclose(given, value):
-            raise FileError(f"{file} has {key}={given!r}; only {value!r} is supported.")
+        number = int(given) if isinstance(given, bool) else given
+        if not is_number(number) or not math.isclose(number, value):
+            raise FileError(
+                f"{file} has {key}={shorten(repr(given), 80)}; only {value!r} is supported."
+            )
     found: Node = {}
-    for key in ("image_mean", "image_std"):
-        values = config.get(key)
-        if (
-            not isinstance(values, list)
-            or len(values) != 3
-            or not all(isinstance(v, int | float) and math.isfinite(v) for v in values)
-            or (key == "image_std" and min(values) <= 0)
-        ):
-            raise FileError(f"{file} has {key}={values!r}; it must be three numbers.")
+    for name in STATISTICS:
+        key = f"image_{name}"
+        if not are_statistics(name, values := config.get(key)):
+            shown = shorten(repr(values), 80)
+            raise FileError(
+                f"{file} has {key}={shown}; it must be three numbers, {STATISTICS[name]}."
+            )
         found[key] = values
     return found
 

@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from dpn.cli.help import asks_for_help, help_of_function
-from dpn.config.schema import check_arguments, hints_of, matches
+from dpn.common.schema import check_arguments, hints_of, matches
 from dpn.runs.request import ConfigError
 
 

@@ -8,10 +8,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
+from dpn.common.schema import nearest
 from dpn.common.text import one_line
 from dpn.config.compose import CONFIG_DIR, MULTIRUN, compose_names
 from dpn.config.renamed import KEYS
-from dpn.config.schema import nearest
 
 
 def diagnose(

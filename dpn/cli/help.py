@@ -15,8 +15,8 @@ from typing import Annotated, Any, get_args, get_origin
 import yaml
 
 from dpn.common.ranges import Choice, Form
+from dpn.common.schema import describe, hints_of, parameters_of
 from dpn.common.text import one_line
-from dpn.config.schema import describe, hints_of, parameters_of
 
 FLAGS = """\
   -m                   run every combination of values with commas: key=1,2

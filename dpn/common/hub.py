@@ -5,7 +5,13 @@ import re
 from pathlib import Path
 
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id
 
 #: `organisation/model`, and the path of one of its files.
 _REMOTE = re.compile(r"([\w.-]+/[\w.-]+)(?:/([\w./-]+))?")
@@ -18,20 +24,32 @@ _WANTED = (*_SMALL, "*.safetensors", "*.bin")
 
 def is_id(name: str) -> bool:
     """Whether a name has the form of a Hub id, `organisation/model`."""
-    remote = _REMOTE.fullmatch(name)
-    return remote is not None and not remote[2] and not name.startswith(".")
+    remote = _remote(name)
+    return remote is not None and remote[1] is None
+
+
+def _remote(name: str) -> tuple[str, str | None] | None:
+    """Split a name into a Hub id and the path of a file, if any; None if it cannot be a Hub id."""
+    found = _REMOTE.fullmatch(name)
+    if found is None or ".." in name:
+        return None
+    try:
+        validate_repo_id(found[1])
+    except HFValidationError:
+        return None
+    return found[1], found[2]
 
 
 def why_missing(name: str) -> str | None:
     """What is wrong with a name, as the end of a sentence; None if it can be found."""
     if Path(name).exists():
         return None
-    remote = _REMOTE.fullmatch(name)
+    remote = _remote(name)
     if remote is None:
         return "does not exist"
-    answer = _ask_hub(remote[1])
+    answer = _ask_hub(remote[0])
     if answer == "unreachable":
-        if _downloaded(remote[1]):
+        if _downloaded(remote[0]):
             return None
         return "does not exist here, and the Hugging Face Hub cannot be reached"
     return None if answer == "yes" else "exists neither here nor on the Hugging Face Hub"
@@ -54,18 +72,18 @@ def find(name: str, weights: bool = True) -> Path:
         return Path(name)
     if problem := why_missing(name):
         raise FileNotFoundError(f"{name} {problem}; give a file, a folder or a Hub id.")
-    remote = _REMOTE.fullmatch(name)
+    remote = _remote(name)
     assert remote is not None
-    if _ask_hub(remote[1]) == "unreachable" and not remote[2]:
-        return Path(snapshot_download(remote[1], local_files_only=True))
+    if _ask_hub(remote[0]) == "unreachable" and not remote[1]:
+        return Path(snapshot_download(remote[0], local_files_only=True))
     try:
-        if remote[2]:
-            return Path(hf_hub_download(remote[1], remote[2]))
+        if remote[1]:
+            return Path(hf_hub_download(remote[0], remote[1]))
         wanted = _WANTED if weights else _SMALL
-        return Path(snapshot_download(remote[1], allow_patterns=list(wanted)))
+        return Path(snapshot_download(remote[0], allow_patterns=list(wanted)))
     except GatedRepoError as error:
         raise PermissionError(
-            f"{remote[1]} is gated: accept its licence on https://huggingface.co/{remote[1]}, and"
+            f"{remote[0]} is gated: accept its licence on https://huggingface.co/{remote[0]}, and"
             " log in: hf auth login."
         ) from error
 

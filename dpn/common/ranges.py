@@ -2,12 +2,13 @@
 
     def resize(size: AtLeast1, keep: Share = 0.5): ...
 
-Type checkers see the plain types. `dpn.config.schema` reads the ranges, so that configs and command
+Type checkers see the plain types. `dpn.common.schema` reads the ranges, so that configs and command
 lines are checked against the signature of the function that they are passed to.
 """
 
 import math
 import re
+import sys
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -87,6 +88,14 @@ class Choice:
 
 
 FINITE = Range()
+
+
+def is_number(value: Any, limit: Range = FINITE) -> bool:
+    """Whether a value is a number in a range that a float can hold; a bool is not a number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= sys.float_info.max and value in limit
+
 
 AtLeast0 = Annotated[int, Range(0)]
 AtLeast1 = Annotated[int, Range(1)]

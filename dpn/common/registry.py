@@ -8,6 +8,7 @@ from pkgutil import iter_modules
 from typing import Any
 
 from dpn.common.errors import SettingError
+from dpn.common.schema import check_arguments
 
 
 class Registry:
@@ -68,5 +69,13 @@ class Registry:
         return found[0]
 
     def build(self, name: str, **arguments: Any) -> Any:
-        """An instance of the class of a name."""
-        return self.resolve(name)(**arguments)
+        """Return an instance of the class of a name.
+
+        Raises:
+            SettingError: If the name is unknown, or an argument is unknown, missing, of another
+                type than its annotation or out of range; names all of them.
+        """
+        part = self.resolve(name)
+        if problems := check_arguments(self.kind, part, arguments):
+            raise SettingError(" ".join(problems))
+        return part(**arguments)

@@ -19,10 +19,10 @@ from dpn import benchmarks, checkpoints, data, inference, projectors, routers, v
 from dpn.common import hub
 from dpn.common.errors import SettingError
 from dpn.common.method_files import method_defaults
+from dpn.common.schema import check_arguments, keyword_only, nearest
 from dpn.common.text import one_line
 from dpn.config import auto_loss, targets
 from dpn.config.library_ranges import LOGGER, OPTIMIZER, STRATEGY, TEXT, TRAINER
-from dpn.config.schema import check_arguments, keyword_only, nearest
 from dpn.config.sections import (
     Bench,
     Evaluation,
@@ -293,10 +293,15 @@ def _check_text(text: Node) -> list[str]:
     )
 
 
-def check_run(config: Node, request: Request) -> list[str]:
-    """Check what a run needs from outside: its weights, a GPU, and a launcher for several nodes."""
-    trainer = config.get("trainer") or {}
-    problems = _check_weights(config)
+def check_run(valid: Node, request: Request) -> list[str]:
+    """Check what a run needs from outside: its weights, a GPU, and a launcher for several nodes.
+
+    Args:
+        valid: Sections of a train config that have no problems of their own.
+        request: Request with the config.
+    """
+    trainer = valid.get("trainer", {})
+    problems = _check_weights(valid.get("model", {}), valid.get("init", {}))
     nodes = trainer.get("num_nodes", 1)
     if trainer.get("accelerator") in ("gpu", "cuda") and not torch.accelerator.is_available():
         problems.append(
@@ -312,13 +317,12 @@ def check_run(config: Node, request: Request) -> list[str]:
     return problems
 
 
-def _check_weights(config: Node) -> list[str]:
+def _check_weights(model: Node, init: Node) -> list[str]:
     """Check that all weights and the tokenizer can be found."""
-    model, init = config.get("model") or {}, config.get("init") or {}
     wanted = {f"init.{part}": name for part, name in init.items()}
     if init.get("model") is None and model.get("tokenizer") != init.get("language"):
         wanted["model.tokenizer"] = model.get("tokenizer")
-    origin = {name: f"model.weights.{part}" for part, name in (model.get("weights") or {}).items()}
+    origin = {name: f"model.weights.{part}" for part, name in model.get("weights", {}).items()}
     problems = []
     for key, name in wanted.items():
         if isinstance(name, str) and (problem := hub.why_missing(name)):

@@ -17,9 +17,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dpn import data, losses, routers
 from dpn.common.processes import processes
+from dpn.common.schema import check_arguments
 from dpn.config import adopt, apply, checks, targets
 from dpn.config.engine import engine_of, is_deepspeed
-from dpn.config.schema import check_arguments
 from dpn.config.sections import Machine
 from dpn.config.unread import unread
 from dpn.data.sources.base import Source
@@ -39,8 +39,10 @@ def check(request: Request) -> None:
         ConfigError: If there is any problem, with a sentence for each.
     """
     config = _resolve(request)
-    problems = all_problems(config)
-    _refuse(problems + _unread(request, config) + checks.check_run(config, request))
+    sections = checks.check_training(config)
+    valid = {key: config[key] for key in _valid(sections, config)}
+    problems = _with_others(sections, config)
+    _refuse(problems + _unread(request, config) + checks.check_run(valid, request))
     _refuse(
         _check_objectives(config, request)
         + (apply.problems(request) or adopt.problems(request.config))
@@ -90,8 +92,15 @@ def all_problems(config: Node, files: bool = True) -> list[str]:
 
 def _with_others(sections: dict[str, list[str]], config: Node, files: bool = True) -> list[str]:
     """Return the problems of each section, and those between the sections that are valid."""
-    valid = {section for section, found in sections.items() if not found and section in config}
+    valid = _valid(sections, config)
     return [*chain.from_iterable(sections.values()), *_check_together(config, valid, files)]
+
+
+def _valid(sections: dict[str, list[str]], config: Node) -> set[str]:
+    """Return the sections that passed their own check; the others are not read any further."""
+    return {
+        key for key, found in sections.items() if not found and isinstance(config.get(key), dict)
+    }
 
 
 def _check_together(config: Node, valid: set[str], files: bool) -> list[str]:

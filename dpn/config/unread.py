@@ -52,14 +52,14 @@ def unread(request: Request, config: Node) -> list[str]:
                 f" set {_REFERRED_TO[key]}, or remove it."
             )
     given = {key_of(override): override for override in request.overrides}
-    schedule = str((config.get("optim") or {}).get("schedule", "cosine"))
+    schedule = str(_section(config, "optim").get("schedule", "cosine"))
     problems += [
         f"`{given[f'optim.{name}']}` changes nothing: optim.schedule={schedule} does not use it;"
         " remove it, or choose another schedule."
         for name in IGNORED.get(schedule, ())
         if f"optim.{name}" in given
     ]
-    tokenizer = (config.get("model") or {}).get("tokenizer")
+    tokenizer = _section(config, "model").get("tokenizer")
     if "model.vocab_size" in given and tokenizer is not None:
         problems.append(
             f"`{given['model.vocab_size']}` changes nothing: the tokenizer"
@@ -67,6 +67,12 @@ def unread(request: Request, config: Node) -> list[str]:
             " model.tokenizer=null."
         )
     return problems
+
+
+def _section(config: Node, key: str) -> Node:
+    """Return a section; an empty one if it is not a mapping, which has its own sentence."""
+    section = config.get(key)
+    return section if isinstance(section, dict) else {}
 
 
 def _covers(name: str, key: str) -> bool:

@@ -1,8 +1,7 @@
 """Convert images to normalised pixels as LLaVA does, without torchvision."""
 
-import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -10,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from dpn.common.errors import SettingError
+from dpn.common.ranges import Range, is_number
 from dpn.common.text import shorten
 from dpn.data.batch import DataError
 from dpn.data.image_files import open_image, read_image, to_rgb
@@ -39,8 +39,14 @@ __all__ = [
 MOST_PIXELS = 16384
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+#: Ranges of the mean and the standard deviation of a channel, whose values are in [0, 1].
+STATISTICS = {"mean": Range(0, 1), "std": Range(1e-6, 1e6)}
+
+
+def are_statistics(name: str, values: Any) -> bool:
+    """Whether values are a possible `mean` or `std` of red, green and blue, by its name."""
+    listed = isinstance(values, list | tuple) and len(values) == 3
+    return listed and all(is_number(value, STATISTICS[name]) for value in values)
 
 
 @dataclass(frozen=True)
@@ -67,11 +73,10 @@ class ImageTransform:
         if self.mode not in ("pad", "square", "none"):
             raise SettingError(f"image mode {self.mode!r} is unknown; choose pad, square or none.")
         for name, values in (("mean", self.mean), ("std", self.std)):
-            numbers = isinstance(values, list | tuple) and all(map(_is_number, values))
-            if not numbers or len(values) != 3 or (name == "std" and min(values) <= 0):
+            if not are_statistics(name, values):
                 raise SettingError(
                     f"image_{name}={shorten(repr(values), 80)} is not possible; it must be three"
-                    f" {'positive ' * (name == 'std')}numbers, one for each of red, green and blue."
+                    f" numbers, one for each of red, green and blue, {STATISTICS[name]}."
                 )
         for name, value in (("image_size", self.size), ("patch_size", self.multiple)):
             if type(value) is not int or not 1 <= value <= MOST_PIXELS:

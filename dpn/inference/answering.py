@@ -201,6 +201,7 @@ def generate(
         eos_token_id=processor.tokenizer.eos_token_id,
         return_dict_in_generate=True,
         stopping_criteria=criteria,
+        use_cache=True,  # the cache holds the trace
         **{"do_sample": False, **options},
     )
     took = now() - watch.start

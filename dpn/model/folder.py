@@ -10,9 +10,10 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from dpn.common.errors import DPNError, FileError
+from dpn.common.errors import DPNError, FileError, SettingError
 from dpn.common.text import one_line
 from dpn.model.configuration import DPNConfig, check_settings
+from dpn.model.generation_settings import check_generation_settings
 
 log = logging.getLogger(__name__)
 #: Section of the config that each part of a model is built from.
@@ -97,6 +98,7 @@ class FolderMixin:
             if (saved.get(section) or now[section]) != now[section]
         }
         check_weights(folder, model, info, changed, ignore_mismatched_sizes)
+        _settle_generation(folder, model)
         _tell(folder, info)
         return (model, info) if output_loading_info else model
 
@@ -140,6 +142,22 @@ def check_weights(
         problems.append(f"holds NaN or infinite values: {_some(odd)}")
     if problems:
         raise FileError(f"{folder} {', and '.join(problems)}; copy or write the folder again.")
+
+
+def _settle_generation(folder: str | Path, model: nn.Module) -> None:
+    """Check the `generation_config.json` of a model; as in a new model, no answer holds an image.
+
+    Raises:
+        FileError: If an option has a wrong type or is out of range.
+    """
+    options: Any = model.generation_config
+    try:
+        check_generation_settings(vars(options))
+    except SettingError as error:
+        raise FileError(f"{folder}/generation_config.json: {error}") from error
+    image: Any = model.config.image_token_id  # type: ignore[union-attr]
+    if image not in (options.suppress_tokens or ()):
+        options.suppress_tokens = [*(options.suppress_tokens or ()), image]
 
 
 #: End of a sentence about tensors of size 0.

@@ -307,7 +307,7 @@ class DPNForConditionalGeneration(
         marks = is_image.sum(1)
         given = np.bincount(owners, minlength=batch) if owners else np.zeros(batch, dtype=int)
         if len(owners) != images or sorted(owners) != owners or not np.array_equal(marks, given):
-            raise ValueError(
+            raise SettingError(
                 f"<image> tokens per sample are {marks.tolist()}, images per sample are"
                 f" {given.tolist()} ({images} in pixel_values); give one image per <image>, in the"
                 " order of the samples."

@@ -79,7 +79,7 @@ class DPNProcessor(ProcessorMixin):
         tokenization: Tokenization = "tokenizer",
     ):
         if tokenization not in ENCODERS:
-            raise ValueError(
+            raise SettingError(
                 f"unknown tokenization {tokenization!r}; choose {' or '.join(ENCODERS)}."
             )
         self.template, self.router_token = template, router_token
@@ -328,10 +328,10 @@ class DPNProcessor(ProcessorMixin):
             made = cls(tokenizer, **settings)
             made.tokenize([Piece("a")])  # a tokenizer's settings are read when it is used
             return made
-        except DPNError:
-            raise
-        except (TypeError, ValueError, AttributeError) as error:
-            raise FileError(f"{file} has an invalid value: {error}") from error
+        except (DPNError, TypeError, ValueError, AttributeError) as error:
+            raise FileError(
+                f"{file}, or the tokenizer next to it, cannot be used: {one_line(str(error))}"
+            ) from error
 
 
 def _read_settings(file: Path, known: set[str]) -> dict[str, Any]:
@@ -362,16 +362,22 @@ _template = template  # public methods have an argument of the name `template`
 def _prepare(tokenizer: Any, router_token: bool) -> Any:
     """Check a tokenizer and add missing tokens."""
     if not getattr(tokenizer, "is_fast", False):
-        raise ValueError("DPNProcessor needs a fast tokenizer (one with a tokenizer.json).")
+        raise SettingError("DPNProcessor needs a fast tokenizer (one with a tokenizer.json).")
     if tokenizer.bos_token is None or tokenizer.eos_token is None:
-        raise ValueError(
+        raise SettingError(
             "DPNProcessor needs a tokenizer with BOS and EOS tokens; set them, for example"
             " tokenizer.bos_token = tokenizer.pad_token."
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
-    wanted = [IMAGE, *([ROUTER] if router_token else [])]
     known = tokenizer.get_vocab()
+    for role in ("bos_token", "eos_token", "pad_token"):
+        if (token := getattr(tokenizer, role)) not in known:
+            raise SettingError(
+                f"The tokenizer's {role} {token!r} is not in its vocabulary; add it, or set"
+                f" tokenizer.{role} to a token that is."
+            )
+    wanted = [IMAGE, *([ROUTER] if router_token else [])]
     missing = [AddedToken(t, special=True, normalized=False) for t in wanted if t not in known]
     tokenizer.add_tokens(missing, special_tokens=True)
     return tokenizer

@@ -1,7 +1,6 @@
 """Inactive head pruning of YOPO (arXiv 2410.06169, section 3): fewer heads for visual rows."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from dpn.common.errors import SettingError
 from dpn.common.progress import progress
-from dpn.common.ranges import AtLeast0, NonNegative
+from dpn.common.ranges import AtLeast0, NonNegative, Range, is_number
 from dpn.cost import TextShape, Unreachable
 from dpn.routers._planned import PlannedRouter
 from dpn.routers.base import Router, RouterSizes, RoutingContext, Where
@@ -153,7 +152,7 @@ def problems_of(scores: Scores | None, text: TextShape) -> list[str]:
         ]
     for layer, row in enumerate(rows):
         for score in row:
-            if type(score) not in (int, float) or not math.isfinite(score) or score < 0:
+            if not is_number(score, Range(0)):
                 return [
                     f"router.scores holds {score} in layer {layer}; scores are finite numbers of at"
                     f" least 0. Measure them again with `{COMMAND}`."

@@ -17,9 +17,9 @@ from dpn.cli.diagnose import diagnose
 from dpn.cli.help import help_of_config
 from dpn.common.errors import SettingError
 from dpn.common.method_files import method_defaults, method_names
+from dpn.common.schema import check_arguments, keyword_only, matches
 from dpn.config import preflight, renamed, targets
 from dpn.config.compose import CONFIG_DIR, compose
-from dpn.config.schema import check_arguments, keyword_only, matches
 from dpn.cost import TextShape
 from dpn.routers.base import RouterSizes
 from dpn.runs.path import config_hash
@@ -160,6 +160,12 @@ MISTAKES = {
         "stage.lora=5": "`stage.lora=5` has the wrong type",
         "~data": "`data` is missing; expected a mapping.",
     },
+    "weights that are no names": {
+        "+model.weights.language=[[]]": "`model.weights.language=[[]]` has the wrong type",
+        "init.vision=[1]": "`init.vision=[1]` has the wrong type; expected a string or null.",
+    },
+    "weights that are no mapping": {"model.weights=x": "`model.weights=x` has the wrong type"},
+    "a name that cannot be on the Hub": {"init.model=../x": "`init.model=../x` does not exist"},
     "groups without a choice": {
         "logger=null": "`logger=null` is not a choice; choose one of `csv`, `none`",
         "trainer=5": "`trainer=5` is not a choice; choose one of `cpu`",

@@ -91,3 +91,10 @@ def test_a_gated_model_asks_for_a_login(monkeypatch):
 def test_what_has_the_form_of_an_id():
     assert hub.is_id("llava-hf/llava-1.5-7b-hf")
     assert not any(map(hub.is_id, ("model", "/a/b", "./a", "outputs/main/run", "a/b/c.bin")))
+    assert not any(map(hub.is_id, ("../x", "a/b..c", "a/b--c", "a/-b", "a/b.", "a/" + "b" * 97)))
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b..c", "a/b--c", "é/b", "a/" + "b" * 97, "\0/x"])
+def test_names_that_the_hub_cannot_have(name, monkeypatch):
+    answer(monkeypatch, ConnectionError())
+    assert hub.why_missing(name) == "does not exist"

@@ -17,9 +17,9 @@ from dpn.common import early_stop
 from dpn.common.distributed import ProcessLost, lost_processes_named
 from dpn.common.files import read_json
 from dpn.common.lifeline import alive
+from dpn.common.schema import check_arguments
 from dpn.config import build
 from dpn.config.compose import compose
-from dpn.config.schema import check_arguments
 from dpn.config.sections import Train
 from tests.app.test_distributed import ENVIRONMENT, SCRIPT
 from tests.app.test_train import folder_of

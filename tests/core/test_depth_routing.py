@@ -233,7 +233,6 @@ def test_a_batch_without_images_has_gradients_of_zero():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"capacity": 1.5}, "own parameter is 1.5"),
         ({"layers": [32]}, "router.layers=[32] must lie between 0 and 31"),
         ({"threshold": 1.0}, "router.threshold=1.0 is a probability"),
         ({"keep": 0.1}, "only 0.12 to 1.00"),

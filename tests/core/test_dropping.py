@@ -77,13 +77,11 @@ def test_shares_of_the_published_settings(name, arguments, cut):
     ("name", "arguments", "message"),
     [
         ("fastv", {"k": 0}, "router.k=0 must be at least 1"),
-        ("fastv", {"ratio": 1.5}, "own parameter is 1.5; it must be from 0.0 to 1.0"),
         ("fastv", {"k": 33}, "from 0 to 32"),
         ("fastv", {"keep": 0.05}, "only 0.06 to 1.00"),
         ("vtw", {"k": 40}, "from 0 to 32"),
         ("sparsevlm", {"counts": [0.5]}, "gives 1 shares for router.layers=[2, 6, 15]"),
         ("sparsevlm", {"counts": [0.5, 0.0, 0.1]}, "larger than 0 and at most 1"),
-        ("aim", {"merge": 1.5}, "own parameter is 1.5"),
         ("aim", {"keep": 0.9}, "only 0.00 to 0.6"),
         ("pyramid_drop", {"layers": [8, 8]}, "without repeats"),
         ("pyramid_drop", {"layers": [16, 8]}, "must be ascending"),

@@ -114,7 +114,15 @@ CONFIGS = {
     "no name": ({"router_config": {"layers": [0]}}, "router_config without a name"),
     "unknown router": ({"router_config": {"name": "nope"}}, "nope"),
     "unknown argument": ({"router_config": {"name": "dpe", "bogus": 1}}, "bogus"),
-    "wrong argument": ({"vision_config": {"name": "vit", "width": "wide"}}, "cannot be loaded"),
+    "wrong argument": ({"vision_config": {"name": "vit", "width": "wide"}}, "vision.width=wide"),
+    "wrong router value": (
+        {"router_config": {"name": "dpe", "min_rows": []}},
+        r"router.min_rows=\[\]` has the wrong type; expected a whole number",
+    ),
+    "router value out of range": (
+        {"router_config": {"name": "fastv", "ratio": 1.5}},
+        "router.ratio=1.5` is not possible; it must be at least 0 and at most 1",
+    ),
     "image token": ({"image_token_id": "x"}, r"image_token_id='x'"),
     "text type": ({"text_config": {"model_type": "nope"}}, "nope"),
     "text size": ({"text_config": {"model_type": "llama", "hidden_size": "big"}}, "hidden_size"),
@@ -164,6 +172,9 @@ def test_no_kernel_is_fetched_for_a_folder(folder, monkeypatch):
     assert fetched
 
 
+HUGE = json.dumps({"image_mean": [10**400, 0.5, 0.5]})
+
+
 @pytest.mark.parametrize(
     ("file", "content"),
     [
@@ -171,6 +182,8 @@ def test_no_kernel_is_fetched_for_a_folder(folder, monkeypatch):
         ("processor_config.json", "[1]"),
         ("processor_config.json", '{"image_size": "big"}'),
         ("processor_config.json", '{"image_mean": [0.5]}'),
+        pytest.param("processor_config.json", HUGE, id="a number that no float holds"),
+        ("tokenizer_config.json", '{"bos_token": "", "eos_token": "</s>"}'),
         ("processor_config.json", '{"image_size": 15, "patch_size": 4}'),
         ("processor_config.json", '{"template": 3}'),
         ("tokenizer.json", "{"),
@@ -204,3 +217,43 @@ def test_a_damaged_generation_config_is_refused_or_left_out(text, folder):
         assert str(folder) in sentence
     else:
         assert torch.isfinite(model(input_ids=torch.tensor([[3, 4]])).logits).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"suppress_tokens": "x"}, "suppress_tokens='x' is not possible; it must be a list"),
+        ({"suppress_tokens": [1, None]}, r"suppress_tokens=\[1, None\] is not possible"),
+        ({"bos_token_id": 2**63}, "bos_token_id=9223372036854775808 is not possible"),
+        ({"eos_token_id": [2, "</s>"]}, "eos_token_id=.* a token id or a list of them"),
+        ({"eos_token_id": True}, "eos_token_id=True"),
+        ({"temperature": "hot"}, "temperature='hot' is not possible; it must be a number"),
+        ({"num_beams": 0}, "num_beams=0 is not possible; it must be a whole number, at least 1"),
+        ({"use_cache": "no"}, "use_cache='no' is not possible; it must be true or false"),
+    ],
+)
+def test_generation_settings_of_another_type_are_refused(settings, sentence, folder):
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    with pytest.raises(FileError, match=sentence) as caught:
+        DPNForConditionalGeneration.from_pretrained(folder)
+    assert str(folder) in str(caught.value)
+
+
+def test_no_answer_holds_an_image_whatever_the_folder_says(folder):
+    (folder / "generation_config.json").write_text("{}")
+    model = DPNForConditionalGeneration.from_pretrained(folder)
+    assert model.config.image_token_id in model.generation_config.suppress_tokens
+
+
+def test_files_that_do_not_belong_together_are_refused(tmp_path):
+    model, processor = make_talker()
+    inference.save(model, processor, tmp_path)
+    inference.load(tmp_path, "cpu")
+    change_config(tmp_path, image_token_id=7)
+    with pytest.raises(DPNError, match="image_token_id=7, and in the tokenizer it is"):
+        inference.load(tmp_path, "cpu")
+    change_config(tmp_path, image_token_id=processor.image_token_id)
+    processor.tokenizer.add_tokens(["new", "newer"])
+    processor.save_pretrained(tmp_path)
+    with pytest.raises(DPNError, match=r"the tokenizer has ids up to .*, and the model .* embed"):
+        inference.load(tmp_path, "cpu")
