@@ -61,7 +61,10 @@ def cost_of(config: DPNConfig, text_columns: int, route: RouteSetting = "most") 
 
 
 def prefill(
-    config: DPNConfig, text_columns: int, route: RouteSetting = "most"
+    config: DPNConfig,
+    text_columns: int,
+    route: RouteSetting = "most",
+    meter: ResourceMeter | None = None,
 ) -> tuple[DPNForConditionalGeneration, Trace]:
     """Prefill one sample with one image of the native size, on fake tensors.
 
@@ -69,6 +72,7 @@ def prefill(
         config: Configuration of the model.
         text_columns: Number of text columns of the sample.
         route: Action of the router.
+        meter: Meter that counts the pass; one outside of this call would miss equal layers.
 
     Raises:
         NeedsData: If the number of rows depends on the content of the image.
@@ -77,7 +81,7 @@ def prefill(
     model.router = fixed(model.router, route)
     del batch["labels"]
     try:
-        with torch.no_grad(), ResourceMeter() as meter:
+        with torch.no_grad(), meter or ResourceMeter() as meter:
             _count_equal_layers(model, meter)
             return model, model.eval()(**batch, logits_to_keep=1).trace
     except DataDependentOutputException:

@@ -83,7 +83,8 @@ class EqualLayers:
 
     def _leave_out(self, index: int, counted: "_Call") -> None:
         """Count a call once more, for a layer that is not computed."""
-        assert self._latest is not None and counted.effect is not None
+        assert self._latest is not None
+        assert counted.effect is not None
         self._latest.left_out += 1
         self.made_by[index], self.made_by[index - 1] = self.made_by[index - 1], counted
         self.meter.repeat(counted, counted.effect.flops)
@@ -139,7 +140,7 @@ class _Call:
 
 
 def _form(layer: nn.Module) -> list[Any]:
-    """Everything that a layer's work depends on, but not its place and the values of its weights."""
+    """Everything that a layer's work depends on, except for its place and its weights' values."""
     settings = [
         (type(module), [(k, v) for k, v in vars(module).items() if _is_plain(v)])
         for module in layer.modules()
