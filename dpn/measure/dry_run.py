@@ -6,19 +6,19 @@ really saves them, and the rows that a router leaves follow from its configurati
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import DataDependentOutputException
-from torch.utils.hooks import RemovableHandle
 
 from dpn.common.errors import DPNError
 from dpn.cost import Cost, costs, visual_macs_ratio
 from dpn.data.batch import IGNORE
+from dpn.measure.equal_layers import EqualLayers
 from dpn.metrics.memory import ResourceMeter
 from dpn.model import DPNConfig, DPNForConditionalGeneration, meta_model
 from dpn.routers.base import Router
@@ -61,7 +61,10 @@ def cost_of(config: DPNConfig, text_columns: int, route: RouteSetting = "most") 
 
 
 def prefill(
-    config: DPNConfig, text_columns: int, route: RouteSetting = "most"
+    config: DPNConfig,
+    text_columns: int,
+    route: RouteSetting = "most",
+    meter: ResourceMeter | None = None,
 ) -> tuple[DPNForConditionalGeneration, Trace]:
     """Prefill one sample with one image of the native size, on fake tensors.
 
@@ -69,6 +72,7 @@ def prefill(
         config: Configuration of the model.
         text_columns: Number of text columns of the sample.
         route: Action of the router.
+        meter: Meter that counts the pass; one outside of this call would miss equal layers.
 
     Raises:
         NeedsData: If the number of rows depends on the content of the image.
@@ -77,7 +81,8 @@ def prefill(
     model.router = fixed(model.router, route)
     del batch["labels"]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), meter or ResourceMeter() as meter:
+            _count_equal_layers(model, meter)
             return model, model.eval()(**batch, logits_to_keep=1).trace
     except DataDependentOutputException:
         raise NeedsData("How many rows are left depends on what an image shows.") from None
@@ -117,16 +122,16 @@ def training_step(
     if rows != "all":
         model.router = fixed(model.router, rows)
     with ResourceMeter(model.parameters()) as meter:
-        handles = _track_places(model, meter)
+        layers = _count_equal_layers(model, meter)
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             out = model.train()(**batch, compress=rows != "all")
             saved = meter.live.total()
-            by_layer = tuple(meter.made_by[i] for i in range(len(model.language.layers)))
-            for handle in handles:
-                handle.remove()
+            made_by = (layers.made_by[i] for i in range(len(model.language.layers)))
+            by_layer = tuple(meter.made_by[place].total() for place in made_by)
             if probes and rows != "all":
                 with torch.no_grad():
                     model(**batch, compress=False)
+        meter.forward = False
         if out.loss.requires_grad:  # else only the routing loss trains anything
             out.loss.backward()
     shares = visual_macs_ratio(out.trace, model.config.text_config)
@@ -160,26 +165,32 @@ def _faked(
     model: DPNForConditionalGeneration, dtype: torch.dtype, batch_size: int, text: int
 ) -> tuple[DPNForConditionalGeneration, dict[str, Tensor]]:
     """Copy of a model with fake tensors as weights, and a batch with fake images for it."""
-    model = copy.deepcopy(model).to(dtype)
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with fake:
-        model.to_empty(device="cpu")
+        memo = {id(x): _empty(x, dtype) for x in (*model.parameters(), *model.buffers())}
+    model = copy.deepcopy(model, memo)
     batch = make_batch(model, batch_size, text)
     batch["pixel_values"] = fake.from_tensor(batch["pixel_values"])
     return model, batch
 
 
-def _track_places(
-    model: DPNForConditionalGeneration, meter: ResourceMeter
-) -> list[RemovableHandle]:
-    """Let a meter know which layer makes what, until the handles are removed."""
+def _empty(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor or parameter of the same shape in memory; `dtype` is that of its numbers."""
+    dtype = dtype if tensor.is_floating_point() else tensor.dtype
+    data = torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype)
+    is_parameter = isinstance(tensor, nn.Parameter)
+    return nn.Parameter(data, tensor.requires_grad) if is_parameter else data
 
-    def set_place(place: int | str) -> Callable[..., None]:
-        return lambda *_: setattr(meter, "place", place)
 
-    layers = model.language.layers
-    handles = [layer.register_forward_pre_hook(set_place(i)) for i, layer in enumerate(layers)]
-    return [*handles, layers[-1].register_forward_hook(set_place("head"))]
+def _count_equal_layers(model: DPNForConditionalGeneration, meter: ResourceMeter) -> EqualLayers:
+    """Compute runs of equal layers once, in the vision tower and in the decoder; return the
+    decoder's.
+    """
+    if not model.vision.needs.layers:  # else outputs of layers are kept
+        for stack in model.vision.modules():
+            if isinstance(stack, nn.ModuleList):
+                EqualLayers(stack, meter)
+    return EqualLayers(model.language.layers, meter)
 
 
 def _drop_gradient(parameter: Tensor) -> None:

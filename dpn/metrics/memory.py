@@ -2,8 +2,9 @@
 
 import math
 import weakref
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +20,20 @@ aten = torch.ops.aten
 COPIES = "weights in another precision"
 
 
+@dataclass(frozen=True)
+class Moment:
+    """Counts of a `ResourceMeter`: operations, FLOPs, and live bytes by kind."""
+
+    operations: int
+    flops: int
+    live: Counter[str]
+
+    def __sub__(self, earlier: "Moment") -> "Moment":
+        live = self.live.copy()
+        live.subtract(earlier.live)
+        return Moment(self.operations - earlier.operations, self.flops - earlier.flops, live)
+
+
 class ResourceMeter(TorchDispatchMode):
     """Context manager that counts the bytes of live storages, and FLOPs (FMA = 2).
 
@@ -28,23 +43,34 @@ class ResourceMeter(TorchDispatchMode):
     Attributes:
         live: Current bytes by kind: activations, and copies of weights in another precision.
         peak: `live` at the moment when its sum was largest.
+        high: `live` when its sum was largest since the caller set it last.
         place: Part of the model that allocates now; set by the caller.
-        made_by: Current bytes by the `place` that allocated them.
+        made_by: Current bytes by kind, by the `place` that allocated them.
+        copies: How many more times than once the bytes of a place count in `live`.
         flops: FLOPs so far.
+        operations: Operations so far.
+        forward: Whether the backward pass has not begun; set by the caller.
+        inside: Whether a layer is running; set by the caller.
     """
 
     def __init__(self, weights: Iterable[Tensor] = ()):
         super().__init__()
         self.live: Counter[str] = Counter()
         self.peak: Counter[str] = Counter()
+        self.high: Counter[str] = Counter()
         self.place: Any = None
-        self.made_by: Counter[Any] = Counter()
-        self.flops = 0
+        self.made_by: defaultdict[Any, Counter[str]] = defaultdict(Counter)
+        self.copies: Counter[Any] = Counter()
+        self.flops = self.operations = 0
+        self.forward, self.inside = True, False
         self._weights = weakref.WeakSet(w.untyped_storage() for w in weights)
         self._seen: weakref.WeakSet[Any] = weakref.WeakSet(self._weights)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
+        if func.namespace == "prim":  # reads the device of a fake tensor
+            return out
+        self.operations += 1
         if (formula := FORMULAS.get(func.overloadpacket)) is not None:
             self.flops += formula(*args, **(kwargs or {}), out_val=out)
         is_copy = func is aten._to_copy.default and args[0].untyped_storage() in self._weights
@@ -59,12 +85,30 @@ class ResourceMeter(TorchDispatchMode):
         self._seen.add(storage)
         self._count(kind, self.place, storage.nbytes())
         weakref.finalize(storage, self._count, kind, self.place, -storage.nbytes())
-        if self.live.total() > self.peak.total():
-            self.peak = self.live.copy()
+        if self.live.total() > self.high.total():
+            self.high = self.live.copy()
+        self._note_peak(self.live)
+
+    def _note_peak(self, live: Counter[str]) -> None:
+        if live.total() > self.peak.total():
+            self.peak = live.copy()
 
     def _count(self, kind: str, place: Any, size: int) -> None:
-        self.live[kind] += size
-        self.made_by[place] += size
+        self.live[kind] += size * (1 + self.copies[place])
+        self.made_by[place][kind] += size
+
+    @property
+    def moment(self) -> Moment:
+        """Counts up to now."""
+        return Moment(self.operations, self.flops, self.live.copy())
+
+    def repeat(self, place: Any, flops: int) -> None:
+        """Count the bytes of a place once more, as if they had been there before `high`."""
+        self.copies[place] += 1
+        self.flops += flops
+        self.live.update(self.made_by[place])
+        self.high.update(self.made_by[place])
+        self._note_peak(self.high)
 
 
 def peak_bytes(call: Callable[[], object], weights: Iterable[Tensor]) -> int:

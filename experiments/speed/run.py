@@ -228,8 +228,8 @@ def router_flops(pairs: int) -> Iterator[Figure]:
     once and multiplies the rows that remain, with one operation per number each.
     """
     model = config(LARGE, {"name": "dpe"}, {"name": "clip"})
-    with ResourceMeter() as meter:
-        built, trace = prefill(model, 64, [[2, 2], [1, 1], [1, 1]])
+    meter = ResourceMeter()
+    built, trace = prefill(model, 64, [[2, 2], [1, 1], [1, 1]], meter)
     (cost,) = costs(built, trace, [64])
     numbers = sum(d.kept[0] + sum(h * w for h, w in d.grids[0]) for d in trace.decisions)
     spent = meter.flops - cost.prefill_flops + numbers * LARGE["hidden_size"]
