@@ -39,7 +39,7 @@ class EqualLayers:
     def __init__(self, layers: Iterable[nn.Module], meter: ResourceMeter):
         self.meter, self.made_by = meter, dict[int, _Call]()
         self._latest: _Call | None = None  # the latest call that was computed
-        self._index, self._end = -1, 0  # layer of the latest call, operations at its end
+        self._index, self._end = -1, meter.moment  # layer of the latest call, and counts at its end
         self._layers = list(layers)
         self._forms = [_form(layer) for layer in self._layers]
         for index, layer in enumerate(self._layers):
@@ -49,7 +49,7 @@ class EqualLayers:
         meter = self.meter
         if not meter.forward or meter.inside or kwargs.get("queries") is not None:
             return forward(hidden, *args, **kwargs)
-        latest, gap = self._latest, meter.moment.operations - self._end
+        latest, gap = self._latest, meter.moment - self._end
         if latest is not None and latest.effect is None:
             latest.effect, latest.gap = meter.moment - latest.start, gap
         call = _Call(meter, [self._forms[index], *_arguments(hidden, args, kwargs)])
@@ -61,7 +61,7 @@ class EqualLayers:
         else:
             call.before = latest if connected and not latest.left_out else None  # type: ignore[union-attr]
             out = self._compute(index, call, partial(forward, hidden, *args, **kwargs), hidden)
-        self._end = meter.moment.operations
+        self._end = meter.moment
         if index == len(self._layers) - 1:
             meter.place = None
         return out
@@ -98,7 +98,7 @@ class _Call:
         key: Everything that the call depends on, see `_arguments`.
         before: Call of the layer before, if that was computed and nothing happened between.
         effect: Counts up to the next call.
-        gap: Number of operations between this call and the next one.
+        gap: Counts between this call and the next one.
         left_out: Number of layers after this call that were not computed.
     """
 
@@ -106,7 +106,8 @@ class _Call:
         self.start, self.key = meter.moment, key
         self.before: _Call | None = None
         self.effect: Moment | None = None
-        self.gap, self.left_out = 0, 0
+        self.gap: Moment | None = None
+        self.left_out = 0
         self.out: Callable[[], Any] = lambda: None
         self._flops, self._copies, self._kept = 0, 0, Counter[str]()
 
@@ -114,7 +115,7 @@ class _Call:
         """Whether a tensor is the output of this call."""
         return self.out() is hidden.untyped_storage()
 
-    def repeats(self, other: "_Call", gap: int) -> bool:
+    def repeats(self, other: "_Call", gap: Moment) -> bool:
         """Whether this call repeated the one before, and another one would repeat it again."""
         before = self.before
         return (
@@ -122,7 +123,8 @@ class _Call:
             and _equal(before.key, self.key)
             and _equal(self.key, other.key)
             and before.effect == self.effect
-            and before.gap == self.gap == gap
+            and not (gap.storages or gap.flops)  # a router works between the layers
+            and _operations(before.gap) == _operations(self.gap) == gap.operations
         )
 
     def passed_back(self, meter: ResourceMeter) -> None:
@@ -137,6 +139,10 @@ class _Call:
         if (before := self.before) is not None and (copies := meter.copies.pop(before, 0)):
             before._copies, before._flops = copies, meter.flops
             before._kept = Counter({k: copies * n for k, n in meter.made_by[before].items()})
+
+
+def _operations(gap: Moment | None) -> int | None:
+    return None if gap is None else gap.operations
 
 
 def _form(layer: nn.Module) -> list[Any]:

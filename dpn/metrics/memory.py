@@ -22,16 +22,22 @@ COPIES = "weights in another precision"
 
 @dataclass(frozen=True)
 class Moment:
-    """Counts of a `ResourceMeter`: operations, FLOPs, and live bytes by kind."""
+    """Counts of a `ResourceMeter`: operations, new storages, FLOPs, and live bytes by kind."""
 
     operations: int
+    storages: int
     flops: int
     live: Counter[str]
 
     def __sub__(self, earlier: "Moment") -> "Moment":
         live = self.live.copy()
         live.subtract(earlier.live)
-        return Moment(self.operations - earlier.operations, self.flops - earlier.flops, live)
+        return Moment(
+            self.operations - earlier.operations,
+            self.storages - earlier.storages,
+            self.flops - earlier.flops,
+            live,
+        )
 
 
 class ResourceMeter(TorchDispatchMode):
@@ -49,6 +55,7 @@ class ResourceMeter(TorchDispatchMode):
         copies: How many more times than once the bytes of a place count in `live`.
         flops: FLOPs so far.
         operations: Operations so far.
+        storages: New storages so far.
         forward: Whether the backward pass has not begun; set by the caller.
         inside: Whether a layer is running; set by the caller.
     """
@@ -61,7 +68,7 @@ class ResourceMeter(TorchDispatchMode):
         self.place: Any = None
         self.made_by: defaultdict[Any, Counter[str]] = defaultdict(Counter)
         self.copies: Counter[Any] = Counter()
-        self.flops = self.operations = 0
+        self.flops = self.operations = self.storages = 0
         self.forward, self.inside = True, False
         self._weights = weakref.WeakSet(w.untyped_storage() for w in weights)
         self._seen: weakref.WeakSet[Any] = weakref.WeakSet(self._weights)
@@ -83,6 +90,7 @@ class ResourceMeter(TorchDispatchMode):
         if storage in self._seen:
             return
         self._seen.add(storage)
+        self.storages += 1
         self._count(kind, self.place, storage.nbytes())
         weakref.finalize(storage, self._count, kind, self.place, -storage.nbytes())
         if self.live.total() > self.high.total():
@@ -100,7 +108,7 @@ class ResourceMeter(TorchDispatchMode):
     @property
     def moment(self) -> Moment:
         """Counts up to now."""
-        return Moment(self.operations, self.flops, self.live.copy())
+        return Moment(self.operations, self.storages, self.flops, self.live.copy())
 
     def repeat(self, place: Any, flops: int) -> None:
         """Count the bytes of a place once more, as if they had been there before `high`."""
