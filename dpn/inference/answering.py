@@ -201,8 +201,7 @@ def generate(
         eos_token_id=processor.tokenizer.eos_token_id,
         return_dict_in_generate=True,
         stopping_criteria=criteria,
-        use_cache=True,  # the cache holds the trace
-        **{"do_sample": False, **options},
+        **{"do_sample": False, "use_cache": True, **options},  # the cache holds the trace
     )
     took = now() - watch.start
     trace = out.past_key_values.trace
