@@ -43,7 +43,7 @@ class EqualLayers:
         self._layers = list(layers)
         self._forms = [_form(layer) for layer in self._layers]
         for index, layer in enumerate(self._layers):
-            layer.forward = partial(self._call, index, layer.forward)  # type: ignore[method-assign]
+            layer.forward = partial(self._call, index, layer.forward)
 
     def _call(self, index: int, forward: Forward, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         meter = self.meter
