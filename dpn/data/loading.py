@@ -30,7 +30,10 @@ class SampleLoader(DataLoader[Any]):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         for batch in super().__iter__():
             if isinstance(batch, DPNError):
-                raise batch
+                try:
+                    raise batch
+                finally:  # a frame of the error that holds the error would keep the workers alive
+                    del batch
             yield batch
 
 
