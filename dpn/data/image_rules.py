@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-from PIL import ImageColor
-
 from dpn.data.batch import DataError
 
 #: Pillow refuses larger pictures itself.
@@ -83,6 +81,8 @@ class ImageRules:
             problems.append(
                 f"`data.image_max_ratio={self.max_ratio}` is not possible; it can be at least 1."
             )
+        from PIL import ImageColor  # here, as models are also used without Pillow
+
         try:
             ImageColor.getrgb(self.background)
         except ValueError:

@@ -2,10 +2,11 @@
 
     python -m experiments.reliability.kills [key=value ...]    # writes kills.json
 
-Each of 8 runs (`debug=fast`, seeds 0 to 7) is sent SIGKILL 5 times, each time at a uniformly random
-moment of the command, from its start to the time that an undisturbed run takes; then the same
-command finishes it. Its weights, metrics, answers and curves must equal those of an undisturbed
-run of this seed to the last digit, and nothing temporary may be left in its folder.
+A run (`debug=fast`) is sent SIGKILL at a uniformly random moment, between its start and the time
+that an undisturbed run takes, and the same command is repeated and killed in the same way until it
+ends before its kill. Its weights, metrics, answers and curves must equal those of an undisturbed
+run of this seed to the last digit, and nothing temporary may be left in its folder. Runs with
+further seeds follow until 40 kills were sent.
 """
 
 import json
@@ -16,17 +17,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from dpn.common.files import read_json, read_rows, write_json
-from dpn.common.progress import progress
+from dpn.common.progress import Bar
 from dpn.runs.commit import commit
 from tests.app.conftest import timeless, without_times
 
 HERE = Path(__file__).parent
 OUTPUTS = Path("outputs/kills")
-SEEDS, KILLS = range(8), 5
+KILLS = 40
 
 
 def command(root: Path, seed: int) -> list[str]:
@@ -80,37 +82,37 @@ def killed_run(seed: int, rng: random.Random) -> dict[str, Any]:
     begun = time.monotonic()
     assert run(command(whole, seed), whole.with_suffix(".log")) == 0
     duration = time.monotonic() - begun
-    kills = []
-    for _ in range(KILLS):
+    kills: list[dict[str, Any]] = []
+    while True:
         moment = rng.uniform(0, duration)
         status = run(command(other, seed), other.with_suffix(".log"), moment)
+        if status != -signal.SIGKILL:
+            break
         states = [read_json(path) for path in (other / "main").glob("*/status.json")]
-        kills.append(
-            {
-                "share_of_the_run": round(moment / duration, 3),
-                "exit": status,
-                "status": states[0]["status"] if states else None,
-            }
-        )
-    assert run(command(other, seed), other.with_suffix(".log")) == 0
+        state = states[0]["status"] if states else None
+        kills.append({"share_of_the_run": round(moment / duration, 3), "status": state})
+    assert status == 0
     return {"seed": seed, "kills": kills, "same_as_undisturbed": results(whole) == results(other)}
 
 
 def main() -> None:
     if OUTPUTS.exists():
         sys.exit(f"{OUTPUTS} exists; remove it, since an earlier run there would be continued.")
-    rng = random.Random(0)
-    runs = [killed_run(seed, rng) for seed in progress(SEEDS, "runs", len(SEEDS))]
-    sent = sum(kill["exit"] == -signal.SIGKILL for run in runs for kill in run["kills"])
-    found = {
-        "command": " ".join(["python -m experiments.reliability.kills", *sys.argv[1:]]),
-        "commit": commit(),
-        "kills": sent,
-        "equal": sum(run["same_as_undisturbed"] for run in runs),
-        "of": len(runs),
-        "runs": runs,
-    }
-    write_json(HERE / "kills.json", found)
+    rng, runs, sent = random.Random(0), list[dict[str, Any]](), 0
+    with closing(Bar("kills", KILLS)) as bar:
+        while sent < KILLS:
+            runs.append(killed_run(len(runs), rng))
+            sent += len(runs[-1]["kills"])
+            bar.move(min(sent, KILLS))
+            found = {
+                "command": " ".join(["python -m experiments.reliability.kills", *sys.argv[1:]]),
+                "commit": commit(),
+                "kills": sent,
+                "equal": sum(run["same_as_undisturbed"] for run in runs),
+                "of": len(runs),
+                "runs": runs,
+            }
+            write_json(HERE / "kills.json", found)
     print(json.dumps({name: found[name] for name in ("kills", "equal", "of")}))
 
 
