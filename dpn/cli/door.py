@@ -34,6 +34,7 @@ from dpn.runs.sweep import Place, Sweep, run_job
 # Lightning's warnings about things that are intended.
 _NO_NEWS = (
     "The number of training batches",
+    "Total length of `list` across ranks is zero",  # no held-out questions
     "The '.*dataloader' does not have many workers",
     "Checkpoint directory .* exists and is not empty",
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
