@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.serialization import safe_globals
 
-from dpn.checkpoints.json_files import read_object
 from dpn.common.errors import FileError
+from dpn.common.json_files import read_object
 from dpn.metrics.memory import GIB
 
 Shape = tuple[int, ...]

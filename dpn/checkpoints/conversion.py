@@ -9,7 +9,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dpn.checkpoints.containers import Container, Shape
-from dpn.checkpoints.json_files import read_object
 from dpn.checkpoints.keys import part_of
 from dpn.checkpoints.loading import (
     Plan,
@@ -25,6 +24,7 @@ from dpn.checkpoints.tokenizers import read_tokenizer
 from dpn.common.checksums import write_checksums
 from dpn.common.errors import FileError
 from dpn.common.files import atomic_folder, write_json
+from dpn.common.json_files import read_object
 from dpn.common.progress import progress
 from dpn.model import DPNConfig, DPNForConditionalGeneration, DPNProcessor
 

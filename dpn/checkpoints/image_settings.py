@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dpn.checkpoints.json_files import read_object
 from dpn.common.errors import FileError
+from dpn.common.json_files import read_object
 from dpn.common.ranges import is_number
 from dpn.common.text import shorten
 from dpn.data.images import STATISTICS, are_statistics

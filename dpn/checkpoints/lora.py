@@ -14,8 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from dpn.checkpoints.containers import Container, Read, open_containers, open_file
-from dpn.checkpoints.json_files import read_object
 from dpn.common.errors import FileError
+from dpn.common.json_files import read_object
 
 CONFIG = "adapter_config.json"
 ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")

@@ -1,7 +1,7 @@
 """Convert the `config.json` of a LLaVA folder to sections of a `DPNConfig`.
 
-The original LLaVA and Hugging Face's LLaVA both have the model type `llava`, so they are told apart
-by their keys. The file is read as plain JSON, and nothing that it names is imported.
+The original LLaVA and Hugging Face's LLaVA both have the model type `llava`; their keys
+distinguish them. The file is read as plain JSON, and nothing that it names is imported.
 """
 
 import re
@@ -15,10 +15,10 @@ from transformers import CLIPVisionConfig
 
 from dpn.checkpoints.containers import Shape
 from dpn.checkpoints.image_settings import read_image_settings, unread_files
-from dpn.checkpoints.json_files import read_object
 from dpn.checkpoints.text_models import Node, check_text, original_text
 from dpn.checkpoints.tokenizers import tokenization_of
 from dpn.common.errors import FileError
+from dpn.common.json_files import read_object
 
 #: The tower whose sizes are the defaults of `vision=clip`.
 CLIP_L = "clip-vit-large-patch14-336"

@@ -7,8 +7,8 @@ from typing import Any
 from tokenizers import Tokenizer, normalizers, pre_tokenizers
 from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
-from dpn.checkpoints.json_files import read_object
 from dpn.common.errors import FileError
+from dpn.common.json_files import read_object
 from dpn.data.encoding import Tokenization
 
 FILES = ("tokenizer.json", "tokenizer.model")

@@ -114,7 +114,7 @@ def _reads_router_token(router: Any) -> bool:
 
 
 def _is_same_model(config: DictConfig, settings: Settings) -> bool:
-    """Whether a composed config describes the model of a folder; True if it cannot be told."""
+    """Whether a composed config describes the model of a folder; True if that is unknown."""
     try:
         text, tower = (
             OmegaConf.to_container(config.model[key], resolve=True) for key in ("text", "vision")

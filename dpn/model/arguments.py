@@ -16,7 +16,7 @@ from dpn.common.errors import SettingError
 HARMLESS = frozenset(
     {"cache_position", "mm_token_type_ids", "return_loss", "token_type_ids", "tokenizer"}
 )
-_PACKED = "sequences in one row are not told apart; give one per row, with an attention_mask"
+_PACKED = "sequences in one row are not distinguished; give one per row, with an attention_mask"
 #: For each refused argument, why it is not supported and what to do.
 REASONS = {
     "inputs_embeds": "images and questions are found by their token ids; give input_ids",

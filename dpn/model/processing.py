@@ -6,7 +6,6 @@ prompt = processor.prompt([{"role": "user", "content": "<image>\\nWhat is this?"
 inputs = processor(text=prompt, images=image)
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -18,6 +17,7 @@ from transformers.utils import cached_file, logging
 
 from dpn.common.errors import DPNError, FileError, SettingError
 from dpn.common.files import write_json
+from dpn.common.json_files import read_object
 from dpn.common.text import one_line
 from dpn.data.batch import DataError, stack_images
 from dpn.data.chat_template import chat_template
@@ -336,12 +336,7 @@ class DPNProcessor(ProcessorMixin):
 
 def _read_settings(file: Path, known: set[str]) -> dict[str, Any]:
     """Read the arguments of a processor from its `processor_config.json`."""
-    try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise FileError(f"{file} is not JSON ({error}); copy or write it again.") from error
-    if not isinstance(settings, dict):
-        raise FileError(f"{file} holds a {type(settings).__name__}, not an object; copy it again.")
+    settings = read_object(file) or {}
     settings.pop("processor_class", None)
     if unknown := sorted(set(settings) - known):
         raise FileError(

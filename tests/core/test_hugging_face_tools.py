@@ -33,17 +33,22 @@ class Rows(torch.utils.data.Dataset):
         return self.samples[index]
 
 
+#: Options of one step of plain SGD.
+ONE_STEP = {
+    "max_steps": 1,
+    "per_device_train_batch_size": 2,
+    "learning_rate": 1.0,
+    "lr_scheduler_type": "constant",
+    "optim": "sgd",
+    "max_grad_norm": 0.0,
+    "report_to": [],
+    "use_cpu": True,
+}
+
+
 def trainer(model, folder, samples=None, collator=collate, **options):
-    defaults = {
+    defaults = ONE_STEP | {
         "output_dir": str(folder),
-        "max_steps": 1,
-        "per_device_train_batch_size": 2,
-        "learning_rate": 1.0,
-        "lr_scheduler_type": "constant",
-        "optim": "sgd",
-        "max_grad_norm": 0.0,
-        "report_to": [],
-        "use_cpu": True,
         "remove_unused_columns": False,
         "save_strategy": "no",
         "dataloader_pin_memory": False,
@@ -226,16 +231,8 @@ def conversations(count=4):
 
 def sft(model, processor, folder, **options):
     trl = pytest.importorskip("trl")
-    defaults = {
+    defaults = ONE_STEP | {
         "output_dir": str(folder),
-        "max_steps": 1,
-        "per_device_train_batch_size": 2,
-        "learning_rate": 1.0,
-        "lr_scheduler_type": "constant",
-        "optim": "sgd",
-        "max_grad_norm": 0.0,
-        "report_to": [],
-        "use_cpu": True,
         "bf16": False,
         "save_strategy": "no",
         "logging_steps": 1,
