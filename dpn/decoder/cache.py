@@ -19,7 +19,8 @@ class Stage:
 
     Attributes:
         lengths: Number of rows that each sample holds, `[B]`, on the CPU.
-        positions: Rotary position of each sample's next row, `[B]`, on the CPU.
+        positions: Rotary position of each sample's next row, counted from its last one (on the
+            first axis), `[B]`, on the CPU.
         places: Sample and place in the buffer of each row at prefill, `[N]` each.
     """
 
@@ -60,7 +61,7 @@ class RaggedCache(Cache):
         device = tokens.hidden.device
         return Stage(
             lengths,
-            tokens.positions.cpu()[offsets[1:] - 1] + 1,
+            tokens.positions.cpu().reshape(-1, len(sample))[0, offsets[1:] - 1] + 1,
             (places[0].to(device), places[1].to(device)),
         )
 

@@ -112,7 +112,8 @@ class PoolingRouter(Router):
         gate = self.plan.layers.index(layer)
         samples = self.routed(gate, tokens, context)
         grids = tuple(tuple(s.grid for s in tokens.spans if s.sample == b) for b in samples)
-        options = [self.plan.options(gate, g) for g in grids]
+        tails = [[s.tail for s in tokens.spans if s.sample == b] for b in samples]
+        options = [self.plan.options(gate, *each) for each in zip(grids, tails, strict=True)]
         kernels = self.plan.kernels[gate]
         free = self.as_reference and not context.training
         allowed = torch.tensor([[free or g is not None for g in o] for o in options]).bool()

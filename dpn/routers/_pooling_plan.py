@@ -43,13 +43,21 @@ class PoolingPlan:
         largest = max(h * w for h, w in self.kernels[gate])
         return rows >= max(largest, self.min_pooled)
 
-    def options(self, gate: int, grids: Grids) -> tuple[Grids | None, ...]:
+    def options(
+        self, gate: int, grids: Grids, tails: Sequence[int] | None = None
+    ) -> tuple[Grids | None, ...]:
         """Return the grids that each expert of a gate leaves of a sample; None: not allowed.
 
         The expert that leaves most rows is always allowed.
+
+        Args:
+            gate: Index of the gate.
+            grids: Grids of the sample's spans.
+            tails: See `dpn.tokens.Span.tail`; default: no grid has newline tokens.
         """
+        pairs = list(zip(grids, tails or (0,) * len(grids), strict=True))
         after = [
-            tuple(pooled_grid(grid, kernel_on(grid, kernel)) for grid in grids)
+            tuple(pooled_grid(grid, kernel_on(grid, kernel), tail) for grid, tail in pairs)
             for kernel in self.kernels[gate]
         ]
         largest = max(map(count_rows, after))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dpn.common.ranges import Share
-from dpn.routers._dropping import DroppingRouter, dot, of_images, record, to_host
+from dpn.routers._dropping import DroppingRouter, dot, of_spans, record, to_host
 from dpn.routers.base import RouterSizes, RoutingContext, Where
 from dpn.tokens import PackedTokens, Positions
 
@@ -31,7 +31,7 @@ class AIMRouter(DroppingRouter):
     part in later page ranks. The page rank covers the instruction only, in training too. Where less
     than half of the rows are merged at a time, rows keep their order in the image; in the release
     the unmerged rows come first. The release has one image per sample; here each image of a sample
-    is treated by itself.
+    is treated by itself, and rows are merged within a tile or frame.
 
     Args:
         merge: Share of an image's rows that is left after merging.
@@ -92,7 +92,7 @@ class AIMRouter(DroppingRouter):
             last = tokens.row(sample, max(end - 1, begin))
             seen = range(tokens.offsets[sample], last + 1)
             rows.append(seen if tokens.visual_rows[sample] else seen[:0])
-        return of_images(tokens, [importance(p) for p in context.attention_scores(tokens, rows)])
+        return of_spans(tokens, [importance(p) for p in context.attention_scores(tokens, rows)])
 
 
 def merged_rows(share: float, entered: int) -> int:

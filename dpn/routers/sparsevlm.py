@@ -29,8 +29,8 @@ class SparseVLMRouter(DroppingRouter):
     Differences to the release: only the instruction's text is used, in training too. If there is no
     text after the first image, or no row gets more than the mean, all of the instruction's text are
     raters. No noise is added to the densities. A cut that gets no more rows than it may keep drops
-    none instead of one. The release has one image per sample; here each image is pruned by itself,
-    with the same raters.
+    none instead of one. The release has one image per sample; here each image, tile or frame is
+    pruned by itself, with the same raters.
 
     Args:
         layers: Layers after which rows are dropped; default: 2, 6 and 15 of 32, scaled to the
@@ -88,7 +88,7 @@ class SparseVLMRouter(DroppingRouter):
 
     @torch.no_grad()
     def targets(self, hidden: Tensor, scores: Tensor, kept: int) -> Tensor:
-        """Return the new row of each row of an image, -1 if it is dropped."""
+        """Return the new row of each row of a span, -1 if it is dropped."""
         order = scores.argsort(descending=True, stable=True)
         merged, clusters = self.recycled(len(order) - kept)
         target = torch.full_like(order, -1)
@@ -140,7 +140,7 @@ def raters(context: RoutingContext) -> list[list[int]]:
     every: list[list[int]] = []
     for sample, (begin, end) in enumerate(context.instruction):
         places = images.get(sample, [])
-        marks = {pack.spans[place].column for place in places}
+        marks = {c for place in places for c in pack.spans[place].columns}
         text = [c for c in range(begin, end) if c not in marks]
         text = [c for c in text if c > min(marks, default=end)] or text
         if not places or not text:

@@ -21,7 +21,7 @@ from dpn.tokens.layer_plan import (
     probed_rows,
     work_of,
 )
-from dpn.tokens.packed import PackedTokens, Positions, pack
+from dpn.tokens.packed import PackedTokens, Positions, edges, pack
 from dpn.tokens.spans import CellMap, Span
 from dpn.tokens.trace import Decision, RowDecision, Trace
 
@@ -39,6 +39,7 @@ __all__ = [
     "Trace",
     "Work",
     "convolve_grid",
+    "edges",
     "kernel_on",
     "pack",
     "pairs_in_window",

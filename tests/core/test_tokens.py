@@ -112,9 +112,7 @@ def test_samples_that_share_grid_and_kernel_are_pooled_in_one_call(monkeypatch):
     calls = []
     import dpn.tokens.packed as module
 
-    monkeypatch.setattr(
-        module, "pool_grid", lambda x, k, r: calls.append(len(x)) or pool_grid(x, k, r)
-    )
+    monkeypatch.setattr(module, "pool_grid", lambda x, *a: calls.append(len(x)) or pool_grid(x, *a))
     mask = np.ones((6, 2), dtype=bool)
     visual = [torch.randn(4, 3) for _ in range(6)]
     t = pack(torch.randn(6, 3), mask, [(b, 1) for b in range(6)], visual, [(2, 2)] * 6)

@@ -1,0 +1,121 @@
+"""`compress`: methods that reduce visual tokens, on a stock Hugging Face VLM.
+
+The compressed model is a shallow copy: an object of the same class with the parameters and the
+vision tower of the original, whose text model runs in the layer loop of `dpn.decoder`.
+
+Imports `common`, `tokens`, `cost`, `routers`, `decoder`, `families` and `model`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from dpn import routers
+from dpn.common.errors import SettingError
+from dpn.compressed._copies import compressed_copy
+from dpn.compressed._passes import Compression
+from dpn.cost import TextShape
+from dpn.decoder.backends import BackendName
+from dpn.decoder.text_models import check_text_model
+from dpn.families import family_of
+from dpn.routers import Router
+from dpn.tokens import Grid, Positions
+
+__all__ = ["Compression", "compress", "restore"]
+
+
+def compress(
+    model: Any,
+    router: str | Mapping[str, Any] = "none",
+    *,
+    keep: float | None = None,
+    attention: BackendName = "auto",
+    **settings: Any,
+) -> Any:
+    """Return a copy of a Hugging Face VLM that reduces visual tokens in its text model.
+
+    The copy has the same class and shares all weights with the original, which stays as it was. Use
+    it as before, with the same processor: `forward`, `generate`, training. What `.to()`, `.half()`
+    or training change, changes in both; add adapters and new embeddings before.
+
+    Args:
+        model: A model of one of the families in `dpn.families`, on one device.
+        router: Name of a router without weights of its own, or its config section with a `name`.
+        keep: Target share of visual MACs for a typical image of the family; what each sample
+            reached is in `model.dpn.trace`.
+        attention: Attention backend of the prefill, see `dpn.decoder.attention`.
+        **settings: Further settings of the router, those of its YAML file. Rows keep the positions
+            that the stock model gives them; `positions="renumber"` counts the remaining rows, for
+            models with one rotary axis.
+
+    Returns:
+        The copy. Its attribute `dpn` is a `Compression`.
+
+    Raises:
+        SettingError: If the model or a setting is not supported.
+    """
+    model = _base(model)
+    family = family_of(model.config)
+    text = getattr(model.model, family.text)
+    check_text_model(text.config, given_positions=True)
+    section: dict[str, Any] = {"name": router} if isinstance(router, str) else dict(router)
+    section |= settings if keep is None else {**settings, "keep": keep}
+    positions: Positions = section.get("positions", "keep")
+    if positions != "keep" and "mrope_section" in (text.config.rope_parameters or {}):
+        raise SettingError(
+            f"positions={positions!r} is not possible for {type(model).__name__}, whose rows have"
+            " positions of three axes; leave it out, and rows keep theirs."
+        )
+    built = _router(section, TextShape.from_config(text.config), family.reference(model.config))
+    return compressed_copy(model, Compression(model, family, built, positions, attention))
+
+
+def restore(model: Any) -> Any:
+    """Return the original of a compressed model.
+
+    Raises:
+        SettingError: If the model is not one that `compress` returned.
+    """
+    if not isinstance(handle := getattr(model, "dpn", None), Compression):
+        raise SettingError("dpn.restore expects a model that dpn.compress returned.")
+    return handle.original
+
+
+def _base(model: Any) -> Any:
+    """Return the model itself, without a wrapper of peft.
+
+    Raises:
+        SettingError: If it is compressed already, or spread over several devices.
+    """
+    if hasattr(model, "get_base_model"):
+        model = model.get_base_model()
+    if isinstance(getattr(model, "dpn", None), Compression):
+        raise SettingError(
+            "The model is compressed already; compress the original, which dpn.restore(model)"
+            " returns."
+        )
+    devices = {str(device) for device in (getattr(model, "hf_device_map", None) or {}).values()}
+    if len(devices) > 1:
+        raise SettingError(
+            f"The model is spread over several devices ({', '.join(sorted(devices))}), which"
+            " dpn.compress does not support; load it with device_map=0 or without one."
+        )
+    return model
+
+
+def _router(section: Mapping[str, Any], text: TextShape, grid: Grid) -> Router:
+    """Build a router.
+
+    Raises:
+        SettingError: If it is unknown, has weights, or its settings are not possible.
+    """
+    kind = routers.resolve(section["name"])
+    if kind.own_weights:
+        free = [name for name in routers.names() if not routers.resolve(name).own_weights]
+        raise SettingError(
+            f"router={section['name']} has weights that must be trained with the model, so"
+            f" dpn.compress cannot add it; without training there are {', '.join(free)}."
+        )
+    router: Router = routers.build(**section, text=text, grid=grid)
+    if problems := router.check():
+        raise SettingError(" ".join(problems))
+    return router

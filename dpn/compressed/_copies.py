@@ -1,0 +1,131 @@
+"""Shallow copies of Hugging Face models, which share every parameter with the original."""
+
+import copy
+from functools import cache, wraps
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from dpn.common.errors import SettingError
+from dpn.compressed._deepstack import DeepStack
+from dpn.compressed._passes import Compression, bound
+from dpn.decoder.attention import IMPLEMENTATION
+from dpn.decoder.layer import DecoderLayer
+
+
+def compressed_copy(model: Any, handle: Compression) -> Any:
+    """Return a copy of a model whose text model runs in the layer loop.
+
+    Args:
+        model: A model like `LlavaForConditionalGeneration`.
+        handle: What the copy does; it becomes its attribute `dpn`.
+    """
+    fast, inner = _twin(model), _twin(model.model)
+    fast.generation_config = copy.deepcopy(model.generation_config)
+    fast.model, fast.dpn = inner, handle
+    fast.register_forward_pre_hook(handle.note_labels, with_kwargs=True)
+    inner.__class__ = _watching(type(inner))  # type: ignore[arg-type]
+    inner.dpn = handle
+    text = _twin(getattr(inner, handle.family.text))
+    text.config = copy.deepcopy(text.config)
+    text.config._attn_implementation = IMPLEMENTATION
+    text.layers = nn.ModuleList(_layer(layer, text.config) for layer in text.layers)
+    text.__class__ = _looping(type(text))  # type: ignore[arg-type]
+    text.dpn = handle
+    setattr(inner, handle.family.text, text)
+    return fast
+
+
+def _twin(module: Any) -> Any:
+    """Copy a module, but not its parameters and children: adding hooks to the copy or replacing its
+    children does not change the original.
+    """
+    twin = copy.copy(module)
+    for name, value in vars(module).items():
+        if name.startswith("_") and isinstance(value, dict | set):
+            vars(twin)[name] = value.copy()
+    return twin
+
+
+def _layer(layer: Any, config: Any) -> DecoderLayer:
+    """Return a decoder layer with packed attention."""
+    layer = _twin(layer)
+    layer.self_attn = _twin(layer.self_attn)
+    layer.self_attn.config = config  # names the attention function; the original shares its own
+    return DecoderLayer(layer, config.model_type)
+
+
+@cache
+def _watching(stock: Any) -> Any:
+    """Return a subclass of an inner model that tells its handle about ids and images."""
+    methods: dict[str, Any] = {}
+
+    @wraps(stock.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self.dpn.note_ids(self, bound(stock.forward, self, *args, **kwargs))
+        return stock.forward(self, *args, **kwargs)
+
+    methods["forward"] = forward
+    for kind in ("image", "video"):
+        if (encode := getattr(stock, f"get_{kind}_features", None)) is not None:
+            methods[encode.__name__] = _noting(kind, encode)
+    return _subclass(stock, methods)
+
+
+def _noting(kind: str, encode: Any) -> Any:
+    @wraps(encode)
+    def noting(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.dpn.encode(kind, encode, self, args, kwargs)
+
+    return noting
+
+
+@cache
+def _looping(stock: Any) -> Any:
+    """Return a subclass of a text model that runs in the layer loop."""
+
+    @wraps(stock.forward)
+    def forward(
+        self: Any,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        visual_pos_masks: Tensor | None = None,
+        deepstack_visual_embeds: list[Tensor] | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        for name in ("output_attentions", "output_hidden_states"):
+            if kwargs.get(name):
+                raise SettingError(
+                    f"{name}=True is not supported by a compressed model, whose layers hold"
+                    " different numbers of rows; use dpn.restore(model) for it."
+                )
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        if position_ids is not None and position_ids.ndim == 3:
+            position_ids = position_ids[-3:]  # the axes of time, height and width
+        planes = None
+        if deepstack_visual_embeds is not None and visual_pos_masks is not None:
+            planes = DeepStack(deepstack_visual_embeds, visual_pos_masks.cpu().numpy())
+        hidden, cache = self.dpn.run(
+            self,
+            inputs_embeds,
+            attention_mask,
+            position_ids,
+            past_key_values,
+            self.config.use_cache if use_cache is None else use_cache,
+            planes,
+        )
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden), past_key_values=cache)
+
+    return _subclass(stock, {"forward": torch.compiler.disable(forward)})
+
+
+def _subclass(stock: Any, methods: dict[str, Any]) -> type:
+    names = {"__module__": stock.__module__, "__qualname__": stock.__qualname__}
+    return type(stock.__name__, (stock,), {**names, **methods})

@@ -1,0 +1,108 @@
+"""`Family`: what `dpn.compress` has to know about a Hugging Face VLM."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+from dpn.tokens import Grid
+
+
+class Block(NamedTuple):
+    """Visual tokens of an image, tile or frame, in raster order.
+
+    Attributes:
+        grid: Height and width, newline tokens included.
+        tail: 1 if each line ends with a newline token, else 0.
+    """
+
+    grid: Grid
+    tail: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Number of visual tokens."""
+        return self.grid[0] * self.grid[1]
+
+
+#: Blocks of one image or video, in the order of its tokens.
+Image = tuple[Block, ...]
+
+
+class Family:
+    """A family of Hugging Face VLMs whose visual tokens are columns of the text model.
+
+    The processor repeats the placeholder id once for each visual token.
+
+    Attributes:
+        model_types: Values of `config.model_type`.
+        text: Name of the text model in the inner model.
+        ids: Names of the config's placeholder ids for `image` and `video`; the first one that
+            exists is used.
+        runs_are_images: Whether every run of consecutive columns counts as one image, because only
+            the processor knows which tiles belong to which image.
+    """
+
+    model_types: ClassVar[tuple[str, ...]]
+    text: ClassVar[str] = "language_model"
+    ids: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "image": ("image_token_id", "image_token_index"),
+        "video": ("video_token_id", "video_token_index"),
+    }
+    runs_are_images: ClassVar[bool] = False
+
+    def placeholders(self, config: Any) -> dict[str, int]:
+        """Return the placeholder id for images and, if the model has one, for videos."""
+        found: dict[str, int] = {}
+        for kind, names in self.ids.items():
+            every = (getattr(config, name, None) for name in names)
+            if (one := next((x for x in every if isinstance(x, int)), None)) is not None:
+                found[kind] = one
+        return found
+
+    def layout(
+        self, model: Any, kind: str, arguments: Mapping[str, Any], tokens: Sequence[int]
+    ) -> list[Image]:
+        """Return the blocks of each image or video that the vision tower has just encoded.
+
+        Args:
+            model: Inner model, whose `get_image_features` or `get_video_features` was called.
+            kind: `image` or `video`.
+            arguments: Arguments of that call.
+            tokens: Number of visual tokens of each part that it returned.
+        """
+        raise TypeError(f"{type(self).__name__} does not implement layout")
+
+    def reference(self, config: Any) -> Grid:
+        """Return the grid of the visual tokens of a typical image, for which `keep` is met."""
+        raise TypeError(f"{type(self).__name__} does not implement reference")
+
+    def refuse(self, config: Any) -> str | None:
+        """Return why a checkpoint of this family cannot be compressed; None if it can."""
+        return None
+
+
+class TiledFamily(Family):
+    """A family whose images are square tiles of one size, each a block of its own."""
+
+    runs_are_images = True
+
+    def tile(self, config: Any) -> Grid:
+        """Return the grid of a tile's visual tokens."""
+        raise TypeError(f"{type(self).__name__} does not implement tile")
+
+    def layout(
+        self, model: Any, kind: str, arguments: Mapping[str, Any], tokens: Sequence[int]
+    ) -> list[Image]:
+        block = Block(self.tile(model.config))
+        return [(block,)] * (sum(tokens) // block.rows)
+
+    def reference(self, config: Any) -> Grid:
+        # Twelve tiles and the overview, below each other.
+        height, width = self.tile(config)
+        return 13 * height, width
+
+
+def square(tokens: int) -> Grid:
+    """Return a square grid of `tokens` tokens; 1 x n if they form none."""
+    side = math.isqrt(tokens)
+    return (side, side) if side * side == tokens else (1, tokens)

@@ -1,0 +1,22 @@
+"""LLaVA-1.5 and VipLLaVA: one square grid for each image."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dpn.families.base import Block, Family, Image, square
+from dpn.tokens import Grid
+
+
+class Llava(Family):
+    """One block for each image, of the vision tower's patches."""
+
+    model_types = ("llava", "vipllava")
+
+    def layout(
+        self, model: Any, kind: str, arguments: Mapping[str, Any], tokens: Sequence[int]
+    ) -> list[Image]:
+        return [(Block(square(n)),) for n in tokens]
+
+    def reference(self, config: Any) -> Grid:
+        side = config.vision_config.image_size // config.vision_config.patch_size
+        return side, side
