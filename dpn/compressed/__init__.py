@@ -3,7 +3,8 @@
 The compressed model is a shallow copy: an object of the same class with the parameters and the
 vision tower of the original, whose text model runs in the layer loop of `dpn.decoder`.
 
-Imports `common`, `tokens`, `cost`, `routers`, `decoder`, `families` and `model`.
+Imports `common`, `tokens`, `cost`, `vision`, `projectors`, `routers`, `decoder`, `families` and
+`model`.
 """
 
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from typing import Any
 from dpn import routers
 from dpn.common.errors import SettingError
 from dpn.compressed._copies import compressed_copy
+from dpn.compressed._methods import projection_for
 from dpn.compressed._passes import Compression
 from dpn.cost import TextShape
 from dpn.decoder.backends import BackendName
@@ -27,11 +29,12 @@ def compress(
     model: Any,
     router: str | Mapping[str, Any] = "none",
     *,
+    projector: str | Mapping[str, Any] | None = None,
     keep: float | None = None,
     attention: BackendName = "auto",
     **settings: Any,
 ) -> Any:
-    """Return a copy of a Hugging Face VLM that reduces visual tokens in its text model.
+    """Return a copy of a Hugging Face VLM that reduces visual tokens in or before its text model.
 
     The copy has the same class and shares all weights with the original, which stays as it was. Use
     it as before, with the same processor: `forward`, `generate`, training. What `.to()`, `.half()`
@@ -40,12 +43,20 @@ def compress(
     Args:
         model: A model of one of the families in `dpn.families`, on one device.
         router: Name of a router without weights of its own, or its config section with a `name`.
-        keep: Target share of visual MACs for a typical image of the family; what each sample
+        projector: Name of a projector without weights of its own, or its config section with a
+            `name`. It reduces the tokens that the model's own projector computed. Methods that
+            choose tokens (`divprune`, `random`) do so among all tiles or frames of an image or
+            video; other methods reduce each of them by itself. Rows stand in the order of their
+            first tokens. If tokens are chosen by the vision tower's attention, newline tokens stay
+            only with a whole image.
+        keep: For a router, the target share of visual MACs for a typical image of the family; for a
+            projector, the share of an image's tokens that enter the decoder. What each sample
             reached is in `model.dpn.trace`.
         attention: Attention backend of the prefill, see `dpn.decoder.attention`.
-        **settings: Further settings of the router, those of its YAML file. Rows keep the positions
-            that the stock model gives them; `positions="renumber"` counts the remaining rows, for
-            models with one rotary axis.
+        **settings: Further settings of the router or the projector, those of its YAML file. If
+            both are chosen, `keep` and these stand in their sections. Rows keep the positions that
+            the stock model gives them; the setting `positions="renumber"` of a router counts the
+            remaining rows, for models with one rotary axis.
 
     Returns:
         The copy. Its attribute `dpn` is a `Compression`.
@@ -57,16 +68,21 @@ def compress(
     family = family_of(model.config)
     text = getattr(model.model, family.text)
     check_text_model(text.config, given_positions=True)
-    section: dict[str, Any] = {"name": router} if isinstance(router, str) else dict(router)
-    section |= settings if keep is None else {**settings, "keep": keep}
+    section, before = _sections(router, projector, keep, settings)
     positions: Positions = section.get("positions", "keep")
     if positions != "keep" and "mrope_section" in (text.config.rope_parameters or {}):
         raise SettingError(
             f"positions={positions!r} is not possible for {type(model).__name__}, whose rows have"
             " positions of three axes; leave it out, and rows keep theirs."
         )
-    built = _router(section, TextShape.from_config(text.config), family.reference(model.config))
-    return compressed_copy(model, Compression(model, family, built, positions, attention))
+    grid, base = family.reference(model.config), None
+    projection = None
+    if before is not None:
+        projection = projection_for(before, model.model, family, text.config.hidden_size)
+        grid, base = projection.projector.grid_after(grid), grid[0] * grid[1]
+    built = _router(section, TextShape.from_config(text.config, base), grid)
+    handle = Compression(model, family, projection, built, positions, attention)
+    return compressed_copy(model, handle)
 
 
 def restore(model: Any) -> Any:
@@ -78,6 +94,32 @@ def restore(model: Any) -> Any:
     if not isinstance(handle := getattr(model, "dpn", None), Compression):
         raise SettingError("dpn.restore expects a model that dpn.compress returned.")
     return handle.original
+
+
+def _sections(
+    router: str | Mapping[str, Any],
+    projector: str | Mapping[str, Any] | None,
+    keep: float | None,
+    settings: Mapping[str, Any],
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Return the config sections of the router and the projector, see `compress`.
+
+    Raises:
+        SettingError: If it is not clear to which of them a setting belongs.
+    """
+    section: dict[str, Any] = {"name": router} if isinstance(router, str) else dict(router)
+    settings = dict(settings) if keep is None else {**settings, "keep": keep}
+    if projector is None:
+        return section | settings, None
+    before: dict[str, Any] = {"name": projector} if isinstance(projector, str) else dict(projector)
+    if router == "none":
+        return section, before | settings
+    if settings:
+        raise SettingError(
+            f"It is not clear whether {', '.join(settings)} belong to the router or the projector;"
+            f" write sections such as projector={{'name': {before.get('name')!r}, 'keep': 0.5}}."
+        )
+    return section, before
 
 
 def _base(model: Any) -> Any:

@@ -25,6 +25,10 @@ def compressed_copy(model: Any, handle: Compression) -> Any:
     fast, inner = _twin(model), _twin(model.model)
     fast.generation_config = copy.deepcopy(model.generation_config)
     fast.model, fast.dpn = inner, handle
+    if handle.projection is not None and (reader := handle.projection.reader) is not None:
+        tower, _, path = reader.place.path.partition(".")
+        setattr(inner, tower, copied := _twin_tree(getattr(inner, tower)))
+        reader.watch(copied.get_submodule(path))
     fast.register_forward_pre_hook(handle.note_labels, with_kwargs=True)
     inner.__class__ = _watching(type(inner))  # type: ignore[arg-type]
     inner.dpn = handle
@@ -46,6 +50,14 @@ def _twin(module: Any) -> Any:
     for name, value in vars(module).items():
         if name.startswith("_") and isinstance(value, dict | set):
             vars(twin)[name] = value.copy()
+    return twin
+
+
+def _twin_tree(module: Any) -> Any:
+    """Copy a module and all modules in it, but not their parameters."""
+    twin = _twin(module)
+    for name, child in module._modules.items():
+        twin._modules[name] = None if child is None else _twin_tree(child)
     return twin
 
 

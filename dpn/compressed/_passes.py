@@ -1,6 +1,7 @@
 """`Compression`: how the text model of a compressed model runs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from inspect import signature
 from typing import Any
 
@@ -11,14 +12,15 @@ from transformers import DynamicCache
 
 from dpn.common.errors import SettingError
 from dpn.compressed._deepstack import DeepStack
+from dpn.compressed._projection import Projection
 from dpn.compressed._record import Record
 from dpn.decoder.backends import BackendName
 from dpn.decoder.cache import RaggedCache
 from dpn.decoder.loop import append, prefill
-from dpn.families import Family, Image, place_spans
-from dpn.model.inputs import HostBatch
+from dpn.families import Family, Image, encoded_blocks, place_spans
+from dpn.model.inputs import HostBatch, by_sample
 from dpn.routers import Router, RoutingContext
-from dpn.tokens import PackedTokens, Positions, Trace, edges
+from dpn.tokens import Grid, PackedTokens, Positions, Span, Trace, edges
 
 #: Id of padding columns, which no placeholder has.
 PADDING = -1
@@ -30,6 +32,7 @@ class Compression:
     Attributes:
         original: The model that was compressed.
         family: Its family.
+        projection: The projector; None if there is none.
         router: The router.
         attention: Attention backend of the prefill.
         numbering: Rotary positions of rows after a reduction, see `PackedTokens`.
@@ -40,11 +43,13 @@ class Compression:
         self,
         original: Any,
         family: Family,
+        projection: Projection | None,
         router: Router,
         numbering: Positions,
         attention: BackendName,
     ):
-        self.original, self.family, self.router = original, family, router
+        self.original, self.family = original, family
+        self.projection, self.router = projection, router
         self.numbering, self.attention = numbering, attention
         self.trace: Record | None = None
         # Of the forward pass that runs, or the next one:
@@ -76,15 +81,19 @@ class Compression:
         self, kind: str, call: Callable[..., Any], model: Any, args: Any, kwargs: Any
     ) -> Any:
         """Let the vision tower encode images or videos, and remember their grids."""
-        inside, self._encoding = self._encoding, True
+        if self._encoding:  # Qwen3-VL encodes videos by its function for images
+            return call(model, *args, **kwargs)
+        self._encoding = True
         try:
-            out = call(model, *args, **kwargs)
+            with nullcontext() if self.projection is None else self.projection.reading() as read:
+                out = call(model, *args, **kwargs)
         finally:
-            self._encoding = inside
-        if not inside:  # Qwen3-VL encodes videos by its function for images
-            given = bound(call, model, *args, **kwargs)
-            rows = [int(np.prod(part.shape[:-1])) for part in out.pooler_output]
-            self._images[kind] = self.family.layout(model, kind, given, rows)
+            self._encoding = False
+        given = bound(call, model, *args, **kwargs)
+        rows = [int(np.prod(part.shape[:-1])) for part in out.pooler_output]
+        self._images[kind] = images = self.family.layout(model, kind, given, rows)
+        if self.projection is not None:
+            self.projection.note(self.family, model, kind, given, images, read or [])
         return out
 
     def run(
@@ -141,15 +150,11 @@ class Compression:
         cache: RaggedCache | None,
         planes: "DeepStack | None",
     ) -> PackedTokens:
-        config, family = self.original.config, self.family
-        spans = place_spans(
-            np.where(host.mask, host.ids, PADDING),
-            family.placeholders(config),
-            self._images,
-            family.runs_are_images,
-        )
-        grids = [tuple(s.grid for s in spans if s.sample == b) for b in range(len(host.mask))]
-        trace = Trace(tuple(grids), tuple(grids))
+        ids = np.where(host.mask, host.ids, PADDING)
+        placeholders = self.family.placeholders(self.original.config)
+        spans = place_spans(ids, placeholders, self._images, self.family.runs_are_images)
+        grids = _grids(spans, len(ids))
+        trace = Trace(grids, grids)
         context = RoutingContext(
             instruction=host.instruction,
             router_columns=((),) * len(host.mask),
@@ -168,6 +173,11 @@ class Compression:
             self.numbering,
             entry,
         )
+        if self.projection is not None:
+            blocks = encoded_blocks(spans, ids, placeholders, self._images)
+            text = np.flatnonzero(host.mask & ~np.isin(ids, list(placeholders.values())))
+            tokens = self.projection.reduce(tokens, blocks, text, ids.shape[1], context)
+            trace.grids = _grids(tokens.spans, len(ids))
         tokens = prefill(
             language,
             self.router,
@@ -206,6 +216,10 @@ class Compression:
         rows = append(language, rows, new.mask.sum(1).tolist(), cache, given)
         cache.columns += hidden.shape[1]
         return torch.zeros_like(hidden).flatten(0, 1).index_copy(0, every, rows).view_as(hidden)
+
+
+def _grids(spans: Sequence[Span], batch: int) -> tuple[tuple[Grid, ...], ...]:
+    return by_sample([span.grid for span in spans], [span.sample for span in spans], batch)
 
 
 def check_cache(cache: Any) -> None:

@@ -8,10 +8,19 @@ from typing import Any
 
 from dpn.common.errors import SettingError
 from dpn.common.registry import Registry
-from dpn.families._placement import place_spans
-from dpn.families.base import Block, Family, Image
+from dpn.families._placement import encoded_blocks, place_spans
+from dpn.families.base import Block, Family, Image, Part, TowerAttention
 
-__all__ = ["Block", "Family", "Image", "family_of", "place_spans"]
+__all__ = [
+    "Block",
+    "Family",
+    "Image",
+    "Part",
+    "TowerAttention",
+    "encoded_blocks",
+    "family_of",
+    "place_spans",
+]
 
 _registry = Registry("dpn.families", Family)
 

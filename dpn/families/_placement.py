@@ -46,6 +46,33 @@ def place_spans(
     return tuple(spans)
 
 
+def encoded_blocks(
+    spans: Sequence[Span],
+    ids: np.ndarray,
+    placeholders: Mapping[str, int],
+    images: Mapping[str, Sequence[Image]],
+) -> list[tuple[str, int, int]]:
+    """Return the block that each span of `place_spans` stands for: the kind of its image, the
+    image's index among the encoded ones of its kind, and the block's index in the image. The
+    arguments are those of `place_spans`.
+    """
+    kinds = {placeholder: kind for kind, placeholder in placeholders.items()}
+    kind_of = [kinds[int(ids[span.sample, span.column])] for span in spans]
+    found = [("", 0, 0)] * len(spans)
+    for kind in placeholders:
+        own = [i for i, name in enumerate(kind_of) if name == kind]
+        blocks = [(i, b) for i, image in enumerate(images.get(kind, ())) for b in range(len(image))]
+        copies = len(own) // max(1, len(blocks))
+        first = done = 0
+        for sample in range(len(ids)):
+            mine = [i for i in own if spans[i].sample == sample]
+            first = done if sample % max(1, copies) == 0 else first
+            done = first + len(mine)
+            for place, i in enumerate(mine):
+                found[i] = (kind, *blocks[first + place])
+    return found
+
+
 def _of_kind(
     kind: str, marks: np.ndarray, images: Sequence[Image], runs_are_images: bool
 ) -> list[Span]:

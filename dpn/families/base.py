@@ -4,6 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
+from torch import Tensor
+
 from dpn.tokens import Grid
 
 
@@ -26,6 +29,35 @@ class Block(NamedTuple):
 
 #: Blocks of one image or video, in the order of its tokens.
 Image = tuple[Block, ...]
+
+
+class TowerAttention(NamedTuple):
+    """An attention module of a vision tower.
+
+    Attributes:
+        path: Path of the module in the inner model.
+        heads: Number of heads.
+        cls: Whether the first token is CLS.
+    """
+
+    path: str
+    heads: int
+    cls: bool
+
+
+class Part(NamedTuple):
+    """Visual tokens of a block that stem from one run of the vision tower: those of an image, a
+    tile or a frame.
+
+    Attributes:
+        block: Index of the block in its image.
+        places: Places of the tokens in the block, ascending, `[n]`.
+        values: Features of these tokens, `[n, F]`, from those of the tower's patches.
+    """
+
+    block: int
+    places: np.ndarray
+    values: Tensor
 
 
 class Family:
@@ -76,6 +108,37 @@ class Family:
         """Return the grid of the visual tokens of a typical image, for which `keep` is met."""
         raise TypeError(f"{type(self).__name__} does not implement reference")
 
+    def attention(self, inner: Any, after: int) -> TowerAttention | None:
+        """Return the attention module of the vision tower that tells important tokens from others;
+        None if there is none.
+
+        Args:
+            inner: Inner model.
+            after: 0 for the layer that outputs the visual tokens, 1 for the one after it, if it
+                exists.
+        """
+        return None
+
+    def parts(
+        self,
+        inner: Any,
+        kind: str,
+        arguments: Mapping[str, Any],
+        images: Sequence[Image],
+        patches: Sequence[Tensor],
+    ) -> list[list[Part]]:
+        """Return the parts of each image, given features of the vision tower's patches. A token
+        of several patches gets the mean of theirs; newline tokens are in no part.
+
+        Args:
+            inner: Inner model.
+            kind: `image` or `video`.
+            arguments: Arguments of `get_image_features` or `get_video_features`.
+            images: Blocks of each image, see `layout`.
+            patches: Features `[K, n, F]` from each call of the attention module, without CLS.
+        """
+        raise TypeError(f"{type(self).__name__} does not implement parts")
+
     def refuse(self, config: Any) -> str | None:
         """Return why a checkpoint of this family cannot be compressed; None if it can."""
         return None
@@ -96,10 +159,30 @@ class TiledFamily(Family):
         block = Block(self.tile(model.config))
         return [(block,)] * (sum(tokens) // block.rows)
 
+    def parts(
+        self,
+        inner: Any,
+        kind: str,
+        arguments: Mapping[str, Any],
+        images: Sequence[Image],
+        patches: Sequence[Tensor],
+    ) -> list[list[Part]]:
+        (values,) = patches
+        (block,) = images[0]
+        side = math.isqrt(values.shape[1] // block.rows)  # of the patches of a token
+        height, width = block.grid
+        grid = values.view(len(values), height, side, width, side, -1)
+        return whole_blocks(grid.mean((2, 4)).flatten(1, 2))
+
     def reference(self, config: Any) -> Grid:
         # Twelve tiles and the overview, below each other.
         height, width = self.tile(config)
         return 13 * height, width
+
+
+def whole_blocks(values: Tensor) -> list[list[Part]]:
+    """Return one part for each image of one block, given its tokens' features `[I, n, F]`."""
+    return [[Part(0, np.arange(len(one)), one)] for one in values]
 
 
 def square(tokens: int) -> Grid:

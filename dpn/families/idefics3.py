@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from dpn.families.base import TiledFamily
+from dpn.families.base import TiledFamily, TowerAttention
 from dpn.tokens import Grid
 
 
@@ -16,3 +16,8 @@ class Idefics3(TiledFamily):
         vision = config.vision_config
         side = vision.image_size // vision.patch_size // config.scale_factor
         return side, side
+
+    def attention(self, inner: Any, after: int) -> TowerAttention | None:
+        vision = inner.config.vision_config
+        path = f"vision_model.encoder.layers.{vision.num_hidden_layers - 1}.self_attn"
+        return TowerAttention(path, vision.num_attention_heads, False)

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from dpn.families.base import TiledFamily
+from dpn.families._towers import layer_index
+from dpn.families.base import TiledFamily, TowerAttention
 from dpn.tokens import Grid
 
 
@@ -20,3 +21,11 @@ class InternVL(TiledFamily):
             for size, patch in zip(vision.image_size, vision.patch_size, strict=True)
         )
         return height, width
+
+    def attention(self, inner: Any, after: int) -> TowerAttention | None:
+        config, vision = inner.config, inner.config.vision_config
+        if config.vision_feature_select_strategy != "default":
+            return None  # CLS would be a visual token
+        index = layer_index(vision.num_hidden_layers, config.vision_feature_layer, after)
+        path = f"vision_tower.encoder.layer.{index}.attention"
+        return TowerAttention(path, vision.num_attention_heads, True)

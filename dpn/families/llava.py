@@ -3,7 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dpn.families.base import Block, Family, Image, square
+from torch import Tensor
+
+from dpn.families._towers import llava_attention
+from dpn.families.base import Block, Family, Image, Part, TowerAttention, square, whole_blocks
 from dpn.tokens import Grid
 
 
@@ -16,6 +19,20 @@ class Llava(Family):
         self, model: Any, kind: str, arguments: Mapping[str, Any], tokens: Sequence[int]
     ) -> list[Image]:
         return [(Block(square(n)),) for n in tokens]
+
+    def attention(self, inner: Any, after: int) -> TowerAttention | None:
+        return llava_attention(inner, after)
+
+    def parts(
+        self,
+        inner: Any,
+        kind: str,
+        arguments: Mapping[str, Any],
+        images: Sequence[Image],
+        patches: Sequence[Tensor],
+    ) -> list[list[Part]]:
+        (values,) = patches
+        return whole_blocks(values)
 
     def reference(self, config: Any) -> Grid:
         side = config.vision_config.image_size // config.vision_config.patch_size

@@ -6,13 +6,17 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 from transformers.models.llava_next.modeling_llava_next import (
     get_anyres_image_grid_shape,
     unpad_image,
 )
 
-from dpn.families.base import Block, Family, Image
+from dpn.families._towers import llava_attention
+from dpn.families.base import Block, Family, Image, Part, TowerAttention
 from dpn.tokens import Grid
 
 #: A newline token by itself.
@@ -69,6 +73,45 @@ class LlavaNext(Family):
         grid = (side, side) if side * side == each else (1, each)
         return (*(Block(grid),) * frames, *(NEWLINE,) * rest)
 
+    def attention(self, inner: Any, after: int) -> TowerAttention | None:
+        return llava_attention(inner, after)
+
+    def parts(
+        self,
+        inner: Any,
+        kind: str,
+        arguments: Mapping[str, Any],
+        images: Sequence[Image],
+        patches: Sequence[Tensor],
+    ) -> list[list[Part]]:
+        (values,) = patches
+        side, config = self._side(inner.config), inner.config
+        maps = values.mT.unflatten(2, (side, side))  # [tiles, F, side, side]
+        if kind == "video":
+            frames = iter(maps)
+            return [
+                [
+                    _part(i, _shrunk(next(frames), block.grid, config), 0)
+                    for i, block in enumerate(video)
+                    if block != NEWLINE
+                ]
+                for video in images
+            ]
+        sizes = torch.as_tensor(arguments["image_sizes"]).tolist()
+        done, found = 0, []
+        for size, image in zip(sizes, images, strict=True):
+            own = [_part(0, maps[done], 0)]
+            done += 1
+            if image[-1].tail:
+                tiles = get_anyres_image_grid_shape(
+                    size, config.image_grid_pinpoints, config.vision_config.image_size
+                )
+                count = tiles[0] * tiles[1]
+                own += _of_tiles(maps[done : done + count], tiles, size, image[1])
+                done += count
+            found.append(own)
+        return found
+
     def _side(self, config: Any) -> int:
         return config.vision_config.image_size // config.vision_config.patch_size
 
@@ -76,3 +119,41 @@ class LlavaNext(Family):
         # An overview and 2 x 2 tiles, below each other.
         side = self._side(config)
         return 5 * side, side
+
+
+def _part(block: int, map_: Tensor, tail: int) -> Part:
+    """Return the part of a whole block, given its map `[F, h, w]`."""
+    height, width = map_.shape[1:]
+    places = np.arange(height * (width + tail)).reshape(height, -1)[:, :width].flatten()
+    return Part(block, places, map_.flatten(1).mT)
+
+
+def _of_tiles(maps: Tensor, tiles: Grid, size: Sequence[int], block: Block) -> list[Part]:
+    """Return the parts of an image's high-resolution map, one for each tile.
+
+    Args:
+        maps: Features of the tiles' patches, `[tiles, F, side, side]`.
+        tiles: Number of tiles in height and width.
+        size: Height and width of the image in pixels.
+        block: Block of the map.
+    """
+    number = torch.arange(len(maps)).view(-1, 1, 1, 1).expand(-1, 1, *maps.shape[2:])
+    grid = block.grid[0], block.grid[1] - block.tail
+    joined, tile = (
+        unpad_image(x.unflatten(0, tiles).permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2), size)
+        for x in (maps, number.float())
+    )
+    if joined.shape[1:] != grid:  # LLaVA-OneVision shrinks large maps
+        joined = F.interpolate(joined[None], grid, mode="bilinear")[0]
+        tile = F.interpolate(tile[None], grid, mode="nearest")[0]
+    _, places, values = _part(1, joined, block.tail)
+    owner = tile.flatten().numpy()
+    members = [np.flatnonzero(owner == one) for one in np.unique(owner)]
+    return [Part(1, places[own], values[torch.from_numpy(own)]) for own in members]
+
+
+def _shrunk(map_: Tensor, grid: Grid, config: Any) -> Tensor:
+    """Resize the map `[F, side, side]` of a video's frame as the model resizes its features."""
+    if config.model_type == "llava_onevision":
+        return F.interpolate(map_[None], grid, mode="bilinear")[0]
+    return F.adaptive_avg_pool2d(map_, grid)
