@@ -25,7 +25,7 @@ def compressed_copy(model: Any, handle: Compression) -> Any:
     fast, inner = _twin(model), _twin(model.model)
     fast.generation_config = copy.deepcopy(model.generation_config)
     fast.model, fast.dpn = inner, handle
-    if handle.projection is not None and (reader := handle.projection.reader) is not None:
+    if (reader := handle.reader) is not None:
         tower, _, path = reader.place.path.partition(".")
         setattr(inner, tower, copied := _twin_tree(getattr(inner, tower)))
         reader.watch(copied.get_submodule(path))

@@ -1,11 +1,12 @@
 """Which projectors a stock model can be compressed with."""
 
 from collections.abc import Mapping
+from inspect import signature
 from typing import Any
 
 from dpn import projectors
 from dpn.common.errors import SettingError
-from dpn.common.schema import check_arguments, parameters_of
+from dpn.common.schema import check_arguments
 from dpn.compressed._projection import Projection
 from dpn.compressed._tower import AttentionReader, StockTower
 from dpn.families import Family, TowerAttention
@@ -82,7 +83,7 @@ def _refusal(name: str, kind: type[Projector]) -> str | None:
             f"projector={name} resizes images before the vision tower, which the processor of the"
             " model can do (give it smaller images); dpn.compress takes tokens that are computed"
         )
-    if "depth" not in parameters_of(kind):
+    if "depth" not in signature(kind).parameters:
         return (
             f"projector={name} has no setting depth, so its linear layers cannot be left out, and"
             " the model has its own"

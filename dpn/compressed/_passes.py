@@ -12,7 +12,7 @@ from transformers import DynamicCache
 
 from dpn.common.errors import SettingError
 from dpn.compressed._deepstack import DeepStack
-from dpn.compressed._projection import Projection
+from dpn.compressed._projection import Projection, ReadImages, parts_of
 from dpn.compressed._record import Record
 from dpn.decoder.backends import BackendName
 from dpn.decoder.cache import RaggedCache
@@ -32,7 +32,8 @@ class Compression:
     Attributes:
         original: The model that was compressed.
         family: Its family.
-        projection: The projector; None if there is none.
+        projection: What reduces the visual tokens before the first layer; None for nothing.
+        reader: What reads the vision tower's attention; None for nothing.
         router: The router.
         attention: Attention backend of the prefill.
         numbering: Rotary positions of rows after a reduction, see `PackedTokens`.
@@ -51,6 +52,7 @@ class Compression:
         self.original, self.family = original, family
         self.projection, self.router = projection, router
         self.numbering, self.attention = numbering, attention
+        self.reader = None if projection is None else projection.reader
         self.trace: Record | None = None
         # Of the forward pass that runs, or the next one:
         self._images: dict[str, list[Image]] = {}
@@ -85,15 +87,16 @@ class Compression:
             return call(model, *args, **kwargs)
         self._encoding = True
         try:
-            with nullcontext() if self.projection is None else self.projection.reading() as read:
+            with nullcontext() if self.reader is None else self.reader.reading() as read:
                 out = call(model, *args, **kwargs)
         finally:
             self._encoding = False
         given = bound(call, model, *args, **kwargs)
         rows = [int(np.prod(part.shape[:-1])) for part in out.pooler_output]
-        self._images[kind] = images = self.family.layout(model, kind, given, rows)
-        if self.projection is not None:
-            self.projection.note(self.family, model, kind, given, images, read or [])
+        images = self.family.layout(model, kind, given, rows)
+        if read:
+            images = ReadImages(images, self.family.parts(model, kind, given, images, read))
+        self._images[kind] = images
         return out
 
     def run(
@@ -175,8 +178,9 @@ class Compression:
         )
         if self.projection is not None:
             blocks = encoded_blocks(spans, ids, placeholders, self._images)
+            parts = [parts_of(self._images[kind], i, block) for kind, i, block in blocks]
             text = np.flatnonzero(host.mask & ~np.isin(ids, list(placeholders.values())))
-            tokens = self.projection.reduce(tokens, blocks, text, ids.shape[1], context)
+            tokens = self.projection.reduce(tokens, parts, text, ids.shape[1], context)
             trace.grids = _grids(tokens.spans, len(ids))
         tokens = prefill(
             language,

@@ -50,7 +50,8 @@ class Record:
     @property
     def prefill_flops(self) -> list[int]:
         """FLOPs (FMA = 2) of each sample's prefill in the text model, the language head for one row
-        and the router's reads included; the vision tower computes the same as before.
+        and the router's reads included; the vision tower computes the same as before, and what a
+        projector computes to choose tokens is not counted.
         """
         text = [n - rows for n, rows in zip(self.columns, self.passed.base_rows, strict=True)]
         return [text_flops(self.passed, b, n, self.text_config) for b, n in enumerate(text)]

@@ -38,11 +38,13 @@ class TowerAttention(NamedTuple):
         path: Path of the module in the inner model.
         heads: Number of heads.
         cls: Whether the first token is CLS.
+        patches: Number of its tokens that become one visual token.
     """
 
     path: str
     heads: int
     cls: bool
+    patches: int = 1
 
 
 class Part(NamedTuple):

@@ -20,4 +20,5 @@ class Idefics3(TiledFamily):
     def attention(self, inner: Any, after: int) -> TowerAttention | None:
         vision = inner.config.vision_config
         path = f"vision_model.encoder.layers.{vision.num_hidden_layers - 1}.self_attn"
-        return TowerAttention(path, vision.num_attention_heads, False)
+        patches = inner.config.scale_factor**2
+        return TowerAttention(path, vision.num_attention_heads, False, patches)

@@ -28,4 +28,5 @@ class InternVL(TiledFamily):
             return None  # CLS would be a visual token
         index = layer_index(vision.num_hidden_layers, config.vision_feature_layer, after)
         path = f"vision_tower.encoder.layer.{index}.attention"
-        return TowerAttention(path, vision.num_attention_heads, True)
+        patches = round(config.downsample_ratio**-2)
+        return TowerAttention(path, vision.num_attention_heads, True, patches)

@@ -28,7 +28,8 @@ class QwenVL(Family):
         vision = inner.config.vision_config
         # Qwen2.5-VL attends within windows in the other layers.
         full = getattr(vision, "fullatt_block_indexes", None) or [vision.depth - 1]
-        return TowerAttention(f"visual.blocks.{max(full)}.attn", vision.num_heads, False)
+        path, patches = f"visual.blocks.{max(full)}.attn", vision.spatial_merge_size**2
+        return TowerAttention(path, vision.num_heads, False, patches)
 
     def parts(
         self,

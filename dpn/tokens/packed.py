@@ -126,10 +126,10 @@ class PackedTokens:
             begins = accumulate(self.columns_of[:-1], initial=0)
             index = torch.from_numpy(position + np.repeat(list(begins), self.lengths))
             return self.entry.index_select(-1, index.to(self.entry.device, non_blocking=True))
-        # Every column after an image is shifted by the rows that entered for the image.
+        # Every column after an image is shifted by the cells of the image.
         for start, span in zip(self.starts, self.spans, strict=True):
             rows, last = slice(start, start + span.rows), self.offsets[span.sample + 1]
-            position[rows.stop : last] += span.entered - span.width
+            position[rows.stop : last] += span.cells - span.width
             if span.width == 1:
                 position[rows] += span.first_cells()
         return torch.from_numpy(position).to(self.hidden.device, non_blocking=True)

@@ -45,7 +45,7 @@ class Span:
     ) -> "Span":
         """Create the span of an image after the projector; by default every row is one cell."""
         owner, cells = source or (window_of_row(grid, (1, 1)), grid)
-        return cls(sample, image, column, grid, owner, cells, cells[0] * cells[1])
+        return cls(sample, image, column, grid, owner, cells, grid[0] * grid[1])
 
     @classmethod
     def wide(cls, sample: int, image: int, column: int, grid: Grid, tail: int = 0) -> "Span":
@@ -57,6 +57,11 @@ class Span:
     def rows(self) -> int:
         """Number of remaining rows."""
         return self.grid[0] * self.grid[1]
+
+    @property
+    def cells(self) -> int:
+        """Number of the vision tower's cells."""
+        return self.source[0] * self.source[1]
 
     @property
     def columns(self) -> range:
