@@ -109,7 +109,8 @@ class Projection:
         if self.projector.per_image:
             return [_of_image(tokens, image) for image in tokens.images]
         if self.reader is None:
-            return [_of_grid(i, span) for i, span in enumerate(tokens.spans)]
+            grids = [_of_grid(i, span) for i, span in enumerate(tokens.spans)]
+            return [unit for unit in grids if unit.grid[1]]
         return [
             Unit(((i, part.places),), (1, len(part.places)), part.values)
             for i, own in enumerate(parts)

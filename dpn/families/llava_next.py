@@ -35,16 +35,16 @@ class LlavaNext(Family):
     def layout(
         self, model: Any, kind: str, arguments: Mapping[str, Any], tokens: Sequence[int]
     ) -> list[Image]:
-        side = self._side(model.config)
+        config, side = model.config, self._side(model.config)
         if kind == "video":
-            frames = arguments["pixel_values_videos"].shape[1]
-            return [self._video(n, frames) for n in tokens]
+            # Called `pixel_values` in older releases of transformers.
+            pixels = arguments.get("pixel_values_videos", arguments.get("pixel_values"))
+            return [self._video(config, pixels.shape[1])] * len(pixels)
         ratio = arguments.get("vision_aspect_ratio")
-        ratio = ratio or getattr(model.config, "vision_aspect_ratio", None)
+        ratio = ratio or getattr(config, "vision_aspect_ratio", None)
         sizes = torch.as_tensor(arguments["image_sizes"]).tolist()
         return [
-            self._image(model.config, size, side, n, ratio)
-            for size, n in zip(sizes, tokens, strict=True)
+            self._image(config, size, side, n, ratio) for size, n in zip(sizes, tokens, strict=True)
         ]
 
     def _image(
@@ -65,13 +65,15 @@ class LlavaNext(Family):
             shrink = math.sqrt(height * width / (most * side**2))
             if shrink > 1.1:
                 height, width = int(height // shrink), int(width // shrink)
-        return base, Block((height, width + 1), tail=1)
+        # Of a very narrow image, only the newline tokens remain.
+        return base, Block((height, width + 1), tail=1 if width else 0)
 
-    def _video(self, tokens: int, frames: int) -> Image:
-        each, rest = divmod(tokens, frames)
-        side = math.isqrt(each)
-        grid = (side, side) if side * side == each else (1, each)
-        return (*(Block(grid),) * frames, *(NEWLINE,) * rest)
+    def _video(self, config: Any, frames: int) -> Image:
+        if config.model_type == "llava_onevision":
+            side = -(-self._side(config) // 2)  # interpolated to half, rounded up
+            return (*(Block((side, side)),) * frames, NEWLINE)
+        side = self._side(config) // config.spatial_pool_stride
+        return (Block((side, side)),) * frames
 
     def attention(self, inner: Any, after: int) -> TowerAttention | None:
         return llava_attention(inner, after)
@@ -102,12 +104,13 @@ class LlavaNext(Family):
         for size, image in zip(sizes, images, strict=True):
             own = [_part(0, maps[done], 0)]
             done += 1
-            if image[-1].tail:
+            if image[-1] not in (image[0], NEWLINE):  # a map
                 tiles = get_anyres_image_grid_shape(
                     size, config.image_grid_pinpoints, config.vision_config.image_size
                 )
                 count = tiles[0] * tiles[1]
-                own += _of_tiles(maps[done : done + count], tiles, size, image[1])
+                if image[1].tail:  # of a very narrow image, only newline tokens remain
+                    own += _of_tiles(maps[done : done + count], tiles, size, image[1])
                 done += count
             found.append(own)
         return found
@@ -146,6 +149,8 @@ def _of_tiles(maps: Tensor, tiles: Grid, size: Sequence[int], block: Block) -> l
     if joined.shape[1:] != grid:  # LLaVA-OneVision shrinks large maps
         joined = F.interpolate(joined[None], grid, mode="bilinear")[0]
         tile = F.interpolate(tile[None], grid, mode="nearest")[0]
+    if not joined.numel():
+        return []
     _, places, values = _part(1, joined, block.tail)
     owner = tile.flatten().numpy()
     members = [np.flatnonzero(owner == one) for one in np.unique(owner)]

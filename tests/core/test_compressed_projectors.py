@@ -164,6 +164,19 @@ def test_lines_of_a_pooled_map_end_with_a_newline_token():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("method", [*METHODS, "random"])
+def test_an_image_whose_map_has_only_newline_tokens(method):
+    vlm = model("llava_next")
+    inputs = batch(vlm, [[1, Picture(400, 5), 5], [1, Picture(56, 112), 6]])
+    small = dpn.compress(vlm, projector=method, keep=0.5)
+    small(**fresh(inputs))
+    lines = int((inputs["input_ids"][0] == 100).sum()) - 16
+    assert small.dpn.trace.passed.tower_grids[0] == ((4, 4), (lines, 1))
+    left = dict.fromkeys(("pooled", "divprune", "random"), 8 + lines // 2)
+    assert small.dpn.trace.visual_rows[0][0] == left.get(method, 8)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("name", ["llava", "qwen2_vl"])
 def test_half_precision_and_the_original(name):
     vlm = build(name).to(torch.bfloat16)
