@@ -112,7 +112,7 @@ def _sections(
     if projector is None:
         return section | settings, None
     before: dict[str, Any] = {"name": projector} if isinstance(projector, str) else dict(projector)
-    if router == "none":
+    if section == {"name": "none"}:
         return section, before | settings
     if settings:
         raise SettingError(

@@ -29,7 +29,8 @@ def projection_for(
         SettingError: If the projector is unknown or not possible, or a setting of it.
     """
     settings = {key: value for key, value in section.items() if key != "name"}
-    name, kind = section["name"], projectors.resolve(section["name"])
+    name = str(section.get("name"))
+    kind = projectors.resolve(name)
     if reason := _refusal(name, kind):
         raise SettingError(f"{reason}; there are {', '.join(usable())}.")
     if "depth" in settings:

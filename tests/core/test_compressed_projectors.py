@@ -97,6 +97,19 @@ def test_samples_do_not_depend_on_their_batch(name, method):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "idefics3"])
+def test_text_alone_after_images(name):
+    vlm = model(name)
+    for method in ("visionzip", "random", "pooled"):
+        small = dpn.compress(vlm, projector=method, keep=0.5)
+        small(**batch(vlm, PROMPTS))
+        inputs = batch(vlm, [[1, 5, 6], [1, 7]])
+        got = small(**fresh(inputs)).logits[is_text(inputs)]
+        torch.testing.assert_close(got, vlm(**fresh(inputs)).logits[is_text(inputs)])
+        assert small.dpn.trace.visual_rows[0] == (0, 0)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("name", ["llava_next", "qwen3_vl", "smolvlm"])
 def test_beams_choose_what_greedy_search_chooses(name):
     vlm = sharp(name)
@@ -234,6 +247,7 @@ def test_a_projector_before_a_router():
         ({"projector": "divprune", "kep": 0.5}, "projector.kep.*did you mean `keep`"),
         ({"projector": "pooled", "router": "fastv", "keep": 0.5}, "not clear whether keep"),
         ({"projector": "polled"}, "There is no projector named 'polled'"),
+        ({"projector": {"keep": 0.5}}, "There is no projector named 'None'"),
     ],
 )
 def test_what_is_not_possible(arguments, words):
