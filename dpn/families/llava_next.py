@@ -31,16 +31,16 @@ class LlavaNext(Family):
     def layout(
         self, model: Any, kind: str, arguments: Mapping[str, Any], tokens: Sequence[int]
     ) -> list[Image]:
-        side = self._side(model.config)
+        config, side = model.config, self._side(model.config)
         if kind == "video":
-            frames = arguments["pixel_values_videos"].shape[1]
-            return [self._video(n, frames) for n in tokens]
+            # Called `pixel_values` in older releases of transformers.
+            pixels = arguments.get("pixel_values_videos", arguments.get("pixel_values"))
+            return [self._video(config, pixels.shape[1])] * len(pixels)
         ratio = arguments.get("vision_aspect_ratio")
-        ratio = ratio or getattr(model.config, "vision_aspect_ratio", None)
+        ratio = ratio or getattr(config, "vision_aspect_ratio", None)
         sizes = torch.as_tensor(arguments["image_sizes"]).tolist()
         return [
-            self._image(model.config, size, side, n, ratio)
-            for size, n in zip(sizes, tokens, strict=True)
+            self._image(config, size, side, n, ratio) for size, n in zip(sizes, tokens, strict=True)
         ]
 
     def _image(
@@ -63,11 +63,12 @@ class LlavaNext(Family):
                 height, width = int(height // shrink), int(width // shrink)
         return base, Block((height, width + 1), tail=1)
 
-    def _video(self, tokens: int, frames: int) -> Image:
-        each, rest = divmod(tokens, frames)
-        side = math.isqrt(each)
-        grid = (side, side) if side * side == each else (1, each)
-        return (*(Block(grid),) * frames, *(NEWLINE,) * rest)
+    def _video(self, config: Any, frames: int) -> Image:
+        if config.model_type == "llava_onevision":
+            side = -(-self._side(config) // 2)  # interpolated to half, rounded up
+            return (*(Block((side, side)),) * frames, NEWLINE)
+        side = self._side(config) // config.spatial_pool_stride
+        return (Block((side, side)),) * frames
 
     def _side(self, config: Any) -> int:
         return config.vision_config.image_size // config.vision_config.patch_size
