@@ -107,6 +107,11 @@ def _base(model: Any) -> Any:
             f"The model is spread over several devices ({', '.join(sorted(devices))}), which"
             " dpn.compress does not support; load it with device_map=0 or without one."
         )
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise SettingError(
+            "The model has weights that are offloaded or not loaded yet, which dpn.compress does"
+            " not support; load the whole model on one device."
+        )
     return model
 
 

@@ -19,7 +19,7 @@ from dpn.model.inputs import HostBatch
 from dpn.routers import Router, RoutingContext
 from dpn.tokens import PackedTokens, Positions, Trace, edges
 
-#: Id of padding columns, which no placeholder has.
+#: Id of columns without placeholder.
 PADDING = -1
 
 
@@ -115,6 +115,8 @@ class Compression:
         if given is None:  # as in the stock model, padding counts
             given = torch.arange(seen, seen + hidden.shape[1], device=hidden.device)[None]
         given = given[-3:] if given.ndim == 3 else given
+        # Behind a cache, Qwen models count those of the whole mask.
+        given = given[..., -hidden.shape[1] :]
         return given.expand(*given.shape[:-2], *hidden.shape[:2])
 
     def _prefill(
@@ -127,8 +129,12 @@ class Compression:
         planes: "DeepStack | None",
     ) -> PackedTokens:
         config, family = self.original.config, self.family
+        columns_of, left = edges(host.mask)
+        asked = host.mask.copy()
+        if self.inputs.prompt is not None:
+            asked[:, self.inputs.prompt :] = False  # what a model generated is text
         spans = place_spans(
-            np.where(host.mask, host.ids, PADDING),
+            np.where(asked, host.ids, PADDING),
             family.placeholders(config),
             self.inputs.images,
             family.runs_are_images,
@@ -148,7 +154,8 @@ class Compression:
         entry = None if positions is None else positions.flatten(-2).index_select(-1, every)
         tokens = PackedTokens(
             hidden.flatten(0, 1).index_select(0, every),
-            *edges(host.mask),
+            columns_of,
+            left,
             spans,
             self.numbering,
             entry,

@@ -137,7 +137,9 @@ def test_given_position_ids(name):
             expected = vlm(**fresh(given)).logits
         close(small(**fresh(given)).logits, expected, is_text(inputs))
     if name != "llava" and name != "internvl":
-        axes = torch.stack([ids[0], ids[0] // 2, ids[0] // 3, ids[0] % 5])[:, None].expand(-1, 2, -1)
+        axes = torch.stack([ids[0], ids[0] // 2, ids[0] // 3, ids[0] % 5])[:, None].expand(
+            -1, 2, -1
+        )
         for positions in (axes[1:], axes):
             given = {**inputs, "position_ids": positions}
             with hidden(vlm, 1, is_text(inputs)):
@@ -177,4 +179,3 @@ def test_labels_of_one_call_are_not_used_in_the_next():
     supervised = small(**fresh(inputs), labels=labels[:, : plain.shape[1]]).logits
     assert not torch.equal(supervised, plain)  # the router read less
     close(small.lm_head(small.model(**fresh(inputs)).last_hidden_state), plain)
-
