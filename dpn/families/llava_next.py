@@ -61,7 +61,8 @@ class LlavaNext(Family):
             shrink = math.sqrt(height * width / (most * side**2))
             if shrink > 1.1:
                 height, width = int(height // shrink), int(width // shrink)
-        return base, Block((height, width + 1), tail=1)
+        # Of a very narrow image, only the newline tokens remain.
+        return base, Block((height, width + 1), tail=1 if width else 0)
 
     def _video(self, config: Any, frames: int) -> Image:
         if config.model_type == "llava_onevision":
