@@ -77,7 +77,7 @@ class _Qwen:
                 out[f"pixel_values{end}"] = torch.cat(pixels)
                 out[f"{kind}_grid_thw"] = torch.tensor(grids)
         if clips and vlm.config.model_type == "qwen2_5_vl":
-            out["second_per_grid_ts"] = [0.5 + i for i in range(len(clips))]
+            out["second_per_grid_ts"] = torch.tensor([0.5 + seed % 3 for _, seed in clips])
         return out
 
 

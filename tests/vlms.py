@@ -83,7 +83,7 @@ _MODELS = {
         "VipLlava",
         _CLIP,
         _text(),
-        {"image_token_index": IMAGE, "vision_feature_layer": [-1, -2]},
+        {"image_token_index": IMAGE, "vision_feature_layers": [-1, -2]},
     ),
     "llava_next": ("LlavaNext", _CLIP, _text("mistral", sliding_window=None), _NEXT),
     "llava_next_video": (

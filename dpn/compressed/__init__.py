@@ -10,6 +10,8 @@ Imports `common`, `tokens`, `cost`, `vision`, `projectors`, `routers`, `decoder`
 from collections.abc import Mapping
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from dpn import routers
 from dpn.common.errors import SettingError
 from dpn.compressed._copies import compressed_copy
@@ -18,7 +20,7 @@ from dpn.compressed._passes import Compression
 from dpn.cost import TextShape
 from dpn.decoder.backends import BackendName
 from dpn.decoder.text_models import check_text_model
-from dpn.families import family_of
+from dpn.families import Family, family_of
 from dpn.routers import Router
 from dpn.tokens import Grid, Positions
 
@@ -66,7 +68,7 @@ def compress(
     """
     model = _base(model)
     family = family_of(model.config)
-    text = getattr(model.model, family.text)
+    text = _text_model(model, family)
     check_text_model(text.config, given_positions=True)
     section, before = _sections(router, projector, keep, settings)
     positions: Positions = section.get("positions", "keep")
@@ -126,7 +128,7 @@ def _base(model: Any) -> Any:
     """Return the model itself, without a wrapper of peft.
 
     Raises:
-        SettingError: If it is compressed already, or spread over several devices.
+        SettingError: If it is not a model, compressed already, or spread over several devices.
     """
     if hasattr(model, "get_base_model"):
         model = model.get_base_model()
@@ -135,13 +137,45 @@ def _base(model: Any) -> Any:
             "The model is compressed already; compress the original, which dpn.restore(model)"
             " returns."
         )
+    if not isinstance(model, PreTrainedModel):
+        raise SettingError(
+            "dpn.compress expects a Hugging Face model such as LlavaForConditionalGeneration, not"
+            f" an object of type {type(model).__name__}; load the model with from_pretrained, or"
+            " take it out of its wrapper (pipeline.model, wrapped.module, compiled._orig_mod)."
+        )
     devices = {str(device) for device in (getattr(model, "hf_device_map", None) or {}).values()}
     if len(devices) > 1:
         raise SettingError(
             f"The model is spread over several devices ({', '.join(sorted(devices))}), which"
             " dpn.compress does not support; load it with device_map=0 or without one."
         )
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise SettingError(
+            "The model has weights that are offloaded or not loaded yet, which dpn.compress does"
+            " not support; load the whole model on one device."
+        )
     return model
+
+
+def _text_model(model: Any, family: Family) -> Any:
+    """Return the text model of a VLM.
+
+    Raises:
+        SettingError: If the model's class is not one of transformers with a language head.
+    """
+    name, kind = type(model).__name__, model.config.model_type
+    if not any(c.__module__.startswith("transformers.models.") for c in type(model).__mro__):
+        raise SettingError(
+            f"{name} is not a part of transformers, although its type {kind!r} is; load a"
+            " checkpoint in Hugging Face's format, without trust_remote_code."
+        )
+    text = getattr(getattr(model, "model", None), family.text, None)
+    if text is None or model.get_output_embeddings() is None:
+        raise SettingError(
+            f"dpn.compress expects the model of type {kind!r} that generates text, not {name}; load"
+            " it with AutoModelForImageTextToText."
+        )
+    return text
 
 
 def _router(section: Mapping[str, Any], text: TextShape, grid: Grid) -> Router:

@@ -10,7 +10,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from dpn.common.errors import SettingError
 from dpn.compressed._deepstack import DeepStack
-from dpn.compressed._passes import Compression, bound
+from dpn.compressed._inputs import bound
+from dpn.compressed._passes import Compression
 from dpn.decoder.attention import IMPLEMENTATION
 from dpn.decoder.layer import DecoderLayer
 
@@ -29,7 +30,7 @@ def compressed_copy(model: Any, handle: Compression) -> Any:
         tower, _, path = reader.place.path.partition(".")
         setattr(inner, tower, copied := _twin_tree(getattr(inner, tower)))
         reader.watch(copied.get_submodule(path))
-    fast.register_forward_pre_hook(handle.note_labels, with_kwargs=True)
+    fast.__class__ = _generating(type(fast))  # type: ignore[arg-type]
     inner.__class__ = _watching(type(inner))  # type: ignore[arg-type]
     inner.dpn = handle
     text = _twin(getattr(inner, handle.family.text))
@@ -45,11 +46,24 @@ def compressed_copy(model: Any, handle: Compression) -> Any:
 def _twin(module: Any) -> Any:
     """Copy a module, but not its parameters and children: adding hooks to the copy or replacing its
     children does not change the original.
+
+    Raises:
+        SettingError: If its forward was replaced: that function would run the original.
     """
     twin = copy.copy(module)
     for name, value in vars(module).items():
         if name.startswith("_") and isinstance(value, dict | set):
             vars(twin)[name] = value.copy()
+    hook = vars(twin).get("_hf_hook")
+    if type(hook).__name__ == "AlignDevicesHook" and not hook.offload:  # only moves inputs
+        for name in ("_hf_hook", "_old_forward", "forward", "to", "cuda"):
+            vars(twin).pop(name, None)
+    if "forward" in vars(twin) or module._compiled_call_impl is not None:
+        raise SettingError(
+            f"The forward of {type(module).__name__} was replaced, e.g. by an offloading hook of"
+            " accelerate, mixed precision or torch.compile; compress the model before, or load it"
+            " again."
+        )
     return twin
 
 
@@ -70,14 +84,39 @@ def _layer(layer: Any, config: Any) -> DecoderLayer:
 
 
 @cache
+def _generating(stock: Any) -> Any:
+    """Return a subclass of a whole model that tells its handle about labels and generation."""
+
+    @wraps(stock.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given = bound(stock.forward, self, *args, **kwargs)
+        with self.dpn.inputs.of_model(given.get("labels")):
+            return stock.forward(self, *args, **kwargs)
+
+    prepare = stock.prepare_inputs_for_generation
+
+    @wraps(prepare)
+    def prepare_inputs_for_generation(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given = bound(prepare, self, *args, **kwargs)
+        columns = given["input_ids"].shape[1]
+        step = given.get("use_cache"), given.get("is_first_iteration")
+        self.dpn.inputs.note_step(columns, *step)
+        return prepare(self, *args, **kwargs)
+
+    methods = {"forward": forward, prepare.__name__: prepare_inputs_for_generation}
+    return _subclass(stock, methods)
+
+
+@cache
 def _watching(stock: Any) -> Any:
     """Return a subclass of an inner model that tells its handle about ids and images."""
     methods: dict[str, Any] = {}
 
     @wraps(stock.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        self.dpn.note_ids(self, bound(stock.forward, self, *args, **kwargs))
-        return stock.forward(self, *args, **kwargs)
+        given = bound(stock.forward, self, *args, **kwargs)
+        with self.dpn.inputs.of_inner_model(self, given):
+            return stock.forward(self, *args, **kwargs)
 
     methods["forward"] = forward
     for kind in ("image", "video"):
@@ -89,7 +128,7 @@ def _watching(stock: Any) -> Any:
 def _noting(kind: str, encode: Any) -> Any:
     @wraps(encode)
     def noting(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return self.dpn.encode(kind, encode, self, args, kwargs)
+        return self.dpn.inputs.encode(kind, encode, self, args, kwargs)
 
     return noting
 
@@ -112,15 +151,13 @@ def _looping(stock: Any) -> Any:
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         for name in ("output_attentions", "output_hidden_states"):
-            if kwargs.get(name):
+            if kwargs.get(name, getattr(self.config, name, False)):
                 raise SettingError(
                     f"{name}=True is not supported by a compressed model, whose layers hold"
                     " different numbers of rows; use dpn.restore(model) for it."
                 )
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
-        if position_ids is not None and position_ids.ndim == 3:
-            position_ids = position_ids[-3:]  # the axes of time, height and width
         planes = None
         if deepstack_visual_embeds is not None and visual_pos_masks is not None:
             planes = DeepStack(deepstack_visual_embeds, visual_pos_masks.cpu().numpy())

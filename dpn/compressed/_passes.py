@@ -1,8 +1,6 @@
 """`Compression`: how the text model of a compressed model runs."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from inspect import signature
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,17 +10,18 @@ from transformers import DynamicCache
 
 from dpn.common.errors import SettingError
 from dpn.compressed._deepstack import DeepStack
-from dpn.compressed._projection import Projection, ReadImages, parts_of
+from dpn.compressed._inputs import Inputs
+from dpn.compressed._projection import Projection, parts_of
 from dpn.compressed._record import Record
 from dpn.decoder.backends import BackendName
 from dpn.decoder.cache import RaggedCache
 from dpn.decoder.loop import append, prefill
-from dpn.families import Family, Image, encoded_blocks, place_spans
+from dpn.families import Family, encoded_blocks, place_spans
 from dpn.model.inputs import HostBatch, by_sample
 from dpn.routers import Router, RoutingContext
 from dpn.tokens import Grid, PackedTokens, Positions, Span, Trace, edges
 
-#: Id of padding columns, which no placeholder has.
+#: Id of columns without placeholder.
 PADDING = -1
 
 
@@ -38,6 +37,7 @@ class Compression:
         attention: Attention backend of the prefill.
         numbering: Rotary positions of rows after a reduction, see `PackedTokens`.
         trace: Record of the last prefill; None before the first one.
+        inputs: Ids, labels and image grids of the forward pass that runs.
     """
 
     def __init__(
@@ -54,50 +54,7 @@ class Compression:
         self.numbering, self.attention = numbering, attention
         self.reader = None if projection is None else projection.reader
         self.trace: Record | None = None
-        # Of the forward pass that runs, or the next one:
-        self._images: dict[str, list[Image]] = {}
-        self._labels: Tensor | None = None
-        self._ids: np.ndarray | None = None
-        self._encoding = False
-
-    def note_labels(self, model: Any, args: Any, kwargs: Any) -> None:
-        """Remember the labels of a forward pass: routers do not read answers."""
-        self._labels = bound(type(model).forward, model, *args, **kwargs).get("labels")
-
-    def note_ids(self, model: Any, given: Mapping[str, Any]) -> None:
-        """Remember the token ids of a forward pass, which the text model does not get.
-
-        Without `input_ids`, placeholders are the columns that hold their embedding, as in the
-        stock models.
-        """
-        ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
-        if ids is None and embeds is not None:
-            ids = torch.zeros(embeds.shape[:2], dtype=torch.long)
-            for placeholder in self.family.placeholders(model.config).values():
-                one = torch.tensor([placeholder], device=embeds.device)
-                same = (embeds == model.get_input_embeddings()(one)).all(-1)
-                ids[same.cpu()] = placeholder
-        self._ids = None if ids is None else ids.cpu().numpy()
-
-    def encode(
-        self, kind: str, call: Callable[..., Any], model: Any, args: Any, kwargs: Any
-    ) -> Any:
-        """Let the vision tower encode images or videos, and remember their grids."""
-        if self._encoding:  # Qwen3-VL encodes videos by its function for images
-            return call(model, *args, **kwargs)
-        self._encoding = True
-        try:
-            with nullcontext() if self.reader is None else self.reader.reading() as read:
-                out = call(model, *args, **kwargs)
-        finally:
-            self._encoding = False
-        given = bound(call, model, *args, **kwargs)
-        rows = [int(np.prod(part.shape[:-1])) for part in out.pooler_output]
-        images = self.family.layout(model, kind, given, rows)
-        if read:
-            images = ReadImages(images, self.family.parts(model, kind, given, images, read))
-        self._images[kind] = images
-        return out
+        self.inputs = Inputs(family, self.reader)
 
     def run(
         self,
@@ -115,7 +72,9 @@ class Compression:
             language: The text model.
             hidden: Embeddings `[B, T, D]` with visual tokens.
             attention_mask: Mask `[B, T]`, with a filled cache that of its columns, too.
-            positions: Rotary positions `[B, T]` or `[A, B, T]`; default: counted from 0.
+            positions: Position ids as the stock model gets them: `[B, T]`, `[3, B, T]` for time,
+                height and width, or `[4, B, T]` with those of the text before them; default:
+                counted from 0.
             cache: Cache of earlier calls.
             use_cache: Whether a new cache is filled.
             planes: Features that are added to visual rows after the first layers.
@@ -124,16 +83,18 @@ class Compression:
             Hidden states `[B, T, D]` before the final norm, zero in columns of padding and of rows
             that were dropped or merged; the cache.
         """
-        ids = self._ids
+        ids = self.inputs.ids
         if ids is None or ids.shape != hidden.shape[:2]:
             raise SettingError(
                 "The text model of a compressed model was called by itself; call the whole model."
             )
-        mask = None if attention_mask is None else attention_mask.bool()
-        host = HostBatch.from_tensors(torch.from_numpy(ids), mask, self._labels, None)
-        if cache is not None:
-            check_cache(cache)
-        if cache is not None and cache.get_seq_length():
+        check_cache(cache)
+        host = self._host(ids, attention_mask)
+        seen = 0 if cache is None else cache.get_seq_length()
+        if not seen and attention_mask is None:
+            check_packing(positions, uncached=cache is None and not use_cache)
+        positions = self._positions(positions, hidden, seen)
+        if seen:
             return self._append(language, hidden, host, positions, cache), cache
         cache = RaggedCache() if use_cache or cache is not None else None
         tokens = self._prefill(language, hidden, host, positions, cache, planes)
@@ -144,6 +105,27 @@ class Compression:
         )
         return out, cache
 
+    def _host(self, ids: np.ndarray, attention_mask: Tensor | None) -> HostBatch:
+        """Copy what the routers read to the CPU."""
+        mask = None
+        if attention_mask is not None:
+            mask = attention_mask.cpu() if isinstance(attention_mask, Tensor) else attention_mask
+            check_mask(mask)
+        prompt, labels = self.inputs.prompt, self.inputs.labels
+        end = None if prompt is None else torch.full((len(ids),), prompt)
+        return HostBatch.from_tensors(torch.from_numpy(ids), mask, labels, end)
+
+    def _positions(self, given: Tensor | None, hidden: Tensor, seen: int) -> Tensor | None:
+        """Return rotary positions `[B, T]` or `[3, B, T]`; None if they are counted anew."""
+        if self.numbering == "renumber":
+            return None
+        if given is None:  # as in the stock model, padding counts
+            given = torch.arange(seen, seen + hidden.shape[1], device=hidden.device)[None]
+        given = given[-3:] if given.ndim == 3 else given
+        # Behind a cache, Qwen models count those of the whole mask.
+        given = given[..., -hidden.shape[1] :]
+        return given.expand(*given.shape[:-2], *hidden.shape[:2])
+
     def _prefill(
         self,
         language: Any,
@@ -153,9 +135,13 @@ class Compression:
         cache: RaggedCache | None,
         planes: "DeepStack | None",
     ) -> PackedTokens:
-        ids = np.where(host.mask, host.ids, PADDING)
+        columns_of, left = edges(host.mask)
+        asked = host.mask.copy()
+        if self.inputs.prompt is not None:
+            asked[:, self.inputs.prompt :] = False  # what a model generated is text
+        ids, images = np.where(asked, host.ids, PADDING), self.inputs.images
         placeholders = self.family.placeholders(self.original.config)
-        spans = place_spans(ids, placeholders, self._images, self.family.runs_are_images)
+        spans = place_spans(ids, placeholders, images, self.family.runs_are_images)
         grids = _grids(spans, len(ids))
         trace = Trace(grids, grids)
         context = RoutingContext(
@@ -171,14 +157,15 @@ class Compression:
         entry = None if positions is None else positions.flatten(-2).index_select(-1, every)
         tokens = PackedTokens(
             hidden.flatten(0, 1).index_select(0, every),
-            *edges(host.mask),
+            columns_of,
+            left,
             spans,
             self.numbering,
             entry,
         )
         if self.projection is not None:
-            blocks = encoded_blocks(spans, ids, placeholders, self._images)
-            parts = [parts_of(self._images[kind], i, block) for kind, i, block in blocks]
+            blocks = encoded_blocks(spans, ids, placeholders, images)
+            parts = [parts_of(images[kind], i, block) for kind, i, block in blocks]
             text = np.flatnonzero(host.mask & ~np.isin(ids, list(placeholders.values())))
             tokens = self.projection.reduce(tokens, parts, text, ids.shape[1], context)
             trace.grids = _grids(tokens.spans, len(ids))
@@ -206,8 +193,7 @@ class Compression:
         cache: RaggedCache,
     ) -> Tensor:
         new = host.last(hidden.shape[1])
-        placeholders = list(self.family.placeholders(self.original.config).values())
-        if (np.isin(new.ids, placeholders) & new.mask).any():
+        if self.inputs.images:
             raise SettingError(
                 "An image cannot be appended to a filled cache; start a new cache with the whole"
                 " conversation."
@@ -216,8 +202,7 @@ class Compression:
         if positions is not None:
             positions = positions.flatten(-2).index_select(-1, every)
         rows = hidden.flatten(0, 1).index_select(0, every)
-        given = positions if self.numbering == "keep" else None
-        rows = append(language, rows, new.mask.sum(1).tolist(), cache, given)
+        rows = append(language, rows, new.mask.sum(1).tolist(), cache, positions)
         cache.columns += hidden.shape[1]
         return torch.zeros_like(hidden).flatten(0, 1).index_copy(0, every, rows).view_as(hidden)
 
@@ -228,7 +213,7 @@ def _grids(spans: Sequence[Span], batch: int) -> tuple[tuple[Grid, ...], ...]:
 
 def check_cache(cache: Any) -> None:
     """Raise a SettingError if a cache is neither ragged nor a new dynamic one."""
-    if isinstance(cache, RaggedCache):
+    if cache is None or isinstance(cache, RaggedCache):
         return
     plain = type(cache) is DynamicCache and not getattr(cache, "offloading", False)
     if not plain:
@@ -243,7 +228,34 @@ def check_cache(cache: Any) -> None:
         )
 
 
-def bound(call: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
-    """Return the arguments of a call by name."""
-    found = signature(call).bind(*args, **kwargs).arguments
-    return {**found.pop("kwargs", {}), **found}
+def check_mask(attention_mask: Any) -> None:
+    """Raise a SettingError if an attention mask is not `[B, T]` of zeros and ones."""
+    if getattr(attention_mask, "ndim", None) != 2:
+        raise SettingError(
+            "A compressed model builds the masks of its layers itself; attention_mask must be"
+            " [B, T] with 1 for text and images and 0 for padding."
+        )
+    if not ((attention_mask == 0) | (attention_mask == 1)).all():
+        raise SettingError(
+            "attention_mask must be 1 for text and images and 0 for padding; several sequences in"
+            " one row are not supported."
+        )
+
+
+def check_packing(positions: Tensor | None, uncached: bool) -> None:
+    """Raise a SettingError if position ids mean several sequences in one row.
+
+    Args:
+        positions: Position ids of a pass without attention mask, see `Compression.run`.
+        uncached: Whether nothing is cached, in which case a stock model takes every jump for the
+            start of another sequence.
+    """
+    if positions is None or (positions.ndim == 3 and len(positions) == 3):
+        return  # nothing says where the text columns are
+    steps = (positions[0] if positions.ndim == 3 else positions).diff(dim=-1)
+    if ((steps < 1) | ((steps > 1) & uncached)).any():
+        raise SettingError(
+            "position_ids do not grow by one from column to column, which stands for several"
+            " sequences in one row; a compressed model supports one sequence per row, and"
+            " positions with gaps together with an attention_mask."
+        )

@@ -31,6 +31,7 @@ OTHERS = {
     "mllama": "its visual tokens are read by cross-attention and are no rows of the decoder",
     "internvl_chat": "its code is not a part of transformers; load the checkpoint whose name ends"
     " with -hf, or convert yours with OpenGVLab's internvl_custom2hf.py",
+    "dpn": "it reduces visual tokens already; choose its router in its config",
 }
 
 

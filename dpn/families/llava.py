@@ -37,3 +37,8 @@ class Llava(Family):
     def reference(self, config: Any) -> Grid:
         side = config.vision_config.image_size // config.vision_config.patch_size
         return side, side
+
+    def refuse(self, config: Any) -> str | None:
+        if config.vision_config.model_type == "pixtral":
+            return "the lines of its images are separated by tokens of the vocabulary."
+        return None

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dpn.common.errors import SettingError
 from dpn.common.marks import marked
 from dpn.tokens.grids import (
     Grid,
@@ -357,7 +358,7 @@ def pack(
         sources: Cell map of every image, see `Span.start`.
 
     Raises:
-        ValueError: If a sample is empty or has padding in its middle.
+        SettingError: If a sample is empty or has padding in its middle.
     """
     columns_of, left = edges(attention_mask)
     # Text rows before each image: columns before it that are neither padding nor `<image>`.
@@ -390,14 +391,14 @@ def edges(attention_mask: np.ndarray) -> tuple[tuple[int, ...], tuple[int, ...]]
         attention_mask: Bool `[B, T]`, False for padding.
 
     Raises:
-        ValueError: If a sample is empty or has padding in its middle.
+        SettingError: If a sample is empty or has padding in its middle.
     """
     columns_of = tuple(attention_mask.sum(1).tolist())
     left = tuple(attention_mask.argmax(1).tolist())
     right = attention_mask[:, ::-1].argmax(1)
     runs_of = attention_mask.shape[1] - right - left
     if (broken := (runs_of != columns_of) | (np.array(columns_of) == 0)).any():
-        raise ValueError(
+        raise SettingError(
             f"attention_mask of sample {broken.argmax()} must be one run of ones with padding left"
             " or right of it."
         )
