@@ -170,6 +170,10 @@ def pooled(image, kernel=(2, 2), reduce="max"):
     return rows
 
 
+def each_token(image):
+    return [([i], x) for i, x in enumerate(image.x)]
+
+
 def divprune(image, keep):
     x, n = image.x, len(image.x)
     apart = [[1 - float(F.cosine_similarity(a, b, dim=0)) for b in x] for a in x]

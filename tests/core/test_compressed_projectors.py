@@ -2,6 +2,7 @@
 whose masks hide the columns of dropped and merged rows.
 """
 
+import numpy as np
 import pytest
 import torch
 
@@ -65,6 +66,25 @@ def test_method_is_its_naive_rule_on_the_stock_model(name, method):
 def _macs(small, rows):
     text = dpn.compress(dpn.restore(small)).dpn.router.text
     return text.num_layers * text.layer_macs(rows)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", NAMES)
+def test_random_drops_what_survivors_tell(name):
+    vlm = model(name)
+    inputs = batch(vlm, PROMPTS)
+    small = dpn.compress(vlm, projector="random", keep=0.4)
+    got = small(**fresh(inputs)).logits
+    record = small.dpn.trace
+    marks = [cells.flatten() for image in record.survivors for cells in image]
+    every = expected_rows(name, vlm, inputs, record.spans, "each_token", {})
+    kept = [row for row, stays in zip(every, np.concatenate(marks), strict=True) if stays]
+    with in_place_of(vlm, kept, inputs):
+        wanted = vlm(**fresh(inputs)).logits
+    text = is_text(inputs)
+    torch.testing.assert_close(got[text], wanted[text], atol=2e-5, rtol=1e-4)
+    sizes = [sum(cells.size for cells in image) for image in record.survivors]
+    assert len(kept) == sum(round(0.4 * n) for n in sizes) == sum(record.visual_rows[0])
 
 
 @torch.no_grad()
