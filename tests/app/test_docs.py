@@ -17,7 +17,7 @@ from tests.talkers import make_run, picture
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-DOORS = ("train", "eval", "bench", "plan")  # with a config
+DOORS = ("train", "eval", "bench", "plan", "verify")  # with a config
 #: The name of the reader's own method, and one that exists.
 EXAMPLE = ("=my_method", "=fastv")
 #: Plugins of Hydra that are not among the development dependencies.
