@@ -15,6 +15,7 @@ from dpn import routers
 from dpn.common.errors import SettingError
 from dpn.compressed._copies import compressed_copy
 from dpn.compressed._passes import Compression
+from dpn.compressed._record import Record
 from dpn.cost import TextShape
 from dpn.decoder.backends import BackendName
 from dpn.decoder.text_models import check_text_model
@@ -22,7 +23,7 @@ from dpn.families import Family, family_of
 from dpn.routers import Router
 from dpn.tokens import Grid, Positions
 
-__all__ = ["Compression", "compress", "restore"]
+__all__ = ["Compression", "Record", "compress", "restore"]
 
 
 def compress(
