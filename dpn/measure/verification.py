@@ -18,7 +18,9 @@ from dpn.metrics.speed import Ratio, compare
 from dpn.routers.fastv import FastVRouter
 
 #: Largest difference that rounding explains: of logits as a share of the largest logit, of
-#: attention as a share of the attention at which the choice was made.
+#: attention as a share of the attention at which the choice was made. For random models of 28
+#: layers and width 256, logits differ by 1.4e-6, 2.8e-3 and 2.1e-2 at most, and FastV itself moves
+#: them by 0.2 to 0.3.
 TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 #: Longest prompt whose attention matrix is made to restate FastV's choice.
 MOST_COLUMNS = 4096

@@ -170,7 +170,7 @@ def test_python_examples_of_the_readme_run(folder, monkeypatch, capsys):
 
 def test_python_examples_of_compress_run(folder, monkeypatch, capsys):
     names = run_examples("docs/compress.md", folder, monkeypatch)
-    assert names["trace"].share == [pytest.approx(0.5, abs=0.1)]  # 4 tokens a tile
+    assert names["trace"].share == [pytest.approx(0.5, abs=0.1)]
     *_, survived = capsys.readouterr().out.splitlines()
     assert len(json.loads(survived)) == 5  # tiles
 
