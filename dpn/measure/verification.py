@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch._subclasses import FakeTensorMode
 from transformers import AutoModelForImageTextToText
 
 from dpn.common.errors import DPNError
@@ -77,7 +78,10 @@ def check_method(config: Any, router: Mapping[str, Any], keep: float | None) -> 
         SettingError: If it cannot.
     """
     with torch.device("meta"):
-        compress(AutoModelForImageTextToText.from_config(config), router, keep=keep)
+        model = AutoModelForImageTextToText.from_config(config)
+    with FakeTensorMode(allow_non_fake_inputs=True):  # weights without memory, but not missing
+        model.to_empty(device="cpu")
+    compress(model, router, keep=keep)
 
 
 @torch.inference_mode()
