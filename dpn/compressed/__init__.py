@@ -17,6 +17,7 @@ from dpn.common.errors import SettingError
 from dpn.compressed._copies import compressed_copy
 from dpn.compressed._methods import projection_for
 from dpn.compressed._passes import Compression
+from dpn.compressed._record import Record
 from dpn.cost import TextShape
 from dpn.decoder.backends import BackendName
 from dpn.decoder.text_models import check_text_model
@@ -24,7 +25,7 @@ from dpn.families import Family, family_of
 from dpn.routers import Router
 from dpn.tokens import Grid, Positions
 
-__all__ = ["Compression", "compress", "restore"]
+__all__ = ["Compression", "Record", "compress", "restore"]
 
 
 def compress(

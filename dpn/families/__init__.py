@@ -48,7 +48,8 @@ def family_of(config: Any) -> Family:
         reason = f", because {OTHERS[kind]}" if kind in OTHERS else ""
         raise SettingError(
             f"dpn.compress does not support models of type {kind!r}{reason}. Supported are"
-            f" {', '.join(sorted(families))}."
+            f" {', '.join(sorted(families))}; python -m dpn.verify model=hf model.id=NAME checks"
+            " your checkpoint of one of them."
         )
     if reason := families[kind].refuse(config):
         raise SettingError(f"This model of type {kind!r} cannot be compressed: {reason}")

@@ -22,7 +22,7 @@ FOLDERS = [
 #: Modules that users run or import. They may import every folder.
 DOORS = [
     *("__init__", "train", "eval", "bench", "plan", "generate", "chat", "route", "report"),
-    "dialogue",
+    *("verify", "dialogue"),
 ]
 #: Folders that only other programs import.
 ADAPTERS = ["integrations"]
