@@ -80,8 +80,8 @@ class Compression:
             planes: Features that are added to visual rows after the first layers.
 
         Returns:
-            Hidden states `[B, T, D]` before the final norm, zero in columns of padding and of rows
-            that were dropped or merged; the cache.
+            Hidden states `[B, T, D]` before the final norm, zero in columns of padding; a column
+            without a row of its own gets that of the row for it, see `PackedTokens.row`; the cache.
         """
         ids = self.inputs.ids
         if ids is None or ids.shape != hidden.shape[:2]:
@@ -98,11 +98,11 @@ class Compression:
             return self._append(language, hidden, host, positions, cache), cache
         cache = RaggedCache() if use_cache or cache is not None else None
         tokens = self._prefill(language, hidden, host, positions, cache, planes)
-        columns = tokens.columns
-        samples = torch.arange(len(tokens.lengths)).repeat_interleave(torch.tensor(tokens.lengths))
-        out = torch.zeros_like(hidden).index_put(
-            (samples.to(columns.device), columns), tokens.hidden
-        )
+        every = np.flatnonzero(host.mask)
+        rows = tokens.rows_of_columns(*np.nonzero(host.mask))
+        out = torch.zeros_like(hidden).flatten(0, 1)
+        out = out.index_copy(0, torch.from_numpy(every).to(out.device), tokens.hidden[rows])
+        out = out.view_as(hidden)
         return out, cache
 
     def _host(self, ids: np.ndarray, attention_mask: Tensor | None) -> HostBatch:
@@ -234,6 +234,11 @@ def check_mask(attention_mask: Any) -> None:
         raise SettingError(
             "A compressed model builds the masks of its layers itself; attention_mask must be"
             " [B, T] with 1 for text and images and 0 for padding."
+        )
+    if not (attention_mask != 0).any(1).all():
+        raise SettingError(
+            "attention_mask is 0 in all columns of a sample; each sample needs a token, with"
+            " prefill_chunk_size in each chunk."
         )
     if not ((attention_mask == 0) | (attention_mask == 1)).all():
         raise SettingError(

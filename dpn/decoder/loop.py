@@ -50,7 +50,7 @@ def prefill(
         The pack after the last layer, before the final norm.
     """
     if language.config._attn_implementation != IMPLEMENTATION:
-        raise ValueError(
+        raise SettingError(
             f"The text model's attention was set to {language.config._attn_implementation}, which"
             f" would mix the samples of a batch; set it back to {IMPLEMENTATION}."
         )
@@ -66,6 +66,11 @@ def prefill(
         part = tokens if routed is None else tokens.keep(routed)
         context.trace.enter(part, plan)
         if seen is None or part.spans is not seen.spans:
+            if not all(part.lengths):
+                raise SettingError(
+                    f"Sample {part.lengths.index(0)} holds nothing but images, and the router"
+                    " removed all of their rows; give each sample a text token."
+                )
             seen = part
             call = _stage_arguments(language, part, backend, cache)
             rows = PlannedRows(part, call["packing"])

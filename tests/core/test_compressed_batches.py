@@ -106,6 +106,35 @@ def test_a_batch_equals_its_samples_alone(name):
         close(logits[sample][shown(inputs)[sample]], one)
 
 
+@pytest.mark.parametrize("name", vlms.NAMES)
+def test_pooling_a_batch_equals_its_samples_alone(name):
+    """A very narrow image among them, of which LLaVA-NeXT keeps newline tokens only."""
+    vlm = vlms.model(name)
+    small = dpn.compress(vlm, "static", layers=[1], positions="keep")
+    prompts = [[1, 5, Picture(100, 60), 7], [1, 9], [1, Picture(400, 9), 5, Picture(50, 150), 7]]
+    inputs, seed = vlms.batch(vlm, prompts), 0
+    logits = small(**fresh(inputs)).logits
+    before, after = small.dpn.trace.visual_rows[1:]
+    assert all(b < a for a, b in zip(before, after, strict=True) if a)
+    for sample, prompt in enumerate(prompts):
+        alone = vlms.batch(vlm, [prompt], seed=seed)
+        seed += sum(not isinstance(part, int) for part in prompt)
+        close(logits[sample][shown(inputs)[sample]], small(**alone).logits[0])
+
+
+@pytest.mark.parametrize("name", ["llava", "internvl", "idefics3"])
+def test_prompts_that_end_or_begin_with_an_image(name):
+    """The last column of an image stands for its last row that is left."""
+    vlm = vlms.model(name)
+    inputs = vlms.batch(vlm, [[Picture(), 5, 6], [1, 5, Picture()]], "right")
+    with hidden(vlm, 1, is_text(inputs)):
+        expected = vlm(**fresh(inputs)).logits
+    logits = dpn.compress(vlm, "vtw", k=1)(**fresh(inputs)).logits
+    close(logits, expected, is_text(inputs))
+    if name == "llava":  # other prompts end with a token after the image
+        close(logits[1, 17], logits[1, 1])
+
+
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl"])
 def test_the_answer_to_a_long_video_does_not_start_at_the_last_position(name):
     """Text after a video continues after its height and width, the answer after its time."""

@@ -144,9 +144,9 @@ def inputs():
 
 @pytest.mark.parametrize("name", ["output_attentions", "output_hidden_states"])
 def test_outputs_of_layers(small, inputs, name):
-    for call in (small, small.generate):
+    for call, options in ((small, {}), (small.generate, {"max_new_tokens": 2})):
         with pytest.raises(SettingError, match=f"{name}=True is not supported"):
-            call(**fresh(inputs), **{name: True})
+            call(**fresh(inputs), **options, **{name: True})
     vlm = vlms.build("llava")
     setattr(
         vlm.config.text_config, {"output_attentions": "_output_attentions"}.get(name, name), True
@@ -167,7 +167,7 @@ def test_masks(small, inputs):
     holes[0, 4], empty[1], packed[:, 5:] = 0, 0, 2
     for mask, sentence in (
         (holes, "attention_mask of sample 0 must be one run of ones"),
-        (empty, "attention_mask of sample 1 must be one run of ones"),
+        (empty, "0 in all columns of a sample"),
         (packed, "several sequences in one row"),
     ):
         with pytest.raises(SettingError, match=sentence):
@@ -200,6 +200,14 @@ def test_columns_that_do_not_fit(small, inputs):
     }
     with pytest.raises(ValueError, match="tokens"):  # of transformers
         small(**cut)
+
+
+def test_a_sample_of_images_only(small):
+    vlm = vlms.model("llava")
+    inputs = vlms.batch(vlm, [[1, 5, Picture()], [Picture()]])
+    with pytest.raises(SettingError, match="Sample 1 holds nothing but images"):
+        small(**fresh(inputs))
+    dpn.compress(vlm, "fastv", k=1)(**inputs)  # keeps some of its rows
 
 
 def test_truncation_that_keeps_the_number_of_tokens(small):
@@ -246,6 +254,12 @@ def test_other_ways_of_decoding(small, inputs):
             small.generate(**fresh(one), **options, max_new_tokens=6, do_sample=False)
     with pytest.raises((SettingError, ValueError), match="prefill_chunk_size"):
         small.generate(**fresh(one), prefill_chunk_size=8, max_new_tokens=2)
+    text = vlms.batch(assistant, [[1, 5, 6, 7, 8], [1, 9, 8, 7, 3]])
+    chunks = {"prefill_chunk_size": 2, "max_new_tokens": 2, "do_sample": False}
+    assert torch.equal(small.generate(**text, **chunks), assistant.generate(**text, **chunks))
+    text = vlms.batch(assistant, [[1, 5, 6, 7, 8], [1, 9]])
+    with pytest.raises(SettingError, match="with prefill_chunk_size in each chunk"):
+        small.generate(**text, **chunks)
 
 
 def test_the_text_model_by_itself(small, inputs):
