@@ -1,6 +1,6 @@
 """`compress`: methods that reduce visual tokens, on a stock Hugging Face VLM.
 
-The compressed model is a shallow copy: an object of the same class with the parameters and the
+The compressed model is a shallow copy: an instance of the same class with the parameters and the
 vision tower of the original, whose text model runs in the layer loop of `dpn.decoder`.
 
 Imports `common`, `tokens`, `cost`, `vision`, `projectors`, `routers`, `decoder`, `families` and
@@ -39,9 +39,10 @@ def compress(
 ) -> Any:
     """Return a copy of a Hugging Face VLM that reduces visual tokens in or before its text model.
 
-    The copy has the same class and shares all weights with the original, which stays as it was. Use
-    it as before, with the same processor: `forward`, `generate`, training. What `.to()`, `.half()`
-    or training change, changes in both; add adapters and new embeddings before.
+    The copy is an instance of the same class and shares all weights with the original, which stays
+    as it was. Use it as before, with the same processor: `forward`, `generate`, training. What
+    `.to()`, `.half()` or training change, changes in both; add adapters and new embeddings before.
+    Each sample is one sequence with its images at the start of a cache; text can follow the cache.
 
     Args:
         model: A model of one of the families in `dpn.families`, on one device.

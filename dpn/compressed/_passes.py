@@ -96,14 +96,16 @@ class Compression:
         positions = self._positions(positions, hidden, seen)
         if seen:
             return self._append(language, hidden, host, positions, cache), cache
-        cache = RaggedCache() if use_cache or cache is not None else None
-        tokens = self._prefill(language, hidden, host, positions, cache, planes)
+        filled = RaggedCache() if use_cache or cache is not None else None
+        tokens = self._prefill(language, hidden, host, positions, filled, planes)
+        if filled is not None and cache is not None:  # the caller's own cache is filled, as usual
+            cache.__class__, cache.__dict__ = RaggedCache, vars(filled)
+            filled = cache
         every = np.flatnonzero(host.mask)
         rows = tokens.rows_of_columns(*np.nonzero(host.mask))
         out = torch.zeros_like(hidden).flatten(0, 1)
         out = out.index_copy(0, torch.from_numpy(every).to(out.device), tokens.hidden[rows])
-        out = out.view_as(hidden)
-        return out, cache
+        return out.view_as(hidden), filled
 
     def _host(self, ids: np.ndarray, attention_mask: Tensor | None) -> HostBatch:
         """Copy what the routers read to the CPU."""

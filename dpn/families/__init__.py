@@ -6,6 +6,7 @@ Imports `common` and `tokens`.
 
 from typing import Any
 
+from dpn.common.auto_classes import MODEL_TYPE
 from dpn.common.errors import SettingError
 from dpn.common.registry import Registry
 from dpn.families._placement import encoded_blocks, place_spans
@@ -31,7 +32,7 @@ OTHERS = {
     "mllama": "its visual tokens are read by cross-attention and are no rows of the decoder",
     "internvl_chat": "its code is not a part of transformers; load the checkpoint whose name ends"
     " with -hf, or convert yours with OpenGVLab's internvl_custom2hf.py",
-    "dpn": "it reduces visual tokens already; choose its router in its config",
+    MODEL_TYPE: "it reduces visual tokens already; choose its router in its config",
 }
 
 

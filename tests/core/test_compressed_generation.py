@@ -5,7 +5,7 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import PreTrainedTokenizerFast, TextStreamer
+from transformers import DynamicCache, PreTrainedTokenizerFast, TextStreamer
 from transformers.generation.streamers import BaseStreamer
 
 import dpn
@@ -184,6 +184,22 @@ def test_a_generated_placeholder_is_text_and_a_second_image_is_refused():
         small(
             **vlms.batch(vlm, [[5, Picture(), 7]]) | {"attention_mask": None}, past_key_values=cache
         )
+
+
+def test_the_callers_own_cache_is_filled():
+    """One cache for several turns of `generate`, as in the documentation of transformers."""
+    vlm = vlms.model("qwen2_5_vl")
+    inputs = vlms.batch(vlm, [[1, 5, Picture(90, 60), 7, 8]])
+    small = dpn.compress(vlm, "vtw", k=1)
+    turns = []
+    with hidden(vlm, 1, is_text(inputs)):
+        for model in (small, vlm):
+            cache = DynamicCache(config=model.config.text_config)
+            first = run(model, inputs, **GREEDY, past_key_values=cache).sequences
+            assert cache.get_seq_length() == first.shape[1] - 1
+            again = torch.cat([first, torch.tensor([[9, 4, 6]])], 1)
+            turns.append(run(model, {"input_ids": again}, **GREEDY, past_key_values=cache))
+    same(*turns)
 
 
 def test_a_cache_of_another_model():

@@ -40,7 +40,7 @@ def refused(model, sentence, **options):
         ("paligemma", "both directions among all tokens"),
         ("mllama", "cross-attention"),
         ("internvl_chat", "-hf"),
-        ("dpn", "choose its router in its config"),
+        (dpn.DPNConfig.model_type, "choose its router in its config"),
         ("blip-2", "Supported are idefics3, internvl, llava, llava_next"),
         (None, "Supported are"),
     ],
