@@ -2,7 +2,7 @@
 
 The bytes saved for the backward pass, with or without checkpointing, are counted as the code
 really saves them, and the rows that a router leaves follow from its configuration. For models of
-7B or 13B that takes about a second.
+7B or 13B that takes one or two seconds.
 """
 
 import copy

@@ -123,6 +123,9 @@ class Rehearsal:
             rows: Action of the router: it leaves the `most` or the `fewest` rows that it can, or
                 does not act (`all`).
         """
+        router = self.module.model.router
+        if rows == "fewest" and router.bound(most=True) is router.bound(most=False):
+            rows = "most"
         dtype, autocast = _precision(setup)
         key = (self.samples(setup, text), text, rows, dtype, autocast)
         if key not in self._steps:

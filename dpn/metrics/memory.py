@@ -74,9 +74,9 @@ class ResourceMeter(TorchDispatchMode):
         self._seen: weakref.WeakSet[Any] = weakref.WeakSet(self._weights)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
         if func.namespace == "prim":  # reads the device of a fake tensor
-            return out
+            return args[0].fake_device
+        out = func(*args, **(kwargs or {}))
         self.operations += 1
         if (formula := FORMULAS.get(func.overloadpacket)) is not None:
             self.flops += formula(*args, **(kwargs or {}), out_val=out)

@@ -124,7 +124,10 @@ class _FirstRows(Router):
         self.positions, self.left = router.positions, router.rows(router.strength)
 
     def between(self, layer: int, tokens: PackedTokens, context: RoutingContext) -> PackedTokens:
-        return tokens.keep([np.arange(min(s.rows, self.left[layer])) for s in tokens.spans])
+        most = self.left[layer]
+        if all(span.rows <= most for span in tokens.spans):
+            return tokens
+        return tokens.keep([np.arange(min(span.rows, most)) for span in tokens.spans])
 
 
 def highest(

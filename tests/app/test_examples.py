@@ -19,6 +19,8 @@ from dpn.runs.path import run_path
 from dpn.train import train
 from tests.app.test_docs import PAGES, ROOT, blocks, commands, door_of
 
+#: One process trains the default run for all tests.
+pytestmark = pytest.mark.xdist_group("examples")
 MODULES = [Path(dpn.__file__).parent / f"{name}.py" for name in ("chat", "generate", "route")]
 #: Questions in examples about other images than mosaics.
 OTHERS = {

@@ -94,6 +94,12 @@ def test_the_model_is_left_unchanged():
     assert all(p.is_meta for p in model.parameters())
 
 
+def test_rows_that_nothing_drops_are_not_copied():
+    model = meta_model(config_of({"name": "vtw", "k": 1}))  # reads no data
+    most, own = (training_step(model, 2, TEXT, rows) for rows in ("most", "own"))
+    assert most.saved_by_layer == pytest.approx(own.saved_by_layer, rel=1e-3)
+
+
 def test_answers_have_the_requested_length():
     model = meta_model(config_of())
     for text, answer in ((3, 1), (4, 2), (9, 4), (64, 32)):
