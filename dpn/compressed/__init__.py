@@ -7,7 +7,7 @@ Imports `common`, `tokens`, `cost`, `vision`, `projectors`, `routers`, `decoder`
 `model`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -23,7 +23,7 @@ from dpn.decoder.backends import BackendName
 from dpn.decoder.text_models import check_text_model
 from dpn.families import Family, family_of
 from dpn.routers import Router
-from dpn.tokens import Grid, Positions
+from dpn.tokens import Block
 
 __all__ = ["Compression", "Record", "compress", "restore"]
 
@@ -40,9 +40,15 @@ def compress(
     """Return a copy of a Hugging Face VLM that reduces visual tokens in or before its text model.
 
     The copy is an instance of the same class and shares all weights with the original, which stays
-    as it was. Use it as before, with the same processor: `forward`, `generate`, training. What
-    `.to()`, `.half()` or training change, changes in both; add adapters and new embeddings before.
-    Each sample is one sequence with its images at the start of a cache; text can follow the cache.
+    as it was. Use it as before, with the same processor: `forward`, `generate`, training, and
+    `save_pretrained`, which writes a stock checkpoint. Each sample is one sequence with its images
+    at the start of a cache; text can follow the cache.
+
+    Training, `.to()` and `.half()` change the weights of both. The copy has configs, hooks and
+    modules of its own in the text model; it shares the vision tower, with its attention
+    implementation. Adapters that the model has already act in the copy, too; those added to the
+    text model later act in the model that they were added to. In training, routers read the prompt
+    only up to the first label that is not -100.
 
     Args:
         model: A model of one of the families in `dpn.families`, on one device.
@@ -53,10 +59,11 @@ def compress(
             video; other methods reduce each of them by itself. Rows stand in the order of their
             first tokens. If tokens are chosen by the vision tower's attention, newline tokens stay
             only with a whole image.
-        keep: For a router, the target share of visual MACs for a typical image of the family; for a
-            projector, the share of an image's tokens that enter the decoder. What each sample
-            reached is in `model.dpn.trace`.
-        attention: Attention backend of the prefill, see `dpn.decoder.attention`.
+        keep: For a router, the target share of visual MACs for a typical image, see
+            `Family.reference`; for a projector, the share of an image's tokens that enter the
+            decoder. What each sample reached is in `model.dpn.trace`.
+        attention: Attention backend of the prefill, see `dpn.decoder.attention`; the text model
+            keeps it whatever `set_attn_implementation` is called with.
         **settings: Further settings of the router or the projector, those of its YAML file. If
             both are chosen, `keep` and these stand in their sections. Rows keep the positions that
             the stock model gives them; the setting `positions="renumber"` of a router counts the
@@ -73,18 +80,19 @@ def compress(
     text = _text_model(model, family)
     check_text_model(text.config, given_positions=True)
     section, before = _sections(router, projector, keep, settings)
-    positions: Positions = section.get("positions", "keep")
+    blocks, base = family.reference(model.config), None
+    projection = None
+    if before is not None:
+        projection = projection_for(before, model.model, family, text.config.hidden_size)
+        base = sum(block.rows for block in blocks)
+        blocks = tuple(Block(projection.projector.grid_after(block.grid)) for block in blocks)
+    built = _router(section, TextShape.from_config(text.config, base), blocks)
+    positions = built.positions
     if positions != "keep" and "mrope_section" in (text.config.rope_parameters or {}):
         raise SettingError(
             f"positions={positions!r} is not possible for {type(model).__name__}, whose rows have"
             " positions of three axes; leave it out, and rows keep theirs."
         )
-    grid, base = family.reference(model.config), None
-    projection = None
-    if before is not None:
-        projection = projection_for(before, model.model, family, text.config.hidden_size)
-        grid, base = projection.projector.grid_after(grid), grid[0] * grid[1]
-    built = _router(section, TextShape.from_config(text.config, base), grid)
     handle = Compression(model, family, projection, built, positions, attention)
     return compressed_copy(model, handle)
 
@@ -111,7 +119,7 @@ def _sections(
     Raises:
         SettingError: If it is not clear to which of them a setting belongs.
     """
-    section: dict[str, Any] = {"name": router} if isinstance(router, str) else dict(router)
+    section: Any = dict(router) if isinstance(router, Mapping) else {"name": router}
     settings = dict(settings) if keep is None else {**settings, "keep": keep}
     if projector is None:
         return section | settings, None
@@ -133,6 +141,12 @@ def _base(model: Any) -> Any:
         SettingError: If it is not a model, compressed already, or spread over several devices.
     """
     if hasattr(model, "get_base_model"):
+        adapter: Any = getattr(model, "active_peft_config", None)
+        if getattr(adapter, "is_prompt_learning", False):
+            raise SettingError(
+                f"The adapter of type {adapter.peft_type.value} acts in the wrapper of peft and not"
+                " in the model's layers, so dpn.compress would leave it out; use one like LoRA."
+            )
         model = model.get_base_model()
     if isinstance(getattr(model, "dpn", None), Compression):
         raise SettingError(
@@ -180,20 +194,44 @@ def _text_model(model: Any, family: Family) -> Any:
     return text
 
 
-def _router(section: Mapping[str, Any], text: TextShape, grid: Grid) -> Router:
-    """Build a router.
+def _router(section: Mapping[str, Any], text: TextShape, blocks: Sequence[Block]) -> Router:
+    """Build a router for a text model and a typical image.
 
     Raises:
         SettingError: If it is unknown, has weights, or its settings are not possible.
     """
-    kind = routers.resolve(section["name"])
-    if kind.own_weights:
-        free = [name for name in routers.names() if not routers.resolve(name).own_weights]
-        raise SettingError(
-            f"router={section['name']} has weights that must be trained with the model, so"
-            f" dpn.compress cannot add it; without training there are {', '.join(free)}."
-        )
-    router: Router = routers.build(**section, text=text, grid=grid)
+    for name in _names(section):
+        if routers.resolve(name).own_weights:
+            free = [name for name in routers.names() if not routers.resolve(name).own_weights]
+            raise SettingError(
+                f"router={name} has weights that must be trained with the model, so dpn.compress"
+                f" cannot add it; without training there are {', '.join(free)}."
+            )
+    largest = max(blocks, key=lambda block: block.rows).grid
+    router: Router = routers.build(**section, text=text, grid=largest, blocks=blocks)
+    _number(router, section)
     if problems := router.check():
         raise SettingError(" ".join(problems))
     return router
+
+
+def _names(section: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the name of a router and, for a chain, those of its members."""
+    if not isinstance(section, Mapping) or not isinstance(name := section.get("name"), str):
+        raise SettingError(
+            f"router={section!r} must be the name of a router, or a mapping of its settings with a"
+            " `name`."
+        )
+    yield name
+    for member in section.get("routers") or ():
+        yield from _names(member)
+
+
+def _number(router: Any, section: Mapping[str, Any]) -> None:
+    """Let rows keep their positions, unless the settings of a router or member say otherwise."""
+    router.positions = section.get("positions", "keep")
+    for member, settings in zip(
+        getattr(router, "members", ()), section.get("routers", ()), strict=False
+    ):
+        _number(member, settings)
+        router.positions = router.members[0].positions

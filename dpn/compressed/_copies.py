@@ -25,6 +25,7 @@ def compressed_copy(model: Any, handle: Compression) -> Any:
     """
     fast, inner = _twin(model), _twin(model.model)
     fast.generation_config = copy.deepcopy(model.generation_config)
+    fast.config = _config(model.config)
     fast.model, fast.dpn = inner, handle
     if (reader := handle.reader) is not None:
         tower, _, path = reader.place.path.partition(".")
@@ -34,13 +35,20 @@ def compressed_copy(model: Any, handle: Compression) -> Any:
     inner.__class__ = _watching(type(inner))  # type: ignore[arg-type]
     inner.dpn = handle
     text = _twin(getattr(inner, handle.family.text))
-    text.config = copy.deepcopy(text.config)
+    inner.config, text.config = fast.config, fast.config.get_text_config()
     text.config._attn_implementation = IMPLEMENTATION
     text.layers = nn.ModuleList(_layer(layer, text.config) for layer in text.layers)
     text.__class__ = _looping(type(text))  # type: ignore[arg-type]
     text.dpn = handle
     setattr(inner, handle.family.text, text)
     return fast
+
+
+def _config(config: Any) -> Any:
+    """Copy a config, but not those of the parts that the copy shares with the original."""
+    text = config.get_text_config()
+    parts = [getattr(config, name, None) for name in config.sub_configs]
+    return copy.deepcopy(config, {id(part): part for part in parts if part is not text})
 
 
 def _twin(module: Any) -> Any:
@@ -78,7 +86,8 @@ def _twin_tree(module: Any) -> Any:
 def _layer(layer: Any, config: Any) -> DecoderLayer:
     """Return a decoder layer with packed attention."""
     layer = _twin(layer)
-    layer.self_attn = _twin(layer.self_attn)
+    for name, child in list(layer.named_children()):
+        setattr(layer, name, _twin(child))
     layer.self_attn.config = config  # names the attention function; the original shares its own
     return DecoderLayer(layer, config.model_type)
 
@@ -156,6 +165,8 @@ def _looping(stock: Any) -> Any:
                     f"{name}=True is not supported by a compressed model, whose layers hold"
                     " different numbers of rows; use dpn.restore(model) for it."
                 )
+        if self.config._attn_implementation != IMPLEMENTATION:  # by set_attn_implementation
+            self.config._attn_implementation = IMPLEMENTATION
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         planes = None

@@ -43,7 +43,8 @@ def projection_for(
             f"projector.keep of {name} is met by a threshold that is found on training data, which"
             " dpn.compress does not have; set the threshold itself."
         )
-    sizes = {"input_size": width, "output_size": width, "grid": family.reference(inner.config)}
+    grid = max(family.reference(inner.config), key=lambda block: block.rows).grid
+    sizes = {"input_size": width, "output_size": width, "grid": grid}
     if problems := check_arguments("projector", kind, {**settings, **sizes}):
         raise SettingError(" ".join(problems))
     projector: Projector = kind(**settings, **sizes, depth=0).eval()

@@ -1,5 +1,6 @@
 """`Compression`: how the text model of a compressed model runs."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -96,7 +97,9 @@ class Compression:
         positions = self._positions(positions, hidden, seen)
         if seen:
             return self._append(language, hidden, host, positions, cache), cache
-        filled = RaggedCache() if use_cache or cache is not None else None
+        recomputed = language.gradient_checkpointing and language.training
+        wanted = (use_cache or cache is not None) and not recomputed
+        filled = RaggedCache() if wanted else None
         tokens = self._prefill(language, hidden, host, positions, filled, planes)
         if filled is not None and cache is not None:  # the caller's own cache is filled, as usual
             cache.__class__, cache.__dict__ = RaggedCache, vars(filled)
@@ -143,7 +146,8 @@ class Compression:
             asked[:, self.inputs.prompt :] = False  # what a model generated is text
         ids, images = np.where(asked, host.ids, PADDING), self.inputs.images
         placeholders = self.family.placeholders(self.original.config)
-        spans = place_spans(ids, placeholders, images, self.family.runs_are_images)
+        begins = self.family.begins if self.family.single_tiles else None
+        spans = place_spans(ids, placeholders, images, begins)
         grids = _grids(spans, len(ids))
         trace = Trace(grids, grids)
         context = RoutingContext(
@@ -181,6 +185,8 @@ class Compression:
             language.gradient_checkpointing and language.training,
             None if planes is None else planes.add,
         )
+        if host.labels is not None and trace.score_reads:
+            warn_of_answers(tokens.spans, host.instruction)
         self.trace = Record(trace, tokens.spans, tokens.columns_of, language.config)
         if cache is not None:
             cache.columns, cache.trace = hidden.shape[1], trace
@@ -227,6 +233,19 @@ def check_cache(cache: Any) -> None:
         raise SettingError(
             "past_key_values was filled by another model; give the compressed model the whole"
             " conversation once."
+        )
+
+
+def warn_of_answers(spans: Sequence[Span], instruction: Sequence[tuple[int, int]]) -> None:
+    """Warn if a router has read text that comes before the image, because what follows the image is
+    supervised.
+    """
+    if any(instruction[span.sample][1] <= span.column for span in spans):
+        warnings.warn(
+            "The labels supervise text before an image, and routers do not read supervised text or"
+            " what follows it; without a question behind the image, its first rows are kept. Set"
+            " the labels of the whole prompt to -100.",
+            stacklevel=2,
         )
 
 

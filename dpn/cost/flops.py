@@ -6,7 +6,8 @@ There are two measures of a prefill, which must not be mixed:
 * prefill FLOPs, with one fused multiply-add = 2: vision tower, projector, decoder including text
   rows, and the language head.
 
-Causal attention is counted as the full square of its rows, as in torch's FLOP counter. The trace is
+Causal attention is counted as the full square of its rows, as in torch's FLOP counter; rows that
+are computed to pad samples or tiles to the same length are not counted. The trace is
 that of a forward pass, or of `dpn.measure.dry_run.prefill`, which needs no weights.
 """
 

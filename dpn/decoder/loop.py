@@ -19,7 +19,7 @@ from dpn.decoder.backends import BackendName
 from dpn.decoder.cache import RaggedCache, Stage
 from dpn.decoder.layer import QueryRows
 from dpn.decoder.rows import PlannedRows
-from dpn.routers.base import Router, RoutingContext
+from dpn.routers.base import Router, RoutingContext, Summary
 from dpn.tokens import PackedTokens, Trace
 
 
@@ -104,7 +104,12 @@ class _AttentionScores:
         self.before: PackedTokens | None = None
 
     @torch.no_grad()
-    def __call__(self, tokens: PackedTokens, rows: Sequence[Sequence[int]]) -> list[Tensor]:
+    def __call__(
+        self,
+        tokens: PackedTokens,
+        rows: Sequence[Sequence[int]],
+        summary: Summary | None = None,
+    ) -> list[Tensor]:
         seen = self.before or tokens
         if seen.spans is not tokens.spans:
             raise SettingError(
@@ -112,7 +117,7 @@ class _AttentionScores:
                 " layer's attention to rows that were removed or skipped the layer; let them act"
                 " after different layers."
             )
-        queries = QueryRows(tuple(map(tuple, rows)), seen.offsets)
+        queries = QueryRows(tuple(map(tuple, rows)), seen.offsets, summary)
         self.trace.score_reads.append(tuple(zip(map(len, rows), seen.lengths, strict=True)))
         rotary = _rotary(self.language, seen.hidden, seen.positions)
         return self.layer(seen.hidden[None], position_embeddings=rotary, queries=queries)

@@ -1,6 +1,6 @@
 """Where the blocks of images lie among the columns of a batch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +9,8 @@ from dpn.common.errors import SettingError
 from dpn.families.base import Image
 from dpn.tokens import Span
 
+#: See `Family.begins`.
+Begins = Callable[[np.ndarray, np.ndarray], np.ndarray]
 #: Image of a span that belongs to the image of the span before it.
 CONTINUED = -1
 
@@ -17,7 +19,7 @@ def place_spans(
     ids: np.ndarray,
     placeholders: Mapping[str, int],
     images: Mapping[str, Sequence[Image]],
-    runs_are_images: bool,
+    begins: Begins | None = None,
 ) -> tuple[Span, ...]:
     """Return the spans of a batch, in the order of their columns.
 
@@ -27,7 +29,7 @@ def place_spans(
         images: Images of each kind that the vision tower encoded, sample after sample. In beam
             search and with several sequences to a sample, each sample's images stand for all of its
             copies, which follow each other.
-        runs_are_images: See `Family`.
+        begins: `Family.begins`, if the images are single tiles; default: each one is an image.
 
     Raises:
         SettingError: If the images do not fit the columns.
@@ -35,7 +37,7 @@ def place_spans(
     found = [
         (span.sample, span.column, kind, span)
         for kind, placeholder in placeholders.items()
-        for span in _of_kind(kind, ids == placeholder, images.get(kind, ()), runs_are_images)
+        for span in _of_kind(kind, ids, placeholder, images.get(kind, ()), begins)
     ]
     spans: list[Span] = []
     image, latest = -1, None
@@ -74,8 +76,9 @@ def encoded_blocks(
 
 
 def _of_kind(
-    kind: str, marks: np.ndarray, images: Sequence[Image], runs_are_images: bool
+    kind: str, ids: np.ndarray, placeholder: int, images: Sequence[Image], begins: Begins | None
 ) -> list[Span]:
+    marks = ids == placeholder
     counts, tokens = marks.sum(1), sum(block.rows for image in images for block in image)
     columns = int(counts.sum())
     if not columns:
@@ -92,7 +95,8 @@ def _of_kind(
         if sample % copies:  # a copy of the sample before
             number = first
         first, columns_of = number, np.flatnonzero(row)
-        starts = set(columns_of[np.flatnonzero(np.diff(columns_of, prepend=-2) > 1)].tolist())
+        runs = columns_of[np.flatnonzero(np.diff(columns_of, prepend=-2) > 1)]
+        firsts = None if begins is None else set(runs[begins(ids[sample], runs)].tolist())
         done = 0
         while done < len(columns_of):
             if number == len(images):
@@ -102,7 +106,7 @@ def _of_kind(
                 if len(here) < block.rows or here[-1] - here[0] != block.rows - 1:
                     raise _misplaced(kind, sample, len(columns_of), done + block.rows)
                 column = int(here[0])
-                image = CONTINUED if runs_are_images and column not in starts else number
+                image = number if firsts is None or column in firsts else CONTINUED
                 spans.append(Span.wide(sample, image, column, block.grid, block.tail))
                 done += block.rows
             number += 1

@@ -7,25 +7,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from dpn.tokens import Grid
-
-
-class Block(NamedTuple):
-    """Visual tokens of an image, tile or frame, in raster order.
-
-    Attributes:
-        grid: Height and width, newline tokens included.
-        tail: 1 if each line ends with a newline token, else 0.
-    """
-
-    grid: Grid
-    tail: int = 0
-
-    @property
-    def rows(self) -> int:
-        """Number of visual tokens."""
-        return self.grid[0] * self.grid[1]
-
+from dpn.tokens import Block, Grid
 
 #: Blocks of one image or video, in the order of its tokens.
 Image = tuple[Block, ...]
@@ -72,8 +54,8 @@ class Family:
         text: Name of the text model in the inner model.
         ids: Names of the config's placeholder ids for `image` and `video`; the first one that
             exists is used.
-        runs_are_images: Whether every run of consecutive columns counts as one image, because only
-            the processor knows which tiles belong to which image.
+        single_tiles: Whether the layout is that of single tiles, because only the processor knows
+            which tiles belong to which image; then `begins` tells it by the prompt.
     """
 
     model_types: ClassVar[tuple[str, ...]]
@@ -82,7 +64,7 @@ class Family:
         "image": ("image_token_id", "image_token_index"),
         "video": ("video_token_id", "video_token_index"),
     }
-    runs_are_images: ClassVar[bool] = False
+    single_tiles: ClassVar[bool] = False
 
     def placeholders(self, config: Any) -> dict[str, int]:
         """Return the placeholder id for images and, if the model has one, for videos."""
@@ -106,8 +88,21 @@ class Family:
         """
         raise TypeError(f"{type(self).__name__} does not implement layout")
 
-    def reference(self, config: Any) -> Grid:
-        """Return the grid of the visual tokens of a typical image, for which `keep` is met."""
+    def begins(self, ids: np.ndarray, runs: np.ndarray) -> np.ndarray:
+        """Return which runs of visual tokens begin an image, bool `[R]`; by default all of them.
+
+        Args:
+            ids: Token ids of a sample, `[T]`.
+            runs: First column of each run, `[R]`.
+        """
+        return np.ones(len(runs), dtype=bool)
+
+    def reference(self, config: Any) -> Image:
+        """Return the blocks of a typical image, for which `keep` is met.
+
+        Args:
+            config: Config of the model.
+        """
         raise TypeError(f"{type(self).__name__} does not implement reference")
 
     def attention(self, inner: Any, after: int) -> TowerAttention | None:
@@ -149,7 +144,7 @@ class Family:
 class TiledFamily(Family):
     """A family whose images are square tiles of one size, each a block of its own."""
 
-    runs_are_images = True
+    single_tiles = True
 
     def tile(self, config: Any) -> Grid:
         """Return the grid of a tile's visual tokens."""
@@ -176,10 +171,8 @@ class TiledFamily(Family):
         grid = values.view(len(values), height, side, width, side, -1)
         return whole_blocks(grid.mean((2, 4)).flatten(1, 2))
 
-    def reference(self, config: Any) -> Grid:
-        # Twelve tiles and the overview, below each other.
-        height, width = self.tile(config)
-        return 13 * height, width
+    def reference(self, config: Any) -> Image:
+        return (Block(self.tile(config)),) * 13  # twelve tiles and the overview
 
 
 def whole_blocks(values: Tensor) -> list[list[Part]]:

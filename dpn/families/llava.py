@@ -7,7 +7,6 @@ from torch import Tensor
 
 from dpn.families._towers import llava_attention
 from dpn.families.base import Block, Family, Image, Part, TowerAttention, square, whole_blocks
-from dpn.tokens import Grid
 
 
 class Llava(Family):
@@ -34,9 +33,9 @@ class Llava(Family):
         (values,) = patches
         return whole_blocks(values)
 
-    def reference(self, config: Any) -> Grid:
+    def reference(self, config: Any) -> Image:
         side = config.vision_config.image_size // config.vision_config.patch_size
-        return side, side
+        return (Block((side, side)),)
 
     def refuse(self, config: Any) -> str | None:
         if config.vision_config.model_type == "pixtral":

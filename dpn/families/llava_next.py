@@ -118,10 +118,9 @@ class LlavaNext(Family):
     def _side(self, config: Any) -> int:
         return config.vision_config.image_size // config.vision_config.patch_size
 
-    def reference(self, config: Any) -> Grid:
-        # An overview and 2 x 2 tiles, below each other.
-        side = self._side(config)
-        return 5 * side, side
+    def reference(self, config: Any) -> Image:
+        side = self._side(config)  # an overview and 2 x 2 tiles
+        return Block((side, side)), Block((2 * side, 2 * side + 1), tail=1)
 
 
 def _part(block: int, map_: Tensor, tail: int) -> Part:

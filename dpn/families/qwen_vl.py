@@ -9,7 +9,6 @@ from torch import Tensor
 from transformers.vision_utils import get_vision_window_index
 
 from dpn.families.base import Block, Family, Image, Part, TowerAttention
-from dpn.tokens import Grid
 
 
 class QwenVL(Family):
@@ -54,9 +53,9 @@ class QwenVL(Family):
             for image in images
         ]
 
-    def reference(self, config: Any) -> Grid:
+    def reference(self, config: Any) -> Image:
         # An image of 896 x 896 pixels for Qwen2-VL and Qwen2.5-VL, 1024 x 1024 for Qwen3-VL.
-        return 32, 32
+        return (Block((32, 32)),)
 
 
 def _grids(arguments: Mapping[str, Any]) -> Tensor:

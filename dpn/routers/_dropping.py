@@ -50,11 +50,11 @@ class DroppingRouter(StrengthRouter):
         raise TypeError(f"{type(self).__name__} does not implement schedule")
 
     def left(self, share: float, entered: int, now: int) -> int:
-        """Return the number of rows of an image that are kept at a depth.
+        """Return the number of rows of an image, or of a part of it, that are kept at a depth.
 
         Args:
             share: Share of the entered rows, from the schedule.
-            entered: Number of rows with which the image entered the decoder.
+            entered: Number of rows with which it entered the decoder.
             now: Number of rows before the depth.
         """
         return min(now, int(entered * share))
@@ -84,16 +84,23 @@ class DroppingRouter(StrengthRouter):
 
     def rows(self, strength: float) -> list[int]:
         """Return the number of visual rows that enter each layer, for an image of native size."""
-        shares, entered = self.schedule(strength), self.grid[0] * self.grid[1]
-        rows, now = [], entered
+        shares, parts = self.schedule(strength), self.parts(strength)
+        rows, now = [], parts
         for depth in range(self.text.num_layers):
             if depth in shares:
-                now = self.left(shares[depth], entered, now)
-            rows.append(now)
+                share = shares[depth]
+                now = [self.left(share, *part) for part in zip(parts, now, strict=True)]
+            rows.append(sum(now))
         return rows
 
+    def parts(self, strength: float) -> list[int]:
+        """Return the number of rows of each part of an image of native size that is treated by
+        itself: the whole image.
+        """
+        return [self.entering]
+
     def share(self, strength: float) -> float:
-        full = self.text.full_macs(self.grid[0] * self.grid[1])
+        full = self.text.full_macs(self.entering)
         return self.text.visual_macs(self.rows(strength)) / full
 
     def bound(self, most: bool) -> Router:
@@ -187,8 +194,8 @@ def mean_attention(
         context: Context of the hook that calls this.
         rows: Rows of each sample whose attention is read.
     """
-    mean = [p.mean((0, 1)) for p in context.attention_scores(tokens, rows)]  # [n_b] per sample
-    return of_spans(tokens, mean)
+    of_heads = context.attention_scores(tokens, rows, lambda probs: probs.mean(0))  # [H, n_b] each
+    return of_spans(tokens, [mean.mean(0) for mean in of_heads])
 
 
 def of_spans(tokens: PackedTokens, values: Sequence[Tensor]) -> list[Tensor]:

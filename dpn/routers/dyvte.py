@@ -119,6 +119,5 @@ class DyVTERouter(Router):
 
     def reach(self) -> tuple[float, float]:
         # The shares if the rows of every sample are dropped after the first layer, or never.
-        entering = self.grid[0] * self.grid[1]
-        layer, full = self.text.layer_macs(entering), self.text.full_macs(entering)
+        layer, full = self.text.layer_macs(self.entering), self.text.full_macs(self.entering)
         return layer / full, self.text.num_layers * layer / full

@@ -4,6 +4,7 @@ Imports `common`.
 """
 
 from dpn.tokens.grids import (
+    Block,
     Grid,
     Kernel,
     convolve_grid,
@@ -27,6 +28,7 @@ from dpn.tokens.trace import Decision, RowDecision, Trace
 
 __all__ = [
     "BLOCK",
+    "Block",
     "CellMap",
     "Decision",
     "Grid",

@@ -1,7 +1,7 @@
 """Pooling and convolution on grids of visual tokens."""
 
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -11,6 +11,23 @@ from torch import Tensor
 Grid = tuple[int, int]
 Kernel = tuple[int, int]
 Reduce = Literal["max", "avg"]
+
+
+class Block(NamedTuple):
+    """Visual tokens of an image, tile or frame, in raster order.
+
+    Attributes:
+        grid: Height and width, newline tokens included.
+        tail: 1 if each line ends with a newline token, else 0.
+    """
+
+    grid: Grid
+    tail: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Number of visual tokens."""
+        return self.grid[0] * self.grid[1]
 
 
 def pooled_grid(grid: Grid, kernel: Kernel, tail: int = 0) -> Grid:
