@@ -540,8 +540,10 @@ def test_what_the_code_gives_may_be_one_typed_dict():
     def long(width: int = 1, *, text: TextShape, grid: Grid):
         """A part that names it."""
 
-    for part in (short, long):
-        assert keyword_only(part) == ["text", "grid"]
+    for part, names in ((short, ["text", "grid", "blocks"]), (long, ["text", "grid"])):
+        assert keyword_only(part) == names
+        sizes = {"text": TextShape(4, 32, 16, 48), "grid": [8, 8]}
+        assert check_arguments("part", part, sizes) == []  # blocks are not required
         given = {"given": keyword_only(part)}
         assert check_arguments("part", part, {"width": 2}, **given) == []
         (found,) = check_arguments("part", part, {"widht": 2}, **given)

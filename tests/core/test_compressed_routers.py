@@ -7,7 +7,9 @@ import torch
 import dpn
 from dpn import routers
 from dpn.common.errors import SettingError
+from dpn.cost import TextShape
 from dpn.families.idefics3 import Idefics3
+from dpn.tokens import Grid
 from tests.core._vlm_naive import naive_logits
 from tests.core._vlm_routers import FAMILIES, ROUTERS, answered, batch, sample, shared
 
@@ -233,3 +235,23 @@ def test_a_placeholder_that_was_generated_is_text_as_in_the_stock_model():
     torch.testing.assert_close(found.logits, expected.logits, atol=1e-5, rtol=1e-4)
     with pytest.raises(SettingError, match="image cannot be appended to a filled cache"):
         fast(**given.inputs, past_key_values=whole.past_key_values)
+
+
+class OneGrid(routers.Router):
+    """A router by others, whose constructor names what the code gives."""
+
+    def __init__(self, k: int = 1, *, text: TextShape, grid: Grid):
+        super().__init__(text=text, grid=grid)
+
+
+@torch.no_grad()
+def test_a_router_that_knows_one_grid_gets_the_largest(monkeypatch):
+    resolve = routers._registry.resolve
+    of_others = {"one_grid": OneGrid}
+    for owner in (routers, routers._registry):
+        monkeypatch.setattr(owner, "resolve", lambda name: of_others.get(name) or resolve(name))
+    model, given = shared("llava_next"), sample("llava_next")
+    fast = dpn.compress(model, "one_grid")
+    assert fast.dpn.router.grid == (8, 9)
+    assert torch.equal(fast(**given.inputs).logits, model(**given.inputs).logits)
+    dpn.compress(model, "chain", routers=[{"name": "one_grid"}, {"name": "static"}])
