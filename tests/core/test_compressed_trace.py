@@ -28,6 +28,8 @@ from tests.core._vlm_routers import (
 FEW = ("llava_next", "qwen3_vl", "smolvlm")
 #: Routers under which visual rows attend to the text before them and to some rows of their tile.
 LOCAL = ("neighbor_attention", "redundancy_lens", "yopo")
+#: Older releases multiply positions and frequencies as matrices, which is not counted.
+OLDER = tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 18)
 WITH_KEEP = [n for n in ROUTERS if routers.resolve(n).meets_keep != "never"]
 
 
@@ -51,6 +53,8 @@ def flops_equal_the_counter(name, router):
         assert 0.7 * count < formula < count
     elif padded:  # each tile has more text before it than the last one
         assert 0.97 * count < formula < count
+    elif OLDER:
+        assert formula == pytest.approx(count, rel=5e-3)
     else:
         assert formula == count
 
