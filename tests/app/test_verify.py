@@ -16,6 +16,7 @@ from dpn.measure.hidden_columns import watched
 from dpn.measure.verification import verify_model
 from dpn.measure.verification_report import figures, table, verdict
 from dpn.routers.fastv import FastVRouter
+from tests.core.conftest import few
 from tests.vlm_batches import Picture, batch
 from tests.vlm_folders import save
 from tests.vlms import build, language, model
@@ -58,7 +59,7 @@ def test_a_checkpoint_agrees(folders, name):
     assert found.holds
 
 
-@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "smolvlm"])
+@pytest.mark.parametrize("name", few(["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "smolvlm"]))
 @pytest.mark.parametrize("router", [FASTV, {"name": "vtw", "k": 2}], ids=lambda r: r["name"])
 def test_other_families_agree(question, name, router):
     found = verify_model(model(name), question(name), router, new_tokens=3, pairs=0)

@@ -10,6 +10,13 @@ import dpn
 from dpn.common.errors import SettingError
 from tests.core._vlm_routers import ROUTERS, answered, build, language, sample
 
+slow = pytest.mark.slow
+#: All routers; those that are slow act like one of the others on linear layers.
+EVERY = [
+    pytest.param(name, marks=() if name in ("none", "fastv", "sparsevlm", "yopo") else slow)
+    for name in ROUTERS
+]
+
 
 def lora(model, **further):
     """Put LoRA on the text model's layers, with weights that change the output."""
@@ -37,7 +44,7 @@ def test_adapters_from_before_act_in_the_copy(inner):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("router", ROUTERS)
+@pytest.mark.parametrize("router", EVERY)
 def test_every_router_equals_itself_after_merging_the_adapter(router):
     """LoRA computes whole layers where the router uses a part; the merged weights are sliced."""
     given = sample("llava_next")
@@ -100,7 +107,7 @@ def replaced(model, **further):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("router", ROUTERS)
+@pytest.mark.parametrize("router", EVERY)
 def test_linear_layers_of_another_class_work_with_every_router(router):
     given = sample("llava_next")
     expected = dpn.compress(build("llava_next"), router, **ROUTERS[router])(**given.inputs).logits

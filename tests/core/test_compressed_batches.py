@@ -6,6 +6,7 @@ import torch
 import dpn
 from dpn.common.errors import SettingError
 from tests import vlms
+from tests.core.conftest import few
 from tests.core.hidden_columns import fastv_visible, hidden
 from tests.vlm_batches import fresh, is_text, shown
 from tests.vlms import Clip, Picture
@@ -39,7 +40,7 @@ def close(ours, theirs, columns=slice(None)):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("name", vlms.NAMES)
+@pytest.mark.parametrize("name", few(vlms.NAMES))
 def test_without_reduction_a_batch_gives_the_stock_logits(name, side):
     vlm = vlms.model(name)
     inputs = vlms.batch(vlm, mixed(name), side)
@@ -49,7 +50,7 @@ def test_without_reduction_a_batch_gives_the_stock_logits(name, side):
     assert [bool(rows) for rows in small.dpn.trace.visual_rows[0]] == [n > 0 for n in images]
 
 
-@pytest.mark.parametrize("name", vlms.NAMES)
+@pytest.mark.parametrize("name", few(vlms.NAMES))
 def test_text_alone(name):
     vlm = vlms.model(name)
     inputs = vlms.batch(vlm, [[1, 5, 6, 7, 8], [1, 9, 11]])
@@ -60,7 +61,7 @@ def test_text_alone(name):
     assert torch.equal(small.generate(**inputs, **options), vlm.generate(**inputs, **options))
 
 
-@pytest.mark.parametrize("name", vlms.NAMES)
+@pytest.mark.parametrize("name", few(vlms.NAMES))
 def test_embeddings_in_place_of_ids(name):
     vlm = vlms.build(name)  # Qwen models keep positions of an earlier call for embeddings
     inputs = vlms.batch(vlm, IMAGES)
@@ -73,7 +74,7 @@ def test_embeddings_in_place_of_ids(name):
 
 
 @pytest.mark.parametrize("router", ["vtw", "fastv"])
-@pytest.mark.parametrize("name", vlms.NAMES)
+@pytest.mark.parametrize("name", few(vlms.NAMES))
 def test_dropping_hides_columns_from_later_layers(name, router):
     vlm = vlms.model(name)
     for side in ("left", "right"):
@@ -91,7 +92,7 @@ def test_dropping_hides_columns_from_later_layers(name, router):
         assert (logits - whole)[is_text(inputs)].abs().max() > 1e-3  # the reduction shows
 
 
-@pytest.mark.parametrize("name", vlms.NAMES)
+@pytest.mark.parametrize("name", few(vlms.NAMES))
 def test_a_batch_equals_its_samples_alone(name):
     vlm = vlms.model(name)
     small = dpn.compress(vlm, "fastv", k=1, ratio=0.6)
@@ -106,7 +107,7 @@ def test_a_batch_equals_its_samples_alone(name):
         close(logits[sample][shown(inputs)[sample]], one)
 
 
-@pytest.mark.parametrize("name", vlms.NAMES)
+@pytest.mark.parametrize("name", few(vlms.NAMES))
 def test_pooling_a_batch_equals_its_samples_alone(name):
     """A very narrow image among them, of which LLaVA-NeXT keeps newline tokens only."""
     vlm = vlms.model(name)

@@ -11,6 +11,7 @@ from transformers.generation.streamers import BaseStreamer
 import dpn
 from dpn.common.errors import SettingError
 from tests import vlms
+from tests.core.conftest import few
 from tests.core.hidden_columns import fastv_visible, hidden
 from tests.vlm_batches import IMAGE, fresh, is_text
 from tests.vlms import Clip, Picture
@@ -62,7 +63,7 @@ def same(ours, theirs):
         torch.testing.assert_close(a, b, atol=2e-6, rtol=0)
 
 
-@pytest.mark.parametrize("name", vlms.NAMES)
+@pytest.mark.parametrize("name", few(vlms.NAMES))
 def test_without_reduction_answers_are_those_of_the_stock_model(name):
     vlm = vlms.model(name)
     videos = [[1, 4, Clip(6, 56, 56), 8, 9]] if name in vlms.VIDEO_NAMES else []
@@ -73,7 +74,7 @@ def test_without_reduction_answers_are_those_of_the_stock_model(name):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parametrize("name", few(SOME))
 def test_dropping_in_every_mode_equals_hidden_columns(name, mode):
     """The prompt's columns stay hidden in all steps, those of the answer are seen."""
     vlm = vlms.model(name)
@@ -84,7 +85,7 @@ def test_dropping_in_every_mode_equals_hidden_columns(name, mode):
         same(run(small, inputs, **options), run(vlm, inputs, **options))
 
 
-@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parametrize("name", few(SOME))
 def test_without_a_cache_the_router_reads_the_prompt_only(name):
     """With a router whose choice depends on the last row: the answers are those with a cache."""
     vlm = vlms.model(name)
@@ -137,7 +138,7 @@ def test_streamers(capsys):
 
 
 @pytest.mark.parametrize("router", ["none", "vtw"])
-@pytest.mark.parametrize("name", vlms.NAMES)
+@pytest.mark.parametrize("name", few(vlms.NAMES))
 def test_a_second_turn_continues_the_cache(name, router):
     """Text of several columns after the answer, padded on the left, in generate and in forward."""
     vlm = vlms.model(name)

@@ -12,6 +12,7 @@ from tests.vlm_batches import fresh, is_text, shown
 from tests.vlms import Clip, Picture, batch, build, model
 
 from . import naive_projectors as naive
+from .conftest import few
 from .stock_rows import PROMPTS, expected_rows, in_place_of, sharp
 
 NAMES = list(naive.MODULES)
@@ -35,7 +36,7 @@ OPTIONS = {
 
 @torch.no_grad()
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", few(NAMES))
 def test_method_is_its_naive_rule_on_the_stock_model(name, method):
     vlm, settings = sharp(name), METHODS[method]
     inputs = batch(vlm, PROMPTS)
@@ -69,7 +70,7 @@ def _macs(small, rows):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", few(NAMES))
 def test_random_drops_what_survivors_tell(name):
     vlm = model(name)
     inputs = batch(vlm, PROMPTS)
@@ -89,7 +90,7 @@ def test_random_drops_what_survivors_tell(name):
 
 @torch.no_grad()
 @pytest.mark.parametrize("method", LOSSLESS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", few(NAMES))
 def test_all_tokens_are_the_stock_model(name, method):
     vlm = model(name)
     inputs = batch(vlm, PROMPTS)
@@ -102,7 +103,7 @@ def test_all_tokens_are_the_stock_model(name, method):
 
 @torch.no_grad()
 @pytest.mark.parametrize("method", ["pooled", "random", "prumerge_plus", "visionzip"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", few(NAMES))
 def test_samples_do_not_depend_on_their_batch(name, method):
     vlm = sharp(name)
     small = dpn.compress(vlm, projector=method, keep=0.5)

@@ -60,10 +60,15 @@ def test_what_is_not_a_model():
     vlm = vlms.model("llava")
     refused("llava-hf/llava-1.5-7b-hf", "not an object of type str")
     refused(nn.DataParallel(vlm), "not an object of type DataParallel; .* wrapped.module")
-    refused(torch.compile(vlm), "not an object of type OptimizedModule; .* compiled._orig_mod")
     refused(vlm.model, "that generates text, not LlavaModel")
     refused(vlm.model.language_model, "does not support models of type 'llama'")
     refused(vlm.config, "not an object of type LlavaConfig")
+
+
+@pytest.mark.slow
+def test_a_compiled_model():
+    compiled = torch.compile(vlms.model("llava"))
+    refused(compiled, "not an object of type OptimizedModule; .* compiled._orig_mod")
 
 
 def test_a_pipeline():

@@ -175,7 +175,9 @@ def test_keep_is_met_for_every_reference_image(name, router, keep):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("layers", [28, 36, 64])
+@pytest.mark.parametrize(
+    "layers", [28, *(pytest.param(layers, marks=pytest.mark.slow) for layers in (36, 64))]
+)
 def test_default_layers_scale_with_the_depth(layers):
     model, given = build("llava_next", num_hidden_layers=layers), sample("llava_next")
     cuts = {}
