@@ -4,9 +4,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 LMMS   := .venv-lmms
+OLDEST := .venv-oldest
 SUDO   := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: train test setup lint slow docs browser lmms-eval clean
+.PHONY: train test setup lint slow docs browser lmms-eval oldest clean
 .DELETE_ON_ERROR:
 
 train: $(STAMP)
@@ -52,5 +53,14 @@ $(LMMS)/.installed: pyproject.toml constraints-lmms.txt
 	$(LMMS)/bin/python -c 'import torchvision' 2>/dev/null || $(LMMS)/bin/python -m pip uninstall -q -y torchvision timm
 	touch $@
 
+# The oldest release of transformers that dpn supports; `make slow` compresses models with it. dpn is
+# not installed there, as most of what it depends on is not needed for that.
+oldest: $(OLDEST)/.installed
+
+$(OLDEST)/.installed: constraints-oldest.txt
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --disable-pip-version-check -q -r constraints-oldest.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(LMMS) outputs data build dist site .cache
+	rm -rf $(VENV) $(LMMS) $(OLDEST) outputs data build dist site .cache

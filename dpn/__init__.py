@@ -10,7 +10,7 @@ Words, with one meaning in every docstring:
     A *token* is an entry of the vocabulary; a *visual token* is a vector that the vision tower or
     the projector computes from an image and that enters the decoder as a row.
     A *grid* is the height and width of an image's visual tokens or rows, in raster order.
-    A *span* is the run of consecutive rows that belong to one image.
+    A *span* is a run of consecutive rows of one image: all of them, or those of a tile or frame.
     A *decision* is what a router chooses at one layer.
     A *route* is the list of one sample's decisions over all layers.
     A *trace* is the record of one forward pass: the rows of every layer and all decisions.
@@ -24,18 +24,31 @@ from dpn.common import auto_classes, early_stop
 
 __version__ = "0.1.0"
 
-__all__ = ["DPNConfig", "DPNForConditionalGeneration", "DPNProcessor", "__version__"]
+#: Where each public name is; torch and transformers are imported with the first of them.
+_PLACES = {
+    **dict.fromkeys(("DPNConfig", "DPNForConditionalGeneration", "DPNProcessor"), "dpn.model"),
+    **dict.fromkeys(("compress", "restore"), "dpn.compressed"),
+}
+__all__ = [
+    "DPNConfig",
+    "DPNForConditionalGeneration",
+    "DPNProcessor",
+    "__version__",
+    "compress",
+    "restore",
+]
 
 if TYPE_CHECKING:
+    from dpn.compressed import compress, restore
     from dpn.model import DPNConfig, DPNForConditionalGeneration, DPNProcessor
 
 
 def __getattr__(name: str):
-    if name not in __all__:
+    if name not in _PLACES:
         raise AttributeError(
             f"module 'dpn' has no attribute {name!r}; it has {', '.join(__all__)}."
         )
-    return getattr(import_module("dpn.model"), name)  # torch and transformers are imported here
+    return getattr(import_module(_PLACES[name]), name)
 
 
 early_stop.install()

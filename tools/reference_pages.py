@@ -7,6 +7,7 @@ module beside them another, so no list of modules is kept by hand. Figures of `e
 pages show are copied, too.
 """
 
+import ast
 from pathlib import Path
 
 import mkdocs_gen_files
@@ -34,14 +35,29 @@ def import_name(path: Path) -> str:
     return ".".join(part for part in parts if part != "__init__")
 
 
+def own_names(path: Path) -> list[str]:
+    """Names in `__all__` of an `__init__.py` that no public module shows: of its own functions and
+    classes, and of private modules.
+    """
+    tree, listed, found = ast.parse(path.read_text()), set(), []
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            listed = set(ast.literal_eval(node.value))
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.append(node.name)
+        elif isinstance(node, ast.ImportFrom) and "._" in (node.module or ""):
+            found += [alias.name for alias in node.names]
+    return [name for name in found if name in listed]
+
+
 def write_page(name: str, paths: list[Path]) -> str:
     """Write a page about some modules, and return its line in the navigation."""
     with mkdocs_gen_files.open(f"reference/{name}.md", "w") as page:
         for path in paths:
             page.write(f"::: {import_name(path)}\n    options:\n")
             page.write(f"      heading_level: {1 if path == paths[0] else 2}\n")
-            if path.name == "__init__.py":  # its names are those of the modules below
-                page.write("      members: false\n")
+            if path.name == "__init__.py":  # its other names are those of the modules below
+                page.write(f"      members: {own_names(path) or 'false'}\n")
     return f"- [{name}]({name}.md)\n"
 
 

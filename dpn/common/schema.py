@@ -227,7 +227,9 @@ def describe(annotation: Any) -> str:
 
 @cache
 def parameters_of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """Return the parameters of a function; `**name: Unpack[...]` counts as its keys."""
+    """Return the parameters of a function; `**name: Unpack[...]` counts as its keys, of which those
+    that are not required have a default.
+    """
     parameters = dict(inspect.signature(function).parameters)
     parameters.pop("self", None)
     for name, parameter in list(parameters.items()):
@@ -236,7 +238,9 @@ def parameters_of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
             del parameters[name]
             (keys,) = get_args(hint)
             kind = inspect.Parameter.KEYWORD_ONLY
-            parameters |= {key: inspect.Parameter(key, kind) for key in keys.__annotations__}
+            for key in keys.__annotations__:
+                default = None if key in keys.__optional_keys__ else _EMPTY
+                parameters[key] = inspect.Parameter(key, kind, default=default)
     return parameters
 
 

@@ -49,7 +49,7 @@ def compose(config_name: str = "train", overrides: Sequence[str] = ()) -> Reques
         config_name: Name of a file in `configs/`, e.g. `train`, `eval` or `bench`.
         overrides: Overrides in Hydra's syntax, e.g. `["router=dpe", "router.keep=0.5"]`.
     """
-    with _hydra(overrides):
+    with _hydra(config_name, overrides):
         return request_of(hydra.compose(config_name, list(overrides), return_hydra_config=True))
 
 
@@ -59,14 +59,14 @@ def compose_names(config_name: str, overrides: Sequence[str]) -> DictConfig:
     Raises:
         HydraException: If an override names a group, a choice or a setting that does not exist.
     """
-    with _hydra(overrides) as loader:
+    with _hydra(config_name, overrides) as loader:
         return loader.load_configuration(config_name, list(overrides), run_mode=RunMode.RUN)
 
 
 def compose_hydra(config_name: str, overrides: Sequence[str], multirun: bool) -> dict[str, Any]:
     """Return section `hydra` of a command line, without resolving its references."""
     mode = RunMode.MULTIRUN if multirun else RunMode.RUN
-    with _hydra(overrides) as loader:
+    with _hydra(config_name, overrides) as loader:
         config = loader.load_configuration(config_name, list(overrides), run_mode=mode)
     return OmegaConf.to_container(config.hydra, resolve=False)  # type: ignore[return-value]
 
@@ -79,7 +79,7 @@ def compose_jobs(config_name: str, overrides: Sequence[str]) -> tuple[Request, l
         default of every swept value; and its jobs in order. There are no jobs if the sweeper, e.g.
         Optuna, chooses them while it runs.
     """
-    with _hydra(overrides) as loader:
+    with _hydra(config_name, overrides) as loader:
         config = loader.load_configuration(
             config_name, [*overrides, MULTIRUN], run_mode=RunMode.MULTIRUN
         )
@@ -114,7 +114,7 @@ def request_of(config: Any, task: DictConfig | None = None) -> Request:
         task = OmegaConf.create({k: v for k, v in config.items_ex(resolve=False) if k != "hydra"})
         OmegaConf.set_struct(task, True)
     renamed.update(task)
-    if node.job.config_name == "eval":
+    if node.job.config_name in ("eval", "verify"):
         _only_given(task, _given(node))
     if OmegaConf.select(task, "init.model", throw_on_resolution_failure=False):
         from dpn.config.adopt import adopt  # reads model folders, which takes seconds to import
@@ -138,9 +138,10 @@ def request_of(config: Any, task: DictConfig | None = None) -> Request:
 
 
 def _only_given(config: DictConfig, overrides: Sequence[str]) -> None:
-    """Reduce the methods of an evaluation to their names and the arguments of the command line.
+    """Reduce the methods of a config to their names and the arguments of the command line.
 
-    The other arguments depend on the model's folder, see `dpn.inference.methods`.
+    The other arguments depend on the model, see `dpn.inference.methods`; `dpn.compress` has its own
+    defaults.
     """
     given = {".".join(key_of(override).split(".")[:2]) for override in overrides}
     for part in ("router", "projector"):
@@ -172,13 +173,22 @@ def _ignored(config: DictConfig) -> list[str]:
 SEVERAL = ("callbacks", "logger")
 
 
-def _check_choices(overrides: Sequence[str]) -> None:
+#: Choices of only one command: `model=hf` has no sizes to build a model from.
+ONLY = {"model=hf": "verify"}
+
+
+def _check_choices(config_name: str, overrides: Sequence[str]) -> None:
     """Refuse values of groups that Hydra can only answer with a traceback, e.g. `logger=null`.
 
     Raises:
         ConfigError: With a sentence for each group that is given no name.
     """
-    problems = []
+    problems = [
+        f"`{override}` is a choice of dpn.{ONLY[override]} only; dpn.{config_name} takes others,"
+        " see --help."
+        for override in overrides
+        if ONLY.get(override, config_name) != config_name
+    ]
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         group = CONFIG_DIR / override.key_or_group
         if override.is_delete() or override.is_sweep_override() or not group.is_dir():
@@ -195,9 +205,9 @@ def _check_choices(overrides: Sequence[str]) -> None:
 
 
 @contextmanager
-def _hydra(overrides: Sequence[str]) -> Iterator[ConfigLoader]:
+def _hydra(config_name: str, overrides: Sequence[str]) -> Iterator[ConfigLoader]:
     """Initialize Hydra with `CONFIG_DIR`, also inside a program that Hydra has already started."""
-    _check_choices(overrides)
+    _check_choices(config_name, overrides)
     state = GlobalHydra.instance()
     running, state.hydra = state.hydra, None
     try:

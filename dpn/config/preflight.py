@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from dpn import data, losses, routers
 from dpn.common.processes import processes
 from dpn.common.schema import check_arguments
-from dpn.config import adopt, apply, checks, targets
+from dpn.config import adopt, apply, checks, targets, verification
 from dpn.config.engine import engine_of, is_deepspeed
 from dpn.config.sections import Machine
 from dpn.config.unread import unread
@@ -52,6 +52,11 @@ def check(request: Request) -> None:
 def check_evaluation(request: Request) -> None:
     """Check an evaluation config; raises like `check`."""
     _refuse(checks.check_evaluation(_resolve(request)))
+
+
+def check_verification(request: Request) -> None:
+    """Check a verify config; raises like `check`."""
+    _refuse(verification.check_verification(_resolve(request)))
 
 
 def check_bench(request: Request) -> None:

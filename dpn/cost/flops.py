@@ -6,7 +6,8 @@ There are two measures of a prefill, which must not be mixed:
 * prefill FLOPs, with one fused multiply-add = 2: vision tower, projector, decoder including text
   rows, and the language head.
 
-Causal attention is counted as the full square of its rows, as in torch's FLOP counter. The trace is
+Causal attention is counted as the full square of its rows, as in torch's FLOP counter; rows that
+are computed to pad samples or tiles to the same length are not counted. The trace is
 that of a forward pass, or of `dpn.measure.dry_run.prefill`, which needs no weights.
 """
 
@@ -144,6 +145,23 @@ def costs(model: Any, trace: Trace, text_columns: Sequence[int]) -> list[Cost]:
             )
         )
     return found
+
+
+def text_flops(trace: Trace, sample: int, text_rows: int, text_config: Any) -> int:
+    """Return the FLOPs of one sample's prefill in the text model: its layers, the attention scores
+    that routers read, and the language head for one row.
+
+    Args:
+        trace: Trace of the prefill.
+        sample: Index of the sample.
+        text_rows: Number of its text rows.
+        text_config: Hugging Face text config.
+    """
+    planned = zip(trace.work, trace.plans, strict=True)
+    layers = [layer_cost(text_rows, work[sample], plan, text_config) for work, plan in planned]
+    scores = sum(score_flops(*read[sample], text_config) for read in trace.score_reads)
+    computed = sum(layer.linear_flops + layer.attention_flops for layer in layers)
+    return computed + scores + head_flops(1, text_config)
 
 
 def prefill_flops(model: Any, trace: Trace, text_columns: Sequence[int]) -> list[int]:

@@ -1,9 +1,9 @@
 """Visual MACs, the papers' measure of cost: multiply-adds of the decoder for visual rows.
 
-For n visual rows, a layer of width d, key/value width d_kv and FFN width m costs 2nd^2 + 2nd*d_kv
-(projections) + 2n^2d (attention among visual rows) + 3ndm (gated FFN); with d_kv = d this is the
-papers' 4nd^2 + 2n^2d + 3ndm. Whatever a layer leaves out for visual rows is not counted. Text rows
-and pairs of text and visual rows are counted in `flops.py` only.
+For n visual rows, a layer of width d, query width d_q, key/value width d_kv and FFN width m costs
+2nd*d_q + 2nd*d_kv (projections) + 2n^2*d_q (attention among visual rows) + 3ndm (gated FFN); with
+d_q = d_kv = d this is the papers' 4nd^2 + 2n^2d + 3ndm. Whatever a layer leaves out for visual rows
+is not counted. Text rows and pairs of text and visual rows are counted in `flops.py` only.
 """
 
 from collections.abc import Sequence
@@ -25,6 +25,7 @@ class TextShape:
         kv_heads: Number of key/value heads.
         base_rows: Number of the vision tower's uncompressed tokens for an image of the native size,
             the reference of all shares; None: the number of rows that enter the decoder.
+        query_size: Width of the queries over all heads, d_q; None: d.
     """
 
     num_layers: int
@@ -33,6 +34,7 @@ class TextShape:
     ffn_size: int
     kv_heads: int = 1
     base_rows: int | None = None
+    query_size: int | None = None
 
     @classmethod
     def from_config(cls, text_config: Any, base_rows: int | None = None) -> "TextShape":
@@ -47,6 +49,7 @@ class TextShape:
             text_config.intermediate_size,
             kv_heads,
             base_rows,
+            heads * head_dim,
         )
 
     def layer_macs(
@@ -69,9 +72,10 @@ class TextShape:
                 them.
         """
         d, m = self.hidden_size, self.ffn_size if ffn is None else ffn
+        q = self.query_size or d
         pairs = rows * rows if pairs is None else pairs
         used = self.kv_heads if heads is None else heads
-        by_heads = rows * (2 * d * d + d * self.kv_size) + 2 * pairs * d
+        by_heads = rows * (2 * d * q + d * self.kv_size) + 2 * pairs * q
         by_rows = rows * (d * self.kv_size + 3 * d * m) + 2 * probed * d * self.ffn_size
         return by_rows + by_heads * used // self.kv_heads
 

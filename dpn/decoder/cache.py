@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from dpn.common.errors import SettingError
 from dpn.tokens import PackedTokens, Trace
 
 #: Number of places added when a layer's buffer is full.
@@ -19,7 +20,8 @@ class Stage:
 
     Attributes:
         lengths: Number of rows that each sample holds, `[B]`, on the CPU.
-        positions: Rotary position of each sample's next row, `[B]`, on the CPU.
+        positions: Rotary position of each sample's next row, counted from its last one (on the
+            first axis), `[B]`, on the CPU.
         places: Sample and place in the buffer of each row at prefill, `[N]` each.
     """
 
@@ -60,7 +62,7 @@ class RaggedCache(Cache):
         device = tokens.hidden.device
         return Stage(
             lengths,
-            tokens.positions.cpu()[offsets[1:] - 1] + 1,
+            tokens.positions.cpu().reshape(-1, len(sample))[0, offsets[1:] - 1] + 1,
             (places[0].to(device), places[1].to(device)),
         )
 
@@ -133,9 +135,16 @@ class RaggedCache(Cache):
         """Empty the cache."""
         self.__init__()  # type: ignore[misc]
 
+    def update(self, *args: Any, **kwargs: Any) -> Any:
+        """Raise a SettingError: only the layer loop fills this cache."""
+        raise SettingError(
+            "past_key_values was filled by a model that reduces visual tokens, and another model"
+            " cannot continue it; give the other model the whole conversation."
+        )
+
     def crop(self, *args: Any, **kwargs: Any) -> None:
-        """Raise a ValueError: reduced rows cannot be removed column by column."""
-        raise ValueError(
+        """Raise a SettingError: reduced rows cannot be removed column by column."""
+        raise SettingError(
             "A ragged cache cannot be cropped, so assisted decoding is not supported; call generate"
             " without an assistant model."
         )

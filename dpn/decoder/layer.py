@@ -13,7 +13,11 @@ from dpn.decoder.attention import IMPLEMENTATION, packed_attention
 from dpn.decoder.projections import rotated
 from dpn.decoder.rows import PlannedRows
 from dpn.decoder.text_models import check_dividing, check_reading, check_text_model
+from dpn.routers.base import Summary
 from dpn.tokens import LayerPlan
+
+#: Bytes of the probabilities that are held at once for a summary of them.
+GROUP_BYTES = 2**26
 
 
 class QueryRows(NamedTuple):
@@ -22,10 +26,12 @@ class QueryRows(NamedTuple):
     Attributes:
         rows: Indices of the query rows in the pack, for each sample.
         offsets: First row of each sample, followed by the number of rows.
+        summary: What is returned of the probabilities, see `RoutingContext.attention_scores`.
     """
 
     rows: tuple[tuple[int, ...], ...]
     offsets: tuple[int, ...]
+    summary: Summary | None = None
 
 
 class DecoderLayer(nn.Module):
@@ -87,7 +93,7 @@ class DecoderLayer(nn.Module):
             position_embeddings: Cosines and sines of the N rows.
 
         Returns:
-            Causal attention probabilities of each sample, fp32 `[R_b, H, n_b]`.
+            Causal attention probabilities of each sample, fp32 `[R_b, H, n_b]`, or their summary.
 
         Raises:
             SettingError: If the text model computes its attention in another way.
@@ -111,11 +117,32 @@ class DecoderLayer(nn.Module):
             index.new_tensor(counts)
         )
         return [
-            _probabilities(q, k, p, attention.scaling)
+            _summarised(q, k, p, attention.scaling, queries.summary)
             for q, k, p in zip(
                 asked.split(counts), keys.split(lengths), place.split(counts), strict=True
             )
         ]
+
+
+def _summarised(
+    query: Tensor, key: Tensor, place: Tensor, scaling: float, summary: Summary | None
+) -> Tensor:
+    """Compute the probabilities of `_probabilities`, or the summary of a few heads at a time: the
+    probabilities of all heads may not fit in memory.
+    """
+    if summary is None:
+        return _probabilities(query, key, place, scaling)
+    heads, each = query.shape[1], len(query) * len(key) * 4
+    count = max(1, GROUP_BYTES // max(each, 1))
+    if count >= heads:
+        return summary(_probabilities(query, key, place, scaling))
+    group = heads // key.shape[1]
+    parts = []
+    for first in range(0, heads, count):
+        some = torch.arange(first, min(first + count, heads), device=key.device)
+        probs = _probabilities(query[:, some], key[:, some // group], place, scaling)
+        parts.append(summary(probs))
+    return torch.cat(parts)
 
 
 def _probabilities(query: Tensor, key: Tensor, place: Tensor, scaling: float) -> Tensor:
@@ -129,9 +156,9 @@ def _probabilities(query: Tensor, key: Tensor, place: Tensor, scaling: float) ->
     """
     grouped = query.float().unflatten(1, (key.shape[1], -1))  # [R, Hkv, H / Hkv, Dh]
     with torch.autocast(query.device.type, enabled=False):
-        scores = torch.einsum("rkgd,nkd->rkgn", grouped, key.float()).flatten(1, 2) * scaling
+        scores = torch.einsum("rkgd,nkd->rkgn", grouped, key.float()).flatten(1, 2).mul_(scaling)
     hidden = torch.arange(key.shape[0], device=key.device) > place[:, None]  # [R, n]
-    return scores.masked_fill(hidden[:, None], -torch.inf).softmax(-1)
+    return scores.masked_fill_(hidden[:, None], -torch.inf).softmax(-1)
 
 
 def compile_layers(language: Any) -> None:

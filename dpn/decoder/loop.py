@@ -2,7 +2,7 @@
 `append` adds text rows to a filled cache.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ from dpn.decoder.backends import BackendName
 from dpn.decoder.cache import RaggedCache, Stage
 from dpn.decoder.layer import QueryRows
 from dpn.decoder.rows import PlannedRows
-from dpn.routers.base import Router, RoutingContext
+from dpn.routers.base import Router, RoutingContext, Summary
 from dpn.tokens import PackedTokens, Trace
 
 
@@ -31,6 +31,7 @@ def prefill(
     backend: BackendName = "auto",
     cache: RaggedCache | None = None,
     checkpoint_layers: bool = False,
+    after_layer: Callable[[int, PackedTokens], PackedTokens] | None = None,
 ) -> PackedTokens:
     """Run all layers over a pack and let the router change the visual rows between them.
 
@@ -42,12 +43,14 @@ def prefill(
         backend: Attention backend.
         cache: Empty cache to fill.
         checkpoint_layers: Whether layers (never the router) are recomputed in the backward pass.
+        after_layer: Function of a layer's index and the pack after it, before the router acts
+            there; returns the pack with what the text model adds to it.
 
     Returns:
         The pack after the last layer, before the final norm.
     """
     if language.config._attn_implementation != IMPLEMENTATION:
-        raise ValueError(
+        raise SettingError(
             f"The text model's attention was set to {language.config._attn_implementation}, which"
             f" would mix the samples of a batch; set it back to {IMPLEMENTATION}."
         )
@@ -63,6 +66,11 @@ def prefill(
         part = tokens if routed is None else tokens.keep(routed)
         context.trace.enter(part, plan)
         if seen is None or part.spans is not seen.spans:
+            if not all(part.lengths):
+                raise SettingError(
+                    f"Sample {part.lengths.index(0)} holds nothing but images, and the router"
+                    " removed all of their rows; give each sample a text token."
+                )
             seen = part
             call = _stage_arguments(language, part, backend, cache)
             rows = PlannedRows(part, call["packing"])
@@ -76,6 +84,8 @@ def prefill(
         hidden = run(part.hidden[None], **call).squeeze(0)  # a select would copy
         tokens = tokens.with_hidden(hidden) if routed is None else tokens.put(routed, hidden)
         scores.before = part
+        if after_layer is not None:
+            tokens = after_layer(index, tokens)
         tokens = router.at("post", index, tokens, context)
     return tokens
 
@@ -94,7 +104,12 @@ class _AttentionScores:
         self.before: PackedTokens | None = None
 
     @torch.no_grad()
-    def __call__(self, tokens: PackedTokens, rows: Sequence[Sequence[int]]) -> list[Tensor]:
+    def __call__(
+        self,
+        tokens: PackedTokens,
+        rows: Sequence[Sequence[int]],
+        summary: Summary | None = None,
+    ) -> list[Tensor]:
         seen = self.before or tokens
         if seen.spans is not tokens.spans:
             raise SettingError(
@@ -102,7 +117,7 @@ class _AttentionScores:
                 " layer's attention to rows that were removed or skipped the layer; let them act"
                 " after different layers."
             )
-        queries = QueryRows(tuple(map(tuple, rows)), seen.offsets)
+        queries = QueryRows(tuple(map(tuple, rows)), seen.offsets, summary)
         self.trace.score_reads.append(tuple(zip(map(len, rows), seen.lengths, strict=True)))
         rotary = _rotary(self.language, seen.hidden, seen.positions)
         return self.layer(seen.hidden[None], position_embeddings=rotary, queries=queries)
@@ -126,12 +141,12 @@ def _stage_arguments(
 
 
 def _rotary(language: Any, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Return cosines and sines of positions `[N]`.
+    """Return cosines and sines of positions `[N]`, or `[A, N]` for A rotary axes.
 
     `forward` is called directly to bypass the hooks of sharding engines: they expect the same
     module calls in every step, but how often the rows change depends on the routes.
     """
-    return language.rotary_emb.forward(hidden[None], position_ids=positions[None])
+    return language.rotary_emb.forward(hidden[None], position_ids=positions[..., None, :])
 
 
 def _write(cache: RaggedCache, stage: Stage, layer: int, key: Tensor, value: Tensor) -> None:
@@ -174,7 +189,13 @@ class AppendAttention:
         return torch.cat([rows[:n] for rows, n in zip(out, self.counts, strict=True)])
 
 
-def append(language: Any, hidden: Tensor, counts: Sequence[int], cache: RaggedCache) -> Tensor:
+def append(
+    language: Any,
+    hidden: Tensor,
+    counts: Sequence[int],
+    cache: RaggedCache,
+    positions: Tensor | None = None,
+) -> Tensor:
     """Run all layers over new text rows that follow the rows of a cache.
 
     Args:
@@ -182,13 +203,15 @@ def append(language: Any, hidden: Tensor, counts: Sequence[int], cache: RaggedCa
         hidden: Embeddings `[M, D]`, sample after sample.
         counts: Number of new rows of each sample; may be 0.
         cache: Filled cache, to which the new rows are added.
+        positions: Rotary positions of the new rows, `[M]` or `[A, M]`; default: counted from each
+            sample's last row.
 
     Returns:
         Hidden states `[M, D]` after the last layer, before the final norm.
     """
     cache.make_room(max(counts))
     arguments = {
-        id(stage): _append_arguments(language, hidden, counts, cache, stage)
+        id(stage): _append_arguments(language, hidden, counts, cache, stage, positions)
         for stage in cache.stages
     }
     hidden = hidden[None]
@@ -201,7 +224,12 @@ def append(language: Any, hidden: Tensor, counts: Sequence[int], cache: RaggedCa
 
 
 def _append_arguments(
-    language: Any, hidden: Tensor, counts: Sequence[int], cache: RaggedCache, stage: Stage
+    language: Any,
+    hidden: Tensor,
+    counts: Sequence[int],
+    cache: RaggedCache,
+    stage: Stage,
+    positions: Tensor | None,
 ) -> dict[str, Any]:
     new = torch.tensor(counts)
     sample = torch.arange(len(counts)).repeat_interleave(new)
@@ -213,7 +241,8 @@ def _append_arguments(
     mask = torch.arange(longest) <= last_key
     take = (starts[:, None] + steps).clamp(max=max(len(sample) - 1, 0))
     device = hidden.device
-    positions = (stage.positions[sample] + step).to(device)
+    if positions is None:
+        positions = (stage.positions[sample] + step).to(device)
     places = (sample.to(device), (stage.lengths[sample] + step).to(device))
     attention = AppendAttention(cache, tuple(counts), places, mask.to(device), take.to(device))
     return {

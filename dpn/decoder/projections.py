@@ -1,11 +1,14 @@
 """Linear layers of a stock decoder layer, computed for a part of their inputs or outputs."""
 
 import sys
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from dpn.common.errors import SettingError
 
 #: Indices of a linear layer's inputs or outputs; None: all.
 Units = Tensor | slice | None
@@ -18,11 +21,19 @@ def units_of(heads: Tensor | None, size: int) -> Units:
     return (heads[:, None] * size + torch.arange(size, device=heads.device)).flatten()
 
 
+def _divisible(linear: nn.Module) -> TypeGuard[nn.Linear]:
+    """Return whether a linear layer's product can be computed from a part of its weight."""
+    plain = type(linear) is nn.Linear
+    return plain and not is_traceable_wrapper_subclass(linear.weight)  # a quantised tensor
+
+
 def outputs(linear: nn.Module, x: Tensor, units: Units = None) -> Tensor:
-    """Compute some outputs of a linear layer (with LoRA: compute all and select)."""
+    """Compute some outputs of a linear layer (with LoRA or quantised weights: compute all and
+    select).
+    """
     if units is None:
         return linear(x)
-    if type(linear) is not nn.Linear:
+    if not _divisible(linear):
         return linear(x)[..., units]
     return F.linear(x, linear.weight[units], None if linear.bias is None else linear.bias[units])
 
@@ -31,8 +42,14 @@ def inputs(linear: nn.Module, x: Tensor, units: Units = None) -> Tensor:
     """Apply a linear layer to some of its inputs; the others count as zero."""
     if units is None:
         return linear(x)
-    if type(linear) is not nn.Linear:
-        full = x.new_zeros(*x.shape[:-1], linear.in_features)  # type: ignore[call-overload]
+    if not _divisible(linear):
+        width: Any = getattr(linear, "in_features", None)
+        if width is None:
+            raise SettingError(
+                f"{type(linear).__name__} does not tell its number of in_features, so a router"
+                " cannot use a part of them; use a router that acts between layers."
+            )
+        full = x.new_zeros(*x.shape[:-1], width)
         full[..., units] = x
         return linear(full)
     return F.linear(x, linear.weight[:, units], linear.bias)

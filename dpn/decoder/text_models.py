@@ -21,8 +21,10 @@ EXACT = frozenset(
         *("qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "starcoder2"),
     ]
 )
+#: Text models of VLMs that are exact with the positions and features that the whole model gives.
+GIVEN_POSITIONS = frozenset(["qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text"])
 #: Of these, models whose attention probabilities `DecoderLayer.attention_scores` computes exactly.
-READABLE = EXACT - frozenset(
+READABLE = (EXACT | GIVEN_POSITIONS) - frozenset(
     [
         *("apertus", "exaone4", "exaone_moe", "flex_olmo", "hunyuan_v1_dense", "hunyuan_v1_moe"),
         *("jetmoe", "minimax_m2", "olmo2", "olmoe", "phi3", "smollm3"),
@@ -32,7 +34,7 @@ READABLE = EXACT - frozenset(
 DIVISIBLE = frozenset(
     [
         *("cwm", "ernie4_5", "gemma", "helium", "internlm3", "iquestcoder", "llama", "mistral"),
-        *("olmo", "qwen2", "qwen3", "seed_oss"),
+        *("olmo", "qwen2", "qwen3", "seed_oss", *GIVEN_POSITIONS),
     ]
 )
 #: Settings that act outside of the layers, with the values that change nothing.
@@ -44,17 +46,18 @@ OUTSIDE = {
 MAX_LAYERS = 1024
 
 
-def check_text_model(config: Any) -> None:
+def check_text_model(config: Any, given_positions: bool = False) -> None:
     """Check that the decoder loop computes a text model exactly.
 
     Args:
         config: Hugging Face config of the text model.
+        given_positions: Whether a whole VLM gives the positions.
 
     Raises:
         SettingError: If it does not; names the model type or the setting.
     """
     kind = config.model_type
-    if kind not in EXACT:
+    if kind not in (EXACT | GIVEN_POSITIONS if given_positions else EXACT):
         raise SettingError(
             f"The text model {kind!r} is not supported, because it computes more than its decoder"
             " layers, or in another way; use one like llama, mistral, qwen2, qwen3, gemma or phi3"

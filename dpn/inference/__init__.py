@@ -1,7 +1,7 @@
 """Answers of a trained model: single batches, many questions, evaluations and overlay figures.
 
 Imports `common`, `tokens`, `metrics`, `cost`, `data`, `projectors`, `routers`, `benchmarks`,
-`runs`, `reports`, `model` and `checkpoints`.
+`runs`, `families`, `reports`, `model` and `checkpoints`.
 """
 
 from dpn.inference.answering import (

@@ -83,11 +83,7 @@ def load(
             f"run={folder} holds no model: expected {place / 'config.json'}; give the folder of a"
             " finished run or a Hugging Face model folder."
         )
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and int(device[5:] or 0) >= torch.cuda.device_count():
-        count = torch.cuda.device_count()
-        raise OSError(f"device={device}, but torch finds {count} GPUs; give another device.")
+    device = device_of(device)
     check_checksums(place)
     if replaced := (router, projector, keep) != (None, None, None):
         check_methods(place, folder, router, projector, keep)
@@ -95,6 +91,20 @@ def load(
     if replaced:
         replace_methods(model, folder, router, projector, keep)
     return model.to(device).eval(), processor
+
+
+def device_of(name: str) -> str:
+    """Return the device that a name stands for; `auto` is the GPU if there is one.
+
+    Raises:
+        OSError: If the device is not available.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and int(name[5:] or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise OSError(f"device={name}, but torch finds {count} GPUs; give another device.")
+    return name
 
 
 def model_folder(name: Path | str, weights: bool = True) -> Path:

@@ -47,7 +47,7 @@ class ExitLoss(RoutingLoss):
         router = self.router
         draw = float(uniform(np.zeros(1, dtype=np.uint64), seed, step)[0])
         layer = int(draw * (router.text.num_layers - 1))
-        return VTWRouter(layer + 1, router.positions, text=router.text, grid=router.grid)
+        return VTWRouter(layer + 1, router.positions, **router.sizes)
 
     def forward(self, trace: Trace) -> Tensor:
         if trace.probe is None:

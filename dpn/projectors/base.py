@@ -51,6 +51,8 @@ class Projector(nn.Module):
         reads_question: Whether it needs `ImageContext.questions`, for which the decoder reads the
             text of every instruction once more.
         adaptive: Whether the number of tokens depends on the content of an image.
+        per_image: Whether the tokens of an image's tiles or frames compete with each other; if not,
+            each grid is reduced by itself. For models whose images have several grids.
         calibrated: Whether `keep` is met by a price that is found on training data, see
             `dpn.training.calibration`.
         ignores: Arguments that are accepted, so that sweeps can include the method, and never read.
@@ -64,6 +66,7 @@ class Projector(nn.Module):
     needs: Needs = Needs()
     reads_question: bool = False
     adaptive: bool = False
+    per_image: ClassVar[bool] = False
     calibrated: ClassVar[bool] = False
     ignores: ClassVar[tuple[str, ...]] = ()
 

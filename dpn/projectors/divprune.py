@@ -27,6 +27,7 @@ class DivPruneProjector(ReducingProjector):
     """
 
     trainable = False
+    per_image = True
 
     def __init__(
         self,

@@ -44,11 +44,14 @@ def mlp(
     depth: int,
     linear: type[nn.Linear] = nn.Linear,
 ) -> nn.Sequential:
-    """Build `depth` linear layers with GELUs between them, see `MLPProjector`."""
-    layers: list[nn.Module] = [linear(input_size, output_size)]
-    for _ in range(depth - 1):
-        layers += [nn.GELU(), linear(output_size, output_size)]
-    return nn.Sequential(*layers)
+    """Build `depth` linear layers with GELUs between them, see `MLPProjector`.
+
+    With a depth of 0 tokens stay as they are.
+    """
+    layers: list[nn.Module] = []
+    for size in [input_size, *(output_size,) * (depth - 1)][:depth]:
+        layers += [nn.GELU(), linear(size, output_size)]
+    return nn.Sequential(*layers[1:])
 
 
 def mlp_flops(layers: nn.Sequential, rows: int) -> int:

@@ -32,7 +32,7 @@ class PruMergeProjector(ReducingProjector):
     """
 
     needs_keep: ClassVar[bool] = False
-    needs = Needs(attention="next")
+    needs = Needs(attention="next", one_softmax=True)
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class PruMergeProjector(ReducingProjector):
         else:
             count = self.rows(group.cells) - 1
             kept = [self.choose_exactly(places, count) for places in order]
-        every = zip(group.tokens, group.keys[:, 1:], attention, kept, strict=True)
+        every = zip(group.tokens, group.token_keys, attention, kept, strict=True)
         return [merge(*one, self.neighbours) for one in every]
 
     def choose(self, order: Tensor, outliers: int) -> Tensor:

@@ -14,6 +14,8 @@ class RandomProjector(ReducingProjector):
     `ReducingProjector`.
     """
 
+    per_image = True
+
     def forward(self, features: VisualFeatures) -> VisualFeatures:
         context = context_of(features)
 

@@ -20,6 +20,7 @@ class VisionZipProjector(ReducingProjector):
 
     Attention and keys are those of the layer whose output the tower returns. Dominant tokens are
     CLS itself and the tokens with the largest attention of CLS, summed over heads, in their order.
+    In a tower without CLS they are the tokens that receive the most attention.
     Of the other tokens, evenly spaced ones are anchors; each remaining token is assigned to the
     anchor with the largest cosine of keys (averaged over heads). An anchor plus the mean of the
     tokens assigned to it is a contextual token. An image with fewer tokens than requested keeps
@@ -38,10 +39,11 @@ class VisionZipProjector(ReducingProjector):
     needs_keep: ClassVar[bool] = False
     needs = Needs(attention="last", cls=True)
     heads = 1
+    own = 1  # number of CLS tokens
 
     def attach(self, tower: VisionTower) -> None:
         super().attach(tower)
-        self.heads = tower.heads
+        self.heads, self.own = tower.heads, int(tower.has_cls)
 
     def __init__(
         self,
@@ -61,8 +63,8 @@ class VisionZipProjector(ReducingProjector):
             rows = super().rows(cells)
             contextual = round(rows * contextual / (dominant + contextual))
             dominant = rows - contextual
-        dominant = min(dominant, 1 + cells)
-        return dominant, min(contextual, 1 + cells - dominant)
+        dominant = min(dominant, self.own + cells)
+        return dominant, min(contextual, self.own + cells - dominant)
 
     def rows(self, cells: int) -> int:
         return sum(self.numbers(cells))
@@ -71,8 +73,8 @@ class VisionZipProjector(ReducingProjector):
         """FLOPs of the MLP, of CLS's attention, of the cosines and of the means."""
         cells, width = grid[0] * grid[1], self.input_size
         dominant, contextual = self.numbers(cells)
-        others = 1 + cells - dominant - contextual
-        choice = (1 + cells) * width + others * contextual * (width + width // self.heads)
+        others = self.own + cells - dominant - contextual
+        choice = (self.own + cells) * width + others * contextual * (width + width // self.heads)
         return super().flops(grid, after) + 2 * choice
 
     def check(self) -> list[str]:
@@ -90,11 +92,11 @@ class VisionZipProjector(ReducingProjector):
     def _zip(self, group: ImageGroup) -> list[Rows]:
         dominant, contextual = self.numbers(group.cells)
         order = group.cls_attention(group.heads).sum(1).argsort(dim=1, descending=True, stable=True)
-        top, rest = order.tensor_split([dominant - 1], 1)
+        top, rest = order.tensor_split([dominant - self.own], 1)
         top, rest = top.sort(1).values, rest.sort(1).values
         anchors = spaced(rest.shape[1], contextual)
         others = np.setdiff1d(np.arange(rest.shape[1]), anchors)
-        keys = group.keys[:, 1:].unflatten(-1, (group.heads, -1)).mean(-2).float()
+        keys = group.token_keys.unflatten(-1, (group.heads, -1)).mean(-2).float()
         keys = F.normalize(take(keys, rest), dim=-1)
         if contextual:
             target = (keys[:, others] @ keys[:, anchors].mT).argmax(-1)  # [S, others]
@@ -103,9 +105,10 @@ class VisionZipProjector(ReducingProjector):
             others = others[:0]
         hidden = take(group.tokens, rest)
         merged = hidden[:, anchors] + average(hidden[:, others], target, contextual)
-        tokens = torch.cat([group.cls, take(group.tokens, top), merged], 1)
+        cls = [group.cls] if self.own else []
+        tokens = torch.cat([*cls, take(group.tokens, top), merged], 1)
         places = torch.cat([top, rest[:, anchors], rest[:, others]], 1)
-        row = torch.arange(1, dominant + contextual, device=top.device).expand(len(top), -1)
+        row = torch.arange(self.own, dominant + contextual, device=top.device).expand(len(top), -1)
         row = torch.cat([row, target + dominant], 1)
         owners = on_host(torch.full_like(order, -1).scatter(1, places, row))
         return [Rows(x, (1, len(x)), o) for x, o in zip(tokens, owners, strict=True)]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpn.common.registry import Registry
+from dpn.common.schema import keyword_only
 from dpn.routers._dropping import DroppingRouter, last_instruction_rows, mean_attention
 from dpn.routers._gates import Gate, MLPGate
 from dpn.routers._pooling import PoolingRouter
@@ -15,7 +16,14 @@ from dpn.routers.base import Router, RoutingContext
 from dpn.tokens import Decision, Trace
 
 _registry = Registry("dpn.routers", Router)
-names, resolve, build = _registry.names, _registry.resolve, _registry.build
+names, resolve = _registry.names, _registry.resolve
+
+
+def build(name: str, **arguments: Any) -> Router:
+    """Return a router, see `Registry.build`; `blocks` is left out if its class does not take it."""
+    if "blocks" in arguments and "blocks" not in keyword_only(resolve(name)):
+        del arguments["blocks"]
+    return _registry.build(name, **arguments)
 
 
 def inline_files(section: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,8 +19,9 @@ from dpn.tokens import Decision, PackedTokens, Positions
 class DroppingRouter(StrengthRouter):
     """Keeps, at each depth of its schedule, the visual rows of every image with the highest scores.
 
-    Each image of a sample is treated by itself. Rows keep their order. Among equal scores the first
-    rows are kept, e.g. for an image that comes after the text whose attention is the score.
+    Each image of a sample is treated by itself, and its tiles or frames together. Rows keep their
+    order. Among equal scores the first rows are kept, e.g. for an image that comes after the text
+    whose attention is the score.
 
     Args:
         where: Layer whose attention `scores` can read at a depth: the layer before it (`post`) or
@@ -49,17 +50,17 @@ class DroppingRouter(StrengthRouter):
         raise TypeError(f"{type(self).__name__} does not implement schedule")
 
     def left(self, share: float, entered: int, now: int) -> int:
-        """Return the number of rows of an image that are kept at a depth.
+        """Return the number of rows of an image, or of a part of it, that are kept at a depth.
 
         Args:
             share: Share of the entered rows, from the schedule.
-            entered: Number of rows with which the image entered the decoder.
+            entered: Number of rows with which it entered the decoder.
             now: Number of rows before the depth.
         """
         return min(now, int(entered * share))
 
     def scores(self, tokens: PackedTokens, context: RoutingContext) -> list[Tensor]:
-        """Return the scores `[rows]` of each image; rows with the highest scores are kept."""
+        """Return the scores `[rows]` of each span; rows with the highest scores are kept."""
         raise TypeError(f"{type(self).__name__} does not implement scores")
 
     def between(self, layer: int, tokens: PackedTokens, context: RoutingContext) -> PackedTokens:
@@ -74,21 +75,32 @@ class DroppingRouter(StrengthRouter):
 
     def reduce(self, tokens: PackedTokens, scores: Sequence[Tensor], share: float) -> PackedTokens:
         """Keep the rows of each image with the highest scores."""
-        counts = [self.left(share, span.entered, span.rows) for span in tokens.spans]
-        return tokens.keep(highest(scores, counts))
+        counts = []
+        for places in tokens.images:
+            spans = [tokens.spans[place] for place in places]
+            entered, now = sum(s.entered for s in spans), sum(s.rows for s in spans)
+            counts.append(self.left(share, entered, now))
+        return tokens.keep(highest(scores, counts, tokens.images))
 
     def rows(self, strength: float) -> list[int]:
         """Return the number of visual rows that enter each layer, for an image of native size."""
-        shares, entered = self.schedule(strength), self.grid[0] * self.grid[1]
-        rows, now = [], entered
+        shares, parts = self.schedule(strength), self.parts(strength)
+        rows, now = [], parts
         for depth in range(self.text.num_layers):
             if depth in shares:
-                now = self.left(shares[depth], entered, now)
-            rows.append(now)
+                share = shares[depth]
+                now = [self.left(share, *part) for part in zip(parts, now, strict=True)]
+            rows.append(sum(now))
         return rows
 
+    def parts(self, strength: float) -> list[int]:
+        """Return the number of rows of each part of an image of native size that is treated by
+        itself: the whole image.
+        """
+        return [self.entering]
+
     def share(self, strength: float) -> float:
-        full = self.text.full_macs(self.grid[0] * self.grid[1])
+        full = self.text.full_macs(self.entering)
         return self.text.visual_macs(self.rows(strength)) / full
 
     def bound(self, most: bool) -> Router:
@@ -125,18 +137,30 @@ class _FirstRows(Router):
         return tokens.keep([np.arange(min(span.rows, most)) for span in tokens.spans])
 
 
-def highest(scores: Sequence[Tensor], counts: Sequence[int]) -> list[np.ndarray]:
-    """Return the ascending places of each image's highest scores; of equal ones the first.
+def highest(
+    scores: Sequence[Tensor],
+    counts: Sequence[int],
+    groups: Sequence[Sequence[int]] | None = None,
+) -> list[np.ndarray]:
+    """Return the ascending places, within each span, of the highest scores of each group of spans;
+    of equal scores the first.
 
     Args:
-        scores: Scores `[rows]` of each image.
-        counts: Number of places for each image.
+        scores: Scores `[rows]` of each span.
+        counts: Number of places for each group.
+        groups: Consecutive spans that compete with each other; default: each span by itself.
     """
-    places = [
-        score.argsort(descending=True, stable=True)[:count].sort().values
-        for score, count in zip(scores, counts, strict=True)
-    ]
-    return to_host(places)
+    groups = groups or [(span,) for span in range(len(scores))]
+    best = []
+    for spans, count in zip(groups, counts, strict=True):
+        score = torch.cat([scores[span] for span in spans])
+        best.append(score.argsort(descending=True, stable=True)[:count].sort().values)
+    places: list[np.ndarray] = []
+    for spans, kept in zip(groups, to_host(best), strict=True):
+        ends = np.cumsum([len(scores[span]) for span in spans])
+        parts = np.split(kept, np.searchsorted(kept, ends[:-1]))
+        places += [part - first for part, first in zip(parts, [0, *ends[:-1]], strict=True)]
+    return places
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
@@ -146,7 +170,7 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def to_host(parts: Sequence[Tensor]) -> list[np.ndarray]:
-    """Copy the integers of each image to the host, with one synchronisation."""
+    """Copy the integers of each part to the host, with one synchronisation."""
     if not parts:
         return []
     return np.split(torch.cat(list(parts)).cpu().numpy(), np.cumsum([len(p) for p in parts])[:-1])
@@ -163,19 +187,19 @@ def last_instruction_rows(tokens: PackedTokens, context: RoutingContext) -> list
 def mean_attention(
     tokens: PackedTokens, context: RoutingContext, rows: Sequence[Sequence[int]]
 ) -> list[Tensor]:
-    """Return the attention `[rows]` that each image gets, mean over heads and the given rows.
+    """Return the attention `[rows]` that each span gets, mean over heads and the given rows.
 
     Args:
         tokens: The pack.
         context: Context of the hook that calls this.
         rows: Rows of each sample whose attention is read.
     """
-    mean = [p.mean((0, 1)) for p in context.attention_scores(tokens, rows)]  # [n_b] per sample
-    return of_images(tokens, mean)
+    of_heads = context.attention_scores(tokens, rows, lambda probs: probs.mean(0))  # [H, n_b] each
+    return of_spans(tokens, [mean.mean(0) for mean in of_heads])
 
 
-def of_images(tokens: PackedTokens, values: Sequence[Tensor]) -> list[Tensor]:
-    """Select the values of each image's rows from the values of all rows of each sample."""
+def of_spans(tokens: PackedTokens, values: Sequence[Tensor]) -> list[Tensor]:
+    """Select the values of each span's rows from the values of all rows of each sample."""
     return [
         values[span.sample].narrow(0, start - tokens.offsets[span.sample], span.rows)
         for span, start in zip(tokens.spans, tokens.starts, strict=True)

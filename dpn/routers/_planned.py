@@ -6,7 +6,7 @@ from typing import Unpack
 from dpn.cost import TextShape, layer_macs
 from dpn.routers._strength import StrengthRouter
 from dpn.routers.base import RouterSizes, RoutingContext
-from dpn.tokens import Grid, LayerPlan, PackedTokens, work_of
+from dpn.tokens import Block, LayerPlan, PackedTokens, work_of
 
 
 class PlannedRouter(StrengthRouter):
@@ -46,9 +46,8 @@ class PlannedRouter(StrengthRouter):
         return self.plans[layer]
 
     def share(self, strength: float) -> float:
-        rows = self.grid[0] * self.grid[1]
-        macs = sum(native_macs(self.text, plan, self.grid) for plan in self.plans_of(strength))
-        return macs / self.text.full_macs(rows)
+        macs = sum(native_macs(self.text, plan, self.blocks) for plan in self.plans_of(strength))
+        return macs / self.text.full_macs(self.entering)
 
     def check(self) -> list[str]:
         problems, last = super().check(), self.text.num_layers - 1
@@ -59,6 +58,6 @@ class PlannedRouter(StrengthRouter):
         return problems
 
 
-def native_macs(text: TextShape, plan: LayerPlan | None, grid: Grid) -> int:
+def native_macs(text: TextShape, plan: LayerPlan | None, blocks: Sequence[Block]) -> int:
     """Return the visual MACs of a layer for all rows of one image of native size."""
-    return layer_macs(text, plan, work_of(plan, [grid]))
+    return layer_macs(text, plan, work_of(plan, [block.grid for block in blocks]))

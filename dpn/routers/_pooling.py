@@ -74,6 +74,11 @@ class PoolingRouter(Router):
         least = (self.reference_rows, 16) if isinstance(min_rows, str) else (min_rows, 1)
         self.plan = PoolingPlan(layers, as_plan_kernels(kernels, len(layers)), *least)
 
+    @property
+    def tails(self) -> tuple[int, ...]:
+        """Newline columns of each grid of an image of native size, see `dpn.tokens.Span.tail`."""
+        return tuple(block.tail for block in self.blocks)
+
     def choose(
         self,
         gate: int,
@@ -112,7 +117,8 @@ class PoolingRouter(Router):
         gate = self.plan.layers.index(layer)
         samples = self.routed(gate, tokens, context)
         grids = tuple(tuple(s.grid for s in tokens.spans if s.sample == b) for b in samples)
-        options = [self.plan.options(gate, g) for g in grids]
+        tails = [[s.tail for s in tokens.spans if s.sample == b] for b in samples]
+        options = [self.plan.options(gate, *each) for each in zip(grids, tails, strict=True)]
         kernels = self.plan.kernels[gate]
         free = self.as_reference and not context.training
         allowed = torch.tensor([[free or g is not None for g in o] for o in options]).bool()
@@ -216,7 +222,7 @@ class PoolingRouter(Router):
         # The shares if every sample takes the smallest or the largest option at all layers.
         shares = []
         for pick in (min, max):
-            grids: Grids = (self.grid,)
+            grids: Grids = tuple(block.grid for block in self.blocks)
             rows: list[int] = []
             for layer in range(self.text.num_layers):
                 if self.where == "post":
@@ -224,10 +230,10 @@ class PoolingRouter(Router):
                 if layer in self.plan.layers and self.plan.eligible(
                     gate := self.plan.layers.index(layer), count_rows(grids)
                 ):
-                    allowed = [g for g in self.plan.options(gate, grids) if g is not None]
+                    options = self.plan.options(gate, grids, self.tails)
+                    allowed = [g for g in options if g is not None]
                     grids = pick(allowed, key=count_rows)
                 if self.where == "pre":
                     rows.append(count_rows(grids))
-            full = self.text.full_macs(count_rows((self.grid,)))
-            shares.append(self.text.visual_macs(rows) / full)
+            shares.append(self.text.visual_macs(rows) / self.text.full_macs(self.entering))
         return shares[0], shares[1]

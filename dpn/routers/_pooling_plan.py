@@ -43,19 +43,34 @@ class PoolingPlan:
         largest = max(h * w for h, w in self.kernels[gate])
         return rows >= max(largest, self.min_pooled)
 
-    def options(self, gate: int, grids: Grids) -> tuple[Grids | None, ...]:
+    def options(
+        self, gate: int, grids: Grids, tails: Sequence[int] | None = None
+    ) -> tuple[Grids | None, ...]:
         """Return the grids that each expert of a gate leaves of a sample; None: not allowed.
 
         The expert that leaves most rows is always allowed.
+
+        Args:
+            gate: Index of the gate.
+            grids: Grids of the sample's spans.
+            tails: See `dpn.tokens.Span.tail`; default: no grid has newline tokens.
         """
+        pairs = list(zip(grids, tails or (0,) * len(grids), strict=True))
         after = [
-            tuple(pooled_grid(grid, kernel_on(grid, kernel)) for grid in grids)
+            tuple(pooled_grid(grid, kernel_on(grid, kernel), tail) for grid, tail in pairs)
             for kernel in self.kernels[gate]
         ]
         largest = max(map(count_rows, after))
         return tuple(g if count_rows(g) >= min(self.min_rows, largest) else None for g in after)
 
-    def expected_macs(self, probs: Sequence[Any], grids: Grids, text: TextShape, where: str) -> Any:
+    def expected_macs(
+        self,
+        probs: Sequence[Any],
+        grids: Grids,
+        text: TextShape,
+        where: str,
+        tails: Sequence[int] | None = None,
+    ) -> Any:
         """Return the expected visual MACs of one sample, with independent choices at all gates.
 
         Args:
@@ -64,6 +79,7 @@ class PoolingPlan:
             grids: Grids of the rows that enter the decoder.
             text: Sizes of the decoder.
             where: Whether a gate acts before (`pre`) or after (`post`) its layer.
+            tails: See `options`.
         """
         ends = [layer + (where == "post") for layer in self.layers] + [text.num_layers]
 
@@ -73,7 +89,7 @@ class PoolingPlan:
                 return 0.0
             if not self.eligible(gate, count_rows(left)):
                 return after_gate(gate, left)
-            options = self.options(gate, left)
+            options = self.options(gate, left, tails)
             chances = [(probs[gate][e], g) for e, g in enumerate(options) if g is not None]
             total = sum(p for p, _ in chances)
             return sum(p * after_gate(gate, g) for p, g in chances) / total

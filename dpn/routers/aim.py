@@ -6,8 +6,8 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from dpn.common.ranges import Share
-from dpn.routers._dropping import DroppingRouter, dot, of_images, record, to_host
+from dpn.common.ranges import AtLeast0, Share
+from dpn.routers._dropping import DroppingRouter, dot, of_spans, record, to_host
 from dpn.routers.base import RouterSizes, RoutingContext, Where
 from dpn.tokens import PackedTokens, Positions
 
@@ -15,6 +15,8 @@ from dpn.tokens import PackedTokens, Positions
 TEMPERATURE, STEPS = 0.1, 5
 #: Largest rounding error of a number of rows.
 TINY = 1e-6
+#: Number of rows whose similarities to all others are held at once.
+SIMILARITIES = 1024
 
 
 class AIMRouter(DroppingRouter):
@@ -31,7 +33,7 @@ class AIMRouter(DroppingRouter):
     part in later page ranks. The page rank covers the instruction only, in training too. Where less
     than half of the rows are merged at a time, rows keep their order in the image; in the release
     the unmerged rows come first. The release has one image per sample; here each image of a sample
-    is treated by itself.
+    is treated by itself, and rows are merged within a tile or frame.
 
     Args:
         merge: Share of an image's rows that is left after merging.
@@ -48,7 +50,7 @@ class AIMRouter(DroppingRouter):
     def __init__(
         self,
         merge: Share = 0.25,
-        first: int | None = None,
+        first: AtLeast0 | None = None,
         steps: int | None = None,
         positions: Positions = "keep",
         keep: float | None = None,
@@ -60,18 +62,12 @@ class AIMRouter(DroppingRouter):
         super().__init__("post", positions, merge, (0.0, 1.0), keep, **sizes)
 
     def schedule(self, strength: float) -> dict[int, float]:
-        """Share of the rows at depth 0; share of the merged rows at later depths."""
-        inside = {self.first + s: (self.steps - s) / self.steps for s in range(1, self.steps + 1)}
-        return {0: strength, **inside}
+        """Share of the merged rows at each depth."""
+        return {self.first + s: (self.steps - s) / self.steps for s in range(1, self.steps + 1)}
 
-    def rows(self, strength: float) -> list[int]:
-        shares, entered = self.schedule(strength), self.grid[0] * self.grid[1]
-        now = merged = merged_rows(shares.pop(0), entered)
-        rows = []
-        for depth in range(self.text.num_layers):
-            now = self.left(shares.get(depth, 1.0), merged, now)
-            rows.append(now)
-        return rows
+    def parts(self, strength: float) -> list[int]:
+        """Number of merged rows of the whole image."""
+        return [sum(merged_rows(strength, block.rows) for block in self.blocks)]
 
     def at(
         self, where: Where, layer: int, tokens: PackedTokens, context: RoutingContext
@@ -92,7 +88,12 @@ class AIMRouter(DroppingRouter):
             last = tokens.row(sample, max(end - 1, begin))
             seen = range(tokens.offsets[sample], last + 1)
             rows.append(seen if tokens.visual_rows[sample] else seen[:0])
-        return of_images(tokens, [importance(p) for p in context.attention_scores(tokens, rows)])
+        ranks = context.attention_scores(tokens, rows, page_rank)  # [H, R_b] per sample
+        whole = []
+        for rank, n in zip(ranks, tokens.lengths, strict=True):
+            mean = rank.pow(2).mean(0).sqrt()
+            whole.append(torch.nn.functional.pad(mean, (0, n - len(mean))))
+        return of_spans(tokens, whole)
 
 
 def merged_rows(share: float, entered: int) -> int:
@@ -108,20 +109,19 @@ def merged_rows(share: float, entered: int) -> int:
     return left
 
 
-def importance(probs: Tensor) -> Tensor:
-    """Compute the page rank `[n]` of a sample's rows from the attention of the first R.
+def page_rank(probs: Tensor) -> Tensor:
+    """Compute the page rank `[h, R]` of a sample's first R rows from their attention in h heads.
 
     Args:
-        probs: Attention probabilities, `[R, H, n]`.
+        probs: Attention probabilities, `[R, h, n]`.
     """
     count = len(probs)
-    square = probs[:, :, :count].transpose(0, 1)  # [H, R, R]
-    moves = (square.log() / TEMPERATURE).softmax(-1)
+    square = probs[:, :, :count].transpose(0, 1)  # [h, R, R]
+    moves = square.log().div_(TEMPERATURE).softmax(-1)
     mass = moves.new_full((moves.shape[0], 1, count), 1 / max(count, 1))
     for _ in range(STEPS):
         mass = dot(mass, moves)
-    rank = mass[:, 0].pow(2).mean(0).sqrt()
-    return torch.nn.functional.pad(rank, (0, probs.shape[2] - count))
+    return mass[:, 0]
 
 
 def merge_similar(tokens: PackedTokens, counts: Sequence[int]) -> PackedTokens:
@@ -150,8 +150,9 @@ def matched(rows: Tensor, remove: int) -> Tensor:
     remove = min(remove, len(rows) // 2)
     target = torch.arange(len(rows), device=rows.device)
     if remove:
-        best = dot(unit[::2], unit[1::2].T).max(-1)
-        source = best.values.argsort(descending=True, stable=True)[:remove]
-        target[2 * source] = 2 * best.indices[source] + 1
+        found = [dot(some, unit[1::2].T).max(-1) for some in unit[::2].split(SIMILARITIES)]
+        best, index = map(torch.cat, zip(*found, strict=True))
+        source = best.argsort(descending=True, stable=True)[:remove]
+        target[2 * source] = 2 * index[source] + 1
     stays = torch.zeros_like(target).index_fill(0, target, 1)
     return (stays.cumsum(0) - 1)[target]

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, TypedDict
+from typing import Any, ClassVar, Literal, NotRequired, Protocol, TypedDict
 
 import numpy as np
 import torch
@@ -12,14 +12,27 @@ from torch import Tensor, nn
 from dpn.common.errors import SettingError
 from dpn.common.seeded import uniform
 from dpn.cost import MeetsKeep, TextShape, check_share
-from dpn.tokens import Grid, LayerPlan, PackedTokens, Positions, Trace
+from dpn.tokens import Block, Grid, LayerPlan, PackedTokens, Positions, Trace
 
-#: See `RoutingContext.attention_scores`.
-AttentionScores = Callable[[PackedTokens, Sequence[Sequence[int]]], list[Tensor]]
+#: Function of the attention probabilities `[R, h, n]` of h heads; returns `[h, ...]`.
+Summary = Callable[[Tensor], Tensor]
 Where = Literal["pre", "post"]
 
 
-def _outside_the_loop(tokens: PackedTokens, rows: Sequence[Sequence[int]]) -> list[Tensor]:
+class AttentionScores(Protocol):
+    """See `RoutingContext.attention_scores`."""
+
+    def __call__(
+        self,
+        tokens: PackedTokens,
+        rows: Sequence[Sequence[int]],
+        summary: Summary | None = None,
+    ) -> list[Tensor]: ...
+
+
+def _outside_the_loop(
+    tokens: PackedTokens, rows: Sequence[Sequence[int]], summary: Summary | None = None
+) -> list[Tensor]:
     raise RuntimeError("Attention scores exist only while the layer loop calls a router.")
 
 
@@ -40,8 +53,10 @@ class RoutingContext:
         attention_scores: Function `attention_scores(tokens, rows)` of the hook's pack and R_b rows
             of each sample. It returns their attention probabilities over the sample's n_b rows,
             fp32 `[R_b, H, n_b]` without gradient: before a layer those of that layer, after it
-            those of the layer that ran. A router that needs them at a layer must call it there on
-            every process, whatever the samples are, because sharded weights are gathered.
+            those of the layer that ran. With a third argument, a `Summary`, it returns the summary
+            of all heads, `[H, ...]`, and holds the probabilities of a few heads at a time. A router
+            that needs them at a layer must call it there on every process, whatever the samples
+            are, because sharded weights are gathered.
     """
 
     instruction: tuple[tuple[int, int], ...]
@@ -69,10 +84,12 @@ class RouterSizes(TypedDict):
     Attributes:
         text: Sizes of the decoder.
         grid: Grid of the visual tokens that enter the decoder for an image of native size.
+        blocks: Grids of its tiles, if such an image has several; `grid` is the largest of them.
     """
 
     text: TextShape
     grid: Grid
+    blocks: NotRequired[Sequence[Block]]
 
 
 class Router(nn.Module):
@@ -87,6 +104,7 @@ class Router(nn.Module):
     Args:
         text: Sizes of the decoder.
         grid: Grid of the visual tokens that enter the decoder for an image of native size.
+        blocks: Grids of its tiles, if such an image has several; `grid` is the largest of them.
     """
 
     #: Where it acts, for tables: `between layers`, `within layers` or `nowhere`.
@@ -120,14 +138,20 @@ class Router(nn.Module):
     #: Number of training questions that `search` uses by default.
     search_samples: ClassVar[int] = 20
 
-    def __init__(self, *, text: TextShape, grid: Grid):
+    def __init__(self, *, text: TextShape, grid: Grid, blocks: Sequence[Block] = ()):
         super().__init__()
         self.text, self.grid = text, grid
+        self.blocks = tuple(blocks) or (Block(grid),)
 
     @property
     def sizes(self) -> RouterSizes:
         """Sizes that the model passed to the constructor, to build another router like this one."""
-        return {"text": self.text, "grid": self.grid}
+        return {"text": self.text, "grid": self.grid, "blocks": self.blocks}
+
+    @property
+    def entering(self) -> int:
+        """Number of rows with which an image of native size enters the decoder."""
+        return sum(block.rows for block in self.blocks)
 
     @classmethod
     def inline_files(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,10 +185,9 @@ class Router(nn.Module):
 
         Without a `keep` these are all rows that enter the decoder.
         """
-        entering = self.grid[0] * self.grid[1]
         if self.keep is None:
-            return entering
-        return min(entering, self.keep * (self.text.base_rows or entering))
+            return self.entering
+        return min(self.entering, self.keep * (self.text.base_rows or self.entering))
 
     def with_route(self, route: Sequence[Any]) -> "Router":
         """Return this router with a fixed route, to time it with random weights.

@@ -119,7 +119,7 @@ class DepthRoutingRouter(StrengthRouter):
         return min(rows, math.ceil(rows * capacity - 1e-6))
 
     def share(self, strength: float) -> float:
-        whole = self.grid[0] * self.grid[1]
+        whole = self.entering
         part = self.left(whole, strength)
         rows = [part if n in self.layers else whole for n in range(self.text.num_layers)]
         return self.text.visual_macs(rows) / self.text.full_macs(whole)

@@ -102,7 +102,8 @@ class DyVTERouter(Router):
         text, last = [], []
         for sample in samples:
             begin, end = context.instruction[sample]
-            images = [s.column for s in tokens.spans if s.sample == sample and s.column < end]
+            own = [s for s in tokens.spans if s.sample == sample]
+            images = {column for s in own for column in s.columns if column < end}
             first, final = min(images, default=begin - 1) + 1, max(begin, end - 1)
             between = [column for column in range(first, final) if column not in images]
             text.append(between or [final])
@@ -118,6 +119,5 @@ class DyVTERouter(Router):
 
     def reach(self) -> tuple[float, float]:
         # The shares if the rows of every sample are dropped after the first layer, or never.
-        entering = self.grid[0] * self.grid[1]
-        layer, full = self.text.layer_macs(entering), self.text.full_macs(entering)
+        layer, full = self.text.layer_macs(self.entering), self.text.full_macs(self.entering)
         return layer / full, self.text.num_layers * layer / full

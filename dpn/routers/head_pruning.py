@@ -178,9 +178,9 @@ class _Watch(Router):
         for sample, rows in enumerate(text_rows(tokens, context)):
             if tokens.visual_rows[sample] and rows:
                 asked = [rows if b == sample else [] for b in range(len(tokens.lengths))]
-                probs = context.attention_scores(tokens, asked)[sample]
+                mass = context.attention_scores(tokens, asked, lambda probs: probs.sum(0))[sample]
                 begin, end = tokens.offsets[sample : sample + 2]
-                self.ratios[layer].append(head_ratios(probs, tokens.is_visual[begin:end]))
+                self.ratios[layer].append(head_ratios(mass, tokens.is_visual[begin:end]))
         return tokens
 
 
@@ -193,10 +193,9 @@ def text_rows(tokens: PackedTokens, context: RoutingContext) -> list[list[int]]:
     ]
 
 
-def head_ratios(probs: Tensor, is_visual: np.ndarray) -> Tensor:
-    """Divide the mass of probabilities `[R, H, n]` on visual keys by that on text keys, `[H]`."""
-    visual = torch.from_numpy(is_visual).to(probs.device)
-    mass = probs.sum(0)
+def head_ratios(mass: Tensor, is_visual: np.ndarray) -> Tensor:
+    """Divide the mass of probabilities `[H, n]` on visual keys by that on text keys, `[H]`."""
+    visual = torch.from_numpy(is_visual).to(mass.device)
     return (mass[:, visual].sum(1) / mass[:, ~visual].sum(1)).cpu()
 
 

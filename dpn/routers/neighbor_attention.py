@@ -8,7 +8,7 @@ from typing import Unpack
 from dpn.common.ranges import AtLeast0
 from dpn.routers._planned import PlannedRouter
 from dpn.routers.base import RouterSizes
-from dpn.tokens import LayerPlan
+from dpn.tokens import Block, LayerPlan
 
 
 class NeighborAttentionRouter(PlannedRouter):
@@ -34,8 +34,14 @@ class NeighborAttentionRouter(PlannedRouter):
         keep: float | None = None,
         **sizes: Unpack[RouterSizes],
     ):
-        bounds = (0.0, float(max(sizes["grid"])))
+        blocks = sizes.get("blocks") or [Block(sizes["grid"])]
+        bounds = (0.0, float(longest_side(blocks)))
         super().__init__(layers, radius, bounds, keep, **sizes)
 
     def plan_of(self, layer: int, strength: float) -> LayerPlan:
         return LayerPlan(radius=round(strength))
+
+
+def longest_side(blocks: Sequence[Block]) -> int:
+    """Return the radius at which every visual row attends to its whole grid."""
+    return max(max(block.grid) for block in blocks)

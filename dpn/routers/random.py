@@ -10,7 +10,7 @@ from torch import Tensor
 from dpn.common.ranges import AtLeast0
 from dpn.cost import solve_for_keep
 from dpn.routers._pooling import GateChoice, PoolingRouter
-from dpn.routers._pooling_plan import PAPER_KERNELS, count_rows
+from dpn.routers._pooling_plan import PAPER_KERNELS
 from dpn.routers.base import RouterSizes, RoutingContext
 from dpn.tokens import PackedTokens, Positions
 
@@ -79,9 +79,9 @@ class RandomRouter(PoolingRouter):
 
     def _share(self, tilt: float) -> float:
         """Return the expected share of visual MACs, which grows with the tilt."""
-        grids = (self.grid,)
-        macs = self.plan.expected_macs(self._tilted(tilt), grids, self.text, self.where)
-        return macs / self.text.full_macs(count_rows(grids))
+        grids = tuple(block.grid for block in self.blocks)
+        macs = self.plan.expected_macs(self._tilted(tilt), grids, self.text, self.where, self.tails)
+        return macs / self.text.full_macs(self.entering)
 
 
 def draw(probs: Tensor, allowed: Tensor, uniform: Tensor) -> Tensor:

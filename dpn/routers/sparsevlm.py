@@ -14,6 +14,8 @@ from dpn.tokens import PackedTokens, Positions
 
 #: Numbers of layers before each cut, of 32: the released cuts are after layers 2, 6 and 15.
 DEPTHS = (3, 7, 16)
+#: Number of visual rows whose weights of the text are held at once.
+WEIGHTS = 4096
 
 
 class SparseVLMRouter(DroppingRouter):
@@ -29,8 +31,8 @@ class SparseVLMRouter(DroppingRouter):
     Differences to the release: only the instruction's text is used, in training too. If there is no
     text after the first image, or no row gets more than the mean, all of the instruction's text are
     raters. No noise is added to the densities. A cut that gets no more rows than it may keep drops
-    none instead of one. The release has one image per sample; here each image is pruned by itself,
-    with the same raters.
+    none instead of one. The release has one image per sample; here each image, tile or frame is
+    pruned by itself, with the same raters.
 
     Args:
         layers: Layers after which rows are dropped; default: 2, 6 and 15 of 32, scaled to the
@@ -64,6 +66,10 @@ class SparseVLMRouter(DroppingRouter):
         pairs = zip(self.layers, self.counts, strict=False)
         return {layer + 1: share**strength for layer, share in pairs}
 
+    def parts(self, strength: float) -> list[int]:
+        """Number of rows of each tile."""
+        return [block.rows for block in self.blocks]
+
     def kept(self, share: float, entered: int, now: int) -> int:
         """Return the number of rows that are kept unchanged."""
         return min(now, round(entered * share))
@@ -88,7 +94,7 @@ class SparseVLMRouter(DroppingRouter):
 
     @torch.no_grad()
     def targets(self, hidden: Tensor, scores: Tensor, kept: int) -> Tensor:
-        """Return the new row of each row of an image, -1 if it is dropped."""
+        """Return the new row of each row of a span, -1 if it is dropped."""
         order = scores.argsort(descending=True, stable=True)
         merged, clusters = self.recycled(len(order) - kept)
         target = torch.full_like(order, -1)
@@ -135,20 +141,25 @@ def raters(context: RoutingContext) -> list[list[int]]:
     pack = context.entered
     assert pack is not None, "the layer loop gives it"
     images: dict[int, list[int]] = {}
-    for place, span in enumerate(pack.spans):
-        images.setdefault(span.sample, []).append(place)
+    first_ends: dict[int, int] = {}  # columns after the first image
+    for same in pack.images:
+        last = pack.spans[same[-1]]
+        images.setdefault(last.sample, []).extend(same)
+        first_ends.setdefault(last.sample, last.columns.stop)
     every: list[list[int]] = []
     for sample, (begin, end) in enumerate(context.instruction):
         places = images.get(sample, [])
-        marks = {pack.spans[place].column for place in places}
+        marks = {c for place in places for c in pack.spans[place].columns}
         text = [c for c in range(begin, end) if c not in marks]
-        text = [c for c in text if c > min(marks, default=end)] or text
+        text = [c for c in text if c >= first_ends.get(sample, end)] or text
         if not places or not text:
             every.append([])
             continue
         visual = [pack.hidden.narrow(0, pack.starts[i], pack.spans[i].rows) for i in places]
         words = pack.hidden[[pack.row(sample, column) for column in text]]
-        weight = dot(torch.cat(visual), words.T).softmax(-1).mean(0)  # [text]
+        rows = torch.cat(visual)
+        parts = [dot(some, words.T).softmax(-1).sum(0) for some in rows.split(WEIGHTS)]
+        weight = torch.stack(parts).sum(0) / len(rows)  # [text]
         above = (weight > weight.mean()).tolist()
         every.append([c for c, high in zip(text, above, strict=True) if high] or text)
     return every

@@ -12,7 +12,7 @@ from dpn.cost import TextShape
 from dpn.routers._pooling import GateChoice, PoolingRouter
 from dpn.routers._pooling_plan import PAPER_KERNELS, PoolingPlan, count_rows, quarter_layers
 from dpn.routers.base import RouterSizes, RoutingContext
-from dpn.tokens import Grid, Kernel, PackedTokens, Positions
+from dpn.tokens import Block, Kernel, PackedTokens, Positions
 
 
 class StaticRouter(PoolingRouter):
@@ -45,7 +45,8 @@ class StaticRouter(PoolingRouter):
     ):
         layers = quarter_layers(sizes["text"].num_layers) if layers is None else tuple(layers)
         if keep is not None:
-            kernels = kernels_for_share(keep, layers, where, **sizes)
+            blocks = sizes.get("blocks") or [Block(sizes["grid"])]
+            kernels = kernels_for_share(keep, layers, where, sizes["text"], blocks)
         per_layer = [kernels] * len(layers) if isinstance(kernels[0], int) else kernels
         # The identity comes second, for samples that are too small for the kernel.
         pairs = [[tuple(kernel), (1, 1)] for kernel in per_layer]
@@ -64,32 +65,32 @@ class StaticRouter(PoolingRouter):
 
     def reach(self) -> tuple[float, float]:
         # The shares of 2 x 2 pooling at every layer and of none.
+        layers = self.plan.layers
         shares = [
-            _share(
-                (kernel,) * len(self.plan.layers),
-                self.plan.layers,
-                self.where,
-                self.text,
-                self.grid,
-            )
+            _share((kernel,) * len(layers), layers, self.where, self.text, self.blocks)
             for kernel in (PAPER_KERNELS[-1], PAPER_KERNELS[0])
         ]
         return shares[0], shares[1]
 
 
 def kernels_for_share(
-    keep: float, layers: tuple[int, ...], where: str, text: TextShape, grid: Grid
+    keep: float, layers: tuple[int, ...], where: str, text: TextShape, blocks: Sequence[Block]
 ) -> tuple[Kernel, ...]:
     """Return the kernels, of 1x1, 1x2 and 2x2, whose share of visual MACs is closest to `keep`."""
     return min(
         product(PAPER_KERNELS, repeat=len(layers)),
-        key=lambda kernels: abs(_share(kernels, layers, where, text, grid) - keep),
+        key=lambda kernels: abs(_share(kernels, layers, where, text, blocks) - keep),
     )
 
 
 def _share(
-    kernels: Sequence[Kernel], layers: tuple[int, ...], where: str, text: TextShape, grid: Grid
+    kernels: Sequence[Kernel],
+    layers: tuple[int, ...],
+    where: str,
+    text: TextShape,
+    blocks: Sequence[Block],
 ) -> float:
     plan = PoolingPlan(layers, tuple((kernel,) for kernel in kernels))
-    macs = plan.expected_macs([[1.0]] * len(layers), (grid,), text, where)
-    return macs / text.full_macs(count_rows((grid,)))
+    grids, tails = zip(*blocks, strict=True)
+    macs = plan.expected_macs([[1.0]] * len(layers), grids, text, where, tails)
+    return macs / text.full_macs(count_rows(grids))

@@ -12,7 +12,7 @@ from dpn.routers._planned import native_macs
 from dpn.routers.base import RouterSizes, check_keep
 from dpn.routers.head_pruning import HeadPruningRouter, Scores, read_scores
 from dpn.routers.layer_drop import LayerDropRouter
-from dpn.routers.neighbor_attention import NeighborAttentionRouter
+from dpn.routers.neighbor_attention import NeighborAttentionRouter, longest_side
 from dpn.routers.sparse_ffn import SparseFFNRouter
 
 
@@ -82,7 +82,8 @@ class YOPORouter(JoinedRouter):
         """Return the routers of the four methods at a strength, by name."""
         layers, units = self.text.num_layers, self.text.ffn_size
         sizes = self.sizes
-        radius = min(max(self.grid), self.radius / strength) if strength else max(self.grid)
+        longest = longest_side(self.blocks)
+        radius = min(longest, self.radius / strength) if strength else longest
         ratio = self.ratio / max(self.ratio * (1 - strength) + strength, self.ratio / units)
         k = max(0, round(layers - strength * (layers - self.k)))
         threshold = strength * self.threshold
@@ -100,9 +101,8 @@ class YOPORouter(JoinedRouter):
         k = round(parts.pop("layer_drop").strength)
         plans = list(zip(*(part.plans for part in parts.values()), strict=True))
         plans = plans if self.reference else plans[:k]
-        macs = sum(native_macs(self.text, joined(same), self.grid) for same in plans)
-        whole = self.grid[0] * self.grid[1]
-        return macs / self.text.full_macs(whole)
+        macs = sum(native_macs(self.text, joined(same), self.blocks) for same in plans)
+        return macs / self.text.full_macs(self.entering)
 
     def reach(self) -> tuple[float, float]:
         high, low = map(self.share, self.bounds)

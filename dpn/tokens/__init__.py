@@ -4,6 +4,7 @@ Imports `common`.
 """
 
 from dpn.tokens.grids import (
+    Block,
     Grid,
     Kernel,
     convolve_grid,
@@ -21,12 +22,13 @@ from dpn.tokens.layer_plan import (
     probed_rows,
     work_of,
 )
-from dpn.tokens.packed import PackedTokens, Positions, pack
+from dpn.tokens.packed import PackedTokens, Positions, edges, pack
 from dpn.tokens.spans import CellMap, Span
 from dpn.tokens.trace import Decision, RowDecision, Trace
 
 __all__ = [
     "BLOCK",
+    "Block",
     "CellMap",
     "Decision",
     "Grid",
@@ -39,6 +41,7 @@ __all__ = [
     "Trace",
     "Work",
     "convolve_grid",
+    "edges",
     "kernel_on",
     "pack",
     "pairs_in_window",

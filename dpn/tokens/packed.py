@@ -7,13 +7,14 @@ are derived from the visual spans, which live on the CPU, so they always agree w
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, groupby
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dpn.common.errors import SettingError
 from dpn.common.marks import marked
 from dpn.tokens.grids import (
     Grid,
@@ -42,6 +43,8 @@ class PackedTokens:
         numbering: Rotary positions of rows after a reduction: `renumber` counts the remaining rows
             from 0, `keep` lets every row keep its initial position (a pooled row: the position of
             its first cell).
+        entry: Given positions `[C]`, or `[A, C]` for A rotary axes, of the C columns that are not
+            padding, sample after sample, in place of those counted from 0; with `keep` only.
     """
 
     hidden: Tensor
@@ -49,6 +52,7 @@ class PackedTokens:
     left: tuple[int, ...]
     spans: tuple[Span, ...]
     numbering: Positions = "renumber"
+    entry: Tensor | None = None
 
     # Derived from the spans (on the CPU)
 
@@ -62,13 +66,19 @@ class PackedTokens:
 
     @cached_property
     def lengths(self) -> tuple[int, ...]:
-        """Number of rows of each sample: an `<image>` column stands for all rows of its span, every
+        """Number of rows of each sample: the columns of a span stand for all of its rows, every
         other column for one row.
         """
         lengths = list(self.columns_of)
         for span in self.spans:
-            lengths[span.sample] += span.rows - 1
+            lengths[span.sample] += span.rows - span.width
         return tuple(lengths)
+
+    @cached_property
+    def images(self) -> tuple[tuple[int, ...], ...]:
+        """Places in `spans` of the spans of each image."""
+        places = groupby(range(len(self.spans)), key=lambda place: self.spans[place].image)
+        return tuple(tuple(same) for _, same in places)
 
     @cached_property
     def offsets(self) -> tuple[int, ...]:
@@ -78,35 +88,51 @@ class PackedTokens:
     def row(self, sample: int, column: int) -> int:
         """Return the row that stands for a column of `input_ids`.
 
-        An `<image>` column is represented by its last remaining visual row; if none remains, by the
-        text row before it, or by the sample's first row.
+        A column of a span is represented by the last remaining visual row of the cells up to it,
+        and an `<image>` column by its last remaining visual row; if none remains, by the text row
+        before it, or by the sample's first row.
         """
-        extra = sum(s.rows - 1 for s in self.spans if s.sample == sample and s.column <= column)
-        return self.offsets[sample] + max(column - self.left[sample] + extra, 0)
+        place = column - self.left[sample]
+        for span in self.spans:
+            if span.sample == sample and span.column <= column:
+                passed = min(column + 1 - span.column, span.width)
+                whole = passed == span.width
+                rows = span.rows if whole else int((span.first_cells() < passed).sum())
+                place += rows - passed
+        return self.offsets[sample] + max(place, 0)
 
     @cached_property
     def _column_of_row(self) -> np.ndarray:
         repeats = np.ones(sum(self.columns_of), dtype=np.int64)
-        starts = list(accumulate(self.columns_of, initial=0))
+        begins = list(accumulate(self.columns_of, initial=0))
         for span in self.spans:
-            repeats[starts[span.sample] + span.column - self.left[span.sample]] = span.rows
+            first = begins[span.sample] + span.column - self.left[span.sample]
+            repeats[first : first + span.width] = 0
+            repeats[first] = span.rows
         every = [np.arange(pad, pad + n) for pad, n in zip(self.left, self.columns_of, strict=True)]
-        return np.repeat(np.concatenate(every), repeats) if every else np.empty(0, np.int64)
+        found = np.repeat(np.concatenate(every), repeats) if every else np.empty(0, np.int64)
+        for start, span in zip(self.starts, self.spans, strict=True):
+            if span.width > 1:
+                found[start : start + span.rows] += span.first_cells()
+        return found
 
     @cached_property
     def positions(self) -> Tensor:
-        """Rotary positions, `[N]`."""
+        """Rotary positions, `[N]`, or `[A, N]` if `entry` has A axes."""
         if self.numbering == "renumber":
             position = np.concatenate([np.arange(n) for n in self.lengths])
-        else:
-            position = self._column_of_row - np.repeat(self.left, self.lengths)
-            # Every column after an image is shifted by the rows that entered for the image.
-            for span in self.spans:
-                shift = span.entered - 1
-                first, last = self.offsets[span.sample], self.offsets[span.sample + 1]
-                column = self._column_of_row[first:last]
-                position[first:last][column > span.column] += shift
-                position[first:last][column == span.column] += span.first_cells()
+            return torch.from_numpy(position).to(self.hidden.device, non_blocking=True)
+        position = self._column_of_row - np.repeat(self.left, self.lengths)
+        if self.entry is not None:
+            begins = accumulate(self.columns_of[:-1], initial=0)
+            index = torch.from_numpy(position + np.repeat(list(begins), self.lengths))
+            return self.entry.index_select(-1, index.to(self.entry.device, non_blocking=True))
+        # Every column after an image is shifted by the cells of the image.
+        for start, span in zip(self.starts, self.spans, strict=True):
+            rows, last = slice(start, start + span.rows), self.offsets[span.sample + 1]
+            position[rows.stop : last] += span.cells - span.width
+            if span.width == 1:
+                position[rows] += span.first_cells()
         return torch.from_numpy(position).to(self.hidden.device, non_blocking=True)
 
     @cached_property
@@ -124,7 +150,11 @@ class PackedTokens:
     @cached_property
     def starts(self) -> tuple[int, ...]:
         """First row of each span."""
-        return tuple(self.row(s.sample, s.column) - s.rows + 1 for s in self.spans)
+        starts, shift = [], [o - pad for o, pad in zip(self.offsets, self.left, strict=False)]
+        for span in self.spans:
+            starts.append(shift[span.sample] + span.column)
+            shift[span.sample] += span.rows - span.width
+        return tuple(starts)
 
     @property
     def visual(self) -> Tensor:
@@ -206,11 +236,12 @@ class PackedTokens:
         groups: dict[tuple, list[int]] = {}
         weights = weights or [None] * len(self.spans)
         for i, (span, kernel, weight) in enumerate(zip(self.spans, kernels, weights, strict=True)):
-            groups.setdefault((span.grid, kernel_on(span.grid, kernel), id(weight)), []).append(i)
+            key = (span.grid, span.tail, kernel_on(span.grid, kernel), id(weight))
+            groups.setdefault(key, []).append(i)
         pieces = self._pieces()
         visual = list(pieces[1::2])
         spans = list(self.spans)
-        for (grid, kernel, _), members in groups.items():
+        for (grid, tail, kernel, _), members in groups.items():
             weight = weights[members[0]]
             if grid[0] * grid[1] == 0 or (kernel == (1, 1) and scale is None and weight is None):
                 continue
@@ -218,12 +249,13 @@ class PackedTokens:
             if weight is not None:
                 rows = convolve_grid(rows, weight.reshape(-1, 1, *kernel))
             elif kernel != (1, 1):
-                rows = pool_grid(rows, kernel, reduce)
+                rows = pool_grid(rows, kernel, reduce, tail)
             if scale is not None:
                 rows = rows * scale[members].to(rows.dtype)[:, None, None, None]
             for i, pooled in zip(members, rows.flatten(1, 2).unbind(), strict=True):
                 visual[i] = pooled
-                spans[i] = spans[i].regroup(pooled_grid(grid, kernel), window_of_row(grid, kernel))
+                after, window = pooled_grid(grid, kernel, tail), window_of_row(grid, kernel, tail)
+                spans[i] = spans[i].regroup(after, window, tail)
         return self._with_visual(pieces, visual, spans)
 
     @marked("pooling")
@@ -290,9 +322,13 @@ class PackedTokens:
 
     def restart(self) -> "PackedTokens":
         """Treat the remaining rows as the ones that entered the decoder: number positions from them
-        and forget the vision tower's cells.
+        and forget the vision tower's cells. With several columns to a span, or given positions,
+        rows keep their cells and positions.
         """
-        spans = [Span.start(s.sample, s.image, s.column, s.grid) for s in self.spans]
+        if self.entry is not None or any(span.width > 1 for span in self.spans):
+            spans = [replace(span, entered=span.rows) for span in self.spans]
+        else:
+            spans = [Span.start(s.sample, s.image, s.column, s.grid) for s in self.spans]
         return replace(self, spans=tuple(spans))
 
     def drop(self) -> "PackedTokens":
@@ -322,17 +358,9 @@ def pack(
         sources: Cell map of every image, see `Span.start`.
 
     Raises:
-        ValueError: If a sample is empty or has padding in its middle.
+        SettingError: If a sample is empty or has padding in its middle.
     """
-    columns_of = tuple(attention_mask.sum(1).tolist())
-    left = tuple(attention_mask.argmax(1).tolist())
-    right = attention_mask[:, ::-1].argmax(1)
-    runs_of = attention_mask.shape[1] - right - left
-    if (broken := (runs_of != columns_of) | (np.array(columns_of) == 0)).any():
-        raise ValueError(
-            f"attention_mask of sample {broken.argmax()} must be one run of ones with padding left"
-            " or right of it."
-        )
+    columns_of, left = edges(attention_mask)
     # Text rows before each image: columns before it that are neither padding nor `<image>`.
     seen = attention_mask.cumsum().reshape(attention_mask.shape)
     before = [int(seen[b, c]) - 1 - i for i, (b, c) in enumerate(image_columns)]
@@ -354,3 +382,24 @@ def pack(
         spans=spans,
         numbering=numbering,
     )
+
+
+def edges(attention_mask: np.ndarray) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the number of columns of each sample that are not padding, and of those left of them.
+
+    Args:
+        attention_mask: Bool `[B, T]`, False for padding.
+
+    Raises:
+        SettingError: If a sample is empty or has padding in its middle.
+    """
+    columns_of = tuple(attention_mask.sum(1).tolist())
+    left = tuple(attention_mask.argmax(1).tolist())
+    right = attention_mask[:, ::-1].argmax(1)
+    runs_of = attention_mask.shape[1] - right - left
+    if (broken := (runs_of != columns_of) | (np.array(columns_of) == 0)).any():
+        raise SettingError(
+            f"attention_mask of sample {broken.argmax()} must be one run of ones with padding left"
+            " or right of it."
+        )
+    return columns_of, left

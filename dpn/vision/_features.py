@@ -23,12 +23,15 @@ class Needs:
             last of these.
         attention: Layer whose CLS query and keys are requested: the layer that outputs the tokens
             (`last`), or the one after it (`next`, if it exists).
-        cls: Whether the CLS token is requested.
+        cls: Whether the CLS token is requested, if the tower has one.
+        one_softmax: Whether that attention has one softmax over the full width instead of one per
+            head.
     """
 
     layers: tuple[float, ...] = ()
     attention: Literal["last", "next"] | None = None
     cls: bool = False
+    one_softmax: bool = False
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -86,7 +89,10 @@ class VisualFeatures:
         layers: Hidden states of K layers, `[sum of h * w, K, C]`.
         cls: CLS token of each image, `[I, C]`.
         query: CLS query of each image, `[I, C]`, all heads side by side.
-        keys: Keys `[sum of 1 + h * w, C]`, image after image: first of CLS, then of the tokens.
+        keys: Keys `[sum of 1 + h * w, C]`, image after image: first of CLS, then of the tokens; of
+            the tokens alone if `attention` is given.
+        attention: Attention that each token receives, fp32 `[sum of h * w]`, of a tower whose
+            query of CLS is not given.
         heads: Number of heads of the tower's attention.
         owners: For tokens that a projector made, the token of each image that represents each cell
             of the tower, -1 for none; None if tokens do not represent particular cells.
@@ -99,6 +105,7 @@ class VisualFeatures:
     cls: Tensor | None = None
     query: Tensor | None = None
     keys: Tensor | None = None
+    attention: Tensor | None = None
     heads: int = 0
     owners: tuple[np.ndarray | None, ...] | None = None
     context: ImageContext | None = None
@@ -118,7 +125,8 @@ class VisualFeatures:
             "layers": cells,
             "cls": [1] * len(cells),
             "query": [1] * len(cells),
-            "keys": [1 + n for n in cells],
+            "keys": cells if self.query is None else [1 + n for n in cells],
+            "attention": cells,
         }
         parts = {
             name: tensor.split(size)
@@ -150,7 +158,9 @@ class ImageGroup:
         layers: Hidden states of K layers, `[S, n, K, C]`.
         cls: CLS tokens `[S, 1, C]`.
         query: CLS queries `[S, 1, C]`.
-        keys: Keys of CLS and the tokens, `[S, 1 + n, C]`.
+        keys: Keys of CLS and the tokens, `[S, 1 + n, C]`; without a query of CLS those of the
+            tokens, `[S, n, C]`.
+        attention: Attention that each token receives, fp32 `[S, n]`, instead of a query.
         heads: Number of heads of the tower's attention.
     """
 
@@ -161,6 +171,7 @@ class ImageGroup:
     cls: Tensor = _NONE
     query: Tensor = _NONE
     keys: Tensor = _NONE
+    attention: Tensor = _NONE
     heads: int = 1
 
     @property
@@ -168,14 +179,23 @@ class ImageGroup:
         """Number of cells of the grid, n."""
         return self.grid[0] * self.grid[1]
 
+    @property
+    def token_keys(self) -> Tensor:
+        """Keys of the tokens, `[S, n, C]`."""
+        return self.keys[:, self.keys.shape[1] - self.cells :]
+
     def cls_attention(self, heads: int) -> Tensor:
         """Compute the attention of CLS to each token, fp32 `[S, heads, n]`, without the full
         attention map. The softmax includes CLS itself.
+
+        If the features give the attention that tokens receive, it is returned, `[S, 1, n]`.
 
         Args:
             heads: Number of heads that the width is divided into; with the tower's own number this
                 is the tower's attention.
         """
+        if self.attention.numel():
+            return self.attention[:, None]
         query, keys = (x.float().unflatten(-1, (heads, -1)) for x in (self.query, self.keys))
         scores = torch.einsum("sqhd,snhd->shn", query, keys) * query.shape[-1] ** -0.5
         return scores.softmax(-1)[..., 1:]

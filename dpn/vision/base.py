@@ -23,6 +23,7 @@ class VisionTower(nn.Module):
         aligned: Names of the modules that are trained or frozen with the projector, not with the
             tower.
         extras: Whether the tower can provide the additional features of `Needs`.
+        has_cls: Whether the tower has a CLS token.
         needs: Additional features that the tower currently provides, see `request`.
         heads: Number of attention heads, if `extras`.
     """
@@ -33,6 +34,7 @@ class VisionTower(nn.Module):
     checkpoint_layers: bool = False
     aligned: ClassVar[tuple[str, ...]] = ()
     extras: ClassVar[bool] = False
+    has_cls: ClassVar[bool] = False
     needs: Needs = Needs()
     heads: int = 0
 
@@ -127,6 +129,7 @@ class Transformer(VisionTower):
     """
 
     extras: ClassVar[bool] = True
+    has_cls: ClassVar[bool] = True
 
     def encode_layers(
         self,

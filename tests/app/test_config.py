@@ -37,6 +37,7 @@ INDEPENDENT = (
     ("projector", "recipe"),
 )
 SINGLE = [(group,) for group in GROUPS if group not in chain.from_iterable(INDEPENDENT)]
+GROUPS["model"].remove("hf")  # of dpn.verify only
 CHOICES = [
     [(group, name) for group, name in zip(groups, names, strict=True) if name]
     for groups in (*INDEPENDENT, *SINGLE)
@@ -405,14 +406,18 @@ def test_help_of_a_command_without_a_config(capsys):
 
 @pytest.mark.parametrize(
     ("name", "function"),
-    [("train", "train"), ("eval", "evaluate"), ("bench", "bench"), ("plan", "plan")],
+    [
+        *(("train", "train"), ("eval", "evaluate"), ("bench", "bench"), ("plan", "plan")),
+        ("verify", "verify"),
+    ],
 )
 def test_help_of_a_command_with_a_config(name, function):
     module = importlib.import_module(f"dpn.{name}")
     shown = help_of_config(getattr(module, function), name, CONFIG_DIR)
     assert f"python -m dpn.{name} " in shown
-    assert ("dpe (default)" in shown) == (name != "eval")
-    assert "  seed: 0\n" in shown
+    assert ("dpe (default)" in shown) == (name not in ("eval", "verify"))
+    assert ("hf (default)" in shown and "  pairs: 5  # timed" in shown) == (name == "verify")
+    assert ("  seed: 0\n" in shown) == (name != "verify")
     assert ("plan:" in shown) == (name == "plan")
     assert "--cfg job" in shown
 
@@ -486,8 +491,9 @@ def test_files_and_classes_name_the_same_methods():
     "arguments",
     [
         *([f"dpn.{name}", "--help"] for name in ("train", "eval", "bench", "plan")),
-        *([f"dpn.{name}", "--help"] for name in ("generate", "chat", "route", "report")),
+        *([f"dpn.{name}", "--help"] for name in ("generate", "chat", "route", "report", "verify")),
         ["dpn.train", "router=dpee"],
+        ["dpn.verify", "router=fastvv"],
         ["dpn.plan", "optim.lrr=1"],
         ["dpn.generate", "rum=1"],
     ],
@@ -534,8 +540,10 @@ def test_what_the_code_gives_may_be_one_typed_dict():
     def long(width: int = 1, *, text: TextShape, grid: Grid):
         """A part that names it."""
 
-    for part in (short, long):
-        assert keyword_only(part) == ["text", "grid"]
+    for part, names in ((short, ["text", "grid", "blocks"]), (long, ["text", "grid"])):
+        assert keyword_only(part) == names
+        sizes = {"text": TextShape(4, 32, 16, 48), "grid": [8, 8]}
+        assert check_arguments("part", part, sizes) == []  # blocks are not required
         given = {"given": keyword_only(part)}
         assert check_arguments("part", part, {"width": 2}, **given) == []
         (found,) = check_arguments("part", part, {"widht": 2}, **given)

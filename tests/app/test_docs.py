@@ -2,22 +2,27 @@
 
 import importlib
 import importlib.util
+import json
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+from transformers import Qwen2_5_VLTextConfig
 
-from dpn import report
+from dpn import report, routers
 from dpn.cli.arguments import read_arguments
 from dpn.config import preflight
 from dpn.config.compose import compose, compose_jobs
+from dpn.cost import TextShape
+from dpn.inference import stock
 from dpn.runs.request import ConfigError
 from tests.talkers import make_run, picture
+from tests.vlm_folders import save
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-DOORS = ("train", "eval", "bench", "plan")  # with a config
+DOORS = ("train", "eval", "bench", "plan", "verify")  # with a config
 #: The name of the reader's own method, and one that exists.
 EXAMPLE = ("=my_method", "=fastv")
 #: Plugins of Hydra that are not among the development dependencies.
@@ -129,21 +134,71 @@ def call_tool(path, arguments):
         read_arguments(function, arguments)
 
 
+#: Checkpoint of the examples with `dpn.compress`; here a tiny model of the same type.
+STOCK = "HuggingFaceTB/SmolVLM-256M-Instruct"
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """What the Python examples find: a run `RUN` and an image."""
+    """What the Python examples find: a run `RUN`, an image, and the checkpoint."""
     folder = tmp_path_factory.mktemp("reader")
     make_run(folder / "RUN", {"name": "dpe", "layers": [0, 2], "min_rows": 1})
     picture().save(folder / "mosaic.png")
+    save(folder / STOCK, "idefics3", num_hidden_layers=8)
     return folder
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("page", ["README.md", "docs/hugging_face.md"])
-def test_python_examples_run(page, folder, monkeypatch, capsys):
+def run_examples(page, folder, monkeypatch, **names):
+    """Run the Python blocks of a page one after another; return their names."""
     monkeypatch.chdir(folder)
-    names = {}
     for block in blocks(ROOT / page, "python"):
         exec(block, names)
+    return names
+
+
+def test_python_examples_of_the_readme_run(folder, monkeypatch, capsys):
+    processor = stock.load_processor(str(folder / STOCK))
+    inputs = stock.stock_inputs(processor, picture(), "What is in this image?")
+    names = run_examples("README.md", folder, monkeypatch, inputs=inputs)
+    share = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert (
+        share == names["fast"].dpn.trace.share == [pytest.approx(0.5, abs=0.1)]
+    )  # 4 tokens a tile
+    assert names["fast"].config.model_type == "idefics3"
+    assert names["model"].config.router_config["name"] == "fastv"
+
+
+def test_python_examples_of_compress_run(folder, monkeypatch, capsys):
+    names = run_examples("docs/compress.md", folder, monkeypatch)
+    assert names["trace"].share == [pytest.approx(0.5, abs=0.1)]
+    *_, survived = capsys.readouterr().out.splitlines()
+    assert len(json.loads(survived)) == 5  # tiles
+
+
+def test_shares_by_the_size_of_an_image():
+    """The table of docs/compress.md."""
+    text = TextShape.from_config(
+        Qwen2_5_VLTextConfig(
+            hidden_size=3584,
+            intermediate_size=18944,
+            num_hidden_layers=28,
+            num_attention_heads=28,
+            num_key_value_heads=4,
+        )
+    )
+    page = (ROOT / "docs/compress.md").read_text()
+    (head,) = re.findall(r"^\| tokens of the image \|(.*)\|$", page, re.M)
+    sides = [int(cell.split(" x ")[0]) for cell in head.split("|")]
+    rows = re.findall(r"^\| `(\w+) keep=0\.5` \|(.*)\|$", page, re.M)
+    assert len(rows) == 3
+    for name, cells in rows:
+        solved = routers.build(name, keep=0.5, text=text, grid=(32, 32)).strength
+        found = [routers.build(name, text=text, grid=(n, n)).share(solved) for n in sides]
+        assert [f"{share:.3f}" for share in found] == [cell.strip() for cell in cells.split("|")]
+
+
+@pytest.mark.slow
+def test_python_examples_of_hugging_face_run(folder, monkeypatch, capsys):
+    names = run_examples("docs/hugging_face.md", folder, monkeypatch)
     assert "{0: '" in capsys.readouterr().out  # a route
     assert names["model"].config.router_config["name"] == "fastv"

@@ -90,7 +90,7 @@ def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
 
-def test_prompts_keep_the_marks_of_images(benchmark):
+def test_prompts_keep_the_marks_of_spans(benchmark):
     questions = benchmark.questions()
     assert questions[0].prompt == f'What is <image 1>?\n(A) a cat\n(B) a "dog"\n{ASK}'
     assert questions[1].prompt == (

@@ -94,3 +94,12 @@ def without(batch, *names):
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.default_generator.manual_seed(0)
+
+
+#: Types of stock models that differ most: newline tokens, DeepStack with three axes, tiles.
+FEW = ("llava_next", "qwen3_vl", "smolvlm")
+
+
+def few(names):
+    """Parameters of a test for each of some stock models; those that are not in FEW are slow."""
+    return [n if n in FEW else pytest.param(n, marks=pytest.mark.slow) for n in names]

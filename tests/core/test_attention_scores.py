@@ -4,8 +4,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
+from dpn.decoder import layer as layers
 from dpn.decoder.layer import _probabilities
-from dpn.routers import Router
+from dpn.routers import Router, aim, sparsevlm
 from dpn.routers._dropping import dot
 
 from .conftest import collate, make_model, make_samples
@@ -75,3 +76,38 @@ def test_probabilities_are_computed_in_fp32_under_autocast():
         assert torch.equal(_probabilities(query, key, place, 0.25), plain)
         product = dot(query[0], query[0].T)
     assert torch.equal(product, query[0] @ query[0].T)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["fastv", "sparsevlm", "aim"])
+def test_scores_of_a_few_heads_and_rows_at_a_time_choose_the_same(name, monkeypatch):
+    options = {"fastv": {"k": 1}, "sparsevlm": {"layers": [0, 2]}, "aim": {"first": 0}}[name]
+    model, batch = make_model({"name": name, **options}), collate(make_samples([0, 3, 4]))
+    expected, sizes = model(**batch).logits, []
+
+    def spy(query, *args):
+        sizes.append(query.shape[1])
+        return _probabilities(query, *args)
+
+    monkeypatch.setattr(layers, "_probabilities", spy)
+    monkeypatch.setattr(layers, "GROUP_BYTES", 1)
+    monkeypatch.setattr(aim, "SIMILARITIES", 3)
+    monkeypatch.setattr(sparsevlm, "WEIGHTS", 3)
+    torch.testing.assert_close(model(**batch).logits, expected, atol=1e-5, rtol=1e-4)
+    assert set(sizes) == {1}
+
+
+def test_a_summary_holds_few_probabilities_at_once():
+    sizes = []
+
+    def summary(probs):
+        sizes.append(probs.numel() * 4)
+        return probs.sum(0)
+
+    query, key = torch.randn(512, 28, 4), torch.randn(2048, 4, 4)
+    found = layers._summarised(query, key, torch.arange(512) + 1000, 0.5, summary)
+    assert found.shape == (28, 2048)
+    assert len(sizes) > 1
+    assert max(sizes) <= layers.GROUP_BYTES
+    whole = _probabilities(query, key, torch.arange(512) + 1000, 0.5).sum(0)
+    torch.testing.assert_close(found, whole, atol=1e-5, rtol=1e-4)

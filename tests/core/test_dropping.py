@@ -186,3 +186,18 @@ def test_the_search_of_vtw_returns_the_first_sufficient_layer():
         good = [k for k in range(1, 4) if found[k] <= eta]
         found_k = VTWRouter.search(model, batches, eta=eta, first=1)
         assert found_k == {"k": good[0] if good else 4}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "settings"), [("fastv", {"k": 1}), ("sparsevlm", {})])
+def test_shares_are_relative_to_the_rows_that_a_projector_leaves(name, settings):
+    pooled = {"name": "pooled", "kernel": [2, 2]}
+    alone = make_model({"name": "none"}, projector=pooled)
+    both = make_model({"name": name, **settings}, projector=pooled)
+    batch = collate(make_samples([0, 1]))
+    (first, second), left = alone(**batch).trace.visual_rows[0], both(**batch).trace.visual_rows
+    assert both(**batch).trace.base_rows[0] == 4 * first
+    assert left[0] == (first, second)
+    assert 0 < left[-1][0] < first
+    if name == "fastv":
+        assert left[1] == (first // 2, second // 2)

@@ -232,7 +232,7 @@ def test_arrays_and_tensors_are_images(processor):
             processor(text, odd)
 
 
-def test_lists_of_images_may_be_nested_and_have_holes(processor):
+def test_lists_of_spans_may_be_nested_and_have_holes(processor):
     one, two = picture(8, 4, 1), picture(4, 4, 2)
     texts = ["<image> and <image>?", "None?", "<image>?"]
     want = processor(texts, [one, two, one])

@@ -10,7 +10,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from dpn import DPNConfig, DPNForConditionalGeneration
 from dpn.common.errors import SettingError
 from dpn.decoder import text_models
-from dpn.decoder.text_models import DIVISIBLE, EXACT, READABLE, check_text_model
+from dpn.decoder.text_models import DIVISIBLE, EXACT, GIVEN_POSITIONS, READABLE, check_text_model
 from dpn.routers.base import Router
 from dpn.tokens import LayerPlan
 from tests.tiny import VISION
@@ -125,7 +125,7 @@ def test_the_list_of_exact_models(kind, monkeypatch):
 
 
 def test_every_exact_model_is_one_of_transformers():
-    assert EXACT >= READABLE >= DIVISIBLE
+    assert EXACT | GIVEN_POSITIONS >= READABLE >= DIVISIBLE >= GIVEN_POSITIONS
     assert set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) >= EXACT - {"iquestcoder"}
 
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 from filelock import FileLock
+from PIL import Image
 
 from dpn.common.ranges import Seed
 from dpn.data.sources._scenes import (
@@ -159,6 +160,16 @@ class Mosaic(Source):
     def _split(self, name: SplitName, stage: str) -> Split:
         file = self.folder / f"{name}-{stage}.json"
         return Split(file, self.folder, "plain" if stage == "captions" else None)
+
+
+def example_image(size: tuple[int, int] = (448, 336)) -> Image.Image:
+    """Return a mosaic with a digit in every cell, always the same.
+
+    Args:
+        size: Width and height in pixels.
+    """
+    scene = draw(np.random.default_rng(0), split_digits(0)[1], 8, None)
+    return paint(scene, 0.7).resize(size, Image.Resampling.BICUBIC)
 
 
 FileRow = dict[str, Any]
