@@ -10,9 +10,10 @@ from dpn.cost.flops import text_flops
 from dpn.tokens import Span, Trace
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Record:
-    """What one prefill of a compressed model kept and cost, sample by sample.
+    """What one prefill of a compressed model kept and cost, sample by sample; printed, a line for
+    each sample.
 
     It is made by every forward pass over a prompt and stays during decoding.
 
@@ -73,3 +74,15 @@ class Record:
         for span in self.spans:
             images.setdefault(span.image, []).append((span.owner >= 0).reshape(span.source))
         return list(images.values())
+
+    def __repr__(self) -> str:
+        lines = []
+        for sample, (share, flops) in enumerate(zip(self.share, self.prefill_flops, strict=True)):
+            rows = [every[sample] for every in self.visual_rows]
+            changed = [n for n, now in enumerate(rows) if n == 0 or now != rows[n - 1]]
+            parts = [f"{rows[n]} visual rows" + f" from layer {n} on" * (n > 0) for n in changed]
+            if any(rows):
+                parts.append(f"{share:.3f} of the stock model's visual MACs")
+            parts.append(f"{flops / 1e9:.3g} GFLOPs in the text model")
+            lines.append(f"sample {sample}: {', '.join(parts)}")
+        return "\n".join(lines)

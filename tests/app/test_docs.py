@@ -15,7 +15,6 @@ from dpn.cli.arguments import read_arguments
 from dpn.config import preflight
 from dpn.config.compose import compose, compose_jobs
 from dpn.cost import TextShape
-from dpn.inference import stock
 from dpn.runs.request import ConfigError
 from tests.talkers import make_run, picture
 from tests.vlm_folders import save
@@ -157,13 +156,11 @@ def run_examples(page, folder, monkeypatch, **names):
 
 
 def test_python_examples_of_the_readme_run(folder, monkeypatch, capsys):
-    processor = stock.load_processor(str(folder / STOCK))
-    inputs = stock.stock_inputs(processor, picture(), "What is in this image?")
-    names = run_examples("README.md", folder, monkeypatch, inputs=inputs)
-    share = json.loads(capsys.readouterr().out.splitlines()[0])
-    assert (
-        share == names["fast"].dpn.trace.share == [pytest.approx(0.5, abs=0.1)]
-    )  # 4 tokens a tile
+    image, prompt = picture(), "<image>What is this?"
+    names = run_examples("README.md", folder, monkeypatch, image=image, prompt=prompt)
+    trace = names["fast"].dpn.trace
+    assert trace.share == [pytest.approx(0.5, abs=0.1)]  # 4 tokens a tile
+    assert capsys.readouterr().out.splitlines()[0] == repr(trace)
     assert names["fast"].config.model_type == "idefics3"
     assert names["model"].config.router_config["name"] == "fastv"
 

@@ -241,6 +241,7 @@ def test_a_sample_without_an_image_has_no_share():
     assert math.isnan(share)
     assert fast.dpn.trace.visual_macs == [0]
     assert fast.dpn.trace.survivors == []
+    assert repr(fast.dpn.trace).startswith("sample 0: 0 visual rows, 0.000")
 
 
 @torch.no_grad()
@@ -253,6 +254,7 @@ def test_the_record_is_that_of_the_last_prefill():
     fast(**given.inputs)
     assert fast.dpn.trace is not first
     assert fast.dpn.trace.prefill_flops == first.prefill_flops
+    assert repr(first).startswith("sample 0: 16 visual rows, 8 visual rows from layer 2 on, 0.")
 
 
 @torch.no_grad()
