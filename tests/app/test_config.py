@@ -80,6 +80,7 @@ def data_root(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choices", CHOICES, ids=lambda choices: "-".join(sum(choices, ())))
 def test_every_choice_composes_and_passes(choices, data_root):
     overrides = [f"paths.data_root={data_root}"]

@@ -55,10 +55,6 @@ def commands(path):
 
 ALL = sorted({tuple(command) for page in PAGES for command in commands(page)})
 #: Sweeps take as long as their jobs are many.
-MARKED = [
-    pytest.param(command, marks=[pytest.mark.slow] if command[2:4] == ("dpn.train", "-m") else [])
-    for command in ALL
-]
 
 
 def test_the_readme_fits_on_a_few_screens():
@@ -66,7 +62,8 @@ def test_the_readme_fits_on_a_few_screens():
     assert len(ALL) > 50  # commands are found
 
 
-@pytest.mark.parametrize("command", MARKED, ids=" ".join)
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ALL, ids=" ".join)
 def test_every_word_of_a_command_is_known(command):
     door, arguments = door_of(command)
     if door in DOORS:

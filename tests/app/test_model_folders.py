@@ -403,6 +403,7 @@ def test_a_run_of_the_composed_model_changes_nothing(finished, tiny):
     assert same.model == config.model
 
 
+@pytest.mark.slow
 def test_a_run_of_another_model_gives_its_sizes(finished, squares, tmp_path):
     common = tiny_run(squares, tmp_path)
     rest = [o for o in common if not o.startswith(("model.text", "model.vision"))]

@@ -38,6 +38,7 @@ PARTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("group", "choice"), PARTS)
 def test_every_choice_builds_a_module(group, choice, processor):
     further = ["router.keep=0.6"] if choice in ("budget", "policy") else []

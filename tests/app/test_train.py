@@ -118,7 +118,7 @@ def interrupt(trainer):
 @pytest.mark.parametrize(
     ("step", "action", "error", "state", "saved"),
     [
-        (5, crash, RuntimeError, "failed", 4),
+        pytest.param(5, crash, RuntimeError, "failed", 4, marks=pytest.mark.slow),
         pytest.param(5, interrupt, Interrupted, "interrupted", 5, marks=pytest.mark.slow),
         (3, interrupt, Interrupted, "interrupted", 3),  # is validated first
     ],
