@@ -54,7 +54,6 @@ def commands(path):
 
 
 ALL = sorted({tuple(command) for page in PAGES for command in commands(page)})
-#: Sweeps take as long as their jobs are many.
 
 
 def test_the_readme_fits_on_a_few_screens():
