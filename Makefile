@@ -13,12 +13,13 @@ SUDO   := $(if $(filter 0,$(shell id -u)),,sudo)
 train: $(STAMP)
 	$(BIN)/python -m dpn.train
 
-# The tests of a file share fixtures, so all of them run in one process.
+# The tests of a file share fixtures, so all of them run in one process. Threads of two processes
+# would wait for each other.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 slow: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m slow
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check . && $(BIN)/python -m ruff format --check . && $(BIN)/python -m mypy
