@@ -92,12 +92,11 @@ def read_well(text, digits):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["README.md", "docs/hugging_face.md"])
-def test_python_examples_answer_well(page, reader, monkeypatch, capsys):
+def test_python_examples_answer_well(reader, monkeypatch, capsys):
     folder, digits = reader
     monkeypatch.chdir(folder)
     names = {}
-    for block in blocks(ROOT / page, "python"):
+    for block in blocks(ROOT / "docs/hugging_face.md", "python"):
         exec(block, names)
     assert read_well(capsys.readouterr().out, digits)
 
