@@ -123,7 +123,7 @@ def _sections(
     settings = dict(settings) if keep is None else {**settings, "keep": keep}
     if projector is None:
         return section | settings, None
-    before: dict[str, Any] = {"name": projector} if isinstance(projector, str) else dict(projector)
+    before: Any = dict(projector) if isinstance(projector, Mapping) else {"name": projector}
     if section == {"name": "none"}:
         return section, before | settings
     if settings:

@@ -29,7 +29,11 @@ def projection_for(
         SettingError: If the projector is unknown or not possible, or a setting of it.
     """
     settings = {key: value for key, value in section.items() if key != "name"}
-    name = str(section.get("name"))
+    if not isinstance(name := section.get("name"), str):
+        raise SettingError(
+            f"projector={dict(section)} must be the name of a projector, or a mapping of its"
+            " settings with a `name`."
+        )
     kind = projectors.resolve(name)
     if reason := _refusal(name, kind):
         raise SettingError(f"{reason}; there are {', '.join(usable())}.")

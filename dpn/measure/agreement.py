@@ -24,7 +24,7 @@ class Agreement:
         tokens: Number of equal tokens before the first one that differs.
         generated: Number of generated tokens.
         effect: Largest difference that the method itself makes to the logits of the last column of
-            the prompt; None where there is no method.
+            the prompt; None without a method.
     """
 
     name: str

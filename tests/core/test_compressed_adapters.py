@@ -87,10 +87,10 @@ def test_adapters_outside_of_the_layers_are_refused():
 class Doubled(nn.Module):
     """A linear layer of another class, whose weight cannot be sliced."""
 
-    def __init__(self, linear, told=True):
+    def __init__(self, linear, has_sizes=True):
         super().__init__()
         self.part, self.bias = nn.Parameter(linear.weight.detach() / 2), linear.bias
-        if told:
+        if has_sizes:
             self.in_features, self.out_features = linear.in_features, linear.out_features
 
     def forward(self, x):
@@ -118,7 +118,7 @@ def test_linear_layers_of_another_class_work_with_every_router(router):
 
 @torch.no_grad()
 def test_linear_layers_that_hide_their_size_are_refused_where_it_is_needed():
-    model, given = replaced(build("llava"), told=False), sample("llava")
+    model, given = replaced(build("llava"), has_sizes=False), sample("llava")
     dpn.compress(model, "fastv")(**given.inputs)
     with pytest.raises(SettingError, match="Doubled does not tell its number of in_features"):
         dpn.compress(model, "sparse_ffn")(**given.inputs)

@@ -48,11 +48,11 @@ def test_method_is_its_naive_rule_on_the_stock_model(name, method):
     plain = vlm(**fresh(inputs)).logits
     with in_place_of(vlm, rows, inputs):
         wanted = vlm(**fresh(inputs)).logits
-        told = vlm.generate(**fresh(inputs), **OPTIONS)
+        stock = vlm.generate(**fresh(inputs), **OPTIONS)
     text = is_text(inputs)
     torch.testing.assert_close(got[text], wanted[text], atol=2e-5, rtol=1e-4)
-    assert torch.equal(made.sequences, told.sequences)
-    for ours, theirs in zip(made.logits, told.logits, strict=True):
+    assert torch.equal(made.sequences, stock.sequences)
+    for ours, theirs in zip(made.logits, stock.logits, strict=True):
         torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
     assert (plain[0, -1] - got[0, -1]).abs().max() > 1e-3  # the rows matter
     counts = [sum(sample == b for sample, *_ in rows) for b in range(3)]
@@ -268,7 +268,8 @@ def test_a_projector_before_a_router():
         ({"projector": "divprune", "kep": 0.5}, "projector.kep.*did you mean `keep`"),
         ({"projector": "pooled", "router": "fastv", "keep": 0.5}, "not clear whether keep"),
         ({"projector": "polled"}, "There is no projector named 'polled'"),
-        ({"projector": {"keep": 0.5}}, "There is no projector named 'None'"),
+        ({"projector": {"keep": 0.5}}, "must be the name of a projector, or a mapping"),
+        ({"projector": 5}, "must be the name of a projector, or a mapping"),
     ],
 )
 def test_what_is_not_possible(arguments, words):
